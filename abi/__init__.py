@@ -1,0 +1,1 @@
+"""The C layouts, as headers for the guests that `ptender build` compiles."""

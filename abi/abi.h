@@ -1,0 +1,34 @@
+/*
+ * The layouts for C: the declarations of this folder, and a check of each offset that a compiler
+ * could get wrong. A number here is a fact of Solo5's hvt target (ABI version 2).
+ */
+#ifndef PTENDER_ABI_H
+#define PTENDER_ABI_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "note.h"
+#include "hvt.h"
+
+#define PTENDER_LAYOUT(type, field, at) \
+    _Static_assert(offsetof(type, field) == (at), #type "." #field)
+#define PTENDER_SIZE(type, bytes) _Static_assert(sizeof(type) == (bytes), #type)
+
+PTENDER_SIZE(struct abi1_info, 16);
+PTENDER_SIZE(struct mft_header, 8);
+PTENDER_SIZE(struct mft_entry, 104);
+PTENDER_LAYOUT(struct mft_entry, type, 68);
+PTENDER_LAYOUT(struct mft_entry, u, 72);
+PTENDER_LAYOUT(struct mft_entry, host_private, 88);
+PTENDER_LAYOUT(struct mft_entry, attached, 96);
+PTENDER_SIZE(struct hvt_boot_info, 56);
+PTENDER_LAYOUT(struct hvt_boot_info, cmdline_gpa, 24);
+PTENDER_LAYOUT(struct hvt_boot_info, mft_gpa, 32);
+PTENDER_LAYOUT(struct hvt_boot_info, net_ring_gpa, 48);
+PTENDER_LAYOUT(struct hvt_poll, ret, 16);
+PTENDER_LAYOUT(struct hvt_block_io, ret, 32);
+PTENDER_LAYOUT(struct hvt_net_io, ret, 24);
+PTENDER_LAYOUT(struct hvt_halt, exit_status, 8);
+
+#endif

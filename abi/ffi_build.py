@@ -1,0 +1,41 @@
+"""The three compiled modules of the tender, made by cffi in API mode with the limited API.
+
+`tender._abi`   layouts that guest and tender share (no calls: builds anywhere)
+`tender._host`  the few POSIX calls that Python has no face for, and how a guest is interrupted
+`tender._kvm`   KVM's structures and ioctls, as this machine's <linux/kvm.h> has them
+
+A layout is written once: in this folder's headers (ours) or in the kernel's. What stands in a
+.cdef file only names the fields that the tender uses; the C compiler fills in the offsets.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).resolve().parent
+LIMITED_API = [("Py_LIMITED_API", "0x030A0000")]
+
+
+def make(name: str, declarations: list[str], source: str, folder: Path = HERE) -> FFI:
+    ffi = FFI()
+    for file in declarations:
+        ffi.cdef((HERE / file).read_text())
+    ffi.set_source(
+        f"tender.{name}",
+        source,
+        include_dirs=[str(folder)],
+        define_macros=LIMITED_API,
+        py_limited_api=True,
+        extra_compile_args=["-std=gnu11", "-Wall", "-Wno-unused-function"],
+    )
+    return ffi
+
+
+abi = make("_abi", ["note.h", "hvt.h"], '#include "abi.h"')
+host = make("_host", ["host.cdef"], '#include "host.h"')
+
+if sys.platform == "linux":
+    kvm = make("_kvm", ["kvm.cdef"], '#include "kvm.h"')

@@ -1,0 +1,8 @@
+"""The compiled modules; all the rest of the packaging is in pyproject.toml."""
+
+from setuptools import setup
+
+setup(
+    cffi_modules=["abi/ffi_build.py:abi", "abi/ffi_build.py:host", "abi/ffi_build.py:kvm"],
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)

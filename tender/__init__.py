@@ -1,0 +1,56 @@
+"""ptender, a Solo5-compatible tender: runs unikernels built for Solo5's hvt target.
+
+The rule here: importing `tender` costs nothing; a name is imported when it is used.
+"""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from tender.config import BlockFile as BlockFile
+    from tender.config import Descriptor as Descriptor
+    from tender.config import Tap as Tap
+    from tender.elf import Image as Image
+    from tender.errors import TenderError as TenderError
+    from tender.guest import Guest as Guest
+    from tender.image import open_image as open_image
+    from tender.machine import Outcome as Outcome
+
+_HOMES = {
+    "BlockFile": "tender.config",
+    "Descriptor": "tender.config",
+    "Guest": "tender.guest",
+    "Image": "tender.elf",
+    "Outcome": "tender.machine",
+    "Tap": "tender.config",
+    "TenderError": "tender.errors",
+    "open_image": "tender.image",
+}
+
+__all__ = [  # noqa: RUF022 - the order of the guide
+    "Guest",
+    "Outcome",
+    "Tap",
+    "Descriptor",
+    "BlockFile",
+    "Image",
+    "open_image",
+    "TenderError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tender' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

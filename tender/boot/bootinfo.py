@@ -1,0 +1,52 @@
+"""Boot info, manifest copy and command line, as the guest finds them.
+
+The rule here: pure, and everything is built from values that are meant for the guest: no
+descriptor, pointer or path of the host can get in.
+"""
+
+from __future__ import annotations
+
+from tender._abi import ffi
+from tender.boot import layout
+from tender.errors import ConfigError
+from tender.record import record
+
+
+@record
+class BootInfo:
+    """What the guest is told at its start."""
+
+    mem_bytes: int
+    kernel_end: int  # GPA
+    cpu_cycle_freq: int  # Hz
+    cmdline: bytes
+    manifest: bytes
+    host_features: int = 0
+
+
+def join_cmdline(args: tuple[str, ...]) -> bytes:
+    """The guest's command line: its arguments joined by single spaces, without a NUL."""
+    cmdline = " ".join(args).encode("utf-8", "surrogateescape")
+    if len(cmdline) > layout.CMDLINE_MAX:
+        raise ConfigError(
+            f"the guest's command line is {len(cmdline)} bytes, "
+            f"longer than the maximum {layout.CMDLINE_MAX}"
+        )
+    return cmdline
+
+
+def build(info: BootInfo) -> bytes:
+    """The bytes that go to layout.BOOT_INFO."""
+    cmdline_gpa = layout.MANIFEST + len(info.manifest)
+    head = ffi.new(
+        "struct hvt_boot_info *",
+        {
+            "mem_size": info.mem_bytes,
+            "kernel_end": info.kernel_end,
+            "cpu_cycle_freq": info.cpu_cycle_freq,
+            "cmdline_gpa": cmdline_gpa,
+            "mft_gpa": layout.MANIFEST,
+            "host_features": info.host_features,
+        },
+    )
+    return bytes(ffi.buffer(head)) + info.manifest + info.cmdline + b"\0"

@@ -1,0 +1,158 @@
+"""How an x86_64 guest wakes up: registers, GDT and page tables.
+
+The rule here: pure. Sources: the hvt target's boot state (ABI version 2); bit names and
+encodings from the Intel SDM volume 3, chapters 2 to 4.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from tender.boot import layout
+from tender.record import record, replace
+
+CR0_PE, CR0_NE, CR0_WP, CR0_PG = 1 << 0, 1 << 5, 1 << 16, 1 << 31
+CR4_PAE, CR4_OSFXSR, CR4_OSXMMEXCPT = 1 << 5, 1 << 9, 1 << 10
+EFER_LME, EFER_LMA = 1 << 8, 1 << 10
+RFLAGS_ALWAYS_1 = 1 << 1
+
+PTE_PRESENT, PTE_WRITABLE, PTE_LARGE = 1 << 0, 1 << 1, 1 << 7
+
+SELECTOR_CODE, SELECTOR_DATA = 0x08, 0x10
+TYPE_CODE, TYPE_DATA, TYPE_TSS = 9, 3, 11  # execute-only accessed, read/write accessed, busy TSS
+
+ENTRIES = 512  # of a page table
+LARGE_PAGE = 2 << 20
+READ_ONLY_FROM = 0x10000  # pages below it are not present: a null pointer traps
+
+SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
+REGISTERS = (
+    "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp",
+    "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip", "rflags",
+)  # fmt: skip
+# apic_base 0: no local APIC, so that no page of it covers the guest's memory at 0xfee00000.
+CONTROL = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")
+
+
+@record
+class Segment:
+    """A segment register with its hidden part; fields as in struct kvm_segment."""
+
+    base: int = 0
+    limit: int = 0
+    selector: int = 0
+    type: int = 0
+    present: int = 0
+    dpl: int = 0
+    db: int = 0
+    s: int = 0
+    l: int = 0  # noqa: E741 - the manual's name: a 64-bit code segment
+    g: int = 0
+    avl: int = 0
+    unusable: int = 0
+
+
+@record
+class Table:
+    """GDTR or IDTR."""
+
+    base: int = 0
+    limit: int = 0
+
+
+@record
+class State:
+    """What an x86_64 CPU of a guest has in its registers."""
+
+    registers: dict[str, int]  # by REGISTERS
+    segments: dict[str, Segment]  # by SEGMENTS
+    control: dict[str, int]  # by CONTROL
+    gdt: Table
+    idt: Table
+
+
+CODE = Segment(
+    limit=0xFFFFFFFF, selector=SELECTOR_CODE, type=TYPE_CODE, present=1, s=1, l=1, g=1
+)  # fmt: skip
+DATA = Segment(
+    limit=0xFFFFFFFF, selector=SELECTOR_DATA, type=TYPE_DATA, present=1, s=1, db=1, g=1
+)  # fmt: skip
+TSS = Segment(type=TYPE_TSS, present=1)
+UNUSABLE = Segment(unusable=1)
+
+
+def descriptor(segment: Segment) -> int:
+    """A segment as the 8 bytes of its descriptor (Intel SDM volume 3, figure 3-8)."""
+    limit = segment.limit >> 12 if segment.g else segment.limit
+    access = segment.type | segment.s << 4 | segment.dpl << 5 | segment.present << 7
+    flags = segment.avl | segment.l << 1 | segment.db << 2 | segment.g << 3
+    return (
+        (limit & 0xFFFF)
+        | (segment.base & 0xFFFFFF) << 16
+        | access << 40
+        | (limit >> 16 & 0xF) << 48
+        | flags << 52
+        | (segment.base >> 24 & 0xFF) << 56
+    )
+
+
+def gdt() -> bytes:
+    """Null, code, data."""
+    return struct.pack("<3Q", 0, descriptor(CODE), descriptor(DATA))
+
+
+def page_tables(mem_bytes: int) -> bytes:
+    """The tables from layout.X86_PML4 on: all of guest memory, identity-mapped.
+
+    Memory is mapped in large pages, but for the first 2 MiB: there the first 64 KiB are absent
+    and what the tender wrote for the guest is read-only to it.
+    """
+    link = PTE_PRESENT | PTE_WRITABLE
+    pml4 = [layout.X86_PDPT | link]
+    directories = range(layout.X86_PD, layout.X86_PT, layout.PAGE_SIZE)
+    pdpt = [address | link for address in directories]
+    large = [gpa | link | PTE_LARGE for gpa in range(0, mem_bytes, LARGE_PAGE)]
+    large[0] = layout.X86_PT | link
+    table = [_small_page(gpa) for gpa in range(0, LARGE_PAGE, layout.PAGE_SIZE)]
+    return b"".join((
+        _entries(pml4, 1), _entries(pdpt, 1), _entries(large, len(directories)), _entries(table, 1),
+    ))  # fmt: skip
+
+
+def _small_page(gpa: int) -> int:
+    if gpa < READ_ONLY_FROM:
+        return 0
+    return gpa | PTE_PRESENT | (PTE_WRITABLE if gpa >= layout.MIN_BASE else 0)
+
+
+def _entries(values: list[int], tables: int) -> bytes:
+    return struct.pack(f"<{len(values)}Q", *values).ljust(tables * layout.PAGE_SIZE, b"\0")
+
+
+def initial_state(entry: int, mem_bytes: int) -> State:
+    """The registers of a guest that starts at `entry` with `mem_bytes` of memory."""
+    registers = dict.fromkeys(REGISTERS, 0)
+    registers.update(
+        rip=entry,
+        rsp=layout.stack_top(mem_bytes),
+        rdi=layout.BOOT_INFO,
+        rflags=RFLAGS_ALWAYS_1,
+    )
+    segments = dict.fromkeys(SEGMENTS, DATA) | {"cs": CODE, "tr": TSS, "ldt": UNUSABLE}
+    control = dict.fromkeys(CONTROL, 0)
+    control.update(
+        cr0=CR0_PE | CR0_NE | CR0_WP | CR0_PG,
+        cr3=layout.X86_PML4,
+        cr4=CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT,
+        efer=EFER_LME | EFER_LMA,
+    )
+    return State(registers, segments, control, Table(layout.X86_GDT, len(gdt()) - 1), Table())
+
+
+def with_trap(state: State, trap: dict[str, int]) -> State:
+    """`state` as it was when the guest trapped; `trap` has the fields of struct hvt_x86_trap."""
+    registers = {**state.registers, **{name: trap[name] for name in ("rip", "rflags", "rsp")}}
+    segments = dict(state.segments)
+    for name in ("cs", "ss"):
+        segments[name] = replace(segments[name], selector=trap[name] & 0xFFFF)
+    return replace(state, registers=registers, segments=segments)

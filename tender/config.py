@@ -1,0 +1,171 @@
+"""What a user asks for, as values: the machine and its devices. No I/O.
+
+The rule here: a value says what is wanted, in the user's terms; whether it can be had is found
+out where it is attached.
+"""
+
+from __future__ import annotations
+
+from tender._abi import lib
+from tender.boot import layout
+from tender.errors import ConfigError, DeviceError, UsageError
+from tender.record import record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import TypeVar
+
+    from tender.manifest import Device, Manifest
+
+    Spec = TypeVar("Spec")
+
+SECTOR_SIZE = 512
+MTU = 1500  # of a socket: Ethernet's own
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+@record
+class Tap:
+    """A tap interface of the host.
+
+    With `create` it is made for this guest, set up with `addr` (as in `10.0.0.1/24`), `mtu` and
+    `bridge`, and gone when the guest ends. `mac` is the guest's address (6 bytes), random and
+    locally administered when None.
+    """
+
+    name: str
+    create: bool = False
+    addr: tuple[str, ...] = ()
+    mtu: int | None = None
+    bridge: str | None = None
+    mac: bytes | None = None
+
+
+@record
+class Descriptor:
+    """An open descriptor: a tap, or a socket that carries one frame per message."""
+
+    fd: int
+    mtu: int | None = None  # None: the tap's, or 1500 for a socket
+    mac: bytes | None = None
+
+
+@record
+class BlockFile:
+    """A file or block device of the host. A writable one is locked while the guest runs."""
+
+    path: str
+    readonly: bool = False
+    sector_size: int = SECTOR_SIZE  # bytes, a power of two >= 512
+
+
+@record
+class Config:
+    """A guest to run.
+
+    A device's name may be None where the manifest declares just one of its kind that nothing
+    else is attached to.
+    """
+
+    kernel: str
+    args: tuple[str, ...] = ()
+    mem_bytes: int = layout.MEM_DEFAULT
+    net: tuple[tuple[str | None, Tap | Descriptor], ...] = ()
+    block: tuple[tuple[str | None, BlockFile], ...] = ()
+    dumpcore: str | None = None
+    console_fd: int = 1
+
+
+def parse_size(text: str) -> int:
+    """`64` (MiB, as Solo5 has it), `64M`, `1G`, `65536K`, also with `B` or `iB` -> bytes."""
+    number = text.upper().removesuffix("B").removesuffix("I")
+    unit = 1 << 20
+    if number[-1:] in _UNITS:
+        unit = _UNITS[number[-1]]
+        number = number[:-1]
+    if not (number.isascii() and number.isdigit()) or not int(number):
+        raise UsageError(f"{text!r} is not a size: a number of MiB, or one with a unit, as in 64M")
+    return int(number) * unit
+
+
+def usable_memory(mem_bytes: int) -> int:
+    """The guest memory that is given for a wish: a multiple of 2 MiB, 2 MiB to 4 GiB."""
+    if mem_bytes > layout.MEM_MAX:
+        raise ConfigError(f"guest memory of {mem_bytes >> 20} MiB is above the maximum, 4096 MiB")
+    return max(layout.MEM_MIN, mem_bytes // layout.MEM_STEP * layout.MEM_STEP)
+
+
+def parse_mac(text: str) -> bytes:
+    """`52:54:00:12:34:56` -> 6 bytes."""
+    parts = text.split(":")
+    if len(parts) == 6 and all(1 <= len(part) <= 2 for part in parts):
+        try:
+            mac = bytes(int(part, 16) for part in parts)
+        except ValueError:
+            mac = b""
+        if mac and not mac[0] & 1:
+            return mac
+    raise UsageError(f"{text!r} is not a unicast MAC address, as in 52:54:00:12:34:56")
+
+
+def assign(
+    manifest: Manifest, number: int, given: Iterable[tuple[str | None, Spec]]
+) -> dict[int, Spec]:
+    """Which device gets which spec, by handle; `number` is the device type.
+
+    Raises DeviceError for a name that is not declared, one that is named twice, and a spec
+    without a name where it is not clear what it is for.
+    """
+    given = list(given)
+    declared = manifest.of_type(number)
+    assigned: dict[int, Spec] = {}
+    for name, spec in given:
+        if name is not None:
+            _put(assigned, _declared(declared, name), spec)
+    for name, spec in given:
+        if name is None:
+            _put(assigned, _only(declared, assigned, number), spec)
+    return assigned
+
+
+def _put(assigned: dict[int, Spec], device: Device, spec: Spec) -> None:
+    if device.handle in assigned:
+        raise DeviceError(f"'{device.name}' is attached twice")
+    assigned[device.handle] = spec
+
+
+def _declared(declared: list[Device], name: str) -> Device:
+    for device in declared:
+        if device.name == name:
+            return device
+    names = ", ".join(device.name for device in declared)
+    hint = f"it declares {names}" if names else "it declares no device of this kind"
+    raise DeviceError(f"Resource not declared in manifest: '{name}' ({hint})")
+
+
+def _only(declared: list[Device], assigned: dict[int, Spec], number: int) -> Device:
+    kind, option = ("network", "net") if number == lib.MFT_DEV_NET_BASIC else ("block", "block")
+    free = [device for device in declared if device.handle not in assigned]
+    if len(free) == 1:
+        return free[0]
+    if not declared:
+        raise DeviceError(f"the guest's manifest declares no {kind} device")
+    if not free:
+        raise DeviceError(f"every {kind} device of the guest has something attached to it already")
+    names = ", ".join(device.name for device in free)
+    raise DeviceError(
+        f"the guest has several {kind} devices ({names}): "
+        f"name one, as in --{option} {free[0].name}=..."
+    )
+
+
+def check_all_attached(manifest: Manifest, handles: Iterable[int]) -> None:
+    """Raise DeviceError unless every declared device is among `handles`."""
+    attached = set(handles)
+    missing = [device for device in manifest.devices if device.handle not in attached]
+    if missing:
+        names = ", ".join(f"'{device.name}' of type {device.type_name}" for device in missing)
+        example = {"NET_BASIC": "--net {}=TAP", "BLOCK_BASIC": "--block {}=FILE"}
+        option = example[missing[0].type_name].format(missing[0].name)
+        raise DeviceError(f"All declared devices must be attached; missing: {names}: add {option}")

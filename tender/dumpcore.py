@@ -1,0 +1,133 @@
+"""A core file of a guest that aborted, for gdb.
+
+The rule here: the file has its name only when it is complete, and costs disk only for the memory
+that the guest touched. Sources: the ELF specification (core files), Linux's struct
+elf_prstatus and user_regs_struct (linux/elfcore.h, asm/user_64.h), and
+Documentation/admin-guide/mm/pagemap.rst.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from array import array
+
+from tender.elf import EM_X86_64, IDENT, PHDR, PT_LOAD, PT_NOTE
+from tender.errors import ConfigError, HostError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tender.boot.x86_64 import State
+    from tender.memory import GuestMemory
+
+EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
+ET_CORE, NT_PRSTATUS = 4, 1
+NOTE_HEADER = struct.pack("<III8s", 5, 336, NT_PRSTATUS, b"CORE")
+PRSTATUS_SIZE, PRSTATUS_PID, PRSTATUS_REGISTERS = 336, 32, 112
+REGISTER_ORDER = (
+    "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx",
+    "rsi", "rdi", "orig_rax", "rip", "cs", "rflags", "rsp", "ss", "fs_base", "gs_base",
+    "ds", "es", "fs", "gs",
+)  # fmt: skip
+
+PAGE_SIZE = 4096
+PAGEMAP_PRESENT_OR_SWAPPED = 3 << 62
+BATCH = 512  # pages looked up at a time
+MEMORY_OFFSET = PAGE_SIZE  # of guest memory in the file
+
+
+class Target:
+    """The place where a core will be written: opened at the start, used at an abort."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self.name = f"core.solo5-hvt.{os.getpid()}"
+        try:
+            self._dir = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            reason = os.strerror(error.errno or 0)
+            raise ConfigError(f"--dumpcore={folder}: cannot open dir: {reason}") from None
+        if not os.access(folder, os.W_OK):
+            os.close(self._dir)
+            raise ConfigError(f"--dumpcore={folder}: dir not writable")
+
+    def close(self) -> None:
+        os.close(self._dir)
+
+    def write(self, memory: GuestMemory, state: State) -> str:
+        """Write the core of a guest; the path it got."""
+        partial = f".{self.name}.partial"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            fd = os.open(partial, flags, 0o600, dir_fd=self._dir)
+        except OSError as error:
+            raise HostError(f"dumpcore: {self._folder}", "open", error.errno or 0) from None
+        try:
+            _write_core(fd, memory, state)
+            os.rename(partial, self.name, src_dir_fd=self._dir, dst_dir_fd=self._dir)
+        except OSError as error:
+            raise HostError(f"dumpcore: {self._folder}", "write", error.errno or 0) from None
+        finally:
+            os.close(fd)
+            _unlink(partial, self._dir)
+        return os.path.join(self._folder, self.name)
+
+
+def _unlink(name: str, folder: int) -> None:
+    try:
+        os.unlink(name, dir_fd=folder)
+    except FileNotFoundError:
+        pass
+
+
+def header(mem_bytes: int, state: State) -> bytes:
+    """All of the core file that comes before the guest's memory."""
+    note = NOTE_HEADER + prstatus(state)
+    note_offset = EHDR.size + 2 * PHDR.size
+    ehdr = EHDR.pack(
+        IDENT, ET_CORE, EM_X86_64, 1, 0, EHDR.size, 0, 0, EHDR.size, PHDR.size, 2, 0, 0, 0
+    )
+    notes = PHDR.pack(PT_NOTE, 0, note_offset, 0, 0, len(note), len(note), 4)
+    load = PHDR.pack(PT_LOAD, 7, MEMORY_OFFSET, 0, 0, mem_bytes, mem_bytes, PAGE_SIZE)
+    return ehdr + notes + load + note
+
+
+def prstatus(state: State) -> bytes:
+    """The registers as struct elf_prstatus."""
+    values = {**state.registers, "orig_rax": (1 << 64) - 1}
+    for name in ("cs", "ss", "ds", "es", "fs", "gs"):
+        values[name] = state.segments[name].selector
+    values["fs_base"] = state.segments["fs"].base
+    values["gs_base"] = state.segments["gs"].base
+    data = bytearray(PRSTATUS_SIZE)
+    struct.pack_into("<i", data, PRSTATUS_PID, 1)
+    registers = [values[name] for name in REGISTER_ORDER]
+    struct.pack_into(f"<{len(registers)}Q", data, PRSTATUS_REGISTERS, *registers)
+    return bytes(data)
+
+
+def _write_core(fd: int, memory: GuestMemory, state: State) -> None:
+    os.ftruncate(fd, MEMORY_OFFSET + memory.size)
+    _pwrite(fd, memoryview(header(memory.size, state)), 0)
+    for start, end in touched(memory):
+        _pwrite(fd, memory.readable(start, end - start), MEMORY_OFFSET + start)
+
+
+def _pwrite(fd: int, data: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(fd, data[done:], offset + done)
+
+
+def touched(memory: GuestMemory) -> Iterator[tuple[int, int]]:
+    """The runs of pages [start, end) that the kernel holds for the guest, swapped out or not."""
+    first = memory.base // PAGE_SIZE
+    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+        for batch in range(0, memory.size // PAGE_SIZE, BATCH):
+            pages = array("Q", os.pread(pagemap.fileno(), BATCH * 8, (first + batch) * 8))
+            for index, flags in enumerate(pages):
+                if flags & PAGEMAP_PRESENT_OR_SWAPPED:
+                    start = (batch + index) * PAGE_SIZE
+                    yield start, start + PAGE_SIZE

@@ -1,0 +1,78 @@
+"""What can go wrong, as types.
+
+The rule here: every error that a user or a guest can cause is a `TenderError` whose text is one
+line that says what is wrong, where, and what would be right. Anything else that is raised is a
+bug of ours and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+
+EXIT_FAILURE = 1  # the tender's own fatal errors, as solo5-hvt has it
+EXIT_USAGE = 2  # a malformed command line, in the friendly spelling
+
+
+class TenderError(Exception):
+    """The root of all expected errors; `exit_status` is what a command ends with."""
+
+    exit_status = EXIT_FAILURE
+
+
+class UsageError(TenderError):
+    """The caller asked for something that has no meaning, or left something out."""
+
+    exit_status = EXIT_USAGE
+
+
+class ConfigError(TenderError):
+    """What is asked for is well said, but no guest can have it."""
+
+
+class ImageError(TenderError):
+    """A file is not an image that this tender can run."""
+
+
+class ManifestError(ImageError):
+    """A manifest, in an image or as JSON, is not valid."""
+
+
+class DeviceError(ConfigError):
+    """A device can't be attached as asked."""
+
+
+class BuildError(TenderError):
+    """A guest could not be compiled or linked."""
+
+
+class HostError(TenderError):
+    """The host refused something.
+
+    `syscall` is the call that failed (or None) and `errno` its error number (0: none).
+    """
+
+    def __init__(self, what: str, syscall: str | None = None, errno: int = 0) -> None:
+        text = what if not errno else f"{what}: {os.strerror(errno)}"
+        super().__init__(text)
+        self.syscall = syscall
+        self.errno = errno
+
+
+class GuestFault(TenderError):
+    """The guest did something that ends it.
+
+    `gpa` and `size` name the memory it asked for and `hypercall` the number of the call, where
+    those make sense.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        gpa: int | None = None,
+        size: int | None = None,
+        hypercall: int | None = None,
+    ) -> None:
+        super().__init__(what)
+        self.gpa = gpa
+        self.size = size
+        self.hypercall = hypercall

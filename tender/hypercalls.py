@@ -1,0 +1,102 @@
+"""Hypercalls: from a CPU's exit to the module that answers it.
+
+The rule here: it knows exits, memory and modules, and no KVM. A guest's mistake is a GuestFault;
+what a module does is in tender/modules/.
+"""
+
+from __future__ import annotations
+
+from tender._abi import ffi, lib
+from tender.errors import GuestFault
+from tender.memory import Layout
+from tender.record import record
+from tender.vcpu import IoIn, IoOut
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Protocol
+
+    from tender.memory import GuestMemory
+    from tender.vcpu import Exit
+
+    Handler = Callable[[GuestMemory, int], None]
+
+    class Module(Protocol):
+        def hypercalls(self) -> dict[int, Handler]: ...
+
+
+NAMES = {
+    lib.HVT_HYPERCALL_WALLTIME: "WALLTIME",
+    lib.HVT_HYPERCALL_PUTS: "PUTS",
+    lib.HVT_HYPERCALL_POLL: "POLL",
+    lib.HVT_HYPERCALL_BLOCK_WRITE: "BLOCK_WRITE",
+    lib.HVT_HYPERCALL_BLOCK_READ: "BLOCK_READ",
+    lib.HVT_HYPERCALL_NET_WRITE: "NET_WRITE",
+    lib.HVT_HYPERCALL_NET_READ: "NET_READ",
+    lib.HVT_HYPERCALL_HALT: "HALT",
+}
+
+HALT = lib.HVT_HYPERCALL_HALT
+_PORT_BASE = lib.HVT_HYPERCALL_PIO_BASE
+_PORT_END = _PORT_BASE + 16  # ports up to here have the shape of a hypercall
+_HALT = Layout("hvt_halt")
+_TRAP = Layout("hvt_x86_trap")
+
+
+@record
+class Halt:
+    """The guest's own end: its exit status, and its registers where a trap handler passed them."""
+
+    status: int  # 0..255
+    trap: dict[str, int] | None = None
+
+
+def decode(exit: Exit) -> tuple[int, int]:
+    """The number and the argument's GPA of an exit that is a hypercall; else a GuestFault."""
+    if type(exit) is IoOut:
+        number = exit.port - _PORT_BASE
+        if exit.size == 4 and 0 <= number < _PORT_END - _PORT_BASE:
+            return number, exit.value
+        raise GuestFault(f"Invalid guest port access: port={exit.port:#x}, size={exit.size}")
+    if type(exit) is IoIn:
+        raise GuestFault(
+            f"Invalid guest port access: port={exit.port:#x}, size={exit.size}, reading"
+        )
+    raise GuestFault(f"unhandled exit: {exit}")
+
+
+class Dispatcher:
+    """The modules of one machine by the hypercalls they answer."""
+
+    def __init__(self, memory: GuestMemory, modules: Iterable[Module]) -> None:
+        self._memory = memory
+        self._handlers: dict[int, Handler] = {}
+        for module in modules:
+            self._handlers.update(module.hypercalls())
+
+    def dispatch(self, exit: Exit) -> Halt | None:
+        """Answer one exit; a Halt ends the guest."""
+        number, gpa = decode(exit)
+        handler = self._handlers.get(number)
+        if handler is None:
+            if number == HALT:
+                return halt(self._memory, gpa)
+            raise GuestFault(f"Invalid guest hypercall: num={number}", hypercall=number)
+        try:
+            handler(self._memory, gpa)
+        except GuestFault as fault:
+            fault.hypercall = number
+            raise
+        return None
+
+
+def halt(memory: GuestMemory, gpa: int) -> Halt:
+    """HALT: the status, and the trap registers behind the cookie of a guest that aborts."""
+    block = memory.at(_HALT, gpa, out=False)
+    cookie, status = block.cookie_gpa, block.exit_status & 0xFF
+    if not cookie:
+        return Halt(status)
+    memory.readable(cookie, lib.HVT_HALT_COOKIE_SIZE)
+    trap = memory.at(_TRAP, cookie, out=False)
+    return Halt(status, {name: getattr(trap, name) for name, _ in ffi.typeof(trap[0]).fields})

@@ -1,0 +1,199 @@
+"""KVM: its objects, one method per ioctl, and its exits as values.
+
+The rule here: no policy. A refused ioctl is a HostError with the errno. Source: Linux,
+Documentation/virt/kvm/api.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from tender._kvm import ffi, lib
+from tender.boot.x86_64 import CONTROL, REGISTERS, SEGMENTS, Segment, State, Table
+from tender.errors import HostError
+from tender.vcpu import Failure, Fault, Interrupted, IoIn, IoOut, Mmio
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from tender.cleanup import Cleanup
+    from tender.vcpu import Exit
+
+DEVICE = "/dev/kvm"
+API_VERSION = 12  # the only one there is since Linux 2.6.22
+CPUID_ENTRIES = 256
+
+_CAPABILITIES = ("KVM_CAP_USER_MEMORY", "KVM_CAP_GET_TSC_KHZ", "KVM_CAP_IMMEDIATE_EXIT")
+_SEGMENT_FIELDS = tuple(Segment.__annotations__)
+
+
+def _ioctl(fd: int, name: str, value: int = 0) -> int:
+    result: int = lib.kvm_ioctl(fd, getattr(lib, name), value)
+    if result < 0:
+        raise HostError(f"KVM: ioctl ({name.removeprefix('KVM_')}) failed", "ioctl", ffi.errno)
+    return result
+
+
+def _ioctl_at(fd: int, name: str, argument: Any) -> None:
+    if lib.kvm_ioctl_at(fd, getattr(lib, name), argument) < 0:
+        raise HostError(f"KVM: ioctl ({name.removeprefix('KVM_')}) failed", "ioctl", ffi.errno)
+
+
+class Kvm:
+    """/dev/kvm, checked."""
+
+    def __init__(self, cleanup: Cleanup, device: str = DEVICE) -> None:
+        self.fd = _open(device)
+        cleanup.callback(lambda: os.close(self.fd))
+        version = _ioctl(self.fd, "KVM_GET_API_VERSION")
+        if version != API_VERSION:
+            raise HostError(f"KVM: API version is {version}, not {API_VERSION}")
+        for name in _CAPABILITIES:
+            if not _ioctl(self.fd, "KVM_CHECK_EXTENSION", getattr(lib, name)):
+                raise HostError(f"KVM: host does not support {name}")
+
+    def supported_cpuid(self) -> Any:
+        """A struct kvm_cpuid2 with what the host supports in a guest."""
+        cpuid = ffi.new("struct kvm_cpuid2 *", {"entries": CPUID_ENTRIES})
+        cpuid.nent = CPUID_ENTRIES
+        _ioctl_at(self.fd, "KVM_GET_SUPPORTED_CPUID", cpuid)
+        return cpuid
+
+
+def _open(device: str) -> int:
+    try:
+        return os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        hints = {
+            errno.ENOENT: "this machine offers no KVM (is the module loaded, virtualisation on?)",
+            errno.EACCES: "no permission: join the group that owns it, usually 'kvm'",
+        }
+        hint = hints.get(error.errno or 0, os.strerror(error.errno or 0))
+        raise HostError(f"KVM: Could not open {device}: {hint}") from None
+
+
+class Vm:
+    """A virtual machine with one vCPU."""
+
+    def __init__(self, kvm: Kvm, cleanup: Cleanup) -> None:
+        self.kvm = kvm
+        self.fd = _ioctl(kvm.fd, "KVM_CREATE_VM")
+        cleanup.callback(lambda: os.close(self.fd))
+
+    def set_memory(self, address: Any, size: int) -> None:
+        """Give the guest `size` bytes of this process's memory at GPA 0."""
+        region = ffi.new(
+            "struct kvm_userspace_memory_region *",
+            {"memory_size": size, "userspace_addr": lib.kvm_address(address)},
+        )
+        _ioctl_at(self.fd, "KVM_SET_USER_MEMORY_REGION", region)
+
+
+class Vcpu:
+    """The CPU of a virtual machine; the face is vcpu.Vcpu."""
+
+    def __init__(self, vm: Vm, cleanup: Cleanup) -> None:
+        self.fd = _ioctl(vm.fd, "KVM_CREATE_VCPU")
+        cleanup.callback(lambda: os.close(self.fd))
+        self._map_run(_ioctl(vm.kvm.fd, "KVM_GET_VCPU_MMAP_SIZE"), cleanup)
+        _ioctl_at(self.fd, "KVM_SET_CPUID2", vm.kvm.supported_cpuid())
+        self.cpu_cycle_freq = self._tsc_khz() * 1000
+
+    def _map_run(self, size: int, cleanup: Cleanup) -> None:
+        run = lib.kvm_map_run(self.fd, size)
+        if not run:
+            raise HostError("KVM: cannot map the vCPU", "mmap", ffi.errno)
+        cleanup.callback(lambda: lib.kvm_unmap_run(run, size))
+        self._run = run
+        self._io = run.io
+        self._base = ffi.cast("char *", run)
+        self.immediate_exit = ffi.addressof(run, "immediate_exit")
+
+    def _tsc_khz(self) -> int:
+        try:
+            return _ioctl(self.fd, "KVM_GET_TSC_KHZ")
+        except HostError as error:
+            if error.errno == errno.EIO:
+                raise HostError("KVM: host TSC is unstable, cannot continue") from None
+            raise
+
+    def run(self) -> Exit:
+        """Let the guest run until something happens."""
+        if lib.kvm_ioctl(self.fd, lib.KVM_RUN, 0) < 0:
+            return self._not_run(ffi.errno)
+        run = self._run
+        reason = run.exit_reason
+        if reason == lib.KVM_EXIT_IO:
+            return self._io_exit()
+        if reason == lib.KVM_EXIT_MMIO:
+            mmio = run.mmio
+            size = min(mmio.len, 8)
+            value = int.from_bytes(bytes(mmio.data)[:size], "little")
+            return Mmio(mmio.phys_addr, size, bool(mmio.is_write), value)
+        return self._failure(reason)
+
+    def _not_run(self, error: int) -> Exit:
+        if error in (errno.EINTR, errno.EAGAIN):
+            self._run.immediate_exit = 0
+            return Interrupted()
+        if error == errno.EFAULT:
+            return Fault()
+        raise HostError("KVM: ioctl (RUN) failed", "ioctl", error)
+
+    def _io_exit(self) -> Exit:
+        io = self._io
+        size, port = io.size, io.port
+        if io.direction != lib.KVM_EXIT_IO_OUT:
+            return IoIn(port, size)
+        data = self._base + io.data_offset
+        if io.count != 1:  # a string instruction: no hypercall has this shape
+            return IoOut(port, size * io.count, 0)
+        if size == 4:
+            return IoOut(port, size, ffi.cast("uint32_t *", data)[0])
+        return IoOut(port, size, 0)
+
+    def _failure(self, reason: int) -> Failure:
+        if reason == lib.KVM_EXIT_INTERNAL_ERROR:
+            return Failure(f"KVM: internal error exit: suberror={lib.kvm_suberror(self._run):#x}")
+        if reason == lib.KVM_EXIT_FAIL_ENTRY:
+            why = lib.kvm_entry_failure(self._run)
+            return Failure(f"KVM: entry failure: hw_entry_failure_reason={why:#x}")
+        names = {lib.KVM_EXIT_HLT: " (HLT)", lib.KVM_EXIT_SHUTDOWN: " (triple fault)"}
+        return Failure(f"KVM: unhandled exit: exit_reason={reason:#x}{names.get(reason, '')}")
+
+    def instruction_pointer(self) -> int:
+        regs = ffi.new("struct kvm_regs *")
+        _ioctl_at(self.fd, "KVM_GET_REGS", regs)
+        return int(regs.rip)
+
+    def get_state(self) -> State:
+        regs, sregs = ffi.new("struct kvm_regs *"), ffi.new("struct kvm_sregs *")
+        _ioctl_at(self.fd, "KVM_GET_REGS", regs)
+        _ioctl_at(self.fd, "KVM_GET_SREGS", sregs)
+        return State(
+            {name: getattr(regs, name) for name in REGISTERS},
+            {name: _segment(getattr(sregs, name)) for name in SEGMENTS},
+            {name: getattr(sregs, name) for name in CONTROL},
+            Table(sregs.gdt.base, sregs.gdt.limit),
+            Table(sregs.idt.base, sregs.idt.limit),
+        )
+
+    def set_state(self, state: State) -> None:
+        # What the state does not name (the APIC base, pending interrupts) stays as it is.
+        sregs = ffi.new("struct kvm_sregs *")
+        _ioctl_at(self.fd, "KVM_GET_SREGS", sregs)
+        for name in CONTROL:
+            setattr(sregs, name, state.control[name])
+        for name in SEGMENTS:
+            for field in _SEGMENT_FIELDS:
+                setattr(getattr(sregs, name), field, getattr(state.segments[name], field))
+        for name, table in (("gdt", state.gdt), ("idt", state.idt)):
+            getattr(sregs, name).base, getattr(sregs, name).limit = table.base, table.limit
+        _ioctl_at(self.fd, "KVM_SET_SREGS", sregs)
+        _ioctl_at(self.fd, "KVM_SET_REGS", ffi.new("struct kvm_regs *", state.registers))
+
+
+def _segment(segment: Any) -> Segment:
+    return Segment(*(getattr(segment, field) for field in _SEGMENT_FIELDS))

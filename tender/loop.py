@@ -1,0 +1,63 @@
+"""Run the vCPU until the guest halts.
+
+The rule here: every exit is either a hypercall, which is dispatched, or the guest's end, in
+words that say where it was. KVM's exits for one misdeed differ from host to host; the words
+are the same.
+"""
+
+from __future__ import annotations
+
+from tender.errors import GuestFault
+from tender.vcpu import Failure, Interrupted, IoIn, IoOut, Mmio
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from tender.hypercalls import Dispatcher, Halt
+    from tender.memory import GuestMemory
+    from tender.stop import Stop
+    from tender.vcpu import Exit, Vcpu
+
+X86_INSTRUCTION_MAX = 15  # bytes
+
+
+def run(vcpu: Vcpu, memory: GuestMemory, calls: Dispatcher, stop: Stop) -> Halt:
+    """Raises GuestFault, or Stopped after a stop request."""
+    stop.check()
+    while True:
+        exit = vcpu.run()
+        if type(exit) is IoOut:
+            halt = calls.dispatch(exit)
+            if halt is not None:
+                return halt
+        elif type(exit) is Interrupted:
+            stop.check()
+        elif type(exit) is IoIn:
+            calls.dispatch(exit)
+        else:
+            raise _fault(exit, vcpu, memory)
+
+
+def _fault(exit: Exit, vcpu: Vcpu, memory: GuestMemory) -> GuestFault:
+    rip = f"rip={vcpu.instruction_pointer():#x}"
+    if isinstance(exit, Failure):
+        return GuestFault(f"{exit.what}, {rip}{_instruction(vcpu, memory)}")
+    if isinstance(exit, Mmio):
+        # A software KVM reports a write to a read-only page of the host as MMIO, not as EFAULT.
+        inside = exit.gpa < memory.size
+        what = "host/guest translation fault" if inside else "Invalid guest access: no memory there"
+        access = "write" if exit.is_write else "read"
+        text = f"{what}: {rip}, {access} at gpa={exit.gpa:#x}, len={exit.size:#x}"
+        return GuestFault(text, exit.gpa, exit.size)
+    return GuestFault(f"host/guest translation fault: {rip}")
+
+
+def _instruction(vcpu: Vcpu, memory: GuestMemory) -> str:
+    """The bytes at the instruction pointer, which tell most about a CPU that gave up."""
+    gpa = vcpu.instruction_pointer()
+    size = min(X86_INSTRUCTION_MAX, memory.size - gpa)
+    if size <= 0:
+        return ""
+    try:
+        return f", instruction={bytes(memory.readable(gpa, size)).hex(' ')}"
+    except GuestFault:
+        return ""

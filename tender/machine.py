@@ -1,0 +1,206 @@
+"""Config -> running guest: the order of things, on one screen.
+
+The rule here: everything is opened before the guest runs its first instruction, one Cleanup owns
+all of it, and what the guest ends with is an Outcome. An error before the start is raised.
+"""
+
+from __future__ import annotations
+
+from tender import loop
+from tender._abi import lib
+from tender.boot import bootinfo, layout, x86_64
+from tender.cleanup import Cleanup
+from tender.config import assign, check_all_attached, usable_memory
+from tender.elf import EM_X86_64, MACHINES
+from tender.errors import GuestFault, HostError, ImageError, TenderError
+from tender.hypercalls import Dispatcher
+from tender.image import ImageFile
+from tender.manifest import Attached, encode
+from tender.memory import GuestMemory
+from tender.modules.block import Block
+from tender.modules.console import Console
+from tender.modules.net import Net
+from tender.modules.poll import Poll
+from tender.modules.time import Time
+from tender.record import record, replace
+from tender.stop import Stopped
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from tender.config import Config
+    from tender.hypercalls import Halt, Module
+    from tender.manifest import Manifest
+    from tender.modules import Warn
+    from tender.stop import Stop
+    from tender.vcpu import Vcpu
+
+STATUS_FAILURE = 1  # of a guest that did not halt by itself
+
+
+@record
+class Outcome:
+    """How a guest ended.
+
+    `reason` is "halted" (by itself, with `status`), "stopped" (asked to, by a program or by the
+    signal `signo`), "fault" (it did what no guest may: `error` is a GuestFault) or "host" (the
+    host could not go on: `error` is a HostError). `stats` counts what its devices did.
+    """
+
+    reason: str
+    status: int
+    signo: int = 0
+    error: TenderError | None = None
+    trap: dict[str, int] | None = None  # registers of a CPU exception, where the guest tells
+    core: str | None = None  # the core file that was written
+    stats: dict[str, dict[str, int]] = {}  # noqa: RUF012 - never written to
+
+
+class Machine:
+    """One guest, ready to run. Made, run and closed on one thread."""
+
+    def __init__(self, config: Config, stop: Stop, warn: Warn) -> None:
+        self._cleanup = Cleanup()
+        self._config = config
+        self._stop = stop
+        self._warn = warn
+        try:
+            self._assemble()
+        except BaseException:
+            self._cleanup.close()
+            raise
+
+    def close(self) -> None:
+        self._cleanup.close()
+
+    def _assemble(self) -> None:
+        config, cleanup = self._config, self._cleanup
+        file = ImageFile(config.kernel)
+        cleanup.callback(file.close)
+        image = self.image = file.image
+        if image.machine != EM_X86_64:
+            name = MACHINES[image.machine]
+            raise ImageError(f"{config.kernel}: is for {name}, this tender runs x86_64")
+        cmdline = bootinfo.join_cmdline(config.args)
+        mem_bytes = usable_memory(config.mem_bytes)
+        if mem_bytes != config.mem_bytes:
+            self._warn(f"adjusting memory to {mem_bytes} bytes")
+        self._attach(image.manifest)
+
+        memory = self.memory = GuestMemory(mem_bytes)
+        cleanup.callback(memory.close)
+        file.load(memory)
+        vcpu = self._vcpu = self._create_vcpu(image.entry)
+        memory.writable(layout.X86_GDT, len(x86_64.gdt()))[:] = x86_64.gdt()
+        tables = x86_64.page_tables(mem_bytes)
+        memory.writable(layout.X86_PML4, len(tables))[:] = tables
+        boot_info = bootinfo.build(
+            bootinfo.BootInfo(
+                mem_bytes,
+                image.kernel_end,
+                vcpu.cpu_cycle_freq,
+                cmdline,
+                encode(image.manifest, self._attached()),
+            )
+        )
+        memory.writable(layout.BOOT_INFO, len(boot_info))[:] = boot_info
+        self._calls = Dispatcher(memory, self._modules)
+
+    def _attach(self, manifest: Manifest) -> None:
+        """Open the devices that the manifest declares, all of them."""
+        from tender import dumpcore
+        from tender.modules import block, net
+
+        config, cleanup, warn = self._config, self._cleanup, self._warn
+        nets = assign(manifest, lib.MFT_DEV_NET_BASIC, config.net)
+        blocks = assign(manifest, lib.MFT_DEV_BLOCK_BASIC, config.block)
+        check_all_attached(manifest, [*nets, *blocks])
+        by_handle = {device.handle: device for device in manifest.devices}
+        self._target = None
+        if config.dumpcore is not None:
+            self._target = dumpcore.Target(config.dumpcore)
+            cleanup.callback(self._target.close)
+        self.block = Block({
+            handle: block.attach(by_handle[handle], spec, cleanup, warn)
+            for handle, spec in blocks.items()
+        })  # fmt: skip
+        self.net = Net({
+            handle: net.attach(by_handle[handle], spec, cleanup, warn)
+            for handle, spec in nets.items()
+        })  # fmt: skip
+        self.console = Console(config.console_fd, self._stop, warn)
+        self.poll = Poll(self.net, self._stop)
+        self._modules: list[Module] = [self.console, Time(), self.poll, self.block, self.net]
+
+    def _attached(self) -> dict[int, Attached]:
+        """What the guest is told of its devices, by handle."""
+        told = {
+            handle: Attached(capacity=device.capacity, block_size=device.sector_size)
+            for handle, device in self.block.devices.items()
+        }
+        for handle, device in self.net.devices.items():
+            told[handle] = Attached(mac=device.mac, mtu=device.mtu)
+        return told
+
+    def _create_vcpu(self, entry: int) -> Vcpu:
+        from tender import kvm
+
+        vm = kvm.Vm(kvm.Kvm(self._cleanup), self._cleanup)
+        vm.set_memory(self.memory.pointer, self.memory.size)
+        vcpu = kvm.Vcpu(vm, self._cleanup)
+        vcpu.set_state(x86_64.initial_state(entry, self.memory.size))
+        self._stop.watch(vcpu.immediate_exit)
+        self._cleanup.callback(lambda: self._stop.watch(0))
+        return vcpu
+
+    def run(self) -> Outcome:
+        """Run the guest to its end."""
+        try:
+            halt = loop.run(self._vcpu, self.memory, self._calls, self._stop)
+        except Stopped:
+            outcome = Outcome("stopped", STATUS_FAILURE, signo=self._stop.signo)
+        except GuestFault as fault:
+            outcome = Outcome("fault", STATUS_FAILURE, error=fault.with_traceback(None))
+        except HostError as error:
+            outcome = Outcome("host", STATUS_FAILURE, error=error.with_traceback(None))
+        else:
+            core = self._dump(halt) if halt.status == lib.HVT_EXIT_ABORT else None
+            outcome = Outcome("halted", halt.status, trap=halt.trap, core=core)
+        return replace(outcome, stats=self._stats())
+
+    def _dump(self, halt: Halt) -> str | None:
+        if self._target is None:
+            return None
+        state = self._vcpu.get_state()
+        if halt.trap:
+            state = x86_64.with_trap(state, halt.trap)
+        try:
+            return self._target.write(self.memory, state)
+        except HostError as error:
+            self._warn(str(error))
+            return None
+
+    def _stats(self) -> dict[str, dict[str, int]]:
+        stats = {"console": self.console.counters.as_dict(), "poll": self.poll.counters.as_dict()}
+        for device in self.block.devices.values():
+            stats[f"block:{device.name}"] = device.counters.as_dict()
+        for port in self.net.devices.values():
+            stats[f"net:{port.name}:received"] = port.received.as_dict()
+            stats[f"net:{port.name}:sent"] = port.sent.as_dict()
+        return stats
+
+
+def run(config: Config, stop: Stop, warn: Warn) -> Outcome:
+    """Run a guest on this thread until it ends or `stop` is requested.
+
+    Raises TenderError where it can't start. `warn` gets one line of text for each trouble on
+    the way. Nothing is left behind, whatever happens.
+    """
+    stop.enter()
+    try:
+        machine = Machine(config, stop, warn)
+        try:
+            return machine.run()
+        finally:
+            machine.close()
+    finally:
+        stop.leave()

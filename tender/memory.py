@@ -1,0 +1,107 @@
+"""Guest memory: checked access by guest-physical address.
+
+The rule here: every GPA and length that a guest names passes through `readable`, `writable` or
+`at`, which check it against the memory and its protections without overflow. What they give is
+the guest's memory itself, not a copy: a handler reads each field once.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+from tender._abi import ffi as abi
+from tender._host import ffi as host
+from tender._host import lib
+from tender.errors import GuestFault, HostError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# Linux, asm-generic/mman.h: the memory is reserved, not counted, until the guest touches it.
+# The mmap module names it from Python 3.11 on.
+MAP_NORESERVE = 0x4000
+
+
+class Layout:
+    """A struct of abi/ that a guest passes: its pointer type and its size."""
+
+    __slots__ = ("pointer", "size")
+
+    def __init__(self, name: str) -> None:
+        self.pointer = abi.typeof(f"struct {name} *")
+        self.size = abi.sizeof(f"struct {name}")
+
+
+class GuestMemory:
+    """`size` bytes at GPA 0, zero until somebody writes them."""
+
+    def __init__(self, size: int) -> None:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+        try:
+            self._map = mmap.mmap(-1, size, flags, mmap.PROT_READ | mmap.PROT_WRITE)
+        except OSError as error:
+            what = f"cannot reserve {size >> 20} MiB of guest memory"
+            raise HostError(what, "mmap", error.errno or 0) from None
+        self.size = size
+        self.view = memoryview(self._map)
+        self.pointer = host.from_buffer(self._map)
+        self.base = int(host.cast("uintptr_t", self.pointer))
+        self._protected: list[tuple[int, int, bool]] = []  # start, end, readable
+        self._protected_end = 0
+
+    def close(self) -> None:
+        """Give the memory back, now or with the last view of it that somebody still holds."""
+        self.view.release()
+        host.release(self.pointer)
+        try:
+            self._map.close()
+        except BufferError:
+            pass
+
+    def protect(self, start: int, end: int, *, readable: bool, writable: bool) -> None:
+        """Take rights away from whole pages, for the tender and for the guest's writes."""
+        if readable and writable:
+            return
+        if lib.host_protect(self.pointer + start, end - start, writable, readable):
+            raise HostError("cannot protect guest memory", "mprotect", host.errno)
+        self._protected.append((start, end, readable))
+        self._protected_end = max(self._protected_end, end)
+
+    def readable(self, gpa: int, size: int) -> memoryview:
+        """The memory [gpa, gpa + size) for reading."""
+        if gpa < 0 or size < 0 or size > self.size or gpa > self.size - size:
+            raise invalid_access(gpa, size)
+        if gpa < self._protected_end:
+            self._check_protection(gpa, size, False)
+        return self.view[gpa : gpa + size]
+
+    def writable(self, gpa: int, size: int) -> memoryview:
+        """The memory [gpa, gpa + size) for writing; the tender must not die of a read-only page."""
+        if gpa < 0 or size < 0 or size > self.size or gpa > self.size - size:
+            raise invalid_access(gpa, size)
+        if gpa < self._protected_end:
+            self._check_protection(gpa, size, True)
+        return self.view[gpa : gpa + size]
+
+    def at(self, layout: Layout, gpa: int, *, out: bool = True) -> Any:
+        """The struct at `gpa` in place; `out`: the tender writes to it."""
+        if gpa < 0 or gpa > self.size - layout.size:
+            raise invalid_access(gpa, layout.size)
+        if gpa < self._protected_end:
+            self._check_protection(gpa, layout.size, out)
+        return abi.cast(layout.pointer, self.base + gpa)
+
+    def address(self, gpa: int) -> Any:
+        """A `char *` to a GPA that was checked."""
+        return self.pointer + gpa
+
+    def _check_protection(self, gpa: int, size: int, write: bool) -> None:
+        for start, end, readable in self._protected:
+            if gpa < end and gpa + size > start and size and (write or not readable):
+                raise invalid_access(gpa, size, "protected ")
+
+
+def invalid_access(gpa: int, size: int, kind: str = "") -> GuestFault:
+    """The words that scripts know from solo5-hvt."""
+    return GuestFault(f"Invalid guest access: {kind}gpa={gpa:#x}, len={size:#x}", gpa, size)

@@ -1,0 +1,189 @@
+"""BLOCK_READ, BLOCK_WRITE: a block device is a file.
+
+The rule here: a guest reads and writes [0, capacity) of its own file and nothing else; the host's
+trouble (disk full, I/O error) is a result code. A file that a guest writes to is locked.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+
+from tender._abi import lib
+from tender.errors import DeviceError, HostError
+from tender.memory import Layout
+from tender.modules import Counters, Trouble
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from tender.cleanup import Cleanup
+    from tender.config import BlockFile
+    from tender.hypercalls import Handler
+    from tender.manifest import Device
+    from tender.memory import GuestMemory
+    from tender.modules import Warn
+
+_IO = Layout("hvt_block_io")
+_SECTOR_MAX = 1 << 15  # the largest power of two that the manifest's u16 holds
+
+
+class BlockDevice:
+    """An open image: `capacity` bytes in sectors of `sector_size`."""
+
+    def __init__(
+        self, name: str, fd: int, capacity: int, sector_size: int, readonly: bool, warn: Warn
+    ) -> None:
+        self.name = name
+        self.fd = fd
+        self.capacity = capacity
+        self.sector_size = sector_size
+        self.readonly = readonly
+        self.counters = Counters()
+        self.trouble = Trouble(f"block device '{name}'", warn)
+
+    def read(self, offset: int, data: memoryview) -> int:
+        """Fill `data` from the file; a result code."""
+        return self._all(data, offset, lambda rest, at: os.preadv(self.fd, [rest], at))
+
+    def write(self, offset: int, data: memoryview) -> int:
+        """Write `data` to the file; a result code."""
+        if self.readonly:
+            self.counters.drops += 1
+            return lib.HVT_R_EUNSPEC
+        return self._all(data, offset, lambda rest, at: os.pwritev(self.fd, [rest], at))
+
+    def _all(self, data: memoryview, offset: int, step: Callable[[memoryview, int], int]) -> int:
+        done = 0
+        try:
+            while done < len(data):
+                count = step(data[done:], offset + done)
+                if not count:
+                    self.trouble.tell(self.counters, "the file became shorter")
+                    return lib.HVT_R_EUNSPEC
+                done += count
+        except OSError as error:
+            self.trouble.tell(self.counters, os.strerror(error.errno or 0))
+            return lib.HVT_R_EUNSPEC
+        self.counters.bytes += done
+        return lib.HVT_R_OK
+
+
+class Block:
+    """The guest's block devices, by handle."""
+
+    def __init__(self, devices: dict[int, BlockDevice]) -> None:
+        self.devices = devices
+
+    def hypercalls(self) -> dict[int, Handler]:
+        return {
+            lib.HVT_HYPERCALL_BLOCK_READ: self.block_read,
+            lib.HVT_HYPERCALL_BLOCK_WRITE: self.block_write,
+        }
+
+    def block_read(self, memory: GuestMemory, gpa: int) -> None:
+        block = memory.at(_IO, gpa)
+        device, offset, data_gpa, length = self._check(block)
+        block.ret = (
+            device.read(offset, memory.writable(data_gpa, length)) if device else lib.HVT_R_EINVAL
+        )
+
+    def block_write(self, memory: GuestMemory, gpa: int) -> None:
+        block = memory.at(_IO, gpa)
+        device, offset, data_gpa, length = self._check(block)
+        block.ret = (
+            device.write(offset, memory.readable(data_gpa, length)) if device else lib.HVT_R_EINVAL
+        )
+
+    def _check(self, block: Any) -> tuple[BlockDevice | None, int, int, int]:
+        """Read the argument block, once; without a device where handle or range are wrong."""
+        device = self.devices.get(block.handle)
+        offset, data_gpa, length = block.offset, block.data_gpa, block.len
+        if device is None:
+            return None, 0, 0, 0
+        device.counters.calls += 1
+        if offset >= device.capacity or offset + length > device.capacity:
+            return None, 0, 0, 0
+        return device, offset, data_gpa, length
+
+
+def attach(device: Device, spec: BlockFile, cleanup: Cleanup, warn: Warn) -> BlockDevice:
+    """Open, check and lock the file of one device."""
+    size = spec.sector_size
+    if size < 512 or size & (size - 1) or size > _SECTOR_MAX:
+        raise DeviceError(
+            f"{_where(device, spec)}: Block size must be a multiple of 2 greater than or equal 512 "
+            f"(a power of two up to {_SECTOR_MAX}), not {size}"
+        )
+    fd = _open(device, spec)
+    cleanup.callback(lambda: os.close(fd))
+    capacity = _capacity(device, spec, fd)
+    if not capacity or capacity % size:
+        raise DeviceError(
+            f"{_where(device, spec)}: Backing storage size must be block aligned: "
+            f"{capacity} bytes is not a multiple of {size}, or nothing"
+        )
+    _lock(device, spec, fd, warn)
+    return BlockDevice(device.name, fd, capacity, size, spec.readonly, warn)
+
+
+def _where(device: Device, spec: BlockFile) -> str:
+    return f"block device '{device.name}', {spec.path}"
+
+
+def _open(device: Device, spec: BlockFile) -> int:
+    # Not blocking: a FIFO in the place of an image must not hang the command.
+    flags = (os.O_RDONLY if spec.readonly else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        return os.open(spec.path, flags)
+    except (OSError, ValueError) as error:
+        what = f"Could not open block device: {_where(device, spec)}"
+        hint = ""
+        if getattr(error, "errno", 0) in (errno.EACCES, errno.EROFS) and not spec.readonly:
+            hint = " (to attach it read-only, add ,ro)"
+        reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
+        raise DeviceError(f"{what}: {reason}{hint}") from None
+
+
+def _capacity(device: Device, spec: BlockFile, fd: int) -> int:
+    mode = os.fstat(fd).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        raise DeviceError(f"{_where(device, spec)}: neither a file nor a block device")
+    return os.lseek(fd, 0, os.SEEK_END)
+
+
+def _lock(device: Device, spec: BlockFile, fd: int, warn: Warn) -> None:
+    """One writer, or any number of readers: a lock of the open file, which ends with it."""
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if spec.readonly else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DeviceError(f"{_where(device, spec)}: locked by {_holder(fd)}") from None
+    except OSError as error:
+        # A file system without locks: Solo5's own tender never locks, so the guest runs.
+        reason = HostError("cannot be locked", "flock", error.errno or 0)
+        warn(f"{_where(device, spec)}: {reason}; make sure that nobody else writes to it")
+
+
+def _holder(fd: int) -> str:
+    """Who holds the lock, as /proc/locks and /proc/PID/comm tell: best effort, for a message."""
+    info = os.fstat(fd)
+    inode = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
+    try:
+        with open("/proc/locks") as locks:
+            fields = [line.split() for line in locks]
+        pids = [words[4] for words in fields if words[1] == "FLOCK" and words[5] == inode]
+        pid = pids[0]
+    except (OSError, IndexError):
+        return "another process"
+    if pid == str(os.getpid()):
+        return "this guest itself or another one of this program"
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as words:
+            command = words.read(200).replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return f"process {pid}"
+    return f"process {pid} ({command})"

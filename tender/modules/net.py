@@ -1,0 +1,177 @@
+"""NET_READ, NET_WRITE: a network device is a descriptor that carries one frame per message.
+
+The rule here: a tap or a socket, it makes no difference once it is attached. Frames have their
+Ethernet header and no vnet header. What the host can't take or give is a result code.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from tender._abi import lib
+from tender.config import MTU, Descriptor, Tap
+from tender.errors import DeviceError
+from tender.memory import Layout
+from tender.modules import Counters, Trouble
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from tender.cleanup import Cleanup
+    from tender.hypercalls import Handler
+    from tender.manifest import Device
+    from tender.memory import GuestMemory
+    from tender.modules import Warn
+
+_IO = Layout("hvt_net_io")
+_HEADER = 14 + 4  # Ethernet, with a VLAN tag
+_MTU_MAX = 65535
+
+
+class NetDevice:
+    """An attached network device."""
+
+    def __init__(
+        self, name: str, handle: int, fd: int, mac: bytes, mtu: int, warn: Warn, *, stream_end: bool
+    ) -> None:
+        self.name = name
+        self.handle = handle
+        self.fd = fd
+        self.mac = mac
+        self.mtu = mtu
+        self.gone = False
+        self.received = Counters()
+        self.sent = Counters()
+        self._trouble = Trouble(f"network device '{name}'", warn)
+        self._empty_is_end = stream_end  # a message of no bytes: the peer of a socket is gone
+
+    def read(self, data: memoryview) -> tuple[int, int]:
+        """Receive one frame into `data`: a result code and the frame's length."""
+        self.received.calls += 1
+        if self.gone:
+            return lib.HVT_R_AGAIN, 0
+        try:
+            length = os.readv(self.fd, [data])
+        except BlockingIOError:
+            return lib.HVT_R_AGAIN, 0
+        except OSError as error:
+            # A tap that is down: nothing waits there, and something may again.
+            self._trouble.tell(self.received, f"receive: {os.strerror(error.errno or 0)}")
+            return lib.HVT_R_AGAIN, 0
+        if not length:
+            if self._empty_is_end and len(data):
+                self.lose()
+            return lib.HVT_R_AGAIN, 0
+        self.received.bytes += length
+        return lib.HVT_R_OK, length
+
+    def write(self, data: memoryview) -> int:
+        """Send one frame; a result code. A full queue drops the frame, as a wire does."""
+        self.sent.calls += 1
+        if len(data) > self.mtu + _HEADER or self.gone:
+            self.sent.drops += 1
+            return lib.HVT_R_EUNSPEC if self.gone else lib.HVT_R_EINVAL
+        try:
+            os.writev(self.fd, [data])
+        except OSError as error:
+            return self._not_sent(error.errno or 0)
+        self.sent.bytes += len(data)
+        return lib.HVT_R_OK
+
+    def _not_sent(self, error: int) -> int:
+        self.sent.drops += 1
+        if error in (errno.EAGAIN, errno.ENOBUFS):
+            return lib.HVT_R_OK
+        if error in (errno.EINVAL, errno.EMSGSIZE):
+            return lib.HVT_R_EINVAL  # no frame at all, or none that fits
+        self._trouble.tell(self.sent, f"send: {os.strerror(error)}")
+        return lib.HVT_R_EUNSPEC
+
+    def lose(self) -> None:
+        """The other end is gone for good: the guest sees a link on which nothing comes."""
+        if not self.gone:
+            self.gone = True
+            self._trouble.tell(self.received, "its other end is gone")
+
+
+class Net:
+    """The guest's network devices, by handle."""
+
+    def __init__(self, devices: dict[int, NetDevice]) -> None:
+        self.devices = devices
+
+    def hypercalls(self) -> dict[int, Handler]:
+        return {
+            lib.HVT_HYPERCALL_NET_READ: self.net_read,
+            lib.HVT_HYPERCALL_NET_WRITE: self.net_write,
+        }
+
+    def net_read(self, memory: GuestMemory, gpa: int) -> None:
+        block = memory.at(_IO, gpa)
+        device, data_gpa, length = self.devices.get(block.handle), block.data_gpa, block.len
+        if device is None:
+            block.ret = lib.HVT_R_EINVAL
+            return
+        result, received = device.read(memory.writable(data_gpa, length))
+        block.len = received
+        block.ret = result
+
+    def net_write(self, memory: GuestMemory, gpa: int) -> None:
+        block = memory.at(_IO, gpa)
+        device, data_gpa, length = self.devices.get(block.handle), block.data_gpa, block.len
+        block.ret = device.write(memory.readable(data_gpa, length)) if device else lib.HVT_R_EINVAL
+
+
+def attach(device: Device, spec: Tap | Descriptor, cleanup: Cleanup, warn: Warn) -> NetDevice:
+    """Open and set up one device."""
+    where = f"network device '{device.name}'"
+    mac = spec.mac or random_mac()
+    if isinstance(spec, Tap):
+        from tender import tap
+
+        fd, mtu = tap.attach(spec, where, cleanup)
+        return NetDevice(device.name, device.handle, fd, mac, mtu, warn, stream_end=False)
+    fd, found_mtu, is_socket = _adopt(spec.fd, where)
+    mtu = spec.mtu or found_mtu or MTU
+    if not 0 < mtu <= _MTU_MAX:
+        raise DeviceError(f"{where}: MTU {mtu} is not 1 to {_MTU_MAX}")
+    return NetDevice(device.name, device.handle, fd, mac, mtu, warn, stream_end=is_socket)
+
+
+def random_mac() -> bytes:
+    """A locally administered unicast address."""
+    mac = bytearray(os.urandom(6))
+    mac[0] = mac[0] & 0xFE | 0x02
+    return bytes(mac)
+
+
+def _adopt(fd: int, where: str) -> tuple[int, int | None, bool]:
+    """Check an open descriptor: it, the MTU that it knows, and whether it is a socket."""
+    where = f"{where}, @{fd}"
+    try:
+        mode = os.fstat(fd).st_mode
+    except (OSError, OverflowError):
+        raise DeviceError(f"{where}: Could not attach interface: no such descriptor") from None
+    mtu = None
+    if stat.S_ISSOCK(mode):
+        _check_socket(fd, where)
+    elif stat.S_ISCHR(mode):
+        from tender import tap
+
+        mtu = tap.check(fd, where)
+    else:
+        raise DeviceError(f"{where}: Could not attach interface: neither a tap nor a socket")
+    os.set_blocking(fd, False)
+    return fd, mtu, stat.S_ISSOCK(mode)
+
+
+def _check_socket(fd: int, where: str) -> None:
+    import socket
+
+    with socket.socket(fileno=os.dup(fd)) as copy:
+        if copy.type not in (socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
+            raise DeviceError(
+                f"{where}: Could not attach interface: a stream socket does not keep frames "
+                "apart; use a datagram or seqpacket socket"
+            )

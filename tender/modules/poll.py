@@ -1,0 +1,89 @@
+"""POLL: wait until a network device is readable, or until a time has passed.
+
+The rule here: it returns by its timeout, to the nanosecond where the host can, and costs one
+system call.
+"""
+
+from __future__ import annotations
+
+import errno
+from time import monotonic_ns
+
+from tender._abi import lib
+from tender._host import ffi as host
+from tender._host import lib as hostlib
+from tender.errors import HostError
+from tender.memory import Layout
+from tender.modules import Counters
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from tender.hypercalls import Handler
+    from tender.memory import GuestMemory
+    from tender.modules.net import Net
+    from tender.stop import Stop
+
+_POLL = Layout("hvt_poll")
+_DEAD = hostlib.POLLERR | hostlib.POLLHUP | hostlib.POLLNVAL
+
+
+class Poll:
+    """Waits for the devices of `net`."""
+
+    def __init__(self, net: Net, stop: Stop) -> None:
+        self.counters = Counters()
+        self._net = net
+        self._stop = stop
+        self._watch()
+
+    def hypercalls(self) -> dict[int, Handler]:
+        return {lib.HVT_HYPERCALL_POLL: self.poll}
+
+    def poll(self, memory: GuestMemory, gpa: int) -> None:
+        block = memory.at(_POLL, gpa)
+        timeout_ns = block.timeout_nsecs
+        self.counters.calls += 1
+        ready_set = self._wait(timeout_ns)
+        block.ready_set = ready_set
+        block.ret = bin(ready_set).count("1")
+
+    def _wait(self, timeout_ns: int) -> int:
+        """The set of ready handles, 0 at the timeout."""
+        deadline_ns = monotonic_ns() + timeout_ns if timeout_ns else 0
+        while True:
+            count = hostlib.host_poll(self._fds, len(self._handles), timeout_ns)
+            if count > 0:
+                ready_set = self._ready()
+                if ready_set:
+                    return ready_set
+            elif count == 0:
+                return 0
+            elif host.errno != errno.EINTR:
+                raise HostError("cannot wait for devices", "ppoll", host.errno)
+            self._stop.check()
+            if timeout_ns:
+                timeout_ns = max(0, deadline_ns - monotonic_ns())
+
+    def _watch(self) -> None:
+        """The descriptors to wait for; one whose peer is gone would be ready for ever."""
+        live = [device for device in self._net.devices.values() if not device.gone]
+        self._handles = [device.handle for device in live]
+        self._fds = host.new(
+            "struct pollfd[]", [{"fd": device.fd, "events": hostlib.POLLIN} for device in live]
+        )
+
+    def _ready(self) -> int:
+        ready_set = 0
+        stale = False
+        for index, handle in enumerate(self._handles):
+            events = self._fds[index].revents
+            device = self._net.devices[handle]
+            if events & _DEAD and not events & hostlib.POLLIN:
+                device.lose()
+            if device.gone:  # found here or by a NET_READ
+                stale = True
+            elif events & hostlib.POLLIN:
+                ready_set |= 1 << handle
+        if stale:
+            self._watch()
+        return ready_set

@@ -1,0 +1,67 @@
+"""`@record`: a frozen value class.
+
+The rule here: it is `dataclasses.dataclass(frozen=True)` to the reader and to the type checker,
+without the import, which costs a plain run more than opening KVM does
+(docs/decisions/0003-imports.md).
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
+    from typing_extensions import dataclass_transform
+
+    T = TypeVar("T")
+
+    @dataclass_transform(frozen_default=True)
+    def record(cls: type[T]) -> type[T]: ...
+
+else:
+
+    def record(cls):
+        """Make `cls` a value: the annotated names are its fields, in order."""
+        fields = tuple(cls.__annotations__)
+        defaults = {name: cls.__dict__[name] for name in fields if name in cls.__dict__}
+
+        def __init__(self, *args, **kwargs):
+            if len(args) > len(fields):
+                raise TypeError(f"{cls.__name__}() takes {len(fields)} values, got {len(args)}")
+            values = {**defaults, **dict(zip(fields, args, strict=False)), **kwargs}
+            missing = [name for name in fields if name not in values]
+            if missing or len(values) > len(fields):
+                unknown = [name for name in values if name not in fields]
+                raise TypeError(f"{cls.__name__}(): missing {missing}, unknown {unknown}")
+            self.__dict__.update((name, values[name]) for name in fields)
+
+        cls.__init__ = __init__
+        cls.__setattr__ = _refuse
+        cls.__delattr__ = _refuse
+        cls.__repr__ = _repr
+        cls.__eq__ = _eq
+        cls.__hash__ = _hash
+        cls.__match_args__ = fields
+        return cls
+
+
+def _refuse(self: Any, name: str, *_: object) -> None:
+    raise AttributeError(f"{type(self).__name__} is frozen: {name}")
+
+
+def _repr(self: Any) -> str:
+    fields = ", ".join(f"{name}={value!r}" for name, value in self.__dict__.items())
+    return f"{type(self).__name__}({fields})"
+
+
+def _eq(self: Any, other: Any) -> bool:
+    return bool(self.__dict__ == other.__dict__) if type(self) is type(other) else NotImplemented
+
+
+def _hash(self: Any) -> int:
+    return hash(tuple(self.__dict__.values()))
+
+
+def replace(value: T, **changes: Any) -> T:
+    """A copy of the record `value` with some fields changed."""
+    return type(value)(**{**value.__dict__, **changes})

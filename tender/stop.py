@@ -1,0 +1,72 @@
+"""The wish that a guest ends, which reaches it whatever it is doing.
+
+The rule here: a stop request is never lost. abi/host.h says how a signal that arrives in the
+instant before a thread blocks is kept from being slept over.
+"""
+
+from __future__ import annotations
+
+from tender._host import ffi, lib
+from tender.errors import HostError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class Stopped(Exception):
+    """Raised where a hypercall was interrupted by a stop request."""
+
+
+class Stop:
+    """The stop request of one guest. The thread that runs the guest enters it."""
+
+    def __init__(self) -> None:
+        self._cell = ffi.new("struct stop *")
+        self._entered = False
+
+    @property
+    def requested(self) -> bool:
+        return bool(self._cell.requested)
+
+    @property
+    def signo(self) -> int:
+        """The signal that asked for the stop, 0 when a program did."""
+        return int(self._cell.signo)
+
+    def enter(self) -> None:
+        """From here on, this thread is the one that is interrupted."""
+        if lib.stop_enter(self._cell):
+            raise HostError("cannot handle signals", "sigaction", ffi.errno)
+        self._entered = True
+
+    def leave(self) -> None:
+        self._entered = False
+        lib.stop_enter(ffi.NULL)
+
+    def watch(self, immediate_exit: Any) -> None:
+        """`immediate_exit`: the address of the vCPU's byte of that name, or NULL."""
+        self._cell.immediate_exit = ffi.cast("uint8_t *", immediate_exit)
+
+    def request(self) -> None:
+        """Ask once, from any thread. Repeat it until the guest has ended: see abi/host.h."""
+        if self._entered:
+            lib.stop_request(self._cell)
+        else:
+            self._cell.requested = 1
+
+    def check(self) -> None:
+        """Raise Stopped if the guest is to end."""
+        if self._cell.requested:
+            raise Stopped
+
+
+def on_termination_signals() -> None:
+    """SIGINT and SIGTERM stop the guest of this thread from here on."""
+    if lib.stop_on_termination():
+        raise HostError("cannot handle signals", "sigaction", ffi.errno)
+
+
+def default_signals() -> None:
+    """SIGINT and SIGTERM end the process from here on."""
+    lib.stop_default_actions()

@@ -1,0 +1,175 @@
+"""Taps: attaching to one, and making one for a guest.
+
+The rule here: attaching to a tap that exists takes a few ioctls and imports nothing; only
+`_set_up` imports pyroute2. A tap that is made belongs to the tender's own descriptor, so the
+kernel removes it when that is closed, however the tender ends. Sources: Linux,
+Documentation/networking/tuntap.rst, linux/if.h, linux/if_tun.h, linux/ethtool.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from _socket import AF_INET, SOCK_DGRAM, socket
+
+from tender._host import ffi
+from tender.errors import DeviceError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from tender.cleanup import Cleanup
+    from tender.config import Tap
+
+IFNAMSIZ = 16
+IFREQ_SIZE = 40
+
+IFF_UP, IFF_RUNNING = 0x1, 0x40
+IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, IFF_TUN_EXCL = 0x2, 0x1000, 0x4000, 0x8000
+TUNSETIFF, TUNGETIFF, TUNSETOFFLOAD = 0x400454CA, 0x800454D2, 0x400454D0
+SIOCGIFFLAGS, SIOCGIFMTU, SIOCETHTOOL = 0x8913, 0x8921, 0x8946
+ETHTOOL_SGSO, ETHTOOL_SGRO = 0x24, 0x2C
+
+
+def attach(spec: Tap, where: str, cleanup: Cleanup) -> tuple[int, int]:
+    """Open the tap that `spec` names, and make it first if asked: descriptor and MTU."""
+    where = f"{where}: Could not attach interface '{spec.name}'"
+    if not 0 < len(os.fsencode(spec.name)) < IFNAMSIZ or "/" in spec.name or "%" in spec.name:
+        raise DeviceError(f"{where}: not an interface name (1 to {IFNAMSIZ - 1} bytes)")
+    exists = _interface(spec.name, SIOCGIFFLAGS)
+    if spec.create:
+        if exists is not None:
+            raise DeviceError(f"{where}: it exists already; leave out 'create' to attach to it")
+        return _create(spec, where, cleanup)
+    if exists is None:
+        raise DeviceError(f"{where}: no such interface; add ',create' to have it made")
+    if not exists & (IFF_UP | IFF_RUNNING):
+        raise DeviceError(f"{where}: it is down; bring it up: ip link set {spec.name} up")
+    fd = _open(spec.name, 0, where, cleanup)
+    _no_aggregates(spec.name)
+    return fd, _mtu(spec.name, where)
+
+
+def check(fd: int, where: str) -> int | None:
+    """Check that the open descriptor is a usable tap; its MTU, None if not to be had here."""
+    where = f"{where}: Could not attach interface"
+    ifreq = bytearray(IFREQ_SIZE)
+    try:
+        fcntl.ioctl(fd, TUNGETIFF, ifreq)
+    except OSError:
+        raise DeviceError(f"{where}: neither a tap nor a socket") from None
+    name, flags = struct.unpack_from("16sH", ifreq)
+    if not flags & IFF_TAP or not flags & IFF_NO_PI or flags & IFF_VNET_HDR:
+        raise DeviceError(f"{where}: not a tap with IFF_TAP and IFF_NO_PI, without IFF_VNET_HDR")
+    text = os.fsdecode(name.rstrip(b"\0"))
+    _no_aggregates(text)
+    return _interface(text, SIOCGIFMTU)  # None: the tap is in another network namespace
+
+
+def _open(name: str, flags: int, where: str, cleanup: Cleanup) -> int:
+    try:
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise DeviceError(f"{where}: /dev/net/tun: {os.strerror(error.errno or 0)}") from None
+    cleanup.callback(lambda: os.close(fd))
+    request = struct.pack("16sH22x", os.fsencode(name), IFF_TAP | IFF_NO_PI | flags)
+    try:
+        fcntl.ioctl(fd, TUNSETIFF, request)
+        fcntl.ioctl(fd, TUNSETOFFLOAD, 0)
+    except OSError as error:
+        raise DeviceError(f"{where}: {_tap_error(error.errno or 0)}") from None
+    return fd
+
+
+def _tap_error(error: int) -> str:
+    hints = {
+        errno.EBUSY: "it is in use by another process",
+        errno.EINVAL: "it is not a tap interface",
+        errno.EPERM: "not permitted: it belongs to another user, or making one needs CAP_NET_ADMIN",
+    }
+    return hints.get(error, os.strerror(error))
+
+
+def _create(spec: Tap, where: str, cleanup: Cleanup) -> tuple[int, int]:
+    fd = _open(spec.name, IFF_TUN_EXCL, where, cleanup)
+    _set_up(spec, where)
+    _no_aggregates(spec.name)
+    return fd, _mtu(spec.name, where)
+
+
+def _set_up(spec: Tap, where: str) -> None:
+    """Give the new tap its MTU, addresses and bridge, and bring it up."""
+    try:
+        from pyroute2 import IPRoute
+        from pyroute2.netlink.exceptions import NetlinkError
+    except ImportError:
+        raise DeviceError(f"{where}: making a tap needs pyroute2: pip install pyroute2") from None
+    step = "link"
+    try:
+        with IPRoute() as ipr:
+            (index,) = ipr.link_lookup(ifname=spec.name)
+            if spec.mtu is not None:
+                step = f"mtu={spec.mtu}"
+                ipr.link("set", index=index, mtu=spec.mtu)
+            for addr in spec.addr:
+                step = f"addr={addr}"
+                address, _, prefix = addr.partition("/")
+                ipr.addr("add", index=index, address=address, prefixlen=int(prefix))
+            if spec.bridge is not None:
+                step = f"bridge={spec.bridge}"
+                ipr.link("set", index=index, master=_bridge(ipr, spec.bridge, where))
+            step = "up"
+            ipr.link("set", index=index, state="up")
+    except NetlinkError as error:
+        raise DeviceError(f"{where}: {step}: {os.strerror(error.code)}") from None
+    except (OSError, ValueError) as error:
+        raise DeviceError(f"{where}: {step}: {error}") from None
+
+
+def _bridge(ipr: Any, name: str, where: str) -> int:
+    found: list[int] = list(ipr.link_lookup(ifname=name, kind="bridge"))
+    if not found:
+        raise DeviceError(f"{where}: there is no bridge '{name}'")
+    return found[0]
+
+
+def _interface(name: str, request: int) -> int | None:
+    """The flags or the MTU of an interface of this network namespace, None: no such one."""
+    ifreq = bytearray(struct.pack("16s24x", os.fsencode(name)))
+    with_socket = socket(AF_INET, SOCK_DGRAM)
+    try:
+        fcntl.ioctl(with_socket.fileno(), request, ifreq)
+    except OSError:
+        return None
+    finally:
+        with_socket.close()
+    layout = "16xH" if request == SIOCGIFFLAGS else "16xi"
+    return int(struct.unpack_from(layout, ifreq)[0])
+
+
+def _mtu(name: str, where: str) -> int:
+    mtu = _interface(name, SIOCGIFMTU)
+    if mtu is None:
+        raise DeviceError(f"{where}: it is gone")
+    return mtu
+
+
+def _no_aggregates(name: str) -> None:
+    """GRO and GSO off: a 64 KiB aggregate would be cut at the guest's buffer.
+
+    Best effort, as solo5-hvt has it: without CAP_NET_ADMIN the host's setting stays.
+    """
+    with_socket = socket(AF_INET, SOCK_DGRAM)
+    try:
+        for command in (ETHTOOL_SGRO, ETHTOOL_SGSO):
+            value = ffi.new("uint32_t[2]", [command, 0])
+            pointer = int(ffi.cast("uintptr_t", value))
+            ifreq = struct.pack("16sQ16x", os.fsencode(name), pointer)
+            fcntl.ioctl(with_socket.fileno(), SIOCETHTOOL, ifreq)
+    except OSError:
+        pass
+    finally:
+        with_socket.close()

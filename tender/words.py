@@ -1,0 +1,315 @@
+"""The words of a command line: which options there are, and what they make of a Config.
+
+The rule here: pure. Every option is one row of a table, with its help; an error names the word and
+says what would be right.
+"""
+
+from __future__ import annotations
+
+from tender import config as conf
+from tender.boot import layout
+from tender.config import BlockFile, Config, Descriptor, Tap
+from tender.errors import UsageError
+from tender.manifest import is_name
+from tender.record import record, replace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Named = tuple[str | None, Tap | Descriptor]
+
+
+@record
+class CommandLine:
+    """A parsed command line; `config` is None when no kernel is named."""
+
+    config: Config | None
+    help: bool = False
+    version: bool = False
+    verbose: bool = False
+
+
+def is_solo5_name(program: str) -> bool:
+    """Whether the command was started under the name of the tender it stands in for."""
+    return program.startswith("solo5-hvt")
+
+
+def has_solo5_spelling(arguments: list[str]) -> bool:
+    """Whether an option names its device as Solo5 has it: `--net:NAME=TAP`."""
+    for word in arguments:
+        if word == "--" or not word.startswith("-"):
+            return False
+        if word.startswith(("--net:", "--net-mac:", "--block:", "--block-sector-size:")):
+            return True
+    return False
+
+
+class _Parser:
+    """What has been read so far."""
+
+    def __init__(self) -> None:
+        self.mem_bytes = layout.MEM_DEFAULT
+        self.dumpcore: str | None = None
+        self.net: list[tuple[str | None, Tap | Descriptor]] = []
+        self.block: list[tuple[str | None, BlockFile]] = []
+        self.macs: dict[str, bytes] = {}
+        self.sector_sizes: dict[str, int] = {}
+        self.help = self.version = self.verbose = False
+
+    # Options with a value: (word for messages, device name or None, value).
+
+    def opt_mem(self, _word: str, _name: str | None, value: str) -> None:
+        try:
+            self.mem_bytes = conf.parse_size(value)
+        except UsageError as error:
+            raise UsageError(f"Malformed argument to --mem: {error}") from None
+
+    def opt_dumpcore(self, _word: str, _name: str | None, value: str) -> None:
+        self.dumpcore = value
+
+    def opt_net(self, word: str, name: str | None, value: str) -> None:
+        if name is None:
+            name, value = _split_name(value)
+            self.net.append((name, _parse_net(word, value)))
+        else:
+            self.net.append((name, _parse_interface(word, value)))
+
+    def opt_net_mac(self, word: str, name: str | None, value: str) -> None:
+        if name is None:
+            name, value = _split_name(value)
+        if name is None:
+            raise UsageError(f"{word}: name the device: --net-mac NAME={value}")
+        self.macs[name] = conf.parse_mac(value)
+
+    def opt_block(self, word: str, name: str | None, value: str) -> None:
+        if name is None:
+            name, value = _split_name(value)
+            self.block.append((name, _parse_block(word, value)))
+        else:
+            self.block.append((name, BlockFile(value)))
+
+    def opt_sector_size(self, word: str, name: str | None, value: str) -> None:
+        if name is None:
+            name, value = _split_name(value)
+        if name is None:
+            raise UsageError(f"{word}: name the device: --block-sector-size NAME={value}")
+        self.sector_sizes[name] = _number(word, value)
+
+    # Flags.
+
+    def flag_help(self) -> None:
+        self.help = True
+
+    def flag_version(self) -> None:
+        self.version = True
+
+    def flag_verbose(self) -> None:
+        self.verbose = True
+
+    def flag_nothing(self) -> None:
+        """What is asked for is so already."""
+
+    def flag_gdb(self) -> None:
+        raise UsageError("--gdb: a gdb server is not part of this version")
+
+    def config(self, kernel: str, args: tuple[str, ...]) -> Config:
+        net = [(name, self._with_mac(name, spec)) for name, spec in self.net]
+        block = [(name, self._with_sector_size(name, spec)) for name, spec in self.block]
+        for option, left in (("net-mac", self.macs), ("block-sector-size", self.sector_sizes)):
+            for name in left:
+                kind = option.split("-")[0]
+                raise UsageError(f"--{option}:{name}: nothing is attached with --{kind}:{name}")
+        return Config(kernel, args, self.mem_bytes, tuple(net), tuple(block), self.dumpcore)
+
+    def _with_mac(self, name: str | None, spec: Tap | Descriptor) -> Tap | Descriptor:
+        mac = self.macs.pop(name, None) if name else None
+        return replace(spec, mac=mac) if mac else spec
+
+    def _with_sector_size(self, name: str | None, spec: BlockFile) -> BlockFile:
+        size = self.sector_sizes.pop(name, None) if name else None
+        return spec if size is None else replace(spec, sector_size=size)
+
+
+_FLAGS: dict[str, Callable[[_Parser], None]] = {
+    "--help": _Parser.flag_help,
+    "-h": _Parser.flag_help,
+    "--version": _Parser.flag_version,
+    "--verbose": _Parser.flag_verbose,
+    "-v": _Parser.flag_verbose,
+    "--no-net-ring": _Parser.flag_nothing,  # none is offered yet
+    "--gdb": _Parser.flag_gdb,
+}
+
+_VALUES: dict[str, Callable[[_Parser, str, str | None, str], None]] = {
+    "--mem": _Parser.opt_mem,
+    "--dumpcore": _Parser.opt_dumpcore,
+    "--net": _Parser.opt_net,
+    "--net-mac": _Parser.opt_net_mac,
+    "--block": _Parser.opt_block,
+    "--disk": _Parser.opt_block,
+    "--block-sector-size": _Parser.opt_sector_size,
+    "--gdb-port": lambda parser, *_: parser.flag_gdb(),
+}
+
+_USAGE = """\
+usage: {program} [OPTIONS] [--] KERNEL [ARGS]
+       {program} inspect FILE [--json]
+       {program} build SOURCE... [--manifest FILE] -o KERNEL
+       {program} demo
+
+Run KERNEL, a unikernel for Solo5's hvt target; ARGS are its command line.
+
+  --mem SIZE              guest memory: MiB, or with a unit as in 64M, 1G
+                          (default 512; a multiple of 2 MiB, at most 4G)
+  --net [NAME=]TAP        attach a tap interface; NAME as the guest's
+                          manifest has it, needed if there are several
+      ,create             make the tap; it is gone when the guest ends
+      ,addr=A.B.C.D/LEN   give the made tap an address (more than one works)
+      ,bridge=BR          ... or put it on a bridge
+      ,mtu=N  ,mac=MAC    its MTU; the guest's MAC address (default: random)
+  --net [NAME=]@FD        attach an open descriptor: a tap, or a datagram or
+                          seqpacket socket with one frame per message
+  --block [NAME=]FILE     attach a disk image or block device
+      ,ro                 read-only (a writable image is locked)
+      ,sector-size=N      block size in bytes (default 512)
+  --dumpcore DIR          write a core file there if the guest aborts
+  -v, --verbose           say how the guest ended and what its devices did
+  --version               the version, and the ABI version
+  --help                  this text
+
+Solo5's own spelling works too: --mem=MIB, --net:NAME=TAP, --net:NAME=@FD,
+--net-mac:NAME=MAC, --block:NAME=FILE, --block-sector-size:NAME=N,
+--net=TAP, --disk=FILE, --dumpcore=DIR, --no-net-ring."""
+
+
+def usage(program: str) -> str:
+    return _USAGE.format(program=program)
+
+
+def parse(arguments: list[str]) -> CommandLine:
+    """Read a whole command line (without the program's name); raises UsageError."""
+    parser = _Parser()
+    rest = list(arguments)
+    while rest and rest[0].startswith("-") and rest[0] != "--":
+        _parse_option(parser, rest)
+        if parser.help or parser.version:
+            return CommandLine(None, help=parser.help, version=parser.version)
+    if rest[:1] == ["--"]:
+        rest.pop(0)
+    if not rest:
+        return CommandLine(None)
+    config = parser.config(rest[0], tuple(rest[1:]))
+    return CommandLine(config, verbose=parser.verbose)
+
+
+def _parse_option(parser: _Parser, rest: list[str]) -> None:
+    word = rest.pop(0)
+    flag = _FLAGS.get(word)
+    if flag is not None:
+        flag(parser)
+        return
+    head, equals, value = word.partition("=")
+    option, colon, name = head.partition(":")
+    handler = _VALUES.get(option)
+    if handler is None or (colon and option in ("--mem", "--dumpcore", "--disk", "--gdb-port")):
+        raise UsageError(f"Invalid option: `{word}'; see --help{_suggestion(option)}")
+    if colon and not is_name(name):
+        raise UsageError(f"Invalid option: `{word}': {name!r} is not a device name")
+    if not equals:
+        if colon or not rest:
+            raise UsageError(f"Invalid option: `{word}' needs a value, as in {head}=VALUE")
+        value = rest.pop(0)
+    if not value:
+        raise UsageError(f"Invalid option: `{word}' has an empty value")
+    handler(parser, head, name or None, value)
+
+
+def _suggestion(option: str) -> str:
+    from difflib import get_close_matches
+
+    close = get_close_matches(option, [*_FLAGS, *_VALUES], n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _split_name(value: str) -> tuple[str | None, str]:
+    """`service=tap0` -> its name and the rest; without a name, None."""
+    name, equals, rest = value.partition("=")
+    return (name, rest) if equals and is_name(name) else (None, value)
+
+
+def _number(word: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise UsageError(f"{word}: {text!r} is not a number")
+    return int(text)
+
+
+def _parse_interface(word: str, value: str) -> Tap | Descriptor:
+    """`tap0` or `@3`."""
+    if value.startswith("@"):
+        return Descriptor(_number(word, value[1:]))
+    if not value:
+        raise UsageError(f"{word}: name an interface, or a descriptor as in @3")
+    return Tap(value)
+
+
+def _parse_net(word: str, value: str) -> Tap | Descriptor:
+    """`tap0,create,addr=10.0.0.1/24,mtu=9000,bridge=br0,mac=...` or `@3,mtu=9000`."""
+    first, *options = value.split(",")
+    spec = _parse_interface(word, first)
+    changes: dict[str, object] = {}
+    for option in options:
+        key, equals, text = option.partition("=")
+        _net_option(word, option, key, text if equals else None, changes)
+    if isinstance(spec, Descriptor) and changes.keys() - {"mtu", "mac"}:
+        raise UsageError(f"{word}: only mtu and mac go with a descriptor")
+    if isinstance(spec, Tap) and changes.keys() - {"mac", "create"} and "create" not in changes:
+        raise UsageError(f"{word}: addr, mtu and bridge set up a new tap: add ,create")
+    return replace(spec, **changes)
+
+
+def _net_option(
+    word: str, option: str, key: str, text: str | None, changes: dict[str, object]
+) -> None:
+    if key == "create" and text is None:
+        changes["create"] = True
+    elif key == "addr" and text:
+        before = changes.get("addr", ())
+        changes["addr"] = (*before, _check_addr(word, text))  # type: ignore[misc]
+    elif key == "mtu" and text:
+        changes["mtu"] = _number(f"{word}: mtu", text)
+    elif key == "bridge" and text:
+        changes["bridge"] = text
+    elif key == "mac" and text:
+        changes["mac"] = conf.parse_mac(text)
+    else:
+        raise UsageError(
+            f"{word}: {option!r} is none of create, addr=ADDRESS/LENGTH, mtu=N, bridge=NAME, "
+            "mac=ADDRESS"
+        )
+
+
+def _check_addr(word: str, text: str) -> str:
+    import ipaddress
+
+    try:
+        ipaddress.ip_interface(text)
+    except ValueError:
+        text = ""
+    if "/" not in text:
+        raise UsageError(f"{word}: addr wants an address with its length, as in 10.0.0.1/24")
+    return text
+
+
+def _parse_block(word: str, value: str) -> BlockFile:
+    """`disk.img,ro,sector-size=4096`; a path may have commas of its own."""
+    readonly, sector_size = False, conf.SECTOR_SIZE
+    while True:
+        rest, comma, last = value.rpartition(",")
+        if not comma or not (last == "ro" or last.startswith("sector-size=")):
+            return BlockFile(value, readonly, sector_size)
+        if last == "ro":
+            readonly = True
+        else:
+            sector_size = _number(f"{word}: sector-size", last.partition("=")[2])
+        value = rest

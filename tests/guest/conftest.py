@@ -1,0 +1,111 @@
+"""Real guests on a real CPU, run as a user runs them: by the installed command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BINDINGS = ROOT / "guest-bindings"
+PTENDER = Path(sys.executable).with_name("ptender")
+NEEDS_FP = {"fp"}  # guests that are built with floating point
+NEEDS = {"ping": ["net"], "ping2": ["net"], "web": ["net", "tcp"]}  # sources beside their own
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+Build = Callable[[str], Path]
+
+
+@pytest.fixture(scope="session")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """Build a guest of guest-bindings/tests or /samples by its name, once; its path."""
+    folder = tmp_path_factory.mktemp("guests")
+
+    def build(name: str) -> Path:
+        output = folder / f"{name}.hvt"
+        if not output.exists():
+            home = "samples" if (BINDINGS / "samples" / f"{name}.c").exists() else "tests"
+            source = BINDINGS / home / f"{name}.c"
+            more = [BINDINGS / "samples" / f"{part}.c" for part in NEEDS.get(name, ())]
+            words = [str(PTENDER), "build", *map(str, [source, *more]), "-o", str(output)]
+            manifest = source.with_suffix(".json")
+            words += ["--manifest", str(manifest)] if manifest.exists() else []
+            words += ["--fp"] if name in NEEDS_FP else []
+            subprocess.run(words, check=True)
+        return output
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def kvm() -> None:
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        pytest.skip("no access to /dev/kvm")
+
+
+@pytest.fixture
+def ptender(kvm: None) -> Run:
+    """Run the command to its end: `ptender("--mem=4", path).stdout`."""
+
+    def run(
+        *words: object, timeout: float = 100, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        settings: dict[str, Any] = {"capture_output": True, "text": True, "errors": "replace"}
+        return subprocess.run(
+            [str(PTENDER), *map(str, words)], timeout=timeout, **(settings | options)
+        )
+
+    return run
+
+
+class Namespace:
+    """A network namespace that ends with the test."""
+
+    def __init__(self) -> None:
+        self._holder = subprocess.Popen(
+            ["unshare", "--net", "--", "sh", "-c", "echo; exec sleep 3600"], stdout=subprocess.PIPE
+        )
+        assert self._holder.stdout
+        self._holder.stdout.readline()
+        self.enter = ["nsenter", f"--net=/proc/{self._holder.pid}/ns/net", "--"]
+        self.ip("link set lo up")
+
+    def ip(self, words: str) -> str:
+        return self.run("ip", *words.split()).stdout
+
+    def run(self, *words: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = [*self.enter, *map(str, words)]
+        return subprocess.run(command, check=check, capture_output=True, text=True, timeout=100)
+
+    def start(self, *words: object, **options: Any) -> subprocess.Popen[str]:
+        settings: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        command = [*self.enter, *map(str, words)]
+        return subprocess.Popen(command, text=True, **(settings | options))
+
+    def tap(self, name: str, *words: str) -> None:
+        self.ip(f"tuntap add {name} mode tap")
+        for word in words:
+            self.ip(f"addr add {word} dev {name}")
+        self.ip(f"link set {name} up")
+
+    def close(self) -> None:
+        self._holder.kill()
+        self._holder.wait()
+        assert self._holder.stdout
+        self._holder.stdout.close()
+
+
+@pytest.fixture
+def namespace(kvm: None) -> Iterator[Namespace]:
+    if os.geteuid() != 0:
+        pytest.skip("taps and network namespaces need root")
+    if not os.path.exists("/dev/net/tun"):
+        pytest.skip("no /dev/net/tun")
+    value = Namespace()
+    yield value
+    value.close()

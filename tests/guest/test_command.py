@@ -1,0 +1,304 @@
+"""The command as operators use it: words, statuses, signals, and what is left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.guest.conftest import PTENDER, Build, Run
+
+ONE_LINE = r"(ptender|solo5-hvt[.2]*): [^\n]+\n"
+
+
+def test_version_is_what_albatross_looks_for(ptender: Run) -> None:
+    done = ptender("--version")
+    assert done.returncode == 0
+    assert "ABI version 2" in (done.stdout + done.stderr).splitlines()
+
+
+def test_the_stand_in_speaks_as_the_original(ptender: Run) -> None:
+    stand_in = PTENDER.with_name("solo5-hvt.2")
+    done = subprocess.run([stand_in, "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "ABI version 2" in done.stderr.splitlines()
+    done = subprocess.run([stand_in, "--help"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    done = subprocess.run([stand_in, "--nonsense", "k"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert ptender("--help").returncode == 0
+    # There, `inspect` is the name of a kernel as any other.
+    done = subprocess.run([stand_in, "inspect"], capture_output=True, text=True, cwd="/")
+    assert "inspect: Could not open" in done.stderr
+
+
+def test_the_demo_needs_nothing(ptender: Run) -> None:
+    done = ptender("demo", "to", "you")
+    assert done.returncode == 0, done
+    assert "to you" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        ([], 2, "Missing KERNEL operand"),
+        (["--nte", "tap0", "k"], 2, "did you mean --net"),
+        (["--nte", "--net:a=tap0", "k"], 1, "Invalid option"),
+        (["--mem=x", "k"], 2, "Malformed argument to --mem"),
+        (["/nonexistent/k.hvt"], 1, "/nonexistent/k.hvt: Could not open: No such file"),
+        (["/"], 1, "/: not a regular file"),
+        (["/dev/null"], 1, "/dev/null: not a regular file"),
+        ([__file__], 1, "not an ELF executable"),
+        (["/bin/true"], 1, "not a static executable"),
+        (["inspect", "/nonexistent"], 1, "/nonexistent: Could not open"),
+    ],
+)
+def test_wrong_words_and_files(ptender: Run, words: list[str], status: int, message: str) -> None:
+    done = ptender(*words)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert message in done.stderr
+    assert re.fullmatch(ONE_LINE, done.stderr), done
+
+
+def test_devices_that_are_not_declared_or_not_attached(
+    ptender: Run, guest: Build, tmp_path: Path
+) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(4096))
+    cases: list[tuple[list[object], str]] = [
+        ([guest("block")], "All declared devices must be attached; missing: 'storage'"),
+        ([f"--block:disk={image}", guest("block")], "Resource not declared in manifest: 'disk'"),
+        ([f"--net:storage={image}", guest("block")], "Resource not declared in manifest"),
+        (["--block", image, guest("maxdevices")], "several block devices"),
+        (["--block", image, guest("exit")], "declares no block device"),
+        (["--block", image, "--block", image, guest("block")], "every block device"),
+        (["--mem=5000", guest("exit")], "above the maximum, 4096 MiB"),
+        (["--dumpcore=/nonexistent", guest("exit")], "--dumpcore=/nonexistent: cannot open dir"),
+    ]
+    for words, message in cases:
+        done = ptender(*words)
+        assert (done.returncode, done.stdout) == (1, ""), done
+        assert message in done.stderr
+        assert re.fullmatch(ONE_LINE, done.stderr), done
+
+
+def test_memory_is_rounded_down_with_a_warning(ptender: Run, guest: Build) -> None:
+    done = ptender("--mem=9", guest("memory"))
+    assert done.returncode == 0
+    assert done.stderr == f"ptender: adjusting memory to {8 << 20} bytes\n"
+
+
+def test_an_image_that_does_not_fit_says_how_much_it_needs(
+    ptender: Run, guest: Build, tmp_path: Path
+) -> None:
+    source = tmp_path / "big.c"
+    source.write_text(
+        "#include <solo5.h>\n"
+        "char big[3 << 20] = {1};\n"
+        "int solo5_app_main(const struct solo5_start_info *i) { (void)i; return big[5]; }\n"
+    )
+    image = tmp_path / "big.hvt"
+    assert ptender("build", source, "-o", image).returncode == 0
+    done = ptender("--mem=2", image)
+    assert done.returncode == 1
+    wanted = re.search(r"does not fit into 2 MiB .* give it more: --mem=(\d+)", done.stderr)
+    assert wanted, done
+    assert ptender(f"--mem={wanted[1]}", image).returncode == 0
+
+
+def test_inspect(ptender: Run, guest: Build) -> None:
+    done = ptender("inspect", guest("badhandle"))
+    assert done.returncode == 0
+    assert max(map(len, done.stdout.splitlines()[1:])) <= 80
+    for text in ("hvt, ABI version 2, x86_64", "BLOCK_BASIC  storage", "NET_BASIC    service"):
+        assert text in done.stdout
+    facts = json.loads(ptender("inspect", "--json", guest("badhandle")).stdout)
+    assert facts["target"] == "hvt"
+    assert [device["handle"] for device in facts["devices"]] == [1, 2]
+    assert {segment["protection"] for segment in facts["segments"]} == {"r-x", "r--", "rw-"}
+    assert ptender(f"--mem={facts['memory_min'] >> 20}", guest("exit")).returncode == 0
+
+
+def test_verbose_tells_what_the_devices_did(ptender: Run, guest: Build, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(4096))
+    done = ptender("-v", "--mem=8", "--block", image, guest("block"))
+    assert "ptender: guest halted, status 0\n" in done.stderr
+    assert re.search(r"block:storage: \d+ calls, \d+ bytes", done.stderr)
+
+
+# The end, by a signal.
+
+
+def start(*words: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [str(PTENDER), *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> None:
+    assert process.stdout
+    for line in process.stdout:
+        if text in line:
+            return
+    pytest.fail(f"ended without {text!r}: {process.communicate()}")
+
+
+@pytest.mark.usefixtures("kvm")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("name", "words", "says"), [("loop", [], "looping"), ("sleep", ["100000"], "heap")]
+)
+def test_a_signal_ends_any_guest(
+    guest: Build, number: signal.Signals, name: str, words: list[str], says: str
+) -> None:
+    with start("--mem=8", guest(name), *words) as process:
+        read_until(process, says)
+        time.sleep(0.05)  # the sleeping guest gets to its sleep
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert errors == f"ptender: Exiting on signal {int(number)}\n"
+
+
+@pytest.mark.usefixtures("kvm")
+def test_a_signal_ends_a_guest_whose_output_nobody_takes(guest: Build) -> None:
+    with start("--mem=8", guest("flood")) as process:
+        time.sleep(1)  # the pipe fills up and the guest's console blocks
+        process.terminate()
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert errors == "ptender: Exiting on signal 15\n"
+
+
+@pytest.mark.usefixtures("kvm")
+def test_a_signal_at_any_moment_ends_the_command(guest: Build) -> None:
+    """From the interpreter's first steps on: it never hangs and never prints a traceback."""
+    for step in range(40):
+        with start("--mem=8", guest("loop")) as process:
+            time.sleep(step * 0.005)
+            process.terminate()
+            _, errors = process.communicate(timeout=30)
+        assert process.returncode in (1, -signal.SIGTERM)
+        assert errors in ("", "ptender: Exiting on signal 15\n")
+
+
+@pytest.mark.usefixtures("kvm")
+def test_a_console_that_is_closed_ends_the_guest(guest: Build) -> None:
+    with start("--mem=8", guest("flood")) as process:
+        read_until(process, "flood 3")
+        assert process.stdout
+        process.stdout.close()
+        assert process.stderr
+        assert "nobody reads it any more" in process.stderr.read()
+    assert process.returncode == 1
+
+
+@pytest.mark.usefixtures("kvm")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_lock_is_gone_however_its_holder_ended(
+    ptender: Run, guest: Build, tmp_path: Path, number: signal.Signals
+) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(4096))
+    source = tmp_path / "hold.c"
+    source.write_text(
+        "#include <solo5.h>\n#include <stdio.h>\n"
+        'int solo5_app_main(const struct solo5_start_info *i) { (void)i; puts("held");\n'
+        "    for (;;) ; }\n"
+    )
+    manifest = tmp_path / "hold.json"
+    devices = [{"name": "storage", "type": "BLOCK_BASIC"}]
+    manifest.write_text(json.dumps({"type": "solo5.manifest", "version": 1, "devices": devices}))
+    holder = tmp_path / "hold.hvt"
+    assert ptender("build", source, "--manifest", manifest, "-o", holder).returncode == 0
+    with start("--mem=8", "--block", image, holder) as process:
+        read_until(process, "held")
+        second = ptender("--mem=8", "--block", image, guest("block"))
+        assert second.returncode == 1
+        assert f"locked by process {process.pid} (" in second.stderr
+        assert re.fullmatch(ONE_LINE, second.stderr)
+        process.send_signal(number)
+        process.communicate()
+    assert ptender("--mem=8", "--block", image, guest("block")).returncode == 0
+
+
+# Output, as scripts see it.
+
+
+def test_standard_input_is_never_read_and_may_be_anything(guest: Build, ptender: Run) -> None:
+    writer = os.open("/dev/null", os.O_WRONLY)
+    done = subprocess.run([PTENDER, "--mem=8", guest("exit"), "3"], stdin=writer, stdout=writer)
+    os.close(writer)
+    assert done.returncode == 3
+    closed = f"exec {PTENDER} --mem=8 {guest('exit')} 3 0<&- 1>&- 2>&-"
+    assert subprocess.run(["sh", "-c", closed]).returncode == 3
+
+
+def test_a_full_disk_under_the_console_does_not_end_the_guest(guest: Build, kvm: None) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [PTENDER, "--mem=8", guest("exit"), "3"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1
+    assert "console: output lost" in done.stderr
+
+
+# Core files.
+
+
+@pytest.mark.parametrize("words", [[], ["trap"]])
+def test_gdb_opens_a_core(ptender: Run, guest: Build, tmp_path: Path, words: list[str]) -> None:
+    kernel = guest("dumpcore")
+    done = ptender("--mem=64", f"--dumpcore={tmp_path}", kernel, *words)
+    assert done.returncode == 255
+    name = re.search(r"core\.solo5-hvt\.[0-9]+$", done.stderr.strip())
+    assert name, done
+    core = tmp_path / name[0]
+    assert [path.name for path in tmp_path.iterdir()] == [core.name]
+    assert core.stat().st_size > 64 << 20
+    assert core.stat().st_blocks * 512 < 4 << 20
+    marker = re.search(r"core_marker (0x[0-9a-f]+)", done.stdout)
+    assert marker, done
+    shown = subprocess.run(
+        ["gdb", "-nx", "-batch", "-ex", f"x/2gx {marker[1]}", "-ex", "info registers rip", "-c"]
+        + [str(core), str(kernel)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "0xc0deface00000001" in shown
+    assert "0xc0deface00000002" in shown
+    if words:
+        trap = re.search(r"rip=(0x[0-9a-f]+)", done.stdout)
+        assert trap
+        assert re.search(rf"rip +{trap[1]}", shown), shown
+
+
+def test_no_core_without_an_abort(ptender: Run, guest: Build, tmp_path: Path) -> None:
+    assert ptender("--mem=8", f"--dumpcore={tmp_path}", guest("exit"), "254").returncode == 254
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_core_that_does_not_fit_leaves_nothing(ptender: Run, guest: Build, kvm: None) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("a file system of its own needs root")
+    script = (
+        "mount -t tmpfs -o size=64k tmpfs /mnt && "
+        f"{PTENDER} --mem=64 --dumpcore=/mnt {guest('dumpcore')} >/dev/null; echo $?; ls -A /mnt"
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True
+    )
+    assert done.stdout == "255\n", done
+    assert "dumpcore: /mnt: No space left on device" in done.stderr

@@ -1,0 +1,134 @@
+"""The same guests, run by a program."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tender import BlockFile, Descriptor, Guest, open_image
+from tender.errors import DeviceError, GuestFault, ImageError
+from tests.guest.conftest import Build
+
+pytestmark = pytest.mark.usefixtures("kvm")
+
+
+def run(kernel: Path, *args: str, **options: object) -> tuple[object, bytes]:
+    """A guest on this thread: its outcome and its output."""
+    reader, writer = os.pipe()
+    outcome = Guest(kernel, *args, mem_mib=8, console=writer, **options).run()  # type: ignore[arg-type]
+    os.close(writer)
+    with open(reader, "rb") as output:
+        return outcome, output.read()
+
+
+def test_an_image_is_described(guest: Build) -> None:
+    image = open_image(guest("badhandle"))
+    assert [device.name for device in image.manifest.devices] == ["storage", "service"]
+    with pytest.raises(ImageError, match="Could not open"):
+        open_image("/nonexistent")
+
+
+def test_a_guest_halts(guest: Build) -> None:
+    outcome, output = run(guest("exit"), "7")
+    assert (outcome.reason, outcome.status, outcome.error) == ("halted", 7, None)  # type: ignore[attr-defined]
+    assert b"Solo5:" in output
+
+
+def test_a_trap_has_its_registers(guest: Build) -> None:
+    outcome, _ = run(guest("exception"), "ud2")
+    assert outcome.status == 255  # type: ignore[attr-defined]
+    assert outcome.trap["rip"] >= 0x100000  # type: ignore[attr-defined]
+
+
+def test_a_fault_has_its_facts(guest: Build) -> None:
+    outcome, _ = run(guest("badgpa"))
+    assert (outcome.reason, outcome.status) == ("fault", 1)  # type: ignore[attr-defined]
+    error = outcome.error  # type: ignore[attr-defined]
+    assert isinstance(error, GuestFault)
+    assert (error.gpa, error.hypercall) == (8 << 20, 2)
+
+
+def test_devices_and_their_statistics(guest: Build, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(4096))
+    outcome, output = run(guest("block"), block={"storage": BlockFile(str(image))})
+    assert b"SUCCESS" in output
+    assert outcome.stats["block:storage"]["bytes"] >= 8192  # type: ignore[attr-defined]
+    with pytest.raises(DeviceError, match="All declared devices must be attached"):
+        Guest(guest("block")).run()
+
+
+def test_a_guest_runs_beside_the_program(guest: Build) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(60)
+    null = os.open("/dev/null", os.O_WRONLY)
+    with Guest(
+        guest("ping"), mem_mib=8, net={"service": Descriptor(theirs.fileno())}, console=null
+    ) as running:
+        assert ours.recv(2000)[12:14] == b"\x08\x06"
+        assert running.running
+        with pytest.raises(TimeoutError):
+            running.wait(timeout=0.05)
+        outcome = running.stop()
+    assert (outcome.reason, outcome.signo, running.running) == ("stopped", 0, False)
+    assert outcome.stats["net:service:sent"]["calls"] >= 1
+    os.close(null)
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize(("name", "words"), [("loop", []), ("sleep", ["100000"]), ("flood", [])])
+def test_stop_ends_any_guest(guest: Build, name: str, words: list[str]) -> None:
+    reader, writer = os.pipe()
+    running = Guest(guest(name), *words, mem_mib=8, console=writer).start()
+    os.read(reader, 1)
+    time.sleep(0.2)
+    assert running.stop().reason == "stopped"
+    assert running.stop().reason == "stopped"
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_guest_that_is_stopped_at_once(guest: Build) -> None:
+    for delay in range(20):
+        running = Guest(guest("loop"), mem_mib=8, console=2).start()
+        time.sleep(delay * 0.001)
+        assert running.stop().reason == "stopped"
+
+
+def test_an_error_at_the_start_reaches_the_program() -> None:
+    running = Guest("/nonexistent.hvt").start()
+    with pytest.raises(ImageError, match="Could not open"):
+        running.wait()
+    with pytest.raises(ImageError), Guest("/nonexistent.hvt"):
+        pass
+    with pytest.raises(ZeroDivisionError), Guest("/nonexistent.hvt"):
+        raise ZeroDivisionError
+    with pytest.raises(RuntimeError, match="not started"):
+        Guest("/nonexistent.hvt").wait()
+
+
+def test_nothing_is_left_of_many_guests(guest: Build) -> None:
+    def once() -> None:
+        run(guest("exit"), "0")
+
+    once()
+    descriptors, threads = os.listdir("/proc/self/fd"), threading.active_count()
+    mappings = len(Path("/proc/self/maps").read_text().splitlines())
+    for _ in range(10):
+        once()
+    assert os.listdir("/proc/self/fd") == descriptors
+    assert threading.active_count() == threads
+    assert len(Path("/proc/self/maps").read_text().splitlines()) <= mappings + 5
+
+
+def test_guests_side_by_side(guest: Build) -> None:
+    null = os.open("/dev/null", os.O_WRONLY)
+    guests = [Guest(guest("sleep"), "300", mem_mib=8, console=null).start() for _ in range(8)]
+    assert {running.wait(timeout=60).status for running in guests} == {0}
+    os.close(null)

@@ -1,0 +1,126 @@
+"""A guest without a CPU: memory and real devices, and hypercalls put in by hand."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tender._abi import ffi, lib
+from tender.cleanup import Cleanup
+from tender.config import BlockFile, Descriptor
+from tender.hypercalls import Dispatcher, Halt
+from tender.manifest import Device
+from tender.memory import GuestMemory, Layout
+from tender.modules import block, net
+from tender.modules.block import Block
+from tender.modules.console import Console
+from tender.modules.net import Net
+from tender.modules.poll import Poll
+from tender.modules.time import Time
+from tender.stop import Stop
+from tender.vcpu import IoOut
+
+if TYPE_CHECKING:
+    from tender.hypercalls import Module
+
+SIZE = 4 << 20
+TEXT = 0x100000  # one read-only page
+ARGS = 0x200000  # where an argument block goes
+DATA = 0x201000
+U64 = 1 << 64
+CAPACITY = 64 * 512
+
+DISK, READONLY, PORT, OTHER_PORT = 1, 2, 3, 4  # handles
+MAC = b"\x02\x00\x00\x00\x00\x01"
+
+BLOCKS = {
+    lib.HVT_HYPERCALL_WALLTIME: "hvt_walltime",
+    lib.HVT_HYPERCALL_PUTS: "hvt_puts",
+    lib.HVT_HYPERCALL_POLL: "hvt_poll",
+    lib.HVT_HYPERCALL_BLOCK_WRITE: "hvt_block_io",
+    lib.HVT_HYPERCALL_BLOCK_READ: "hvt_block_io",
+    lib.HVT_HYPERCALL_NET_WRITE: "hvt_net_io",
+    lib.HVT_HYPERCALL_NET_READ: "hvt_net_io",
+    lib.HVT_HYPERCALL_HALT: "hvt_halt",
+}
+NUMBERS = {
+    "WALLTIME": lib.HVT_HYPERCALL_WALLTIME,
+    "PUTS": lib.HVT_HYPERCALL_PUTS,
+    "POLL": lib.HVT_HYPERCALL_POLL,
+    "BLOCK_WRITE": lib.HVT_HYPERCALL_BLOCK_WRITE,
+    "BLOCK_READ": lib.HVT_HYPERCALL_BLOCK_READ,
+    "NET_WRITE": lib.HVT_HYPERCALL_NET_WRITE,
+    "NET_READ": lib.HVT_HYPERCALL_NET_READ,
+    "HALT": lib.HVT_HYPERCALL_HALT,
+}
+
+
+class Rig:
+    """Handles: a disk, a read-only disk, two ports whose other ends are `wire` and `other_wire`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.cleanup = Cleanup()
+        self.warnings: list[str] = []
+        self.memory = GuestMemory(SIZE)
+        self.cleanup.callback(self.memory.close)
+        self.memory.protect(TEXT, TEXT + 4096, readable=True, writable=False)
+        self.disk = folder / "disk.img"
+        self.readonly = folder / "readonly.img"
+        self.disk.write_bytes(bytes(CAPACITY))
+        self.readonly.write_bytes(b"r" * CAPACITY)
+        self.stop = Stop()
+        self.block = Block({
+            DISK: self._block(DISK, BlockFile(str(self.disk))),
+            READONLY: self._block(READONLY, BlockFile(str(self.readonly), readonly=True)),
+        })  # fmt: skip
+        self.wire, port = self._wire()
+        self.other_wire, other_port = self._wire()
+        self.net = Net({PORT: self._net(PORT, port), OTHER_PORT: self._net(OTHER_PORT, other_port)})
+        self.output, console = os.pipe()
+        self.cleanup.callback(lambda: os.close(self.output))
+        self.cleanup.callback(lambda: os.close(console))
+        self.console = Console(console, self.stop, self.warnings.append)
+        self.poll = Poll(self.net, self.stop)
+        modules: list[Module] = [self.console, Time(), self.poll, self.block, self.net]
+        self._dispatcher = Dispatcher(self.memory, modules)
+
+    def _block(self, handle: int, spec: BlockFile) -> block.BlockDevice:
+        device = Device(f"disk{handle}", lib.MFT_DEV_BLOCK_BASIC, handle)
+        return block.attach(device, spec, self.cleanup, self.warnings.append)
+
+    def _wire(self) -> tuple[socket.socket, socket.socket]:
+        ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in ends:
+            end.setblocking(False)
+            self.cleanup.callback(end.close)
+        return ends
+
+    def _net(self, handle: int, end: socket.socket) -> net.NetDevice:
+        device = Device(f"port{handle}", lib.MFT_DEV_NET_BASIC, handle)
+        spec = Descriptor(end.fileno(), mac=MAC)
+        return net.attach(device, spec, self.cleanup, self.warnings.append)
+
+    def put(self, name: str, at: int = ARGS, **fields: int) -> Any:
+        """Write an argument block at a GPA; the block, in place."""
+        struct = BLOCKS[NUMBERS[name]]
+        value = ffi.new(f"struct {struct} *", fields)
+        raw = bytes(ffi.buffer(value))
+        self.memory.view[at : at + len(raw)] = raw
+        return self.memory.at(Layout(struct), at)
+
+    def call(self, name: str, **fields: int) -> Any:
+        """Make a hypercall with these fields; the block with the reply."""
+        block = self.put(name, **fields)
+        self.dispatch(name, ARGS)
+        return block
+
+    def dispatch(self, name: str, gpa: int) -> Halt | None:
+        return self._dispatcher.dispatch(IoOut(lib.HVT_HYPERCALL_PIO_BASE + NUMBERS[name], 4, gpa))
+
+    def exit(self, exit: Any) -> Halt | None:
+        return self._dispatcher.dispatch(exit)
+
+    def close(self) -> None:
+        self.cleanup.close()

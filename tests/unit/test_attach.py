@@ -1,0 +1,169 @@
+"""What can be attached, and what wrong devices get. No root, no KVM."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tender.cleanup import Cleanup
+from tender.config import BlockFile, Descriptor, Tap
+from tender.errors import DeviceError
+from tender.manifest import Device
+from tender.modules import block, net
+
+DISK = Device("storage", 1, 1)
+PORT = Device("service", 2, 1)
+
+
+@pytest.fixture
+def cleanup() -> Iterator[Cleanup]:
+    with Cleanup() as value:
+        yield value
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(8192))
+    return path
+
+
+def attach(cleanup: Cleanup, path: object, **options: object) -> block.BlockDevice:
+    spec = BlockFile(str(path), **options)  # type: ignore[arg-type]
+    return block.attach(DISK, spec, cleanup, pytest.fail)
+
+
+def test_a_file_is_a_disk(cleanup: Cleanup, image: Path) -> None:
+    device = attach(cleanup, image, sector_size=4096)
+    assert (device.capacity, device.sector_size) == (8192, 4096)
+
+
+@pytest.mark.parametrize("size", [0, 1, 256, 511, 513, 521, 1000, 1 << 16])
+def test_sector_sizes(cleanup: Cleanup, image: Path, size: int) -> None:
+    with pytest.raises(
+        DeviceError, match="Block size must be a multiple of 2 greater than or equal 512"
+    ):
+        attach(cleanup, image, sector_size=size)
+
+
+@pytest.mark.parametrize("size", [0, 1, 511, 513, 6143])
+def test_sizes_of_images(cleanup: Cleanup, tmp_path: Path, size: int) -> None:
+    path = tmp_path / "odd.img"
+    path.write_bytes(bytes(size))
+    with pytest.raises(DeviceError, match="Backing storage size must be block aligned"):
+        attach(cleanup, path)
+
+
+def test_images_that_cannot_be_opened(cleanup: Cleanup, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path, message in [
+        ("/nonexistent/disk.img", "Could not open block device: .*No such file"),
+        (tmp_path, "Is a directory"),
+        (tmp_path / "fifo", "neither a file nor a block device"),
+        ("/dev/null", "neither a file nor a block device"),
+        ("a\0b", "Could not open"),
+    ]:
+        with pytest.raises(DeviceError, match=message) as raised:
+            attach(cleanup, path)
+        assert "'storage'" in str(raised.value)
+
+
+def test_a_writable_image_has_one_user(image: Path) -> None:
+    with Cleanup() as first:
+        attach(first, image)
+        for options in ({}, {"readonly": True}):
+            with Cleanup() as second, pytest.raises(DeviceError, match=r"locked by this guest"):
+                attach(second, image, **options)
+    with Cleanup() as again:
+        attach(again, image)
+
+
+def test_readers_share_an_image(image: Path) -> None:
+    with Cleanup() as first, Cleanup() as second:
+        attach(first, image, readonly=True)
+        attach(second, image, readonly=True)
+        with Cleanup() as writer, pytest.raises(DeviceError, match="locked"):
+            attach(writer, image)
+
+
+def test_a_lock_names_its_holder(cleanup: Cleanup, image: Path) -> None:
+    code = (
+        "import fcntl,sys; f=open(sys.argv[1],'r+b'); fcntl.flock(f,2); print(flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(image)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout
+        holder.stdout.readline()
+        with pytest.raises(DeviceError, match=rf"locked by process {holder.pid} \(.*python"):
+            attach(cleanup, image)
+        holder.communicate(b"\n")
+    attach(cleanup, image)
+
+
+def test_a_failed_attach_keeps_nothing(image: Path) -> None:
+    before = os.listdir("/proc/self/fd")
+    with Cleanup() as first:
+        attach(first, image)
+        with Cleanup() as second, pytest.raises(DeviceError):
+            attach(second, image)
+    assert os.listdir("/proc/self/fd") == before
+    with open(image, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_descriptors_that_carry_no_frames(cleanup: Cleanup) -> None:
+    stream, other = socket.socketpair()
+    reader, writer = os.pipe()
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd, message in [
+        (stream.fileno(), "a stream socket does not keep frames apart"),
+        (reader, "neither a tap nor a socket"),
+        (null, "neither a tap nor a socket"),
+        (9999, "no such descriptor"),
+        (1 << 40, "no such descriptor"),
+    ]:
+        with pytest.raises(DeviceError, match=message) as raised:
+            net.attach(PORT, Descriptor(fd), cleanup, pytest.fail)
+        assert f"@{fd}" in str(raised.value)
+        assert "Could not attach interface" in str(raised.value)
+    for fd in (reader, writer, null):
+        os.close(fd)
+    stream.close()
+    other.close()
+
+
+@pytest.mark.parametrize("mtu", [-1, 65536])
+def test_mtus(cleanup: Cleanup, mtu: int) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs, pytest.raises(DeviceError, match=f"MTU {mtu} is not 1 to 65535"):
+        net.attach(PORT, Descriptor(theirs.fileno(), mtu=mtu), cleanup, pytest.fail)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 16, "a/b", "tap%d"])
+def test_names_that_no_interface_has(cleanup: Cleanup, name: str) -> None:
+    with pytest.raises(DeviceError, match="Could not attach interface .*not an interface name"):
+        net.attach(PORT, Tap(name), cleanup, pytest.fail)
+
+
+def test_an_interface_that_does_not_exist(cleanup: Cleanup) -> None:
+    with pytest.raises(DeviceError, match="Could not attach interface 'nosuch0'.*no such"):
+        net.attach(PORT, Tap("nosuch0"), cleanup, pytest.fail)
+
+
+def test_an_interface_that_is_no_tap(cleanup: Cleanup) -> None:
+    with pytest.raises(DeviceError, match="Could not attach interface 'lo'"):
+        net.attach(PORT, Tap("lo"), cleanup, pytest.fail)
+
+
+def test_random_addresses_are_local_and_unicast() -> None:
+    addresses = {net.random_mac() for _ in range(100)}
+    assert len(addresses) == 100
+    assert all(mac[0] & 3 == 2 for mac in addresses)

@@ -1,0 +1,231 @@
+"""The command line: Solo5's spelling, the friendlier one, and what wrong words get."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tender import words
+from tender._abi import lib
+from tender.config import (
+    BlockFile,
+    Config,
+    Descriptor,
+    Tap,
+    assign,
+    check_all_attached,
+    parse_mac,
+    parse_size,
+    usable_memory,
+)
+from tender.errors import ConfigError, DeviceError, TenderError, UsageError
+from tender.manifest import Device, Manifest
+
+MIB = 1 << 20
+MAC = b"\x02\x00\x00\x00\x00\x07"
+
+
+def parse(text: str) -> Config:
+    config = words.parse(text.split()).config
+    assert config is not None
+    return config
+
+
+def test_solo5_words() -> None:
+    config = parse(
+        "--mem=64 --no-net-ring --net:service=tap0 --net-mac:service=02:00:00:00:00:07 "
+        "--block:storage=a,ro --block-sector-size:storage=4096 --dumpcore=/var -- k.hvt --x y"
+    )
+    assert config == Config(
+        "k.hvt",
+        ("--x", "y"),
+        64 * MIB,
+        (("service", Tap("tap0", mac=MAC)),),
+        (("storage", BlockFile("a,ro", sector_size=4096)),),
+        "/var",
+    )
+
+
+def test_words_of_urunc_keep_empty_arguments() -> None:
+    line = words.parse(["--mem=100", "--net:a=tap0", "k.hvt", "", "a", "", "--net=x"])
+    assert line.config is not None
+    assert line.config.args == ("", "a", "", "--net=x")
+
+
+def test_an_option_after_another_may_come_in_any_order() -> None:
+    config = parse(
+        "--net-mac:a=02:00:00:00:00:07 --net:a=tap0 --block-sector-size:d=512 --block:d=f k"
+    )
+    assert config.net == (("a", Tap("tap0", mac=MAC)),)
+    assert config.block == (("d", BlockFile("f")),)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("--net tap0 k", (None, Tap("tap0"))),
+        ("--net=tap0 k", (None, Tap("tap0"))),
+        ("--net service=tap0 k", ("service", Tap("tap0"))),
+        ("--net=service=tap0 k", ("service", Tap("tap0"))),
+        ("--net @3 k", (None, Descriptor(3))),
+        ("--net service=@3,mtu=9000 k", ("service", Descriptor(3, 9000))),
+        ("--net:service=@3 k", ("service", Descriptor(3))),
+        ("--net a=t,mac=2:0:0:0:0:7 k", ("a", Tap("t", mac=MAC))),
+        (
+            "--net a=t,create,addr=10.0.0.1/24,addr=fd00::1/64,mtu=9000,bridge=br0 k",
+            ("a", Tap("t", True, ("10.0.0.1/24", "fd00::1/64"), 9000, "br0")),
+        ),
+    ],
+)
+def test_net(text: str, expected: object) -> None:
+    assert parse(text).net == (expected,)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("--block disk.img k", (None, BlockFile("disk.img"))),
+        ("--disk=disk.img k", (None, BlockFile("disk.img"))),
+        ("--block storage=disk.img,ro k", ("storage", BlockFile("disk.img", True))),
+        ("--block a=x=y,sector-size=4096,ro k", ("a", BlockFile("x=y", True, 4096))),
+        ("--block ./a=b,c.img k", (None, BlockFile("./a=b,c.img"))),
+        ("--block a,b.img,ro k", (None, BlockFile("a,b.img", True))),
+    ],
+)
+def test_block(text: str, expected: object) -> None:
+    assert parse(text).block == (expected,)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("64", 64), ("64M", 64), ("64MiB", 64), ("64mb", 64), ("1G", 1024), ("65536K", 64)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size * MIB
+    assert parse(f"--mem {text} k").mem_bytes == size * MIB
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--mem=0 k", "Malformed argument to --mem"),
+        ("--mem=-5 k", "Malformed argument to --mem"),
+        ("--mem=x k", "'x' is not a size"),
+        ("--mem=5X k", "'5X' is not a size"),
+        ("--mem= k", "empty value"),
+        ("--mem:a=5 k", "Invalid option: `--mem:a=5'"),
+        ("--nte tap0 k", r"Invalid option: `--nte'.*did you mean --net\?"),
+        ("-x k", "Invalid option: `-x'"),
+        ("--net:a k", "needs a value"),
+        ("--net", "needs a value"),
+        ("--net:a-b=tap0 k", "'a-b' is not a device name"),
+        ("--net:=tap0 k", "'' is not a device name"),
+        ("--net @x k", "'x' is not a number"),
+        ("--net @-1 k", "'-1' is not a number"),
+        ("--net a=t,addr=10.0.0.1/24 k", "add ,create"),
+        ("--net a=t,create,addr=10.0.0.1 k", "as in 10.0.0.1/24"),
+        ("--net a=t,create,addr=10.0.0/24 k", "as in 10.0.0.1/24"),
+        ("--net a=t,create=1 k", "'create=1' is none of create"),
+        ("--net a=t,mtu=big,create k", "'big' is not a number"),
+        ("--net @3,create k", "only mtu and mac go with a descriptor"),
+        ("--net-mac:a=02:00:00:00:00:07 k", "nothing is attached with --net:a"),
+        ("--net-mac=02:00:00:00:00:07 k", "name the device"),
+        ("--net:a=t --net-mac:a=01:00:00:00:00:00 k", "not a unicast MAC"),
+        ("--net:a=t --net-mac:a=zz:00:00:00:00:00 k", "not a unicast MAC"),
+        ("--net:a=t --net-mac:a=02:00 k", "not a unicast MAC"),
+        ("--block-sector-size:a=512 k", "nothing is attached with --block:a"),
+        ("--block a=f,sector-size=x k", "'x' is not a number"),
+        ("--gdb k", "not part of this version"),
+    ],
+)
+def test_wrong_words(arguments: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as raised:
+        words.parse(arguments.split())
+    assert "\n" not in str(raised.value)
+
+
+def test_help_and_version_win() -> None:
+    assert words.parse(["--mem=64", "--help", "--nonsense"]).help
+    assert words.parse(["--version"]).version
+    assert words.parse([]).config is None
+    assert words.parse(["--"]).config is None
+
+
+def test_help_fits_80_columns() -> None:
+    assert max(map(len, words.usage("ptender").splitlines())) <= 80
+
+
+@given(st.lists(st.text(max_size=20), max_size=6))
+def test_any_words_are_a_command_line_or_a_usage_error(arguments: list[str]) -> None:
+    try:
+        words.parse(arguments)
+    except UsageError as error:
+        assert str(error)
+
+
+@pytest.mark.parametrize(
+    ("wish", "given"), [(1, 2), (2, 2), (3, 2), (511, 510), (512, 512), (4096, 4096)]
+)
+def test_memory_is_a_multiple_of_2_mib(wish: int, given: int) -> None:
+    assert usable_memory(wish * MIB) == given * MIB
+
+
+def test_memory_has_a_maximum() -> None:
+    with pytest.raises(ConfigError, match="maximum, 4096 MiB"):
+        usable_memory(4097 * MIB)
+
+
+def test_mac() -> None:
+    assert parse_mac("52:54:00:aB:c:1") == b"\x52\x54\x00\xab\x0c\x01"
+
+
+# What is attached to what.
+
+NET, BLOCK = lib.MFT_DEV_NET_BASIC, lib.MFT_DEV_BLOCK_BASIC
+MANIFEST = Manifest((Device("a", NET, 1), Device("disk", BLOCK, 2), Device("b", NET, 3)))
+
+
+def test_named_devices() -> None:
+    assert assign(MANIFEST, NET, [("b", "tapb"), ("a", "tapa")]) == {1: "tapa", 3: "tapb"}
+
+
+def test_the_only_device_of_its_kind_needs_no_name() -> None:
+    assert assign(MANIFEST, BLOCK, [(None, "f")]) == {2: "f"}
+    assert assign(MANIFEST, NET, [(None, "tapb"), ("a", "tapa")]) == {1: "tapa", 3: "tapb"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "specs", "message"),
+    [
+        (NET, [(None, "t")], r"several network devices \(a, b\): name one, as in --net a="),
+        (NET, [("a", "t"), ("a", "u")], "'a' is attached twice"),
+        (NET, [("c", "t")], r"Resource not declared in manifest: 'c' \(it declares a, b\)"),
+        (NET, [("disk", "t")], "Resource not declared in manifest: 'disk'"),
+        (BLOCK, [(None, "f"), (None, "g")], "every block device"),
+    ],
+)
+def test_wrong_assignments(kind: int, specs: list[tuple[str | None, str]], message: str) -> None:
+    with pytest.raises(DeviceError, match=message):
+        assign(MANIFEST, kind, specs)
+
+
+def test_a_guest_without_devices_gets_none() -> None:
+    with pytest.raises(DeviceError, match="declares no block device"):
+        assign(Manifest(), BLOCK, [(None, "f")])
+
+
+def test_every_device_must_be_attached() -> None:
+    check_all_attached(MANIFEST, [1, 2, 3])
+    with pytest.raises(
+        DeviceError, match="All declared devices must be attached; missing: 'disk' of type BLOCK"
+    ) as raised:
+        check_all_attached(MANIFEST, [1, 3])
+    assert "--block disk=FILE" in str(raised.value)
+
+
+def test_status_follows_the_spelling() -> None:
+    assert UsageError.exit_status == 2
+    assert TenderError.exit_status == DeviceError.exit_status == 1
+    assert words.has_solo5_spelling(["--mem=1", "--net:a=x", "k"])
+    assert not words.has_solo5_spelling(["--net", "tap0", "k", "--net:a=x"])
