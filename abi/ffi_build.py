@@ -1,8 +1,9 @@
-"""The three compiled modules of the tender, made by cffi in API mode with the limited API.
+"""The compiled modules of the tender, made by cffi in API mode with the limited API.
 
-`tender._abi`   layouts that guest and tender share (no calls: builds anywhere)
-`tender._host`  the few POSIX calls that Python has no face for, and how a guest is interrupted
-`tender._kvm`   KVM's structures and ioctls, as this machine's <linux/kvm.h> has them
+`tender._abi`     layouts that guest and tender share (no calls: builds anywhere)
+`tender._host`    the few POSIX calls that Python has no face for, and how a guest is interrupted
+`tender._kvm`     KVM's structures and ioctls, as this machine's <linux/kvm.h> has them
+`tender._engine`  tender/engine.c, the fast path
 
 A layout is written once: in this folder's headers (ours) or in the kernel's. What stands in a
 .cdef file only names the fields that the tender uses; the C compiler fills in the offsets.
@@ -19,23 +20,30 @@ HERE = Path(__file__).resolve().parent
 LIMITED_API = [("Py_LIMITED_API", "0x030A0000")]
 
 
-def make(name: str, declarations: list[str], source: str, folder: Path = HERE) -> FFI:
+def make(name: str, declarations: list[str], source: str, *c_files: str) -> FFI:
     ffi = FFI()
     for file in declarations:
         ffi.cdef((HERE / file).read_text())
     ffi.set_source(
         f"tender.{name}",
         source,
-        include_dirs=[str(folder)],
+        sources=list(c_files),
+        include_dirs=[str(HERE)],
         define_macros=LIMITED_API,
         py_limited_api=True,
-        extra_compile_args=["-std=gnu11", "-Wall", "-Wno-unused-function"],
+        extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wno-unused-function"],
     )
     return ffi
 
 
 abi = make("_abi", ["note.h", "hvt.h"], '#include "abi.h"')
-host = make("_host", ["host.cdef"], '#include "host.h"')
+host = make("_host", ["pollfd.cdef", "device.h", "host.cdef"], '#include "host.h"')
 
 if sys.platform == "linux":
     kvm = make("_kvm", ["kvm.cdef"], '#include "kvm.h"')
+    engine = make(
+        "_engine",
+        ["pollfd.cdef", "device.h", "engine.h"],
+        '#include <poll.h>\n#include "device.h"\n#include "engine.h"',
+        "tender/engine.c",
+    )

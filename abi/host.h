@@ -20,6 +20,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "device.h"
+
 #define STOP_KICK (SIGRTMIN + 3)
 #define STOP_AGAIN_US 10000
 
@@ -101,13 +103,19 @@ static int host_protect(void *address, size_t length, int writable, int readable
     return mprotect(address, length, prot);
 }
 
-static int host_poll(struct pollfd *fds, unsigned long count, uint64_t timeout_ns)
+static int host_poll(struct pollset *set, uint64_t timeout_ns)
 {
     struct timespec limit = {
         .tv_sec = (time_t)(timeout_ns / 1000000000u),
         .tv_nsec = (long)(timeout_ns % 1000000000u),
     };
-    return ppoll(fds, count, &limit, NULL);
+    return ppoll(set->fds, set->count, &limit, NULL);
+}
+
+static int host_wait_writable(int fd, int timeout_ms)
+{
+    struct pollfd room = {.fd = fd, .events = POLLOUT};
+    return poll(&room, 1, timeout_ms);
 }
 
 static ssize_t host_write(int fd, const void *data, size_t length)

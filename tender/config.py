@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     Spec = TypeVar("Spec")
 
+ENGINES = ("c", "python")
 SECTOR_SIZE = 512
 MTU = 1500  # of a socket: Ethernet's own
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -75,6 +76,7 @@ class Config:
     block: tuple[tuple[str | None, BlockFile], ...] = ()
     dumpcore: str | None = None
     console_fd: int = 1
+    engine: str = ENGINES[0]  # what answers hypercalls whose device is a plain descriptor
 
 
 def parse_size(text: str) -> int:

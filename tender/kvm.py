@@ -106,7 +106,7 @@ class Vcpu:
         if not run:
             raise HostError("KVM: cannot map the vCPU", "mmap", ffi.errno)
         cleanup.callback(lambda: lib.kvm_unmap_run(run, size))
-        self._run = run
+        self.shared = run  # struct kvm_run
         self._io = run.io
         self._base = ffi.cast("char *", run)
         self.immediate_exit = ffi.addressof(run, "immediate_exit")
@@ -121,9 +121,14 @@ class Vcpu:
 
     def run(self) -> Exit:
         """Let the guest run until something happens."""
-        if lib.kvm_ioctl(self.fd, lib.KVM_RUN, 0) < 0:
-            return self._not_run(ffi.errno)
-        run = self._run
+        failed = lib.kvm_ioctl(self.fd, lib.KVM_RUN, 0) < 0
+        return self.exit(ffi.errno if failed else 0)
+
+    def exit(self, error: int) -> Exit:
+        """What KVM_RUN came back with; `error` is its errno, 0 when there is an exit."""
+        if error:
+            return self._not_run(error)
+        run = self.shared
         reason = run.exit_reason
         if reason == lib.KVM_EXIT_IO:
             return self._io_exit()
@@ -136,7 +141,7 @@ class Vcpu:
 
     def _not_run(self, error: int) -> Exit:
         if error in (errno.EINTR, errno.EAGAIN):
-            self._run.immediate_exit = 0
+            self.shared.immediate_exit = 0
             return Interrupted()
         if error == errno.EFAULT:
             return Fault()
@@ -156,9 +161,9 @@ class Vcpu:
 
     def _failure(self, reason: int) -> Failure:
         if reason == lib.KVM_EXIT_INTERNAL_ERROR:
-            return Failure(f"KVM: internal error exit: suberror={lib.kvm_suberror(self._run):#x}")
+            return Failure(f"KVM: internal error exit: suberror={lib.kvm_suberror(self.shared):#x}")
         if reason == lib.KVM_EXIT_FAIL_ENTRY:
-            why = lib.kvm_entry_failure(self._run)
+            why = lib.kvm_entry_failure(self.shared)
             return Failure(f"KVM: entry failure: hw_entry_failure_reason={why:#x}")
         names = {lib.KVM_EXIT_HLT: " (HLT)", lib.KVM_EXIT_SHUTDOWN: " (triple fault)"}
         return Failure(f"KVM: unhandled exit: exit_reason={reason:#x}{names.get(reason, '')}")

@@ -17,6 +17,7 @@ from tender.hypercalls import Dispatcher
 from tender.image import ImageFile
 from tender.manifest import Attached, encode
 from tender.memory import GuestMemory
+from tender.modules import counters_dict
 from tender.modules.block import Block
 from tender.modules.console import Console
 from tender.modules.net import Net
@@ -29,6 +30,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tender.config import Config
     from tender.hypercalls import Halt, Module
+    from tender.kvm import Vcpu as KvmVcpu
     from tender.manifest import Manifest
     from tender.modules import Warn
     from tender.stop import Stop
@@ -89,7 +91,8 @@ class Machine:
         memory = self.memory = GuestMemory(mem_bytes)
         cleanup.callback(memory.close)
         file.load(memory)
-        vcpu = self._vcpu = self._create_vcpu(image.entry)
+        vcpu = self._create_vcpu(image.entry)
+        self._vcpu: Vcpu = vcpu
         memory.writable(layout.X86_GDT, len(x86_64.gdt()))[:] = x86_64.gdt()
         tables = x86_64.page_tables(mem_bytes)
         memory.writable(layout.X86_PML4, len(tables))[:] = tables
@@ -104,6 +107,11 @@ class Machine:
         )
         memory.writable(layout.BOOT_INFO, len(boot_info))[:] = boot_info
         self._calls = Dispatcher(memory, self._modules)
+        if config.engine == "c":
+            from tender.engine import Engine, EngineVcpu
+
+            engine = Engine(memory, self.console, self.poll, self.block, self.net)
+            self._vcpu = EngineVcpu(vcpu, engine)
 
     def _attach(self, manifest: Manifest) -> None:
         """Open the devices that the manifest declares, all of them."""
@@ -141,7 +149,7 @@ class Machine:
             told[handle] = Attached(mac=device.mac, mtu=device.mtu)
         return told
 
-    def _create_vcpu(self, entry: int) -> Vcpu:
+    def _create_vcpu(self, entry: int) -> KvmVcpu:
         from tender import kvm
 
         vm = kvm.Vm(kvm.Kvm(self._cleanup), self._cleanup)
@@ -180,13 +188,13 @@ class Machine:
             return None
 
     def _stats(self) -> dict[str, dict[str, int]]:
-        stats = {"console": self.console.counters.as_dict(), "poll": self.poll.counters.as_dict()}
+        cells = {"console": self.console.counters, "poll": self.poll.counters}
         for device in self.block.devices.values():
-            stats[f"block:{device.name}"] = device.counters.as_dict()
+            cells[f"block:{device.name}"] = device.counters
         for port in self.net.devices.values():
-            stats[f"net:{port.name}:received"] = port.received.as_dict()
-            stats[f"net:{port.name}:sent"] = port.sent.as_dict()
-        return stats
+            cells[f"net:{port.name}:received"] = port.received
+            cells[f"net:{port.name}:sent"] = port.sent
+        return {name: counters_dict(cell) for name, cell in cells.items()}
 
 
 def run(config: Config, stop: Stop, warn: Warn) -> Outcome:

@@ -47,7 +47,7 @@ class GuestMemory:
         self.view = memoryview(self._map)
         self.pointer = host.from_buffer(self._map)
         self.base = int(host.cast("uintptr_t", self.pointer))
-        self._protected: list[tuple[int, int, bool]] = []  # start, end, readable
+        self.protected: list[tuple[int, int, bool]] = []  # start, end, readable
         self._protected_end = 0
 
     def close(self) -> None:
@@ -65,7 +65,7 @@ class GuestMemory:
             return
         if lib.host_protect(self.pointer + start, end - start, writable, readable):
             raise HostError("cannot protect guest memory", "mprotect", host.errno)
-        self._protected.append((start, end, readable))
+        self.protected.append((start, end, readable))
         self._protected_end = max(self._protected_end, end)
 
     def readable(self, gpa: int, size: int) -> memoryview:
@@ -97,7 +97,7 @@ class GuestMemory:
         return self.pointer + gpa
 
     def _check_protection(self, gpa: int, size: int, write: bool) -> None:
-        for start, end, readable in self._protected:
+        for start, end, readable in self.protected:
             if gpa < end and gpa + size > start and size and (write or not readable):
                 raise invalid_access(gpa, size, "protected ")
 

@@ -51,6 +51,7 @@ class _Parser:
     def __init__(self) -> None:
         self.mem_bytes = layout.MEM_DEFAULT
         self.dumpcore: str | None = None
+        self.engine = conf.ENGINES[0]
         self.net: list[tuple[str | None, Tap | Descriptor]] = []
         self.block: list[tuple[str | None, BlockFile]] = []
         self.macs: dict[str, bytes] = {}
@@ -96,6 +97,9 @@ class _Parser:
             raise UsageError(f"{word}: name the device: --block-sector-size NAME={value}")
         self.sector_sizes[name] = _number(word, value)
 
+    def opt_engine(self, word: str, _name: str | None, value: str) -> None:
+        self.engine = _one_of(word, value, conf.ENGINES)
+
     # Flags.
 
     def flag_help(self) -> None:
@@ -120,7 +124,15 @@ class _Parser:
             for name in left:
                 kind = option.split("-")[0]
                 raise UsageError(f"--{option}:{name}: nothing is attached with --{kind}:{name}")
-        return Config(kernel, args, self.mem_bytes, tuple(net), tuple(block), self.dumpcore)
+        return Config(
+            kernel,
+            args,
+            self.mem_bytes,
+            tuple(net),
+            tuple(block),
+            self.dumpcore,
+            engine=self.engine,
+        )
 
     def _with_mac(self, name: str | None, spec: Tap | Descriptor) -> Tap | Descriptor:
         mac = self.macs.pop(name, None) if name else None
@@ -144,6 +156,7 @@ _FLAGS: dict[str, Callable[[_Parser], None]] = {
 _VALUES: dict[str, Callable[[_Parser, str, str | None, str], None]] = {
     "--mem": _Parser.opt_mem,
     "--dumpcore": _Parser.opt_dumpcore,
+    "--engine": _Parser.opt_engine,
     "--net": _Parser.opt_net,
     "--net-mac": _Parser.opt_net_mac,
     "--block": _Parser.opt_block,
@@ -151,6 +164,8 @@ _VALUES: dict[str, Callable[[_Parser, str, str | None, str], None]] = {
     "--block-sector-size": _Parser.opt_sector_size,
     "--gdb-port": lambda parser, *_: parser.flag_gdb(),
 }
+
+_NAMED = ("--net", "--net-mac", "--block", "--block-sector-size")  # may have :NAME
 
 _USAGE = """\
 usage: {program} [OPTIONS] [--] KERNEL [ARGS]
@@ -174,6 +189,8 @@ Run KERNEL, a unikernel for Solo5's hvt target; ARGS are its command line.
       ,ro                 read-only (a writable image is locked)
       ,sector-size=N      block size in bytes (default 512)
   --dumpcore DIR          write a core file there if the guest aborts
+  --engine c|python       what answers most hypercalls: compiled code (default)
+                          or the Python handlers, which are the reference
   -v, --verbose           say how the guest ended and what its devices did
   --version               the version, and the ABI version
   --help                  this text
@@ -212,7 +229,7 @@ def _parse_option(parser: _Parser, rest: list[str]) -> None:
     head, equals, value = word.partition("=")
     option, colon, name = head.partition(":")
     handler = _VALUES.get(option)
-    if handler is None or (colon and option in ("--mem", "--dumpcore", "--disk", "--gdb-port")):
+    if handler is None or (colon and option not in _NAMED):
         raise UsageError(f"Invalid option: `{word}'; see --help{_suggestion(option)}")
     if colon and not is_name(name):
         raise UsageError(f"Invalid option: `{word}': {name!r} is not a device name")
@@ -236,6 +253,12 @@ def _split_name(value: str) -> tuple[str | None, str]:
     """`service=tap0` -> its name and the rest; without a name, None."""
     name, equals, rest = value.partition("=")
     return (name, rest) if equals and is_name(name) else (None, value)
+
+
+def _one_of(word: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise UsageError(f"{word}: {value!r} is none of {', '.join(choices)}")
+    return value
 
 
 def _number(word: str, text: str) -> int:

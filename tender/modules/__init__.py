@@ -6,26 +6,26 @@ memory and the GPA of its argument block, reads each field once, and replies in 
 
 from __future__ import annotations
 
+from tender._host import ffi
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     Warn = Callable[[str], None]
 
 
-class Counters:
-    """What a device has done. Errors are the host's, drops are frames or output it didn't take."""
+def new_counters() -> Any:
+    """What a device has done, as a struct counters that the engine counts in too.
 
-    __slots__ = ("bytes", "calls", "drops", "errors")
+    Errors are the host's; drops are frames or output that the host did not take.
+    """
+    return ffi.new("struct counters *")
 
-    def __init__(self) -> None:
-        self.calls = 0
-        self.bytes = 0
-        self.errors = 0
-        self.drops = 0
 
-    def as_dict(self) -> dict[str, int]:
-        return {name: getattr(self, name) for name in ("calls", "bytes", "errors", "drops")}
+def counters_dict(counters: Any) -> dict[str, int]:
+    return {name: getattr(counters, name) for name in ("calls", "bytes", "errors", "drops")}
 
 
 class Trouble:
@@ -36,7 +36,7 @@ class Trouble:
         self._warn = warn
         self._told: set[str] = set()
 
-    def tell(self, counters: Counters, what: str) -> None:
+    def tell(self, counters: Any, what: str) -> None:
         counters.errors += 1
         if what not in self._told:
             self._told.add(what)

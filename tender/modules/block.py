@@ -14,7 +14,7 @@ import stat
 from tender._abi import lib
 from tender.errors import DeviceError, HostError
 from tender.memory import Layout
-from tender.modules import Counters, Trouble
+from tender.modules import Trouble, new_counters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class BlockDevice:
         self.capacity = capacity
         self.sector_size = sector_size
         self.readonly = readonly
-        self.counters = Counters()
+        self.counters = new_counters()
         self.trouble = Trouble(f"block device '{name}'", warn)
 
     def read(self, offset: int, data: memoryview) -> int:

@@ -13,7 +13,7 @@ from tender._host import ffi as host
 from tender._host import lib as hostlib
 from tender.errors import HostError
 from tender.memory import Layout
-from tender.modules import Counters, Trouble
+from tender.modules import Trouble, new_counters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tender.stop import Stop
 
 _PUTS = Layout("hvt_puts")
-_WAIT_NS = 1_000_000_000  # how long to wait for room at a time; a stop request ends the wait
+_WAIT_MS = 1000  # how long to wait for room at a time; a stop request ends the wait
 
 
 class Console:
@@ -31,7 +31,8 @@ class Console:
 
     def __init__(self, fd: int, stop: Stop, warn: Warn) -> None:
         self.fd = fd
-        self.counters = Counters()
+        self.counters = new_counters()
+        self.begun = 0  # bytes of this call that the engine has written
         self._stop = stop
         self._trouble = Trouble("console", warn)
 
@@ -44,6 +45,8 @@ class Console:
         memory.readable(data_gpa, length)
         self.counters.calls += 1
         self.counters.bytes += length
+        begun, self.begun = self.begun, 0
+        data_gpa, length = data_gpa + begun, length - begun
         while length:
             written = hostlib.host_write(self.fd, memory.address(data_gpa), length)
             if written < 0:
@@ -69,6 +72,5 @@ class Console:
 
     def _wait_for_room(self) -> None:
         # A descriptor that is shared with others can be non-blocking by their wish.
-        room = host.new("struct pollfd *", {"fd": self.fd, "events": hostlib.POLLOUT})
-        hostlib.host_poll(room, 1, _WAIT_NS)
+        hostlib.host_wait_writable(self.fd, _WAIT_MS)
         self._stop.check()

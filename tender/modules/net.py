@@ -14,7 +14,7 @@ from tender._abi import lib
 from tender.config import MTU, Descriptor, Tap
 from tender.errors import DeviceError
 from tender.memory import Layout
-from tender.modules import Counters, Trouble
+from tender.modules import Trouble, new_counters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,9 +40,10 @@ class NetDevice:
         self.fd = fd
         self.mac = mac
         self.mtu = mtu
+        self.frame_max = mtu + _HEADER
         self.gone = False
-        self.received = Counters()
-        self.sent = Counters()
+        self.received = new_counters()
+        self.sent = new_counters()
         self._trouble = Trouble(f"network device '{name}'", warn)
         self._empty_is_end = stream_end  # a message of no bytes: the peer of a socket is gone
 
@@ -69,7 +70,7 @@ class NetDevice:
     def write(self, data: memoryview) -> int:
         """Send one frame; a result code. A full queue drops the frame, as a wire does."""
         self.sent.calls += 1
-        if len(data) > self.mtu + _HEADER or self.gone:
+        if len(data) > self.frame_max or self.gone:
             self.sent.drops += 1
             return lib.HVT_R_EUNSPEC if self.gone else lib.HVT_R_EINVAL
         try:

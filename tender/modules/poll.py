@@ -14,7 +14,7 @@ from tender._host import ffi as host
 from tender._host import lib as hostlib
 from tender.errors import HostError
 from tender.memory import Layout
-from tender.modules import Counters
+from tender.modules import new_counters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tender.stop import Stop
 
 _POLL = Layout("hvt_poll")
+_FOREVER_NS = (1 << 63) - 1
 _DEAD = hostlib.POLLERR | hostlib.POLLHUP | hostlib.POLLNVAL
 
 
@@ -31,9 +32,11 @@ class Poll:
     """Waits for the devices of `net`."""
 
     def __init__(self, net: Net, stop: Stop) -> None:
-        self.counters = Counters()
+        self.counters = new_counters()
         self._net = net
         self._stop = stop
+        self.begun = 0  # the deadline of this call, in ns, where the engine has begun it
+        self.pollset = host.new("struct pollset *")
         self._watch()
 
     def hypercalls(self) -> dict[int, Handler]:
@@ -49,9 +52,13 @@ class Poll:
 
     def _wait(self, timeout_ns: int) -> int:
         """The set of ready handles, 0 at the timeout."""
-        deadline_ns = monotonic_ns() + timeout_ns if timeout_ns else 0
+        deadline_ns, self.begun = self.begun, 0
+        if timeout_ns and not deadline_ns:
+            deadline_ns = monotonic_ns() + timeout_ns
         while True:
-            count = hostlib.host_poll(self._fds, len(self._handles), timeout_ns)
+            if deadline_ns:
+                timeout_ns = min(max(0, deadline_ns - monotonic_ns()), _FOREVER_NS)
+            count = hostlib.host_poll(self.pollset, timeout_ns)
             if count > 0:
                 ready_set = self._ready()
                 if ready_set:
@@ -61,29 +68,27 @@ class Poll:
             elif host.errno != errno.EINTR:
                 raise HostError("cannot wait for devices", "ppoll", host.errno)
             self._stop.check()
-            if timeout_ns:
-                timeout_ns = max(0, deadline_ns - monotonic_ns())
 
     def _watch(self) -> None:
-        """The descriptors to wait for; one whose peer is gone would be ready for ever."""
+        """Set what to wait for; a descriptor whose peer is gone would be ready for ever."""
         live = [device for device in self._net.devices.values() if not device.gone]
-        self._handles = [device.handle for device in live]
-        self._fds = host.new(
-            "struct pollfd[]", [{"fd": device.fd, "events": hostlib.POLLIN} for device in live]
-        )
+        for index, device in enumerate(live):
+            self.pollset.fds[index] = {"fd": device.fd, "events": hostlib.POLLIN}
+            self.pollset.handles[index] = device.handle
+        self.pollset.count = len(live)
 
     def _ready(self) -> int:
         ready_set = 0
         stale = False
-        for index, handle in enumerate(self._handles):
-            events = self._fds[index].revents
-            device = self._net.devices[handle]
+        for index in range(self.pollset.count):
+            events = self.pollset.fds[index].revents
+            device = self._net.devices[self.pollset.handles[index]]
             if events & _DEAD and not events & hostlib.POLLIN:
                 device.lose()
             if device.gone:  # found here or by a NET_READ
                 stale = True
             elif events & hostlib.POLLIN:
-                ready_set |= 1 << handle
+                ready_set |= 1 << device.handle
         if stale:
             self._watch()
         return ready_set

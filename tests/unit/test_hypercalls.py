@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tender.config import ENGINES
 from tender.errors import GuestFault, HostError
 from tender.hypercalls import Halt
 from tender.stop import Stopped
@@ -36,9 +37,9 @@ OK, AGAIN, EINVAL, EUNSPEC = range(4)
 FRAME = bytes(range(60))
 
 
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    value = Rig(tmp_path)
+@pytest.fixture(params=ENGINES)
+def rig(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Rig]:
+    value = Rig(tmp_path, request.param)
     yield value
     value.close()
 

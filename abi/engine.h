@@ -1,0 +1,55 @@
+/*
+ * What Python tells the engine of a guest. Declarations only, for cffi's parser and for C.
+ * Python fills it in before the guest runs; the counters may be read at any time.
+ */
+
+#define ENGINE_RANGES 16
+#define ENGINE_DEVICES 64
+
+#define ENGINE_NO_DEVICE 0
+#define ENGINE_BLOCK 1
+#define ENGINE_NET 2
+
+/* A device whose hypercalls are answered here; all others are Python's. */
+struct engine_device {
+    int32_t kind;
+    int32_t fd;
+    int32_t writable;     /* block */
+    uint64_t capacity;    /* block: bytes */
+    uint64_t frame_max;   /* net: bytes */
+    struct counters *in;  /* block: reads and writes; net: frames received */
+    struct counters *out; /* net: frames sent */
+};
+
+/* Pages of guest memory that the tender may not write, or not even read. */
+struct engine_range {
+    uint64_t start;
+    uint64_t end;
+    int32_t readable;
+};
+
+struct engine {
+    int32_t vcpu_fd;
+    int32_t console_fd; /* -1: Python's */
+    void *run;          /* the vCPU's struct kvm_run */
+    uint8_t *memory;
+    uint64_t mem_size;
+    uint64_t protected_end; /* all of `ranges` is below; with too many of them, count is 0 */
+    uint32_t range_count;
+    struct engine_range ranges[16];
+    struct engine_device devices[64]; /* by handle */
+    struct pollset *pollset;
+    struct counters *console;
+    struct counters *poll;
+
+    /* Where Python takes over a call that was begun here. */
+    uint64_t console_done;     /* bytes of this PUTS that are written */
+    uint64_t poll_deadline_ns; /* of this POLL, by CLOCK_MONOTONIC; 0: not begun */
+};
+
+/* Run the vCPU until Python is needed: 0 for an exit, else the errno of KVM_RUN. */
+int engine_run(struct engine *engine);
+
+/* One hypercall without a CPU, for the tests that hold the engine against Python's handlers:
+ * 1 if it was answered, 0 if it is Python's and nothing has happened. */
+int engine_answer(struct engine *engine, uint32_t number, uint64_t gpa);
