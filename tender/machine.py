@@ -29,6 +29,7 @@ from tender.stop import Stopped
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tender.config import Config
+    from tender.dumpcore import Target
     from tender.hypercalls import Halt, Module
     from tender.kvm import Vcpu as KvmVcpu
     from tender.manifest import Manifest
@@ -115,7 +116,6 @@ class Machine:
 
     def _attach(self, manifest: Manifest) -> None:
         """Open the devices that the manifest declares, all of them."""
-        from tender import dumpcore
         from tender.modules import block, net
 
         config, cleanup, warn = self._config, self._cleanup, self._warn
@@ -123,8 +123,10 @@ class Machine:
         blocks = assign(manifest, lib.MFT_DEV_BLOCK_BASIC, config.block)
         check_all_attached(manifest, [*nets, *blocks])
         by_handle = {device.handle: device for device in manifest.devices}
-        self._target = None
+        self._target: Target | None = None
         if config.dumpcore is not None:
+            from tender import dumpcore
+
             self._target = dumpcore.Target(config.dumpcore)
             cleanup.callback(self._target.close)
         self.block = Block({
