@@ -10,6 +10,7 @@
 
 #include "note.h"
 #include "hvt.h"
+#include "ring.h"
 
 #define PTENDER_LAYOUT(type, field, at) \
     _Static_assert(offsetof(type, field) == (at), #type "." #field)
@@ -30,5 +31,12 @@ PTENDER_LAYOUT(struct hvt_poll, ret, 16);
 PTENDER_LAYOUT(struct hvt_block_io, ret, 32);
 PTENDER_LAYOUT(struct hvt_net_io, ret, 24);
 PTENDER_LAYOUT(struct hvt_halt, exit_status, 8);
+PTENDER_SIZE(struct hvt_ring, 49280);
+PTENDER_LAYOUT(struct hvt_ring, com_head, 4);
+PTENDER_LAYOUT(struct hvt_ring, ent_head, 64);
+PTENDER_LAYOUT(struct hvt_ring, needs_kick, 72);
+PTENDER_LAYOUT(struct hvt_ring, entries, 128);
+PTENDER_SIZE(struct hvt_ring_entry, 32);
+PTENDER_SIZE(struct hvt_ring_completion, 16);
 
 #endif

@@ -47,6 +47,31 @@ struct engine {
     uint64_t poll_deadline_ns; /* of this POLL, by CLOCK_MONOTONIC; 0: not begun */
 };
 
+/* The network ring, served on a thread of its own. */
+struct engine_ring {
+    struct engine *engine; /* memory and devices */
+    struct stop *stop;     /* of the guest */
+    int32_t kick_fd;       /* an eventfd that KVM signals when the guest kicks */
+    uint64_t gpa;          /* of the struct hvt_ring */
+    uint32_t spins;        /* how often it looks again before it sleeps */
+
+    volatile int32_t ending;  /* Python wants it to end */
+    volatile int32_t fault;   /* RING_*: what the guest did that ends it */
+    uint64_t fault_gpa;
+    uint64_t fault_len;
+    volatile int32_t trouble; /* errno of the host's first trouble that was not told yet */
+    volatile int32_t trouble_handle;
+    uint64_t thread;          /* pthread_t */
+};
+
+#define RING_NO_FAULT 0
+#define RING_INDEX 1   /* an index that runs too far ahead */
+#define RING_ADDRESS 2 /* fault_gpa and fault_len are not the guest's memory */
+
+/* Start and end the ring's thread; 0 or an errno. */
+int ring_start(struct engine_ring *ring);
+void ring_end(struct engine_ring *ring);
+
 /* Run the vCPU until Python is needed: 0 for an exit, else the errno of KVM_RUN. */
 int engine_run(struct engine *engine);
 

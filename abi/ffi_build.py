@@ -36,14 +36,14 @@ def make(name: str, declarations: list[str], source: str, *c_files: str) -> FFI:
     return ffi
 
 
-abi = make("_abi", ["note.h", "hvt.h"], '#include "abi.h"')
-host = make("_host", ["pollfd.cdef", "device.h", "host.cdef"], '#include "host.h"')
+abi = make("_abi", ["note.h", "hvt.h", "ring.h"], '#include "abi.h"')
+host = make("_host", ["pollfd.cdef", "device.h", "stop.cdef", "host.cdef"], '#include "host.h"')
 
 if sys.platform == "linux":
     kvm = make("_kvm", ["kvm.cdef"], '#include "kvm.h"')
     engine = make(
         "_engine",
-        ["pollfd.cdef", "device.h", "engine.h"],
-        '#include <poll.h>\n#include "device.h"\n#include "engine.h"',
+        ["pollfd.cdef", "device.h", "stop.cdef", "engine.h"],
+        '#include <poll.h>\n#include "device.h"\n#include "stop.h"\n#include "engine.h"',
         "tender/engine.c",
     )

@@ -21,16 +21,9 @@
 #include <unistd.h>
 
 #include "device.h"
+#include "stop.h"
 
-#define STOP_KICK (SIGRTMIN + 3)
 #define STOP_AGAIN_US 10000
-
-struct stop {
-    volatile sig_atomic_t requested;
-    volatile sig_atomic_t signo;       /* the signal that asked, 0: a program */
-    uint8_t *volatile immediate_exit;  /* of the vCPU that this thread runs, or NULL */
-    pthread_t thread;
-};
 
 /* initial-exec: a handler must not be what allocates thread-local storage. */
 static __thread struct stop *volatile stop_here __attribute__((tls_model("initial-exec")));
@@ -85,16 +78,6 @@ static void stop_default_actions(void)
     signal(SIGTERM, SIG_DFL);
     setitimer(ITIMER_REAL, &never, NULL);
     signal(SIGALRM, SIG_DFL);
-}
-
-/* Another thread's way; it repeats the call until the guest has ended. */
-static int stop_request(struct stop *stop)
-{
-    uint8_t *immediate_exit = stop->immediate_exit;
-    stop->requested = 1;
-    if (immediate_exit)
-        *immediate_exit = 1;
-    return pthread_kill(stop->thread, STOP_KICK);
 }
 
 static int host_protect(void *address, size_t length, int writable, int readable)

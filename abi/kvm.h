@@ -7,6 +7,10 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 static int kvm_ioctl(int fd, unsigned long request, unsigned long value)
 {
     return ioctl(fd, request, value);
@@ -44,4 +48,21 @@ static uint64_t kvm_entry_failure(const struct kvm_run *run)
 static uint32_t kvm_suberror(const struct kvm_run *run)
 {
     return run->internal.suberror;
+}
+
+/*
+ * Whether this CPU can run a guest by itself. A KVM without VMX and SVM under it emulates the
+ * guest's kernel mode, which is where a unikernel spends all its time.
+ * CPUID bits: Intel SDM volume 2A (leaf 1, ECX 5), AMD APM volume 3 (leaf 80000001h, ECX 2).
+ */
+static int kvm_is_hardware(void)
+{
+#if defined(__x86_64__)
+    unsigned int eax, ebx, ecx, edx;
+    if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & (1u << 5)))
+        return 1;
+    return __get_cpuid(0x80000001, &eax, &ebx, &ecx, &edx) && (ecx & (1u << 2));
+#else
+    return 1;
+#endif
 }

@@ -1,4 +1,4 @@
-"""What abi/ffi_build.py compiles from abi/note.h and abi/hvt.h."""
+"""What abi/ffi_build.py compiles from abi/note.h, abi/hvt.h and abi/ring.h."""
 
 from typing import Any
 
@@ -36,6 +36,13 @@ class _Lib:
     HVT_CMDLINE_SIZE: int
     HVT_HALT_COOKIE_SIZE: int
     HVT_EXIT_ABORT: int
+    HVT_FEATURE_NET_RING: int
+    HVT_RING_KICK_PIO: int
+    HVT_RING_KICK_MMIO_OFFSET: int
+    HVT_RING_ENTRIES: int
+    HVT_RING_REGION: int
+    HVT_RING_NET_WRITE: int
+    HVT_RING_NET_READ: int
 
 ffi: Any
 lib: _Lib

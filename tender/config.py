@@ -76,6 +76,7 @@ class Config:
     block: tuple[tuple[str | None, BlockFile], ...] = ()
     dumpcore: str | None = None
     console_fd: int = 1
+    net_ring: bool | None = None  # offer the network ring; None: where it helps
     engine: str = ENGINES[0]  # what answers hypercalls whose device is a plain descriptor
 
 

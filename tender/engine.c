@@ -14,7 +14,10 @@
 #endif
 #include <errno.h>
 #include <poll.h>
+#include <pthread.h>
+#include <signal.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
@@ -24,6 +27,7 @@
 #include "abi.h"
 #include "device.h"
 #include "engine.h"
+#include "stop.h"
 
 #define NSEC_PER_SEC 1000000000u
 
@@ -56,6 +60,12 @@ static struct engine_device *device_of(struct engine *engine, uint64_t handle, i
     if (handle >= ENGINE_DEVICES || engine->devices[handle].kind != kind)
         return NULL;
     return &engine->devices[handle];
+}
+
+/* The vCPU and the ring count in the same cells. */
+static void count(uint64_t *cell, uint64_t more)
+{
+    __atomic_fetch_add(cell, more, __ATOMIC_RELAXED);
 }
 
 static uint64_t clock_ns(clockid_t clock)
@@ -159,6 +169,34 @@ static int block_io(struct engine *engine, uint64_t gpa, int write)
     return ANSWERED;
 }
 
+/* Send one frame; 0 or an errno. A full queue drops it, as a wire does. */
+static int net_send(const struct engine_device *device, const void *frame, uint64_t len)
+{
+    if (write(device->fd, frame, len) >= 0)
+        count(&device->out->bytes, len);
+    else if (errno == EAGAIN || errno == ENOBUFS)
+        count(&device->out->drops, 1);
+    else
+        return errno;
+    count(&device->out->calls, 1);
+    return 0;
+}
+
+/* Receive one frame: its length, 0 when none waits, or -1 and errno; EPIPE: the peer is gone. */
+static ssize_t net_receive(const struct engine_device *device, void *frame, uint64_t len)
+{
+    ssize_t length = read(device->fd, frame, len);
+    if (length < 0 && errno == EAGAIN)
+        length = 0;
+    else if (length == 0)
+        errno = EPIPE, length = -1;
+    if (length >= 0) {
+        count(&device->in->bytes, (uint64_t)length);
+        count(&device->in->calls, 1);
+    }
+    return length;
+}
+
 static int net_write(struct engine *engine, uint64_t gpa)
 {
     struct hvt_net_io *block = guest_range(engine, gpa, sizeof *block, 1);
@@ -171,13 +209,8 @@ static int net_write(struct engine *engine, uint64_t gpa)
     const void *frame = guest_range(engine, args.data_gpa, args.len, 0);
     if (!frame)
         return PYTHON;
-    if (write(device->fd, frame, args.len) >= 0)
-        device->out->bytes += args.len;
-    else if (errno == EAGAIN || errno == ENOBUFS)
-        device->out->drops++; /* as a wire does */
-    else
+    if (net_send(device, frame, args.len))
         return PYTHON;
-    device->out->calls++;
     block->ret = HVT_R_OK;
     return ANSWERED;
 }
@@ -194,17 +227,10 @@ static int net_read(struct engine *engine, uint64_t gpa)
     void *frame = guest_range(engine, args.data_gpa, args.len, 1);
     if (!frame)
         return PYTHON;
-    ssize_t length = read(device->fd, frame, args.len);
-    if (length > 0) {
-        device->in->bytes += (uint64_t)length;
-        block->ret = HVT_R_OK;
-    } else if (length < 0 && errno == EAGAIN) {
-        length = 0;
-        block->ret = HVT_R_AGAIN;
-    } else {
+    ssize_t length = net_receive(device, frame, args.len);
+    if (length < 0)
         return PYTHON;
-    }
-    device->in->calls++;
+    block->ret = length ? HVT_R_OK : HVT_R_AGAIN;
     block->len = (uint64_t)length;
     return ANSWERED;
 }
@@ -260,4 +286,156 @@ int engine_answer(struct engine *engine, uint32_t number, uint64_t gpa)
     engine->console_done = 0;
     engine->poll_deadline_ns = 0;
     return answer(engine, number, gpa);
+}
+
+/*
+ * The ring. The guest may change any byte of it at any time: every field is read once into a local
+ * and checked, the tender's own indices are kept here and only published there, and a look at the
+ * ring handles no more than one ring of entries.
+ */
+
+static int ring_fault(struct engine_ring *ring, int fault, uint64_t gpa, uint64_t len)
+{
+    ring->fault_gpa = gpa;
+    ring->fault_len = len;
+    ring->fault = fault;
+    return fault;
+}
+
+/* The host's trouble with a device: counted, and told by Python, which is called for it. */
+static void ring_trouble(struct engine_ring *ring, uint64_t *errors, uint32_t handle, int error)
+{
+    count(errors, 1);
+    if (ring->trouble)
+        return;
+    ring->trouble_handle = (int32_t)handle;
+    ring->trouble = error;
+    stop_kick(ring->stop);
+}
+
+static int ring_write(struct engine_ring *ring, const struct hvt_ring_entry *entry)
+{
+    struct engine_device *device = device_of(ring->engine, entry->handle, ENGINE_NET);
+    const void *frame = guest_range(ring->engine, entry->data_gpa, entry->len, 0);
+    if (!frame)
+        return ring_fault(ring, RING_ADDRESS, entry->data_gpa, entry->len);
+    if (!device)
+        return RING_NO_FAULT; /* nobody waits for an answer */
+    int error = entry->len > device->frame_max ? EMSGSIZE : net_send(device, frame, entry->len);
+    if (error)
+        count(&device->out->drops, 1);
+    if (error && error != EINVAL && error != EMSGSIZE)
+        ring_trouble(ring, &device->out->errors, entry->handle, error);
+    return RING_NO_FAULT;
+}
+
+static int ring_read(struct engine_ring *ring, const struct hvt_ring_entry *entry,
+                     struct hvt_ring_completion *completion)
+{
+    struct engine_device *device = device_of(ring->engine, entry->handle, ENGINE_NET);
+    void *frame = guest_range(ring->engine, entry->data_gpa, entry->len, 1);
+    ssize_t length = 0;
+    if (!frame)
+        return ring_fault(ring, RING_ADDRESS, entry->data_gpa, entry->len);
+    if (device) {
+        length = net_receive(device, frame, entry->len);
+        if (length < 0) {
+            ring_trouble(ring, &device->in->errors, entry->handle, errno);
+            length = 0;
+        }
+    }
+    completion->id = entry->id;
+    completion->ret = !device ? HVT_R_EINVAL : length ? HVT_R_OK : HVT_R_AGAIN;
+    completion->len = (uint32_t)length;
+    return RING_NO_FAULT;
+}
+
+/* Handle the entries from *head to `tail`; a RING_* fault ends it. */
+static int ring_entries(struct engine_ring *ring, struct hvt_ring *shared, uint32_t *head,
+                        uint32_t tail, uint32_t *com_tail)
+{
+    int fault = RING_NO_FAULT;
+    while (*head != tail && !fault && !ring->ending) {
+        struct hvt_ring_entry entry;
+        memcpy(&entry, &shared->entries[*head % HVT_RING_ENTRIES], sizeof entry);
+        __asm__ volatile("" : : : "memory"); /* the copy is what is looked at */
+        if (entry.op == HVT_RING_NET_WRITE)
+            fault = ring_write(ring, &entry);
+        else if (entry.op == HVT_RING_NET_READ) {
+            fault = ring_read(ring, &entry, &shared->completions[*com_tail % HVT_RING_ENTRIES]);
+            __atomic_store_n(&shared->com_tail, ++*com_tail, __ATOMIC_RELEASE);
+        }
+        __atomic_store_n(&shared->ent_head, ++*head, __ATOMIC_RELEASE);
+    }
+    return fault;
+}
+
+/* Sleep until the guest kicks, unless something has come in the meantime. */
+static void ring_sleep(const struct engine_ring *ring, struct hvt_ring *shared, uint32_t head)
+{
+    eventfd_t kicks;
+
+    __atomic_store_n(&shared->needs_kick, 1, __ATOMIC_SEQ_CST);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&shared->ent_tail, __ATOMIC_ACQUIRE) == head && !ring->ending)
+        (void)!eventfd_read(ring->kick_fd, &kicks);
+    __atomic_store_n(&shared->needs_kick, 0, __ATOMIC_RELEASE);
+}
+
+static int ring_serve(struct engine_ring *ring, struct hvt_ring *shared)
+{
+    uint32_t head = 0, com_tail = 0, idle = 0;
+
+    while (!ring->ending) {
+        uint32_t tail = __atomic_load_n(&shared->ent_tail, __ATOMIC_ACQUIRE);
+        if (tail - head > HVT_RING_ENTRIES)
+            return ring_fault(ring, RING_INDEX, ring->gpa, tail - head);
+        if (tail != head) {
+            int fault = ring_entries(ring, shared, &head, tail, &com_tail);
+            if (fault)
+                return fault;
+            idle = 0;
+        } else if (++idle > ring->spins) {
+            ring_sleep(ring, shared, head);
+            idle = 0;
+        } else {
+#if defined(__x86_64__)
+            __builtin_ia32_pause();
+#endif
+        }
+    }
+    return RING_NO_FAULT;
+}
+
+static void *ring_thread(void *argument)
+{
+    struct engine_ring *ring = argument;
+    const struct timespec again = {.tv_nsec = 10 * 1000 * 1000};
+
+    ring_serve(ring, (struct hvt_ring *)(ring->engine->memory + ring->gpa));
+    while (ring->fault && !ring->ending) {
+        stop_request(ring->stop);
+        nanosleep(&again, NULL);
+    }
+    return NULL;
+}
+
+int ring_start(struct engine_ring *ring)
+{
+    sigset_t all, before;
+    pthread_t thread;
+
+    sigfillset(&all); /* signals are for the thread that runs the guest */
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int error = pthread_create(&thread, NULL, ring_thread, ring);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    ring->thread = (uint64_t)thread;
+    return error;
+}
+
+void ring_end(struct engine_ring *ring)
+{
+    ring->ending = 1;
+    (void)!eventfd_write(ring->kick_fd, 1);
+    pthread_join((pthread_t)ring->thread, NULL);
 }

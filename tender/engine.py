@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tender.modules.console import Console
     from tender.modules.net import Net
     from tender.modules.poll import Poll
+    from tender.ring import Ring
     from tender.vcpu import Exit
 
 
@@ -87,6 +88,7 @@ class EngineVcpu:
 
     def __init__(self, vcpu: Vcpu, engine: Engine) -> None:
         self._vcpu = vcpu
+        self.ring: Ring | None = None
         self._engine = engine
         self._cell = engine.cell
         self._cell.vcpu_fd = vcpu.fd
@@ -96,6 +98,8 @@ class EngineVcpu:
     def run(self) -> Exit:
         error = lib.engine_run(self._cell)
         self._engine.hand_over()
+        if self.ring:
+            self.ring.tell_trouble()
         return self._vcpu.exit(error)
 
     def get_state(self) -> State:

@@ -29,6 +29,12 @@ _CAPABILITIES = ("KVM_CAP_USER_MEMORY", "KVM_CAP_GET_TSC_KHZ", "KVM_CAP_IMMEDIAT
 _SEGMENT_FIELDS = tuple(Segment.__annotations__)
 
 
+def is_hardware() -> bool:
+    """Whether the CPU runs guests by itself. Without that, KVM emulates their every instruction
+    in kernel mode, a hundred times slower or more."""
+    return bool(lib.kvm_is_hardware())
+
+
 def _ioctl(fd: int, name: str, value: int = 0) -> int:
     result: int = lib.kvm_ioctl(fd, getattr(lib, name), value)
     if result < 0:
@@ -53,6 +59,10 @@ class Kvm:
         for name in _CAPABILITIES:
             if not _ioctl(self.fd, "KVM_CHECK_EXTENSION", getattr(lib, name)):
                 raise HostError(f"KVM: host does not support {name}")
+
+    def has_ioeventfd(self) -> bool:
+        """Whether a port can signal an eventfd."""
+        return bool(_ioctl(self.fd, "KVM_CHECK_EXTENSION", lib.KVM_CAP_IOEVENTFD))
 
     def supported_cpuid(self) -> Any:
         """A struct kvm_cpuid2 with what the host supports in a guest."""
@@ -90,11 +100,20 @@ class Vm:
         )
         _ioctl_at(self.fd, "KVM_SET_USER_MEMORY_REGION", region)
 
+    def signal_on_out(self, eventfd: int, port: int) -> None:
+        """A 4-byte OUT to this port signals the eventfd, and the guest goes on at once."""
+        request = ffi.new(
+            "struct kvm_ioeventfd *",
+            {"addr": port, "len": 4, "fd": eventfd, "flags": lib.KVM_IOEVENTFD_FLAG_PIO},
+        )
+        _ioctl_at(self.fd, "KVM_IOEVENTFD", request)
+
 
 class Vcpu:
     """The CPU of a virtual machine; the face is vcpu.Vcpu."""
 
     def __init__(self, vm: Vm, cleanup: Cleanup) -> None:
+        self.vm = vm
         self.fd = _ioctl(vm.fd, "KVM_CREATE_VCPU")
         cleanup.callback(lambda: os.close(self.fd))
         self._map_run(_ioctl(vm.kvm.fd, "KVM_GET_VCPU_MMAP_SIZE"), cleanup)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tender.kvm import Vcpu as KvmVcpu
     from tender.manifest import Manifest
     from tender.modules import Warn
+    from tender.ring import Ring
     from tender.stop import Stop
     from tender.vcpu import Vcpu
 
@@ -66,6 +67,7 @@ class Machine:
         self._config = config
         self._stop = stop
         self._warn = warn
+        self._ring: Ring | None = None
         try:
             self._assemble()
         except BaseException:
@@ -89,30 +91,49 @@ class Machine:
             self._warn(f"adjusting memory to {mem_bytes} bytes")
         self._attach(image.manifest)
 
-        memory = self.memory = GuestMemory(mem_bytes)
+        ring_bytes = self._ring_bytes(mem_bytes)
+        memory = self.memory = GuestMemory(mem_bytes - ring_bytes, ring_bytes)
         cleanup.callback(memory.close)
         file.load(memory)
         vcpu = self._create_vcpu(image.entry)
-        self._vcpu: Vcpu = vcpu
-        memory.writable(layout.X86_GDT, len(x86_64.gdt()))[:] = x86_64.gdt()
-        tables = x86_64.page_tables(mem_bytes)
-        memory.writable(layout.X86_PML4, len(tables))[:] = tables
-        boot_info = bootinfo.build(
-            bootinfo.BootInfo(
-                mem_bytes,
-                image.kernel_end,
-                vcpu.cpu_cycle_freq,
-                cmdline,
-                encode(image.manifest, self._attached()),
-            )
+        memory.put(layout.X86_GDT, x86_64.gdt())
+        memory.put(layout.X86_PML4, x86_64.page_tables(mem_bytes))
+        boot_info = bootinfo.BootInfo(
+            memory.size,
+            image.kernel_end,
+            vcpu.cpu_cycle_freq,
+            cmdline,
+            encode(image.manifest, self._attached()),
+            net_ring_gpa=memory.size if ring_bytes else 0,
         )
-        memory.writable(layout.BOOT_INFO, len(boot_info))[:] = boot_info
+        memory.put(layout.BOOT_INFO, bootinfo.build(boot_info))
         self._calls = Dispatcher(memory, self._modules)
+        self._vcpu: Vcpu = vcpu
         if config.engine == "c":
-            from tender.engine import Engine, EngineVcpu
+            self._vcpu = self._with_engine(vcpu)
 
-            engine = Engine(memory, self.console, self.poll, self.block, self.net)
-            self._vcpu = EngineVcpu(vcpu, engine)
+    def _ring_bytes(self, mem_bytes: int) -> int:
+        """How much of the guest's memory the network ring takes; 0: none is offered."""
+        if not self.net.devices or self._config.engine != "c":
+            return 0
+        from tender import kvm, ring
+
+        if not ring.is_worth_it(self._config.net_ring, kvm.is_hardware()):
+            return 0
+        return ring.region(mem_bytes, self.image.memory_end)
+
+    def _with_engine(self, vcpu: KvmVcpu) -> Vcpu:
+        from tender.engine import Engine, EngineVcpu
+
+        engine = Engine(self.memory, self.console, self.poll, self.block, self.net)
+        engine_vcpu = EngineVcpu(vcpu, engine)
+        if self.memory.mapped > self.memory.size:
+            from tender.ring import Ring
+
+            engine_vcpu.ring = self._ring = Ring(
+                vcpu.vm, self.memory, engine, self.net, self._stop, self._cleanup
+            )
+        return engine_vcpu
 
     def _attach(self, manifest: Manifest) -> None:
         """Open the devices that the manifest declares, all of them."""
@@ -155,7 +176,7 @@ class Machine:
         from tender import kvm
 
         vm = kvm.Vm(kvm.Kvm(self._cleanup), self._cleanup)
-        vm.set_memory(self.memory.pointer, self.memory.size)
+        vm.set_memory(self.memory.pointer, self.memory.mapped)
         vcpu = kvm.Vcpu(vm, self._cleanup)
         vcpu.set_state(x86_64.initial_state(entry, self.memory.size))
         self._stop.watch(vcpu.immediate_exit)
@@ -167,7 +188,7 @@ class Machine:
         try:
             halt = loop.run(self._vcpu, self.memory, self._calls, self._stop)
         except Stopped:
-            outcome = Outcome("stopped", STATUS_FAILURE, signo=self._stop.signo)
+            outcome = self._stopped()
         except GuestFault as fault:
             outcome = Outcome("fault", STATUS_FAILURE, error=fault.with_traceback(None))
         except HostError as error:
@@ -176,6 +197,12 @@ class Machine:
             core = self._dump(halt) if halt.status == lib.HVT_EXIT_ABORT else None
             outcome = Outcome("halted", halt.status, trap=halt.trap, core=core)
         return replace(outcome, stats=self._stats())
+
+    def _stopped(self) -> Outcome:
+        fault = self._ring.fault() if self._ring else None
+        if fault:  # it was the ring's thread that asked for the end
+            return Outcome("fault", STATUS_FAILURE, error=fault)
+        return Outcome("stopped", STATUS_FAILURE, signo=self._stop.signo)
 
     def _dump(self, halt: Halt) -> str | None:
         if self._target is None:

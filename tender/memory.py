@@ -34,17 +34,22 @@ class Layout:
 
 
 class GuestMemory:
-    """`size` bytes at GPA 0, zero until somebody writes them."""
+    """`size` bytes at GPA 0, zero until somebody writes them.
 
-    def __init__(self, size: int) -> None:
+    `beyond` bytes more are mapped for the guest above them and are no hypercall's to name: the
+    network ring's region.
+    """
+
+    def __init__(self, size: int, beyond: int = 0) -> None:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
         try:
-            self._map = mmap.mmap(-1, size, flags, mmap.PROT_READ | mmap.PROT_WRITE)
+            self._map = mmap.mmap(-1, size + beyond, flags, mmap.PROT_READ | mmap.PROT_WRITE)
         except OSError as error:
             what = f"cannot reserve {size >> 20} MiB of guest memory"
             raise HostError(what, "mmap", error.errno or 0) from None
         self.size = size
-        self.view = memoryview(self._map)
+        self.mapped = size + beyond
+        self.view = memoryview(self._map)[:size]
         self.pointer = host.from_buffer(self._map)
         self.base = int(host.cast("uintptr_t", self.pointer))
         self.protected: list[tuple[int, int, bool]] = []  # start, end, readable
@@ -67,6 +72,10 @@ class GuestMemory:
             raise HostError("cannot protect guest memory", "mprotect", host.errno)
         self.protected.append((start, end, readable))
         self._protected_end = max(self._protected_end, end)
+
+    def put(self, gpa: int, data: bytes) -> None:
+        """Write the tender's own data."""
+        self.writable(gpa, len(data))[:] = data
 
     def readable(self, gpa: int, size: int) -> memoryview:
         """The memory [gpa, gpa + size) for reading."""

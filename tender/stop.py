@@ -22,21 +22,21 @@ class Stop:
     """The stop request of one guest. The thread that runs the guest enters it."""
 
     def __init__(self) -> None:
-        self._cell = ffi.new("struct stop *")
+        self.cell = ffi.new("struct stop *")
         self._entered = False
 
     @property
     def requested(self) -> bool:
-        return bool(self._cell.requested)
+        return bool(self.cell.requested)
 
     @property
     def signo(self) -> int:
         """The signal that asked for the stop, 0 when a program did."""
-        return int(self._cell.signo)
+        return int(self.cell.signo)
 
     def enter(self) -> None:
         """From here on, this thread is the one that is interrupted."""
-        if lib.stop_enter(self._cell):
+        if lib.stop_enter(self.cell):
             raise HostError("cannot handle signals", "sigaction", ffi.errno)
         self._entered = True
 
@@ -46,18 +46,18 @@ class Stop:
 
     def watch(self, immediate_exit: Any) -> None:
         """`immediate_exit`: the address of the vCPU's byte of that name, or NULL."""
-        self._cell.immediate_exit = ffi.cast("uint8_t *", immediate_exit)
+        self.cell.immediate_exit = ffi.cast("uint8_t *", immediate_exit)
 
     def request(self) -> None:
         """Ask once, from any thread. Repeat it until the guest has ended: see abi/host.h."""
         if self._entered:
-            lib.stop_request(self._cell)
+            lib.stop_request(self.cell)
         else:
-            self._cell.requested = 1
+            self.cell.requested = 1
 
     def check(self) -> None:
         """Raise Stopped if the guest is to end."""
-        if self._cell.requested:
+        if self.cell.requested:
             raise Stopped
 
 

@@ -51,6 +51,7 @@ class _Parser:
     def __init__(self) -> None:
         self.mem_bytes = layout.MEM_DEFAULT
         self.dumpcore: str | None = None
+        self.net_ring: bool | None = None
         self.engine = conf.ENGINES[0]
         self.net: list[tuple[str | None, Tap | Descriptor]] = []
         self.block: list[tuple[str | None, BlockFile]] = []
@@ -111,8 +112,11 @@ class _Parser:
     def flag_verbose(self) -> None:
         self.verbose = True
 
-    def flag_nothing(self) -> None:
-        """What is asked for is so already."""
+    def flag_no_net_ring(self) -> None:
+        self.net_ring = False
+
+    def flag_net_ring(self) -> None:
+        self.net_ring = True
 
     def flag_gdb(self) -> None:
         raise UsageError("--gdb: a gdb server is not part of this version")
@@ -131,6 +135,7 @@ class _Parser:
             tuple(net),
             tuple(block),
             self.dumpcore,
+            net_ring=self.net_ring,
             engine=self.engine,
         )
 
@@ -149,7 +154,8 @@ _FLAGS: dict[str, Callable[[_Parser], None]] = {
     "--version": _Parser.flag_version,
     "--verbose": _Parser.flag_verbose,
     "-v": _Parser.flag_verbose,
-    "--no-net-ring": _Parser.flag_nothing,  # none is offered yet
+    "--no-net-ring": _Parser.flag_no_net_ring,
+    "--net-ring": _Parser.flag_net_ring,
     "--gdb": _Parser.flag_gdb,
 }
 
@@ -189,6 +195,8 @@ Run KERNEL, a unikernel for Solo5's hvt target; ARGS are its command line.
       ,ro                 read-only (a writable image is locked)
       ,sector-size=N      block size in bytes (default 512)
   --dumpcore DIR          write a core file there if the guest aborts
+  --no-net-ring           do not offer the network ring; --net-ring: offer it
+                          even where it is not expected to help
   --engine c|python       what answers most hypercalls: compiled code (default)
                           or the Python handlers, which are the reference
   -v, --verbose           say how the guest ended and what its devices did

@@ -6,7 +6,7 @@ descriptor, pointer or path of the host can get in.
 
 from __future__ import annotations
 
-from tender._abi import ffi
+from tender._abi import ffi, lib
 from tender.boot import layout
 from tender.errors import ConfigError
 from tender.record import record
@@ -21,7 +21,7 @@ class BootInfo:
     cpu_cycle_freq: int  # Hz
     cmdline: bytes
     manifest: bytes
-    host_features: int = 0
+    net_ring_gpa: int = 0  # 0: no ring
 
 
 def join_cmdline(args: tuple[str, ...]) -> bytes:
@@ -46,7 +46,8 @@ def build(info: BootInfo) -> bytes:
             "cpu_cycle_freq": info.cpu_cycle_freq,
             "cmdline_gpa": cmdline_gpa,
             "mft_gpa": layout.MANIFEST,
-            "host_features": info.host_features,
+            "host_features": lib.HVT_FEATURE_NET_RING if info.net_ring_gpa else 0,
+            "net_ring_gpa": info.net_ring_gpa,
         },
     )
     return bytes(ffi.buffer(head)) + info.manifest + info.cmdline + b"\0"

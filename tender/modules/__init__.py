@@ -38,6 +38,9 @@ class Trouble:
 
     def tell(self, counters: Any, what: str) -> None:
         counters.errors += 1
+        self.warn_once(what)
+
+    def warn_once(self, what: str) -> None:
         if what not in self._told:
             self._told.add(what)
             self._warn(f"{self._device}: {what}; the guest goes on")

@@ -89,6 +89,10 @@ class NetDevice:
         self._trouble.tell(self.sent, f"send: {os.strerror(error)}")
         return lib.HVT_R_EUNSPEC
 
+    def tell(self, what: str) -> None:
+        """Tell of trouble that the ring's thread has met and counted."""
+        self._trouble.warn_once(what)
+
     def lose(self) -> None:
         """The other end is gone for good: the guest sees a link on which nothing comes."""
         if not self.gone:
