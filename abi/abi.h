@@ -30,5 +30,8 @@ PTENDER_LAYOUT(struct hvt_poll, ret, 16);
 PTENDER_LAYOUT(struct hvt_block_io, ret, 32);
 PTENDER_LAYOUT(struct hvt_net_io, ret, 24);
 PTENDER_LAYOUT(struct hvt_halt, exit_status, 8);
+PTENDER_SIZE(struct hvt_x86_trap, 56);
+PTENDER_SIZE(struct hvt_aarch64_trap, 288);
+_Static_assert(sizeof(struct hvt_aarch64_trap) <= HVT_HALT_COOKIE_SIZE, "a cookie has its size");
 
 #endif
