@@ -38,5 +38,8 @@ PTENDER_LAYOUT(struct hvt_ring, needs_kick, 72);
 PTENDER_LAYOUT(struct hvt_ring, entries, 128);
 PTENDER_SIZE(struct hvt_ring_entry, 32);
 PTENDER_SIZE(struct hvt_ring_completion, 16);
+PTENDER_SIZE(struct hvt_x86_trap, 56);
+PTENDER_SIZE(struct hvt_aarch64_trap, 288);
+_Static_assert(sizeof(struct hvt_aarch64_trap) <= HVT_HALT_COOKIE_SIZE, "a cookie has its size");
 
 #endif

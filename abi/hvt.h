@@ -11,6 +11,7 @@
 #define HVT_HYPERCALL_PIO_BASE 0x500
 /* aarch64: a 4-byte store to this address + (number << 3). */
 #define HVT_HYPERCALL_MMIO_BASE 0x100000000
+#define HVT_MMIO_SIZE 0x40000000
 
 #define HVT_HYPERCALL_WALLTIME 1
 #define HVT_HYPERCALL_PUTS 2
@@ -85,4 +86,17 @@ struct hvt_x86_trap {
     uint64_t rflags;
     uint64_t rsp;
     uint64_t ss;
+};
+
+/*
+ * aarch64: the same. The layout is ours: guests built with Solo5 0.12 pass no cookie on this
+ * machine. The registers of the exception first, then those of the code that it struck.
+ */
+struct hvt_aarch64_trap {
+    uint64_t far;
+    uint64_t esr;
+    uint64_t elr;
+    uint64_t spsr;
+    uint64_t sp;
+    uint64_t x[31];
 };

@@ -27,7 +27,8 @@ from tender.record import record
 SOURCE_SUFFIXES = (".c", ".S", ".s")
 LINKED_SUFFIXES = (".o", ".a")
 # A macro of the compiler, and the folder of the runtime for the machine that it speaks of.
-MACHINES = {"__x86_64__": "x86_64"}
+MACHINES = {"__x86_64__": "x86_64", "__aarch64__": "aarch64"}
+HOST_NAMES = {"amd64": "x86_64", "arm64": "aarch64"}  # what some systems call these machines
 
 FREESTANDING = (
     "-ffreestanding",
@@ -40,6 +41,12 @@ FREESTANDING = (
 MACHINE_FLAGS = {
     # A guard at a plain address: the usual %fs:0x28 is not there before the guest sets up TLS.
     "x86_64": ("-mstack-protector-guard=global", "-fcf-protection=none"),
+    # Outlined atomics ask a C library at its start which instructions there are.
+    "aarch64": (
+        "-mstack-protector-guard=global",
+        "-mbranch-protection=none",
+        "-mno-outline-atomics",
+    ),
 }
 # The registers of floating point are the guest's to ask for: not every KVM can run such code.
 GENERAL_REGISTERS_ONLY = "-mgeneral-regs-only"
@@ -90,6 +97,7 @@ def build(
     manifest: str | None,
     output: str,
     *,
+    target: str | None = None,
     cc: str | None = None,
     cflags: Sequence[str] = (),
     fp: bool = False,
@@ -97,13 +105,14 @@ def build(
 ) -> None:
     """Compile and link `sources` to an image at `output`.
 
-    `manifest` names a JSON file; None stands for a guest without devices. `cc` is a command, by
+    `manifest` names a JSON file; None stands for a guest without devices. `target` is a machine
+    ("x86_64" or "aarch64"), by default what the compiler makes code for. `cc` is a command, by
     default $CC, gcc or clang. `cflags` are for the guest's sources, not for the runtime's; but
     debug information is kept of both. `fp` lets the guest use floating point.
     """
     _check_sources(sources, output)
     note = _manifest_note(manifest)
-    toolchain = find_toolchain(cc, verbose=verbose)
+    toolchain = find_toolchain(cc, target, verbose=verbose)
     with _folder_beside(output) as folder:
         registers = [] if fp else [GENERAL_REGISTERS_ONLY]
         debug = [flag for flag in cflags if flag.startswith("-g")]
@@ -125,6 +134,7 @@ def main(argv: list[str]) -> int:
         given.sources,
         given.manifest,
         given.output,
+        target=given.target,
         cc=given.cc,
         cflags=[*cflags, *(["-g"] if given.g else [])],
         fp=given.fp,
@@ -140,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     add("sources", nargs="+", metavar="SOURCE", help="a .c, .S, .s, .o or .a file")
     add("--manifest", metavar="FILE", help="the devices, as JSON (default: none)")
     add("-o", "--output", metavar="FILE", required=True, help="the image to write")
+    add("--target", choices=[*MACHINES.values()], help="the guest's machine (default: this one's)")
     add("--cc", metavar="COMMAND", help="the compiler (default: $CC, gcc or clang)")
     add("--fp", action="store_true", help="let the guest use floating point and vector registers")
     for letter, value, meaning in PASSED_ON:
@@ -167,22 +178,47 @@ def _folder_of(package: str, in_checkout: str) -> Path:
         return Path(__file__).resolve().parent.parent / in_checkout
 
 
-def find_toolchain(cc: str | None, *, verbose: bool = False) -> Toolchain:
-    """Find a compiler and ask it which it is and what it makes code for."""
-    command = _find_compiler(cc)
-    listing = _output_of([*command, "-dM", "-E", "-xc", os.devnull])
-    macros = {line.split()[1] for line in listing.splitlines()}
-    for macro, machine in MACHINES.items():
-        if macro in macros:
+def find_toolchain(
+    cc: str | None, target: str | None = None, *, verbose: bool = False
+) -> Toolchain:
+    """Find a compiler and ask it which it is and what it makes code for.
+
+    With `target` it is one for that machine: a compiler that is named must make code for it.
+    """
+    command = _find_compiler(cc, target)
+    macros = _macros(command)
+    if target is not None and "__clang__" in macros and not _makes(macros, target):
+        command = (*command, *_cross_clang(target))
+        macros = _macros(command)
+    wanted = [target] if target is not None else [*MACHINES.values()]
+    for machine in wanted:
+        if _makes(macros, machine):
             return Toolchain(command, machine, "__clang__" in macros, verbose)
-    known = " or ".join(MACHINES.values())
-    raise BuildError(f"{command[0]} does not make code for {known}: name one that does with --cc")
+    raise BuildError(
+        f"{command[0]} does not make code for {' or '.join(wanted)}: name one that does with --cc"
+    )
 
 
-def _find_compiler(cc: str | None) -> tuple[str, ...]:
+def _macros(command: Sequence[str]) -> set[str]:
+    listing = _output_of([*command, "-dM", "-E", "-xc", os.devnull])
+    return {line.split()[1] for line in listing.splitlines()}
+
+
+def _makes(macros: set[str], machine: str) -> bool:
+    return any(macro in macros for macro, name in MACHINES.items() if name == machine)
+
+
+def _cross_clang(target: str) -> list[str]:
+    """Return what makes any clang one for another machine: its linker is another one, too."""
+    system = f"{target}-linux-gnu"
+    has_linker = shutil.which(f"{system}-ld") is not None
+    return [f"--target={system}", *([] if has_linker else ["-fuse-ld=lld"])]
+
+
+def _find_compiler(cc: str | None, target: str | None) -> tuple[str, ...]:
     named = cc or os.environ.get("CC")
     if not named:
-        return _default_compiler()
+        return _default_compiler(target)
     try:
         command = tuple(shlex.split(named))
     except ValueError:  # a quotation mark without its other half
@@ -192,11 +228,23 @@ def _find_compiler(cc: str | None) -> tuple[str, ...]:
     return command
 
 
-def _default_compiler() -> tuple[str, ...]:
-    for candidate in ("gcc", "clang"):
+def _default_compiler(target: str | None) -> tuple[str, ...]:
+    is_foreign = target is not None and target != _host_machine()
+    for candidate in (f"{target}-linux-gnu-gcc" if is_foreign else "gcc", "clang"):
         if shutil.which(candidate):
             return (candidate,)
+    if is_foreign:
+        package = f"gcc-{target}-linux-gnu".replace("_", "-")
+        raise BuildError(
+            f"no C compiler for {target} found: install {target}-linux-gnu-gcc "
+            f"(Debian's package {package}) or clang, or name one with --cc"
+        )
     raise BuildError("no C compiler found: install gcc or clang, or name one with --cc")
+
+
+def _host_machine() -> str:
+    name = os.uname().machine
+    return HOST_NAMES.get(name, name)
 
 
 def _output_of(command: Sequence[str]) -> str:
@@ -348,7 +396,7 @@ def _assemble_manifest(toolchain: Toolchain, folder: Path, note: bytes) -> str:
 
 
 def _link(toolchain: Toolchain, objects: Sequence[str], image: Path) -> None:
-    script = bindings_folder() / toolchain.machine / "guest.lds"
+    script = bindings_folder() / "guest.lds"
     libgcc = toolchain.file_name("-print-libgcc-file-name")  # wide arithmetic calls into it
     libraries = [libgcc] if os.path.isfile(libgcc) else []
     toolchain.run([*LINKING, "-T", str(script), "-o", str(image), *objects, *libraries], "linking")

@@ -6,5 +6,5 @@ int solo5_app_main(const struct solo5_start_info *info)
     (void)info;
     puts("looping");
     for (;;)
-        __asm__ volatile("pause");
+        __asm__ volatile(""); /* or a compiler may take it that the loop ends */
 }

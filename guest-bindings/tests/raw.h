@@ -7,31 +7,70 @@
 
 #include <abi.h>
 
-static inline void raw_out8(uint16_t port, uint8_t value)
+/* Where a hypercall is made: an I/O port on x86_64, an address on aarch64. */
+#if defined(__x86_64__)
+typedef uint16_t raw_door;
+
+static inline raw_door raw_door_of(uint32_t number)
 {
-    __asm__ volatile("outb %0, %1" : : "a"(value), "d"(port) : "memory");
+    return (raw_door)(HVT_HYPERCALL_PIO_BASE + number);
 }
 
-static inline void raw_out16(uint16_t port, uint16_t value)
+static inline void raw_write8(raw_door door, uint8_t value)
 {
-    __asm__ volatile("outw %0, %1" : : "a"(value), "d"(port) : "memory");
+    __asm__ volatile("outb %0, %1" : : "a"(value), "d"(door) : "memory");
 }
 
-static inline void raw_out32(uint16_t port, uint32_t value)
+static inline void raw_write16(raw_door door, uint16_t value)
 {
-    __asm__ volatile("outl %0, %1" : : "a"(value), "d"(port) : "memory");
+    __asm__ volatile("outw %0, %1" : : "a"(value), "d"(door) : "memory");
 }
 
-static inline uint32_t raw_in32(uint16_t port)
+static inline void raw_write32(raw_door door, uint32_t value)
+{
+    __asm__ volatile("outl %0, %1" : : "a"(value), "d"(door) : "memory");
+}
+
+static inline uint32_t raw_read32(raw_door door)
 {
     uint32_t value;
-    __asm__ volatile("inl %1, %0" : "=a"(value) : "d"(port) : "memory");
+    __asm__ volatile("inl %1, %0" : "=a"(value) : "d"(door) : "memory");
     return value;
 }
+#elif defined(__aarch64__)
+typedef uint64_t raw_door;
+
+static inline raw_door raw_door_of(uint32_t number)
+{
+    return HVT_HYPERCALL_MMIO_BASE + ((raw_door)number << 3);
+}
+
+static inline void raw_write8(raw_door door, uint8_t value)
+{
+    __asm__ volatile("strb %w0, [%1]" : : "r"(value), "r"(door) : "memory");
+}
+
+static inline void raw_write16(raw_door door, uint16_t value)
+{
+    __asm__ volatile("strh %w0, [%1]" : : "r"(value), "r"(door) : "memory");
+}
+
+static inline void raw_write32(raw_door door, uint32_t value)
+{
+    __asm__ volatile("str %w0, [%1]" : : "r"(value), "r"(door) : "memory");
+}
+
+static inline uint32_t raw_read32(raw_door door)
+{
+    uint32_t value;
+    __asm__ volatile("ldr %w0, [%1]" : "=r"(value) : "r"(door) : "memory");
+    return value;
+}
+#endif
 
 static inline void raw_hypercall_at(uint32_t number, uint32_t block_gpa)
 {
-    raw_out32((uint16_t)(HVT_HYPERCALL_PIO_BASE + number), block_gpa);
+    raw_write32(raw_door_of(number), block_gpa);
 }
 
 static inline void raw_hypercall(uint32_t number, const void *block)

@@ -39,6 +39,16 @@ static inline void cpu_write_msr(uint32_t msr, uint64_t value)
                      : "memory");
 }
 
+/* Thread-local variables lie below the thread pointer, FS base; it points at its own value. */
+enum { CPU_TLS_IS_ABOVE = 0, CPU_TLS_HEAD = 8 };
+
+#define MSR_FS_BASE 0xc0000100
+
+static inline void cpu_set_thread_pointer(uint64_t value)
+{
+    cpu_write_msr(MSR_FS_BASE, value);
+}
+
 struct cpu_table { /* what LGDT and LIDT read */
     uint16_t limit;
     uint64_t base;

@@ -101,6 +101,11 @@ def gdt() -> bytes:
     return struct.pack("<3Q", 0, descriptor(CODE), descriptor(DATA))
 
 
+def tables(mem_bytes: int) -> list[tuple[int, bytes]]:
+    """What the CPU reads in guest memory: (GPA, bytes)."""
+    return [(layout.X86_GDT, gdt()), (layout.X86_PML4, page_tables(mem_bytes))]
+
+
 def page_tables(mem_bytes: int) -> bytes:
     """The tables from layout.X86_PML4 on: all of guest memory, identity-mapped.
 

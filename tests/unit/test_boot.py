@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from tender.boot import bootinfo, layout, x86_64
+from tender.boot import aarch64, bootinfo, layout, x86_64
 from tender.errors import ConfigError
 from tender.manifest import Device, Manifest, encode
 
@@ -66,6 +66,65 @@ def test_registers_of_a_guest_that_starts() -> None:
     assert (state.segments["cs"].selector, state.segments["ds"].selector) == (8, 16)
     assert state.segments["ldt"].unusable == 1
     assert (state.gdt.base, state.gdt.limit) == (0x1000, 23)
+
+
+# aarch64.
+
+RW_EXECUTE, READ, DEVICE = (True, True, 0xFF), (False, False, 0xFF), (True, False, 0x04)
+
+
+def walk_aarch64(mem_bytes: int, address: int) -> tuple[int, tuple[bool, bool, int]] | None:
+    """Physical address and (writable, executable, memory type), None when not mapped."""
+    memory = bytes(layout.AARCH64_PGD) + aarch64.page_tables(mem_bytes)
+    state = aarch64.initial_state(0x100000, mem_bytes)
+    table = state.system["ttbr0_el1"]
+    mair = state.system["mair_el1"].to_bytes(8, "little")
+    for shift in (39, 30, 21, 12):
+        (entry,) = struct.unpack_from("<Q", memory, table + (address >> shift & 511) * 8)
+        if not entry & 1:
+            return None
+        table = entry & 0x0000_FFFF_FFFF_F000
+        if shift == 12 or not entry & 2:
+            assert entry & aarch64.ACCESSED
+            assert bool(entry & 2) == (shift == 12)
+            rights = not entry & aarch64.READ_ONLY, not entry & aarch64.PXN
+            return table | address & ((1 << shift) - 1), (*rights, mair[entry >> 2 & 7])
+    return None
+
+
+@pytest.mark.parametrize("mem_mib", [2, 4, 512, 1024, 1026, 4096])
+def test_aarch64_memory_and_device(mem_mib: int) -> None:
+    end = mem_mib * MIB
+    for address in (0x100000, 0x1FFFFF, end // 2 | 0x123, end - 1):
+        assert walk_aarch64(end, address) == (address, RW_EXECUTE)
+    for address in (0, 0xFFFF):
+        assert walk_aarch64(end, address) is None
+    for address in (0x10000, 0xFFFFF):
+        assert walk_aarch64(end, address) == (address, READ)
+    for address in (1 << 32, (1 << 32) + 0x40, (5 << 30) - 1):
+        assert walk_aarch64(end, address) == (address, DEVICE)
+    for address in (5 << 30, 1 << 39, *([end] if end < 1 << 32 else [])):
+        assert walk_aarch64(end, address) is None
+    assert len(aarch64.page_tables(end)) == 0x8000 - layout.AARCH64_PGD
+
+
+def test_aarch64_registers_of_a_guest_that_starts() -> None:
+    state = aarch64.initial_state(0x100020, 64 * MIB)
+    assert state.registers["pc"] == 0x100020
+    assert state.registers["sp"] == 64 * MIB - 16
+    assert state.registers["x0"] == 0x10000
+    assert state.registers["pstate"] == 0x3C5
+    assert state.system["ttbr0_el1"] == 0x1000
+    assert state.system["sctlr_el1"] == 0x1005
+    assert state.system["mair_el1"] == 0xBBFF440C0400
+    assert state.system["cpacr_el1"] == 0x300000
+    assert state.system["tcr_el1"] == 0x32B5183518
+
+
+def test_aarch64_registers_after_a_trap() -> None:
+    trap = {f"x{n}": n for n in range(31)} | {"sp": 31, "elr": 32, "spsr": 33, "esr": 34, "far": 35}
+    registers = aarch64.with_trap(aarch64.initial_state(0, 2 * MIB), trap).registers
+    assert [registers[name] for name in aarch64.REGISTERS] == list(range(34))
 
 
 def test_boot_info() -> None:

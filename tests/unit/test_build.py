@@ -22,6 +22,10 @@ from tender._abi import lib
 from tender.errors import BuildError, ManifestError
 
 COMPILERS = [cc for cc in ("gcc", "clang") if shutil.which(cc)]
+# A compiler and the machine that it is to make code for.
+CROSS = [cc for cc in ("aarch64-linux-gnu-gcc", "clang") if shutil.which(cc)]
+TARGETS = [*((cc, None) for cc in COMPILERS), *((cc, "aarch64") for cc in CROSS)]
+each_target = pytest.mark.parametrize(("cc", "target"), TARGETS)
 SAMPLES = building.bindings_folder() / "samples"
 TESTS = building.bindings_folder() / "tests"
 EMPTY_MAIN = """
@@ -70,9 +74,10 @@ def content(image: Path, phdr: tuple[int, ...]) -> bytes:
     return image.read_bytes()[phdr[2] : phdr[2] + phdr[5]]
 
 
-@pytest.mark.parametrize("cc", COMPILERS)
-def test_an_image_is_what_the_tender_loads(make: Build, cc: str) -> None:
-    image = parse_image(make(cc=cc))
+@each_target
+def test_an_image_is_what_the_tender_loads(make: Build, cc: str, target: str | None) -> None:
+    image = parse_image(make(cc=cc, target=target))
+    assert target is None or elf.MACHINES[image.machine] == target
     assert (image.target, image.abi_version) == (lib.ABI_TARGET_HVT, lib.HVT_ABI_VERSION)
     assert image.manifest == manifest.Manifest()
     assert image.entry >= lib.HVT_GUEST_MIN_BASE
@@ -80,9 +85,9 @@ def test_an_image_is_what_the_tender_loads(make: Build, cc: str) -> None:
     assert rights == [(False, True), (False, False), (True, False)]
 
 
-@pytest.mark.parametrize("cc", COMPILERS)
-def test_segments_notes_and_interpreter(make: Build, cc: str) -> None:
-    image = make(cc=cc)
+@each_target
+def test_segments_notes_and_interpreter(make: Build, cc: str, target: str | None) -> None:
+    image = make(cc=cc, target=target)
     phdrs = read_phdrs(image)
     by_type = {kind: [p for p in phdrs if p[0] == kind] for kind in {p[0] for p in phdrs}}
     assert [p[1] for p in by_type[PT_LOAD]] == [READ | EXECUTE, READ, READ | WRITE]
@@ -111,25 +116,29 @@ def test_the_kernel_does_not_run_it(make: Build) -> None:
         subprocess.run([str(image)], check=False)
 
 
-@pytest.mark.parametrize("cc", COMPILERS)
+@each_target
 @pytest.mark.parametrize("cflags", [(), ("-g",)], ids=["plain", "debug"])
 def test_the_same_input_gives_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cc: str, cflags: tuple[str, ...]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cc: str,
+    target: str | None,
+    cflags: tuple[str, ...],
 ) -> None:
     images = []
     for name in ("here", "elsewhere"):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
         Path("guest.c").write_text(EMPTY_MAIN)
-        building.build(["guest.c"], None, "guest.hvt", cc=cc, cflags=cflags)
+        building.build(["guest.c"], None, "guest.hvt", cc=cc, target=target, cflags=cflags)
         images.append(Path("guest.hvt").read_bytes())
     assert images[0] == images[1]
     assert str(tmp_path).encode() not in images[0]
     assert str(building.bindings_folder()).encode() not in images[0]
 
 
-@pytest.mark.parametrize("cc", COMPILERS)
-def test_a_guest_may_bring_its_own_c_library(make: Build, cc: str) -> None:
+@each_target
+def test_a_guest_may_bring_its_own_c_library(make: Build, cc: str, target: str | None) -> None:
     """Its definitions win, without a clash and without becoming calls to themselves."""
     image = make(
         EMPTY_MAIN
@@ -144,12 +153,13 @@ def test_a_guest_may_bring_its_own_c_library(make: Build, cc: str) -> None:
         int printf(const char *format, ...) { return format[0]; }
         """,
         cc=cc,
+        target=target,
     )
     assert parse_image(image).segments
 
 
-@pytest.mark.parametrize("cc", COMPILERS)
-def test_wide_arithmetic_is_there(make: Build, cc: str) -> None:
+@each_target
+def test_wide_arithmetic_is_there(make: Build, cc: str, target: str | None) -> None:
     make(
         """
         #include <solo5.h>
@@ -160,18 +170,19 @@ def test_wide_arithmetic_is_there(make: Build, cc: str) -> None:
         }
         """,
         cc=cc,
+        target=target,
     )
 
 
-@pytest.mark.parametrize("cc", COMPILERS)
+@each_target
 def test_floating_point_has_to_be_asked_for(
-    make: Build, capfd: pytest.CaptureFixture[str], cc: str
+    make: Build, capfd: pytest.CaptureFixture[str], cc: str, target: str | None
 ) -> None:
     text = EMPTY_MAIN + "double half(double of) { return of / 2; }"
     with pytest.raises(BuildError):
-        make(text, cc=cc)
+        make(text, cc=cc, target=target)
     assert "guest.c" in capfd.readouterr().err
-    make(text, cc=cc, fp=True)
+    make(text, cc=cc, target=target, fp=True)
 
 
 @pytest.mark.parametrize("cc", COMPILERS)
@@ -189,21 +200,25 @@ def test_no_floating_point_instruction_in_the_runtime(make: Build, cc: str) -> N
     assert "%st" not in code
 
 
-@pytest.mark.parametrize("cc", COMPILERS)
-def test_the_runtime_compiles_without_a_warning(tmp_path: Path, cc: str) -> None:
-    toolchain = building.find_toolchain(cc)
+@each_target
+def test_the_runtime_compiles_without_a_warning(
+    tmp_path: Path, cc: str, target: str | None
+) -> None:
+    toolchain = building.find_toolchain(cc, target)
     flags = building.runtime_flags(toolchain, tmp_path)
     for source in building.runtime_sources(toolchain.machine):
         arguments = [*flags, "-Wall", "-Wextra", "-Werror", "-c", "-o", os.devnull, str(source)]
         toolchain.run(arguments, source.name)
 
 
-@pytest.mark.parametrize("cc", COMPILERS)
+@each_target
 @pytest.mark.parametrize(
     "source", sorted([*SAMPLES.glob("*.c"), *TESTS.glob("*.c")]), ids=lambda path: path.stem
 )
-def test_every_guest_compiles_without_a_warning(tmp_path: Path, cc: str, source: Path) -> None:
-    toolchain = building.find_toolchain(cc)
+def test_every_guest_compiles_without_a_warning(
+    tmp_path: Path, cc: str, target: str | None, source: Path
+) -> None:
+    toolchain = building.find_toolchain(cc, target)
     flags = [*building._common_flags(toolchain, tmp_path), "-Wall", "-Wextra", "-Werror"]
     toolchain.run([*flags, "-c", "-o", os.devnull, str(source)], source.name)
 
@@ -321,6 +336,23 @@ def test_which_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BuildError, match="no C compiler found: install gcc or clang"):
         building.find_toolchain(None)
+
+
+def test_no_compiler_for_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(building, "_host_machine", lambda: "x86_64")
+    with pytest.raises(BuildError, match="for aarch64 found: install .*package gcc-aarch64-linux"):
+        building.find_toolchain(None, "aarch64")
+    monkeypatch.setattr(building, "_host_machine", lambda: "aarch64")
+    with pytest.raises(BuildError, match="for x86_64 found: install .*package gcc-x86-64-linux"):
+        building.find_toolchain(None, "x86_64")
+
+
+@pytest.mark.skipif(not shutil.which("aarch64-linux-gnu-gcc"), reason="no cross compiler")
+def test_the_compiler_says_the_machine() -> None:
+    assert building.find_toolchain("aarch64-linux-gnu-gcc").machine == "aarch64"
+    with pytest.raises(BuildError, match="does not make code for x86_64: name one"):
+        building.find_toolchain("aarch64-linux-gnu-gcc", "x86_64")
 
 
 def test_a_compiler_for_another_machine(tmp_path: Path) -> None:

@@ -1,13 +1,11 @@
 /*
- * Thread-local storage, the x86_64 way: variables lie below the thread pointer, and the word it
- * points at is the thread pointer itself. The rule: the layout is the linker's; each address here
- * is computed from the ends and the alignment it gave.
+ * Thread-local storage: the variables of one thread lie beside what its thread pointer points at,
+ * below it or above it as the architecture has it. The rule: the layout is the linker's; each
+ * address here is computed from the ends and the alignment it gave.
  */
 #include "runtime.h"
 
 #include <string.h>
-
-#define MSR_FS_BASE 0xc0000100
 
 static uintptr_t align_up(uintptr_t value, uintptr_t to)
 {
@@ -25,22 +23,28 @@ static size_t variables_size(void)
     return align_up((uintptr_t)hvt_tls_memory_size, alignment());
 }
 
+/* What the architecture keeps at the thread pointer itself. */
+static size_t head_size(void)
+{
+    return align_up(CPU_TLS_HEAD, alignment());
+}
+
 /* Any address will do as a block, so there is room to align it. */
 size_t solo5_tls_size(void)
 {
-    return alignment() - 1 + variables_size() + sizeof(uintptr_t);
+    return alignment() - 1 + variables_size() + head_size();
 }
 
 uintptr_t solo5_tls_tp_offset(uintptr_t tls)
 {
-    return align_up(tls, alignment()) + variables_size();
+    return align_up(tls, alignment()) + (CPU_TLS_IS_ABOVE ? 0 : variables_size());
 }
 
 solo5_result_t solo5_tls_init(uintptr_t tls)
 {
     size_t initialised = (size_t)(hvt_tdata_end - hvt_tdata_start);
     uintptr_t thread_pointer = solo5_tls_tp_offset(tls);
-    char *variables = (char *)thread_pointer - variables_size();
+    char *variables = (char *)align_up(tls, alignment()) + (CPU_TLS_IS_ABOVE ? head_size() : 0);
 
     memcpy(variables, hvt_tdata_start, initialised);
     memset(variables + initialised, 0, variables_size() - initialised);
@@ -50,8 +54,8 @@ solo5_result_t solo5_tls_init(uintptr_t tls)
 
 solo5_result_t solo5_set_tls_base(uintptr_t base)
 {
-    if ((int64_t)(base << 16) >> 16 != (int64_t)base) /* not canonical: the CPU would fault */
+    if ((int64_t)(base << 16) >> 16 != (int64_t)base) /* no address: an x86 CPU would fault */
         return SOLO5_R_EINVAL;
-    cpu_write_msr(MSR_FS_BASE, base);
+    cpu_set_thread_pointer(base);
     return SOLO5_R_OK;
 }
