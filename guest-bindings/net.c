@@ -1,5 +1,5 @@
 /*
- * Network devices, by hypercall (the ring of newer tenders is optional and not used here).
+ * Network devices: by the ring where the tender offers one, else by hypercall.
  * The rule: the largest frame is the device's MTU + the ethernet header; a read has room for it, a
  * write fits it.
  */
@@ -31,6 +31,8 @@ solo5_result_t solo5_net_write(solo5_handle_t handle, const uint8_t *buf, size_t
 
     if (device == NULL || size > largest_frame(device))
         return SOLO5_R_EINVAL;
+    if (hvt_ring_write(handle, buf, size))
+        return SOLO5_R_OK; /* it is on its way */
     cpu_hypercall(HVT_HYPERCALL_NET_WRITE, &block);
     return (solo5_result_t)block.ret;
 }
@@ -42,7 +44,8 @@ solo5_result_t solo5_net_read(solo5_handle_t handle, uint8_t *buf, size_t size, 
 
     if (device == NULL || size < largest_frame(device))
         return SOLO5_R_EINVAL;
-    cpu_hypercall(HVT_HYPERCALL_NET_READ, &block);
+    if (!hvt_ring_read(handle, buf, size, &block))
+        cpu_hypercall(HVT_HYPERCALL_NET_READ, &block);
     *read_size = block.len;
     return (solo5_result_t)block.ret;
 }

@@ -46,6 +46,11 @@ void hvt_devices_init(const struct mft_header *manifest);
 const struct mft_entry *hvt_device_acquire(const char *name, uint32_t type, solo5_handle_t *handle);
 const struct mft_entry *hvt_device(solo5_handle_t handle, uint32_t type);
 
+/* ring.c: false when there is no ring, or when it is not for this frame. */
+void hvt_ring_init(const struct hvt_boot_info *boot);
+bool hvt_ring_write(solo5_handle_t handle, const uint8_t *frame, size_t size);
+bool hvt_ring_read(solo5_handle_t handle, uint8_t *buf, size_t size, struct hvt_net_io *answer);
+
 /* The architecture's part. */
 void hvt_cpu_init(void);
 void hvt_clock_init(uint64_t cycles_per_second);

@@ -53,6 +53,7 @@ __attribute__((no_stack_protector)) void hvt_start(const struct hvt_boot_info *b
     hvt_cpu_init();
     hvt_clock_init(boot->cpu_cycle_freq);
     hvt_devices_init((const struct mft_header *)(uintptr_t)boot->mft_gpa);
+    hvt_ring_init(boot);
 
     start_info.cmdline = take_options((const char *)(uintptr_t)boot->cmdline_gpa);
     start_info.heap_start = boot->kernel_end;

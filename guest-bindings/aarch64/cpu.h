@@ -20,6 +20,18 @@ static inline void cpu_hypercall(uint32_t number, void *block)
     __asm__ volatile("str %w0, [%1]" : : "rZ"(gpa), "r"(door) : "memory");
 }
 
+static inline void cpu_ring_kick(void)
+{
+    uint64_t door = HVT_HYPERCALL_MMIO_BASE + HVT_RING_KICK_MMIO_OFFSET;
+    __asm__ volatile("str wzr, [%0]" : : "r"(door) : "memory");
+}
+
+/* In a loop that waits for somebody else. */
+static inline void cpu_relax(void)
+{
+    __asm__ volatile("yield" : : : "memory");
+}
+
 /* The counter may be read early, while older instructions are under way, but for the ISB. */
 static inline uint64_t cpu_cycles(void)
 {

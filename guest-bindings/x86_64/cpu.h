@@ -17,6 +17,17 @@ static inline void cpu_hypercall(uint32_t number, void *block)
     __asm__ volatile("outl %0, %1" : : "a"(gpa), "d"(port) : "memory");
 }
 
+static inline void cpu_ring_kick(void)
+{
+    __asm__ volatile("outl %0, %1" : : "a"(0), "d"((uint16_t)HVT_RING_KICK_PIO) : "memory");
+}
+
+/* In a loop that waits for somebody else. */
+static inline void cpu_relax(void)
+{
+    __asm__ volatile("pause" : : : "memory");
+}
+
 static inline uint64_t cpu_cycles(void)
 {
     uint32_t low, high;
