@@ -20,7 +20,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from bench import report, start, tenders
-from bench.place import ROOT, Place, Unavailable
+from bench.place import Place, Unavailable
 from bench.results import Result, Skipped
 from bench.rows import Row, all_rows
 
@@ -85,7 +85,7 @@ def _machine(found: list[tenders.Tender]) -> dict[str, str]:
         "Linux": platform.release(),
         "Python": platform.python_version(),
         "load before": load,
-        "tenders": "; ".join(f"{tender.name} ({tenders.version(tender)})" for tender in found),
+        "tenders": "; ".join(map(tenders.describe, found)),
     }
 
 
@@ -171,8 +171,8 @@ def main(arguments: list[str]) -> int:
         print("\n".join(f"{row.name:<16} {row.meaning}" for row in rows))
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    os.chdir(ROOT)
     engines = [options.engine] if options.engine else list(tenders.ENGINES)
+    options.ptender = options.ptender.absolute()
     found = tenders.find_all(options.ptender, engines)
     if options.imports:
         _tell_imports(options, found)

@@ -16,7 +16,7 @@ from bench.place import DISK_BYTES, Place, Unavailable
 from bench.results import Result
 from bench.rows import Row, in_turn
 from bench.standin import Scenario
-from bench.tenders import Tender
+from bench.tenders import Tender, environment
 
 SIZES = {"512": 512, "4k": 4096, "64k": 65536}
 GUEST_SIZES = {"512": 512, "4k": 4096, "32k": 32768}
@@ -38,7 +38,7 @@ def measure_guest(name: str, size: int, place: Place) -> list[Result]:
         words = tender.words(
             place.guest("readall"), str(GUEST_MS), disk=place.disk(), sector_size=size
         )
-        done = subprocess.run(words, capture_output=True, text=True, timeout=100)
+        done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=100)
         found = re.search(r"read (\d+) bytes in (\d+) ns", done.stdout)
         if not found:
             raise Unavailable(f"{tender.name}: {done.stdout}{done.stderr}")

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from bench.place import Place, Unavailable
 from bench.results import Result
 from bench.rows import Row, in_turn
-from bench.tenders import MEM_MIB, Tender
+from bench.tenders import MEM_MIB, Tender, environment
 
 _HEAD = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) ")
 _ASLEEP_S = 0.2
@@ -88,7 +88,11 @@ def sleeping(place: Place, tender: Tender) -> Iterator[int]:
     """A guest that has said what guests say, and sleeps; the tender's process id."""
     words = tender.words(place.guest("sleep"), "600000")
     process = subprocess.Popen(
-        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        words,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
     assert process.stdout
     try:

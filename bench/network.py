@@ -15,7 +15,7 @@ from functools import partial
 from bench.place import Place, Unavailable
 from bench.results import Result
 from bench.rows import Row, in_turn
-from bench.tenders import Tender
+from bench.tenders import Tender, environment
 
 NOTE = "mostly the guest's time on this KVM, not the tender's"
 
@@ -25,7 +25,12 @@ def answering(place: Place, tender: Tender) -> Iterator[None]:
     """The ping guest at 10.0.0.2, ready."""
     words = [*place.namespace.enter, *tender.words(place.guest("ping"), tap="talking")]
     process = subprocess.Popen(
-        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        words,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     assert process.stdout
     try:

@@ -5,7 +5,6 @@ The rule here: a figure counts only if every reply was right and the tender ende
 
 from __future__ import annotations
 
-import os
 import statistics
 import struct
 import subprocess
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.place import ROOT, Unavailable, check
+from bench.tenders import environment
 
 SOURCE = Path(__file__).with_name("standin.c")
 ROUNDS = 31
@@ -50,7 +50,7 @@ class Scenario:
             "STANDIN_CALLS": self.calls,
             "LD_PRELOAD": library,
         }
-        return os.environ | {name: str(value) for name, value in settings.items()}
+        return environment() | {name: str(value) for name, value in settings.items()}
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,9 @@ def run(
 ) -> Figures:
     """Run the tender's command with the stand-in, which is built and read in `folder`."""
     result = new_result(folder)
-    environment = scenario.environment(build(folder), result)
     done = subprocess.run(
         words,
-        env=environment,
+        env=scenario.environment(build(folder), result),
         stdout=stdout,
         pass_fds=pass_fds,
         stderr=subprocess.PIPE,

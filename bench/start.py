@@ -13,17 +13,17 @@ from bench.place import HELLO, Place, Unavailable
 from bench.results import Result, Target
 from bench.rows import Row, in_turn
 from bench.standin import Scenario
-from bench.tenders import Tender
+from bench.tenders import Tender, environment
 
 RATIO = 2.0
 PAIRS = 3  # times as many as for other rows: a start is short, and the scheduler's whim is not
 
 
-def spawn_ms(words: list[str], environment: dict[str, str]) -> float:
+def spawn_ms(words: list[str], env: dict[str, str]) -> float:
     """The time from starting a command to its end, its output to /dev/null."""
     null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1, 2)]
     begin = perf_counter_ns()
-    pid = os.posix_spawn(words[0], words, environment, file_actions=null)
+    pid = os.posix_spawn(words[0], words, env, file_actions=null)
     _, status = os.waitpid(pid, 0)
     elapsed_ns = perf_counter_ns() - begin
     if status:
@@ -36,10 +36,8 @@ def _targets(place: Place) -> dict[str, Target]:
 
 
 def measure_hello(place: Place) -> list[Result]:
-    environment = dict(os.environ)
-
     def one(tender: Tender) -> float:
-        return spawn_ms(tender.words(HELLO), environment)
+        return spawn_ms(tender.words(HELLO), environment())
 
     for tender in place.tenders:
         one(tender)  # files into the page cache
@@ -50,10 +48,10 @@ def measure_hello(place: Place) -> list[Result]:
 def measure_bare(place: Place) -> list[Result]:
     """The same where the guest halts with its first exit: the tender's own part."""
     library, result = standin.build(place.folder), standin.new_result(place.folder)
-    environment = Scenario("HALT").environment(library, result)
+    env = Scenario("HALT").environment(library, result)
 
     def one(tender: Tender) -> float:
-        return spawn_ms(tender.words(HELLO), environment)
+        return spawn_ms(tender.words(HELLO), env)
 
     samples = in_turn(place.tenders, place.pairs * PAIRS, one)
     return [Result("hello-bare", "ms", samples)]
@@ -82,7 +80,11 @@ def imports_of(tender: Tender) -> Imports:
         raise Unavailable(f"{words[0]}: not a script of Python")
     interpreter = first[2:].split()
     done = subprocess.run(
-        [*interpreter, "-X", "importtime", *words], capture_output=True, text=True, timeout=100
+        [*interpreter, "-X", "importtime", *words],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=100,
     )
     return Imports(dict(import_lines(done.stderr)))
 

@@ -43,6 +43,11 @@ class Tender:
         return [*words, "--", str(image), *arguments]
 
 
+def environment() -> dict[str, str]:
+    """A user's environment: none of Python's own settings, such as not to keep byte code."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+
 def installed() -> Path:
     """The `ptender` of this Python."""
     return Path(sys.executable).with_name("ptender")
@@ -73,6 +78,15 @@ def _help(ptender: Path) -> str:
         raise SystemExit(f"bench: {ptender}: {error.strerror}; pip install -e . first") from None
 
 
-def version(tender: Tender) -> str:
+def describe(tender: Tender) -> str:
+    """Its name, its version, and whether it is installed in a way that slows its start."""
     done = subprocess.run([tender.command[0], "--version"], capture_output=True, text=True)
-    return (done.stdout + done.stderr).splitlines()[0]
+    version = (done.stdout + done.stderr).splitlines()[0]
+    slower = ", an editable install: its start is slower" if _is_editable(tender) else ""
+    return f"{tender.name} ({version}{slower})"
+
+
+def _is_editable(tender: Tender) -> bool:
+    """Whether each start of Python imports a finder for it, and pathlib and more with that."""
+    prefix = Path(tender.command[0]).parents[1]
+    return bool(list(prefix.glob("lib/python3*/site-packages/__editable__*ptender*.pth")))
