@@ -114,8 +114,11 @@ def _write_markdown(file: str, text: str) -> None:
 def _draw(results: list[report.Found], path: Path) -> None:
     from bench import plot
 
+    measured = [found for found in results if isinstance(found, Result)]
+    if not measured:
+        return
     try:
-        plot.draw([found for found in results if isinstance(found, Result)], path)
+        plot.draw(measured, path)
     except ImportError:
         print("bench: no plot: pip install 'ptender[bench]'", file=sys.stderr)
 

@@ -8,7 +8,6 @@ What the kernel keeps for a process (page tables, KVM's own) is in no PSS and no
 from __future__ import annotations
 
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,10 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.place import Place, Unavailable
+from bench.place import Place, Unavailable, start
 from bench.results import Result
 from bench.rows import Row, in_turn
-from bench.tenders import MEM_MIB, Tender, environment
+from bench.tenders import MEM_MIB, Tender
 
 _HEAD = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) ")
 _ASLEEP_S = 0.2
@@ -87,17 +86,12 @@ def _wait_until_idle(pid: int) -> None:
 def sleeping(place: Place, tender: Tender) -> Iterator[int]:
     """A guest that has said what guests say, and sleeps; the tender's process id."""
     words = tender.words(place.guest("sleep"), "600000")
-    process = subprocess.Popen(
-        words,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    process = start(words)
     assert process.stdout
     try:
-        if not process.stdout.readline():
-            raise Unavailable(f"{tender.name}: the guest did not start")
+        first = process.stdout.readline()
+        if not first.startswith("Solo5:"):
+            raise Unavailable(f"{tender.name}: the guest did not start: {first}")
         yield process.pid
     finally:
         process.kill()

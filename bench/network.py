@@ -7,15 +7,14 @@ what the tender alone spends on a frame is in the rows net-read and net-write.
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from bench.place import Place, Unavailable
+from bench.place import Place, Unavailable, start
 from bench.results import Result
 from bench.rows import Row, in_turn
-from bench.tenders import Tender, environment
+from bench.tenders import Tender
 
 NOTE = "mostly the guest's time on this KVM, not the tender's"
 
@@ -24,14 +23,7 @@ NOTE = "mostly the guest's time on this KVM, not the tender's"
 def answering(place: Place, tender: Tender) -> Iterator[None]:
     """The ping guest at 10.0.0.2, ready."""
     words = [*place.namespace.enter, *tender.words(place.guest("ping"), tap="talking")]
-    process = subprocess.Popen(
-        words,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = start(words)
     assert process.stdout
     try:
         seen = ""

@@ -1,22 +1,28 @@
 """Where a run of the bench takes place: its folder, its guests, its network namespace.
 
-The rule here: everything that is made for a run is gone after it, however it ends. The holder of
-the namespace reads from a pipe of ours, so it ends with us even where we are killed.
+The rule here: everything that is made for a run is gone after it, however it ends. Where the bench
+is killed, the kernel ends its guests and the holder of its namespace, and the next run removes its
+folder.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
 
-from bench.tenders import Tender
+from bench.tenders import Tender, environment
 
 ROOT = Path(__file__).parents[1]
 BINDINGS = ROOT / "guest-bindings"
 HELLO = ROOT / "tender/guests/hello-x86_64.hvt"
 DISK_BYTES = 16 << 20
+PREFIX = "ptender-bench-"
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SOURCES = {  # by the name of a guest; the first has its manifest beside it
     "ping": (BINDINGS / "samples/ping.c", BINDINGS / "samples/net.c"),
     "disk": (BINDINGS / "samples/disk.c",),
@@ -37,14 +43,15 @@ class Place:
         self.pairs = pairs
         self.quick = quick
         self._ptender = ptender
-        self._folder = tempfile.TemporaryDirectory(prefix="ptender-bench-", dir=_in_memory())
-        self.folder = Path(self._folder.name)
+        parent = _in_memory()
+        _remove_left_behind(parent)
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=parent))
         self._namespace: Namespace | None = None
 
     def close(self) -> None:
         if self._namespace:
             self._namespace.close()
-        self._folder.cleanup()
+        shutil.rmtree(self.folder)
 
     @property
     def namespace(self) -> Namespace:
@@ -70,9 +77,34 @@ class Place:
         return path
 
 
-def _in_memory() -> str | None:
+def _in_memory() -> Path:
     """Where files are memory: the disk of this machine is none of the tender's speed."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    return Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())
+
+
+def _remove_left_behind(parent: Path) -> None:
+    """The folders of runs that were killed."""
+    for folder in parent.glob(f"{PREFIX}*-*"):
+        pid = folder.name.removeprefix(PREFIX).partition("-")[0]
+        if not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def start(words: list[str]) -> subprocess.Popen[str]:
+    """A tender that goes on until it is ended: what it says comes through its `stdout`."""
+    return subprocess.Popen(
+        words,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=_end_with_parent,
+    )
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def check(words: list[str]) -> str:

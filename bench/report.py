@@ -6,6 +6,7 @@ The rule here: pure; figures are never rounded to a target.
 from __future__ import annotations
 
 import re
+import textwrap
 from typing import Any
 
 from bench.results import REFERENCE, Result, Skipped, Spread, is_met, ratios, spread
@@ -16,6 +17,7 @@ LEGEND = (
     "Median of the samples. The ratio is that to solo5-hvt, of pairs measured in turn:\n"
     "median [quartiles]; above 1, ptender takes more time or memory, or moves less."
 )
+WIDTH = 80
 MARKERS = ("<!-- figures: begin -->", "<!-- figures: end -->")
 
 
@@ -67,7 +69,9 @@ _LINE = "{:<16} {:<14} {:>12}  {:<17} {:<9} {:<6}"
 def lines(found: Found) -> list[str]:
     """One row for the table."""
     if isinstance(found, Skipped):
-        return [f"{found.name:<16} not measured: {found.reason}"]
+        reason = f"not measured: {' '.join(found.reason.split())}"
+        wrapped = textwrap.wrap(reason, WIDTH - 18)
+        return [f"{found.name:<16} {wrapped[0]}", *(f"{'':<17}{line}" for line in wrapped[1:])]
     rows = cells(found)
     for row in rows[1:]:
         row[0] = ""
@@ -86,7 +90,8 @@ def markdown(machine: dict[str, str], command: str, results: list[Found]) -> str
     parts += ["|---|---|---:|---|---|---|"]
     for found in results:
         if isinstance(found, Skipped):
-            parts.append(f"| {found.name} | | not measured: {found.reason} | | | |")
+            reason = " ".join(found.reason.split())
+            parts.append(f"| {found.name} | | not measured: {reason} | | | |")
         else:
             parts += [f"| {' | '.join(row)} |" for row in cells(found)]
     return "\n".join([*parts, "", LEGEND])

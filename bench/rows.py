@@ -36,6 +36,7 @@ def in_turn(
 
 
 def all_rows() -> list[Row]:
+    """In the order of the table. bench/softcpu.py adds its own `ROWS`, where it is there."""
     from bench import disk, hypercalls, memory, network, start
 
     rows = [*hypercalls.ROWS, *disk.ROWS, *start.ROWS, *network.ROWS, *memory.ROWS]

@@ -88,5 +88,10 @@ def describe(tender: Tender) -> str:
 
 def _is_editable(tender: Tender) -> bool:
     """Whether each start of Python imports a finder for it, and pathlib and more with that."""
-    prefix = Path(tender.command[0]).parents[1]
+    command = Path(tender.command[0])
+    prefix = command.parents[1]
+    with command.open("rb") as file:
+        flags = file.readline().split()[1:]
+    if any(b"S" in flag for flag in flags):  # without site, and so without its finders
+        return False
     return bool(list(prefix.glob("lib/python3*/site-packages/__editable__*ptender*.pth")))
