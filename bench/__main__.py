@@ -100,7 +100,10 @@ def _measure(rows: list[Row], place: Place) -> Iterator[report.Found]:
 def _tell_imports(options: argparse.Namespace, found: list[tenders.Tender]) -> None:
     for tender in found:
         if tender.engine:
-            print(start.report_imports(options.ptender, tender))
+            try:
+                print(start.report_imports(options.ptender, tender))
+            except Unavailable as reason:
+                print(f"{tender.name}: {reason}")
 
 
 def _write_markdown(file: str, text: str) -> None:
