@@ -1,0 +1,120 @@
+"""What a guest costs in memory beside its own: PSS of the tender without guest memory.
+
+The rule here: guest memory is found by its size in /proc/PID/smaps (it may be split where parts of
+it are protected), and its share is taken off. Source: Linux, Documentation/filesystems/proc.rst.
+What the kernel keeps for a process (page tables, KVM's own) is in no PSS and not counted.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.place import Place, Unavailable, start
+from bench.results import Result
+from bench.rows import Row, in_turn
+from bench.tenders import MEM_MIB, Tender
+
+_HEAD = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) ")
+_ASLEEP_S = 0.2
+
+
+class Mapping(NamedTuple):
+    """A line of /proc/PID/maps with its share of memory."""
+
+    start: int
+    end: int
+    pss_kib: int
+
+
+def parse_smaps(text: str) -> list[Mapping]:
+    mappings: list[Mapping] = []
+    for line in text.splitlines():
+        head = _HEAD.match(line)
+        if head:
+            mappings.append(Mapping(int(head[1], 16), int(head[2], 16), 0))
+        elif line.startswith("Pss:"):
+            mappings[-1] = mappings[-1]._replace(pss_kib=int(line.split()[1]))
+    return mappings
+
+
+def guest_memory(mappings: list[Mapping], size: int) -> list[Mapping]:
+    """The neighbours that are `size` bytes together; empty if there are none."""
+    for first in range(len(mappings)):
+        end = mappings[first].start
+        for last in range(first, len(mappings)):
+            if mappings[last].start != end or end - mappings[first].start > size:
+                break
+            end = mappings[last].end
+            if end - mappings[first].start == size:
+                return mappings[first : last + 1]
+    return []
+
+
+def tender_pss_kib(pid: int) -> int:
+    """PSS of a process that runs a guest of MEM_MIB, without the guest's memory."""
+    process = Path(f"/proc/{pid}")
+    found = re.search(r"^Pss:\s+(\d+)", (process / "smaps_rollup").read_text(), re.MULTILINE)
+    guest = guest_memory(parse_smaps((process / "smaps").read_text()), MEM_MIB << 20)
+    if not found or not guest:
+        raise Unavailable(f"process {pid}: no mapping of {MEM_MIB} MiB")
+    return int(found[1]) - sum(mapping.pss_kib for mapping in guest)
+
+
+def _cpu_ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def _wait_until_idle(pid: int) -> None:
+    """Until it has used no CPU for a while: the guest sleeps."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        before = _cpu_ticks(pid)
+        time.sleep(_ASLEEP_S)
+        if _cpu_ticks(pid) == before:
+            return
+    raise Unavailable(f"process {pid}: the guest does not sleep")
+
+
+@contextmanager
+def sleeping(place: Place, tender: Tender) -> Iterator[int]:
+    """A guest that has said what guests say, and sleeps; the tender's process id."""
+    words = tender.words(place.guest("sleep"), "600000")
+    process = start(words)
+    assert process.stdout
+    try:
+        first = process.stdout.readline()
+        if not first.startswith("Solo5:"):
+            raise Unavailable(f"{tender.name}: the guest did not start: {first}")
+        yield process.pid
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def pss_of(place: Place, count: int, tender: Tender) -> float:
+    """KiB per guest, of `count` that run at the same time."""
+    with ExitStack() as stack:
+        pids = [stack.enter_context(sleeping(place, tender)) for _ in range(count)]
+        _wait_until_idle(pids[-1])
+        return sum(tender_pss_kib(pid) for pid in pids) / count
+
+
+def measure(count: int, place: Place) -> list[Result]:
+    if place.quick:
+        count = min(count, 10)
+    samples = in_turn(place.tenders, min(place.pairs, 3), partial(pss_of, place, count))
+    note = "per guest, each in a process of its own; without guest memory"
+    return [Result(f"memory-{count}", "KiB", samples, note=note)]
+
+
+ROWS = [
+    Row("memory-1", "memory of one guest, without its own", partial(measure, 1)),
+    Row("memory-100", "memory of each of 100 guests, without their own", partial(measure, 100)),
+]

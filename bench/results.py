@@ -1,0 +1,81 @@
+"""What a row found, as values: samples of each tender, and the ratios of pairs.
+
+The rule here: pure. Tenders are measured in turn, so the n-th samples of two tenders are a pair,
+made within seconds of each other; a ratio is one of a pair, and what is told of many is the median
+and the quartiles. A ratio above 1 always says that ptender takes more.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+
+REFERENCE = "solo5-hvt"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of some numbers and their quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Target:
+    """What ptender should reach: at most `ratio` of the reference, or at most `value`."""
+
+    ratio: float | None = None
+    value: float | None = None
+
+
+@dataclass
+class Result:
+    """The samples of one row by tender, one per turn."""
+
+    name: str
+    unit: str
+    samples: dict[str, list[float]]
+    targets: dict[str, Target] = field(default_factory=dict)  # by tender
+    more_is_better: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A row that could not be measured here."""
+
+    name: str
+    reason: str
+
+
+def spread(samples: list[float]) -> Spread:
+    if len(samples) < 2:
+        return Spread(samples[0], samples[0], samples[0])
+    low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return Spread(middle, low, high)
+
+
+def ratios(result: Result, tender: str) -> list[float]:
+    """By pair; empty without the reference, and for the reference itself."""
+    reference = result.samples.get(REFERENCE, [])
+    if tender == REFERENCE:
+        return []
+    pairs = zip(result.samples[tender], reference, strict=False)
+    if result.more_is_better:
+        return [theirs / ours for ours, theirs in pairs]
+    return [ours / theirs for ours, theirs in pairs]
+
+
+def is_met(result: Result, tender: str) -> bool | None:
+    """None: there is no target, or nothing to compare with."""
+    target = result.targets.get(tender)
+    if target is None:
+        return None
+    if target.value is not None:
+        return spread(result.samples[tender]).median <= target.value
+    found = ratios(result, tender)
+    if target.ratio is None or not found:
+        return None
+    return spread(found).median <= target.ratio
