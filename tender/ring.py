@@ -51,6 +51,7 @@ class Ring:
         self, vm: Vm, memory: GuestMemory, engine: Engine, net: Net, stop: Stop, cleanup: Cleanup
     ) -> None:
         self._net = net
+        self._engine, self._stop = engine, stop  # the thread works on their memory
         kick_fd = os.eventfd(0, os.EFD_CLOEXEC)
         cleanup.callback(lambda: os.close(kick_fd))
         vm.signal_on_out(kick_fd, abi.HVT_RING_KICK_PIO)

@@ -64,10 +64,10 @@ NUMBERS = {
 class Rig:
     """Handles: a disk, a read-only disk, two ports whose other ends are `wire` and `other_wire`."""
 
-    def __init__(self, folder: Path, engine: str) -> None:
+    def __init__(self, folder: Path, engine: str, *, ring_bytes: int = 0) -> None:
         self.cleanup = Cleanup()
         self.warnings: list[str] = []
-        self.memory = GuestMemory(SIZE)
+        self.memory = GuestMemory(SIZE, ring_bytes)
         self.cleanup.callback(self.memory.close)
         self.memory.protect(TEXT, TEXT + 4096, readable=True, writable=False)
         self.disk = folder / "disk.img"
