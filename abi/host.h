@@ -28,19 +28,32 @@
 /* initial-exec: a handler must not be what allocates thread-local storage. */
 static __thread struct stop *volatile stop_here __attribute__((tls_model("initial-exec")));
 
+/* A signal that came before there was a guest to stop. */
+static volatile sig_atomic_t stop_early;
+
+static void stop_again_and_again(void)
+{
+    struct itimerval again = {{0, STOP_AGAIN_US}, {0, STOP_AGAIN_US}};
+    setitimer(ITIMER_REAL, &again, NULL);
+}
+
 static void stop_on_signal(int signo)
 {
     struct stop *stop = stop_here;
     int saved = errno;
+    int termination = signo != STOP_KICK && signo != SIGALRM;
+
+    if (termination && !stop)
+        stop_early = signo;
     if (stop) {
-        stop->requested = 1;
+        if (termination && !stop->signo) {
+            stop->signo = signo;
+            stop->requested = 1;
+            stop_again_and_again();
+        }
+        /* A kick, and each tick of the timer, only brings the thread back. */
         if (stop->immediate_exit)
             *stop->immediate_exit = 1;
-        if (signo != STOP_KICK && signo != SIGALRM && !stop->signo) {
-            struct itimerval again = {{0, STOP_AGAIN_US}, {0, STOP_AGAIN_US}};
-            stop->signo = signo;
-            setitimer(ITIMER_REAL, &again, NULL);
-        }
     }
     errno = saved;
 }
@@ -55,17 +68,34 @@ static int stop_handle(int signo)
 /* From here on, signals to this thread ask `stop`; NULL ends that. */
 static int stop_enter(struct stop *stop)
 {
-    stop_here = stop;
-    if (!stop)
+    if (!stop) {
+        stop_here = NULL;
         return 0;
+    }
     stop->thread = pthread_self();
-    return stop_handle(STOP_KICK);
+    if (stop_handle(STOP_KICK))
+        return -1;
+    stop_here = stop;
+    if (stop_early) {
+        stop->signo = stop_early;
+        stop->requested = 1;
+        stop_early = 0;
+        stop_again_and_again();
+    }
+    return 0;
 }
 
-/* The command's way: these signals end the guest of this thread. */
+/*
+ * The command's way: these signals end the guest of this thread. A SIGINT that is ignored stays
+ * so: that is how a shell keeps Ctrl-C from what it runs in the background.
+ */
 static int stop_on_termination(void)
 {
-    if (stop_handle(SIGALRM) || stop_handle(SIGINT))
+    struct sigaction before;
+
+    if (stop_handle(SIGALRM) || sigaction(SIGINT, NULL, &before))
+        return -1;
+    if (before.sa_handler != SIG_IGN && stop_handle(SIGINT))
         return -1;
     return stop_handle(SIGTERM);
 }
@@ -74,7 +104,9 @@ static int stop_on_termination(void)
 static void stop_default_actions(void)
 {
     struct itimerval never = {{0, 0}, {0, 0}};
-    signal(SIGINT, SIG_DFL);
+    struct sigaction before;
+    if (sigaction(SIGINT, NULL, &before) == 0 && before.sa_handler != SIG_IGN)
+        signal(SIGINT, SIG_DFL);
     signal(SIGTERM, SIG_DFL);
     setitimer(ITIMER_REAL, &never, NULL);
     signal(SIGALRM, SIG_DFL);
@@ -95,10 +127,12 @@ static int host_poll(struct pollset *set, uint64_t timeout_ns)
     return ppoll(set->fds, set->count, &limit, NULL);
 }
 
-static int host_wait_writable(int fd, int timeout_ms)
+/* What of `events` (and errors) a descriptor has, after at most `timeout_ms`; -1: interrupted. */
+static int host_events(int fd, int events, int timeout_ms)
 {
-    struct pollfd room = {.fd = fd, .events = POLLOUT};
-    return poll(&room, 1, timeout_ms);
+    struct pollfd one = {.fd = fd, .events = (short)events};
+    int count = poll(&one, 1, timeout_ms);
+    return count > 0 ? one.revents : count;
 }
 
 static ssize_t host_write(int fd, const void *data, size_t length)

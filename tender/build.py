@@ -7,11 +7,11 @@ the folder, the clock or the user gets into the image.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,7 +21,8 @@ from pathlib import Path
 
 from tender import manifest as manifest_notes
 from tender._abi import lib
-from tender.errors import BuildError
+from tender.errors import EXIT_FAILURE, BuildError
+from tender.options import Parser
 from tender.record import record
 
 SOURCE_SUFFIXES = (".c", ".S", ".s")
@@ -129,6 +130,8 @@ def build(
 def main(argv: list[str]) -> int:
     """Run `ptender build` with the words after `build`."""
     given = _parser().parse_intermixed_args(argv)
+    # So that the folder of a build that is ended goes away too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_FAILURE))
     cflags = [f"-{letter}{value}" for letter, *_ in PASSED_ON for value in getattr(given, letter)]
     build(
         given.sources,
@@ -143,9 +146,9 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     about = "Build a guest from C sources."
-    parser = argparse.ArgumentParser(prog="ptender build", description=about)
+    parser = Parser(prog="ptender build", description=about)
     add = parser.add_argument
     add("sources", nargs="+", metavar="SOURCE", help="a .c, .S, .s, .o or .a file")
     add("--manifest", metavar="FILE", help="the devices, as JSON (default: none)")
@@ -267,7 +270,7 @@ def _check_sources(sources: Sequence[str], output: str) -> None:
             raise BuildError(f"{source}: not a .c, .S, .s, .o or .a file")
         if not os.path.isfile(source):
             raise BuildError(f"{source}: no such file")
-        if os.path.realpath(source) == os.path.realpath(output):
+        if os.path.exists(output) and os.path.samefile(source, output):
             raise BuildError(f"{output}: the output would replace a source")
 
 
@@ -304,11 +307,18 @@ def _put_in_place(image: Path, output: str) -> None:
         raise BuildError(f"can't write {output}: {error.strerror}") from None
 
 
+def _working_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError as error:
+        raise BuildError(f"the working directory: {error.strerror}") from None
+
+
 def _common_flags(toolchain: Toolchain, folder: Path) -> list[str]:
     bindings, headers = bindings_folder(), headers_folder()
     # The last one that fits wins, so the working directory comes first: it may hold the others.
     prefixes = {
-        os.getcwd(): ".",
+        _working_folder(): ".",
         str(bindings): "guest-bindings",
         str(headers): "abi",
         str(folder): ".",

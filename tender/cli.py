@@ -11,18 +11,19 @@ import os
 import sys
 
 from tender import __version__, words
-from tender.errors import EXIT_FAILURE, TenderError, UsageError
+from tender.errors import EXIT_FAILURE, HostError, TenderError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from tender.config import Config
     from tender.machine import Outcome
+    from tender.words import CommandLine
 
 SIGINT = 2
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command `ptender`, and `solo5-hvt` by another name; the exit status."""
+    _fill_standard_descriptors()
     arguments = sys.argv if argv is None else argv
     program = os.path.basename(arguments[0])
     try:
@@ -46,9 +47,7 @@ def _main(program: str, arguments: list[str]) -> int:
         return _help(program)
     if line.version:
         return _version(program)
-    if line.config is None:
-        raise UsageError(f"Missing KERNEL operand; see {program} --help")
-    return _report(program, line.verbose, _run(program, line.config))
+    return _run(program, line)
 
 
 def _tool(arguments: list[str]) -> int | None:
@@ -57,7 +56,7 @@ def _tool(arguments: list[str]) -> int | None:
     if name == "inspect":
         from tender import inspect
 
-        return inspect.main(rest)
+        return show(inspect.main(rest))
     if name == "build":
         from tender import build
 
@@ -70,13 +69,16 @@ def demo_kernel() -> str:
     return os.path.join(os.path.dirname(__file__), "guests", "hello-x86_64.hvt")
 
 
-def _run(program: str, config: Config) -> Outcome:
+def _run(program: str, line: CommandLine) -> int:
     from tender import machine
     from tender.stop import Stop, default_signals, on_termination_signals
 
+    if line.config is None:
+        raise UsageError(f"Missing KERNEL operand; see {program} --help")
     on_termination_signals()
     try:
-        return machine.run(config, Stop(), lambda text: _say(program, text))
+        outcome = machine.run(line.config, Stop(), lambda text: _say(program, text))
+        return _report(program, line.verbose, outcome)
     finally:
         default_signals()
 
@@ -105,26 +107,54 @@ def _status(program: str, error: TenderError, arguments: list[str]) -> int:
 
 def _version(program: str) -> int:
     # solo5-hvt prints it to standard error; albatross reads both.
-    stream = sys.stderr if words.is_solo5_name(program) else sys.stdout
-    print(f"{program} tender, version {__version__}\nABI version 2", file=stream)
-    return 0
+    text = f"{program} tender, version {__version__}\nABI version 2"
+    if words.is_solo5_name(program):
+        print(text, file=sys.stderr)
+        return 0
+    return show(text)
 
 
 def _help(program: str) -> int:
     if words.is_solo5_name(program):
         print(words.usage(program), file=sys.stderr)
         return EXIT_FAILURE
-    print(words.usage(program))
+    return show(words.usage(program))
+
+
+def show(text: str) -> int:
+    """Print what was asked for; the exit status says whether all of it could be written."""
+    data = f"{text}\n".encode(errors="backslashreplace")
+    try:
+        while data:
+            data = data[os.write(1, data) :]
+    except OSError as error:
+        raise HostError("standard output", "write", error.errno or 0) from None
     return 0
 
 
+def _fill_standard_descriptors() -> None:
+    """Where 0, 1 or 2 is closed, put nothing there: a disk must not be opened as the console."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open("/dev/null", os.O_RDWR)
+
+
+SAY_TRIES, SAY_WAIT_MS = 10, 10
+SAY_MAX = 4000  # bytes that fit into a pipe that has room at all
+
+
 def _say(program: str, text: str) -> None:
-    """One line on standard error; where nobody reads it, nothing is lost by going on."""
-    try:
-        sys.stderr.write(f"{program}: {text}\n")
-        sys.stderr.flush()
-    except (OSError, AttributeError):
-        pass
+    """One line on standard error, within 100 ms: where nobody takes it, it is lost."""
+    from tender._host import lib
+
+    line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    data = f"{program}: {line}".encode(errors="surrogateescape")[:SAY_MAX] + b"\n"
+    for _ in range(SAY_TRIES):
+        if lib.host_events(2, lib.POLLOUT, SAY_WAIT_MS) > 0:
+            lib.host_write(2, data, len(data))
+            return
 
 
 if __name__ == "__main__":

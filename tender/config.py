@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 ENGINES = ("c", "python")
 SECTOR_SIZE = 512
 MTU = 1500  # of a socket: Ethernet's own
+MTU_MIN, MTU_MAX = 68, 65535  # what IPv4 needs, and what the manifest can say
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -87,7 +88,7 @@ def parse_size(text: str) -> int:
     if number[-1:] in _UNITS:
         unit = _UNITS[number[-1]]
         number = number[:-1]
-    if not (number.isascii() and number.isdigit()) or not int(number):
+    if not (number.isascii() and number.isdigit() and len(number) < 20) or not int(number):
         raise UsageError(f"{text!r} is not a size: a number of MiB, or one with a unit, as in 64M")
     return int(number) * unit
 

@@ -8,16 +8,18 @@ Documentation/admin-guide/mm/pagemap.rst.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from array import array
 
+from tender.boot.layout import PAGE_SIZE
 from tender.elf import EM_X86_64, IDENT, PHDR, PT_LOAD, PT_NOTE
-from tender.errors import ConfigError, HostError
+from tender.errors import ConfigError, GuestFault, HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tender.boot.x86_64 import State
     from tender.memory import GuestMemory
@@ -32,7 +34,6 @@ REGISTER_ORDER = (
     "ds", "es", "fs", "gs",
 )  # fmt: skip
 
-PAGE_SIZE = 4096
 PAGEMAP_PRESENT_OR_SWAPPED = 3 << 62
 BATCH = 512  # pages looked up at a time
 MEMORY_OFFSET = PAGE_SIZE  # of guest memory in the file
@@ -56,30 +57,32 @@ class Target:
     def close(self) -> None:
         os.close(self._dir)
 
-    def write(self, memory: GuestMemory, state: State) -> str:
-        """Write the core of a guest; the path it got."""
-        partial = f".{self.name}.partial"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    def write(self, memory: GuestMemory, state: State, check: Callable[[], None]) -> str:
+        """Write the core of a guest; the path it got.
+
+        `check` is called now and then, and may raise; then there is no file.
+        """
         try:
-            fd = os.open(partial, flags, 0o600, dir_fd=self._dir)
-        except OSError as error:
-            raise HostError(f"dumpcore: {self._folder}", "open", error.errno or 0) from None
-        try:
-            _write_core(fd, memory, state)
-            os.rename(partial, self.name, src_dir_fd=self._dir, dst_dir_fd=self._dir)
+            fd = os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=self._dir)
+            try:
+                _write_core(fd, memory, state, check)
+                name = self._name(fd)
+            finally:
+                os.close(fd)
         except OSError as error:
             raise HostError(f"dumpcore: {self._folder}", "write", error.errno or 0) from None
-        finally:
-            os.close(fd)
-            _unlink(partial, self._dir)
-        return os.path.join(self._folder, self.name)
+        return os.path.join(self._folder, name)
 
-
-def _unlink(name: str, folder: int) -> None:
-    try:
-        os.unlink(name, dir_fd=folder)
-    except FileNotFoundError:
-        pass
+    def _name(self, fd: int) -> str:
+        """Give the finished file a name that nothing has: one process can have several guests."""
+        for number in range(100):
+            name = f"{self.name}.{number}" if number else self.name
+            try:
+                os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=self._dir, follow_symlinks=True)
+            except FileExistsError:
+                continue
+            return name
+        raise OSError(errno.EEXIST, "")
 
 
 def header(mem_bytes: int, state: State) -> bytes:
@@ -108,11 +111,16 @@ def prstatus(state: State) -> bytes:
     return bytes(data)
 
 
-def _write_core(fd: int, memory: GuestMemory, state: State) -> None:
+def _write_core(fd: int, memory: GuestMemory, state: State, check: Callable[[], None]) -> None:
     os.ftruncate(fd, MEMORY_OFFSET + memory.size)
     _pwrite(fd, memoryview(header(memory.size, state)), 0)
     for start, end in touched(memory):
-        _pwrite(fd, memory.readable(start, end - start), MEMORY_OFFSET + start)
+        check()
+        try:
+            data = memory.readable(start, end - start)
+        except GuestFault:  # pages that the image lets nobody read
+            continue
+        _pwrite(fd, data, MEMORY_OFFSET + start)
 
 
 def _pwrite(fd: int, data: memoryview, offset: int) -> None:
@@ -127,7 +135,12 @@ def touched(memory: GuestMemory) -> Iterator[tuple[int, int]]:
     with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
         for batch in range(0, memory.size // PAGE_SIZE, BATCH):
             pages = array("Q", os.pread(pagemap.fileno(), BATCH * 8, (first + batch) * 8))
+            start = None
             for index, flags in enumerate(pages):
                 if flags & PAGEMAP_PRESENT_OR_SWAPPED:
-                    start = (batch + index) * PAGE_SIZE
-                    yield start, start + PAGE_SIZE
+                    start = index if start is None else start
+                elif start is not None:
+                    yield (batch + start) * PAGE_SIZE, (batch + index) * PAGE_SIZE
+                    start = None
+            if start is not None:
+                yield (batch + start) * PAGE_SIZE, (batch + len(pages)) * PAGE_SIZE

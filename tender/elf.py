@@ -11,6 +11,7 @@ import struct
 
 from tender import manifest
 from tender._abi import ffi, lib
+from tender.boot.layout import PAGE_SIZE
 from tender.errors import ImageError, ManifestError
 from tender.record import record
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     Reader = Callable[[int, int], bytes]  # (offset, size) -> that many bytes, fewer at the end
-
-PAGE_SIZE = 4096
 
 EM_X86_64 = 62
 EM_AARCH64 = 183
@@ -40,7 +39,8 @@ PHDR = struct.Struct("<IIQQQQQQ")
 NHDR = struct.Struct("<III")  # namesz, descsz, type
 NOTE_NAME = b"Solo5\0"
 NOTE_DESC_START = 20  # after the header and the name, padded to 8
-LIMIT = 1 << 64
+LIMIT = 1 << 64  # of an address
+FILE_LIMIT = 1 << 63  # of an offset in a file
 
 
 @record
@@ -226,7 +226,7 @@ def _parse_segment(header: _Phdr) -> Segment:
         raise ImageError(f"invalid: {where} is smaller in memory than in the file")
     end = header.vaddr + header.memsz
     start, aligned_end = header.vaddr & -align, -(-end // align) * align
-    if aligned_end >= LIMIT or header.offset + header.filesz >= LIMIT:
+    if aligned_end >= LIMIT or header.offset + header.filesz >= FILE_LIMIT:
         raise ImageError(f"invalid: {where} overflows")
     if header.vaddr < lib.HVT_GUEST_MIN_BASE or start < lib.HVT_GUEST_MIN_BASE:
         raise ImageError(f"invalid: {where} is below {lib.HVT_GUEST_MIN_BASE:#x}")

@@ -30,6 +30,9 @@
 #include "stop.h"
 
 #define NSEC_PER_SEC 1000000000u
+#define FRAME_MIN 14 /* an Ethernet header */
+/* Larger transfers are Python's, in pieces between which it sees a stop request. */
+#define STEP (1u << 20)
 
 enum { PYTHON = 0, ANSWERED = 1 };
 
@@ -91,7 +94,7 @@ static int console_puts(struct engine *engine, uint64_t gpa)
         return PYTHON;
     const struct hvt_puts args = *block;
     const void *data = guest_range(engine, args.data_gpa, args.len, 0);
-    if (!data)
+    if (!data || args.len > STEP)
         return PYTHON;
     ssize_t done = write(engine->console_fd, data, args.len);
     if (done < 0 || (uint64_t)done != args.len) {
@@ -156,6 +159,8 @@ static int block_io(struct engine *engine, uint64_t gpa, int write)
         return PYTHON;
     if (args.offset >= device->capacity || args.len > device->capacity - args.offset)
         return PYTHON;
+    if (args.len > STEP)
+        return PYTHON;
     void *data = guest_range(engine, args.data_gpa, args.len, !write);
     if (!data)
         return PYTHON;
@@ -182,14 +187,12 @@ static int net_send(const struct engine_device *device, const void *frame, uint6
     return 0;
 }
 
-/* Receive one frame: its length, 0 when none waits, or -1 and errno; EPIPE: the peer is gone. */
+/* Receive one frame: its length, 0 when none waits, or -1 and errno. */
 static ssize_t net_receive(const struct engine_device *device, void *frame, uint64_t len)
 {
     ssize_t length = read(device->fd, frame, len);
     if (length < 0 && errno == EAGAIN)
-        length = 0;
-    else if (length == 0)
-        errno = EPIPE, length = -1;
+        length = 0; /* as an empty message, and the end of a socket, of which POLL tells */
     if (length >= 0) {
         count(&device->in->bytes, (uint64_t)length);
         count(&device->in->calls, 1);
@@ -204,7 +207,7 @@ static int net_write(struct engine *engine, uint64_t gpa)
         return PYTHON;
     const struct hvt_net_io args = *block;
     const struct engine_device *device = device_of(engine, args.handle, ENGINE_NET);
-    if (!device || args.len > device->frame_max)
+    if (!device || args.len > device->frame_max || args.len < FRAME_MIN)
         return PYTHON;
     const void *frame = guest_range(engine, args.data_gpa, args.len, 0);
     if (!frame)
@@ -321,7 +324,8 @@ static int ring_write(struct engine_ring *ring, const struct hvt_ring_entry *ent
         return ring_fault(ring, RING_ADDRESS, entry->data_gpa, entry->len);
     if (!device)
         return RING_NO_FAULT; /* nobody waits for an answer */
-    int error = entry->len > device->frame_max ? EMSGSIZE : net_send(device, frame, entry->len);
+    int fits = FRAME_MIN <= entry->len && entry->len <= device->frame_max;
+    int error = fits ? net_send(device, frame, entry->len) : EMSGSIZE;
     if (error)
         count(&device->out->drops, 1);
     if (error && error != EINVAL && error != EMSGSIZE)

@@ -34,7 +34,8 @@ class Guest:
     output if None. `dumpcore` is a folder for the core file of a guest that aborts. `warn` is
     called with one line of text when the host has trouble with a device; standard error if None.
 
-    `start`, `wait` and `stop` raise TenderError where the guest can't start (see tender.errors).
+    `run`, `wait` and `stop` raise TenderError where the guest could not start (see
+    tender.errors).
     """
 
     def __init__(
@@ -60,67 +61,84 @@ class Guest:
             console_fd=console if isinstance(console, int) else console.fileno(),
         )
         self._warn = warn or _to_stderr
+        self._console = console  # kept open
         self._stop = Stop()
-        self._thread: threading.Thread | None = None
-        self._started = threading.Event()
+        self._begun = False
+        self._ended = threading.Event()
+        self._runner = 0  # the thread that runs the guest
         self._outcome: Outcome | None = None
         self._error: BaseException | None = None
 
     def run(self) -> Outcome:
         """Run the guest on this thread until it ends. Another thread can call `stop`."""
+        self._begin()
         self._run()
         return self._result()
 
     def start(self) -> Guest:
-        """Run the guest on a thread of its own."""
-        if self._thread is not None:
-            raise RuntimeError("this guest was started already")
-        self._thread = threading.Thread(target=self._run, name=f"guest {self.config.kernel}")
-        self._thread.start()
+        """Run the guest on a thread of its own. `wait` and `stop` tell whether it could start."""
+        self._begin()
+        # A daemon: a guest that nobody stops does not keep the program from ending.
+        threading.Thread(target=self._run, name=f"guest {self.config.kernel}", daemon=True).start()
         return self
 
     def wait(self, timeout: float | None = None) -> Outcome:
         """Wait for the guest's end; TimeoutError after `timeout` seconds, and it goes on."""
-        if self._thread is not None:
-            self._thread.join(timeout)
-            if self._thread.is_alive():
-                raise TimeoutError(f"the guest still runs after {timeout} s")
+        self._check_begun()
+        if not self._ended.wait(timeout):
+            raise TimeoutError(f"the guest still runs after {timeout} s")
         return self._result()
 
     def stop(self) -> Outcome:
-        """End the guest, if it has not ended by itself, and say how it ended."""
-        while self._thread is not None and self._thread.is_alive():
+        """End the guest, if it has not ended by itself, and say how it ended.
+
+        Any thread may call it, but the one that runs the guest (as from `warn`).
+        """
+        self._check_begun()
+        if threading.get_ident() == self._runner and not self._ended.is_set():
+            raise RuntimeError("a guest's own thread can't wait for its end")
+        while not self._ended.is_set():
             self._stop.request()
-            self._thread.join(KICK_EVERY_S)
+            self._ended.wait(KICK_EVERY_S)
         return self._result()
 
     @property
     def running(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
+        return self._begun and not self._ended.is_set()
 
     def __enter__(self) -> Guest:
         return self.start()
 
     def __exit__(self, exc_type: object, *_: object) -> None:
-        if self._thread is None:
-            return
         try:
             self.stop()
         except BaseException:
             if exc_type is None:  # else the error of the with block is the one to see
                 raise
 
+    def _begin(self) -> None:
+        if self._begun:
+            raise RuntimeError("this guest was started already")
+        self._begun = True
+
+    def _check_begun(self) -> None:
+        if not self._begun:
+            raise RuntimeError("this guest was not started")
+
     def _run(self) -> None:
+        self._runner = threading.get_ident()
         try:
             self._outcome = machine.run(self.config, self._stop, self._warn)
         except BaseException as error:
             self._error = error
+        finally:
+            self._ended.set()
 
     def _result(self) -> Outcome:
         if self._error is not None:
             raise self._error
         if self._outcome is None:
-            raise RuntimeError("this guest was not started")
+            raise RuntimeError("this guest has no outcome")
         return self._outcome
 
 

@@ -10,12 +10,17 @@ import os
 import stat
 
 from tender import elf
+from tender.boot import layout
 from tender.errors import ImageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tender.elf import Image
     from tender.memory import GuestMemory
+
+STEP = 1 << 20  # bytes read at a time
 
 
 class ImageFile:
@@ -34,38 +39,48 @@ class ImageFile:
             raise ImageError(f"{path}: {os.strerror(error.errno or 0)}") from None
 
     def close(self) -> None:
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
 
-    def load(self, memory: GuestMemory) -> None:
-        """Copy the segments into guest memory and take away the rights they don't ask for."""
+    def load(self, memory: GuestMemory, check: Callable[[], None]) -> None:
+        """Copy the segments into guest memory and take away the rights they don't ask for.
+
+        `check` is called now and then, and may raise.
+        """
         image = self.image
         if image.entry >= memory.size:
             raise self._too_large(f"its entry point is at {image.entry:#x}", memory)
         for segment in image.segments:
             if segment.end > memory.size:
                 raise self._too_large(f"it ends at {image.kernel_end:#x}", memory)
-            self._read_into(memory.writable(segment.vaddr, segment.filesz), segment.offset)
+            target = memory.writable(segment.vaddr, segment.filesz)
+            self._read_into(target, segment.offset, check)
         for segment in image.segments:
             # The host reads what the guest executes, and never executes it.
             readable = segment.readable or segment.executable
             memory.protect(segment.start, segment.end, readable=readable, writable=segment.writable)
 
-    def _read_into(self, target: memoryview, offset: int) -> None:
+    def _read_into(self, target: memoryview, offset: int, check: Callable[[], None]) -> None:
         done = 0
         while done < len(target):
             try:
-                count = os.preadv(self._fd, [target[done:]], offset + done)
+                count = os.preadv(self._fd, [target[done : done + STEP]], offset + done)
             except OSError as error:
                 raise ImageError(f"{self.path}: {os.strerror(error.errno or 0)}") from None
+            check()
             if not count:
                 raise ImageError(f"{self.path}: truncated: a segment passes its end")
             done += count
 
     def _too_large(self, why: str, memory: GuestMemory) -> ImageError:
-        need = self.image.kernel_end + (1 << 20)
+        need = max(self.image.kernel_end, self.image.entry) + layout.MIB
+        mem_mib = -(-need // layout.MEM_STEP) * layout.MEM_STEP // layout.MIB
+        if mem_mib * layout.MIB > layout.MEM_MAX:
+            return ImageError(f"{self.path}: does not fit into any guest's memory: {why}")
         return ImageError(
-            f"{self.path}: does not fit into {memory.size >> 20} MiB of guest memory ({why}); "
-            f"give it more: --mem={max(2, -(-need >> 21) * 2)}"
+            f"{self.path}: does not fit into {memory.size // layout.MIB} MiB of guest memory: "
+            f"{why}; give it more: --mem={mem_mib}"
         )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 
+from tender.boot.layout import MEM_STEP, MIB, PAGE_SIZE
 from tender.elf import MACHINES, TARGETS
 from tender.image import open_image
+from tender.options import Parser
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,20 +16,15 @@ if TYPE_CHECKING:
 
     from tender.elf import Image
 
-MIB = 1 << 20
 
-
-def main(argv: list[str]) -> int:
-    """The command; `argv` without the program's name and `inspect`."""
-    parser = argparse.ArgumentParser(
-        prog="ptender inspect", description="Print what an image says of itself."
-    )
+def main(argv: list[str]) -> str:
+    """The command; `argv` without the program's name and `inspect`. What it prints."""
+    parser = Parser(prog="ptender inspect", description="Print what an image says of itself.")
     parser.add_argument("file", help="a unikernel for Solo5's hvt target")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse_args(argv)
     facts = describe(open_image(options.file), options.file)
-    print(json.dumps(facts, indent=2) if options.json else text(facts))
-    return 0
+    return json.dumps(facts, indent=2) if options.json else text(facts)
 
 
 def describe(image: Image, path: str) -> dict[str, Any]:
@@ -61,8 +57,7 @@ def describe(image: Image, path: str) -> dict[str, Any]:
 
 def memory_min(image: Image) -> int:
     """The least memory that the image can be loaded into, with a page for its stack."""
-    step = 2 * MIB
-    return -(-(image.memory_end + 4096) // step) * step
+    return -(-(image.memory_end + PAGE_SIZE) // MEM_STEP) * MEM_STEP
 
 
 def text(facts: dict[str, Any]) -> str:

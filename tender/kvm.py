@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 DEVICE = "/dev/kvm"
 API_VERSION = 12  # the only one there is since Linux 2.6.22
 CPUID_ENTRIES = 256
+EINTR_TRIES = 10  # making a VM can be interrupted
 
 _CAPABILITIES = ("KVM_CAP_USER_MEMORY", "KVM_CAP_GET_TSC_KHZ", "KVM_CAP_IMMEDIATE_EXIT")
 _SEGMENT_FIELDS = tuple(Segment.__annotations__)
@@ -36,7 +37,10 @@ def is_hardware() -> bool:
 
 
 def _ioctl(fd: int, name: str, value: int = 0) -> int:
-    result: int = lib.kvm_ioctl(fd, getattr(lib, name), value)
+    for _ in range(EINTR_TRIES):
+        result: int = lib.kvm_ioctl(fd, getattr(lib, name), value)
+        if result >= 0 or ffi.errno != errno.EINTR:
+            break
     if result < 0:
         raise HostError(f"KVM: ioctl ({name.removeprefix('KVM_')}) failed", "ioctl", ffi.errno)
     return result
@@ -59,10 +63,6 @@ class Kvm:
         for name in _CAPABILITIES:
             if not _ioctl(self.fd, "KVM_CHECK_EXTENSION", getattr(lib, name)):
                 raise HostError(f"KVM: host does not support {name}")
-
-    def has_ioeventfd(self) -> bool:
-        """Whether a port can signal an eventfd."""
-        return bool(_ioctl(self.fd, "KVM_CHECK_EXTENSION", lib.KVM_CAP_IOEVENTFD))
 
     def supported_cpuid(self) -> Any:
         """A struct kvm_cpuid2 with what the host supports in a guest."""

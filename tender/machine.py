@@ -6,18 +6,20 @@ all of it, and what the guest ends with is an Outcome. An error before the start
 
 from __future__ import annotations
 
+from errno import EINTR
+
 from tender import loop
 from tender._abi import lib
 from tender.boot import bootinfo, layout, x86_64
 from tender.cleanup import Cleanup
 from tender.config import assign, check_all_attached, usable_memory
 from tender.elf import EM_X86_64, MACHINES
-from tender.errors import GuestFault, HostError, ImageError, TenderError
+from tender.errors import EXIT_FAILURE, GuestFault, HostError, ImageError, TenderError
 from tender.hypercalls import Dispatcher
 from tender.image import ImageFile
 from tender.manifest import Attached, encode
 from tender.memory import GuestMemory
-from tender.modules import counters_dict
+from tender.modules import block, counters_dict, net
 from tender.modules.block import Block
 from tender.modules.console import Console
 from tender.modules.net import Net
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
     from tender.ring import Ring
     from tender.stop import Stop
     from tender.vcpu import Vcpu
-
-STATUS_FAILURE = 1  # of a guest that did not halt by itself
 
 
 @record
@@ -79,6 +79,7 @@ class Machine:
 
     def _assemble(self) -> None:
         config, cleanup = self._config, self._cleanup
+        self._net_specs = net.keep_descriptors(config.net, cleanup)
         file = ImageFile(config.kernel)
         cleanup.callback(file.close)
         image = self.image = file.image
@@ -94,7 +95,8 @@ class Machine:
         ring_bytes = self._ring_bytes(mem_bytes)
         memory = self.memory = GuestMemory(mem_bytes - ring_bytes, ring_bytes)
         cleanup.callback(memory.close)
-        file.load(memory)
+        file.load(memory, self._stop.check)
+        file.close()
         vcpu = self._create_vcpu(image.entry)
         memory.put(layout.X86_GDT, x86_64.gdt())
         memory.put(layout.X86_PML4, x86_64.page_tables(mem_bytes))
@@ -120,7 +122,7 @@ class Machine:
 
         if not ring.is_worth_it(self._config.net_ring, kvm.is_hardware()):
             return 0
-        return ring.region(mem_bytes, self.image.memory_end)
+        return ring.region(mem_bytes, self.image)
 
     def _with_engine(self, vcpu: KvmVcpu) -> Vcpu:
         from tender.engine import Engine, EngineVcpu
@@ -137,10 +139,8 @@ class Machine:
 
     def _attach(self, manifest: Manifest) -> None:
         """Open the devices that the manifest declares, all of them."""
-        from tender.modules import block, net
-
         config, cleanup, warn = self._config, self._cleanup, self._warn
-        nets = assign(manifest, lib.MFT_DEV_NET_BASIC, config.net)
+        nets = assign(manifest, lib.MFT_DEV_NET_BASIC, self._net_specs)
         blocks = assign(manifest, lib.MFT_DEV_BLOCK_BASIC, config.block)
         check_all_attached(manifest, [*nets, *blocks])
         by_handle = {device.handle: device for device in manifest.devices}
@@ -151,7 +151,7 @@ class Machine:
             self._target = dumpcore.Target(config.dumpcore)
             cleanup.callback(self._target.close)
         self.block = Block({
-            handle: block.attach(by_handle[handle], spec, cleanup, warn)
+            handle: block.attach(by_handle[handle], spec, cleanup, self._stop, warn)
             for handle, spec in blocks.items()
         })  # fmt: skip
         self.net = Net({
@@ -190,28 +190,34 @@ class Machine:
         except Stopped:
             outcome = self._stopped()
         except GuestFault as fault:
-            outcome = Outcome("fault", STATUS_FAILURE, error=fault.with_traceback(None))
+            outcome = Outcome("fault", EXIT_FAILURE, error=fault.with_traceback(None))
         except HostError as error:
-            outcome = Outcome("host", STATUS_FAILURE, error=error.with_traceback(None))
+            outcome = Outcome("host", EXIT_FAILURE, error=error.with_traceback(None))
         else:
-            core = self._dump(halt) if halt.status == lib.HVT_EXIT_ABORT else None
-            outcome = Outcome("halted", halt.status, trap=halt.trap, core=core)
+            outcome = self._halted(halt)
         return replace(outcome, stats=self._stats())
+
+    def _halted(self, halt: Halt) -> Outcome:
+        core = None
+        if halt.status == lib.HVT_EXIT_ABORT and self._target is not None:
+            try:
+                core = self._dump(self._target, halt)
+            except Stopped:
+                return self._stopped()
+        return Outcome("halted", halt.status, trap=halt.trap, core=core)
 
     def _stopped(self) -> Outcome:
         fault = self._ring.fault() if self._ring else None
         if fault:  # it was the ring's thread that asked for the end
-            return Outcome("fault", STATUS_FAILURE, error=fault)
-        return Outcome("stopped", STATUS_FAILURE, signo=self._stop.signo)
+            return Outcome("fault", EXIT_FAILURE, error=fault)
+        return Outcome("stopped", EXIT_FAILURE, signo=self._stop.signo)
 
-    def _dump(self, halt: Halt) -> str | None:
-        if self._target is None:
-            return None
+    def _dump(self, target: Target, halt: Halt) -> str | None:
         state = self._vcpu.get_state()
         if halt.trap:
             state = x86_64.with_trap(state, halt.trap)
         try:
-            return self._target.write(self.memory, state)
+            return target.write(self.memory, state, self._stop.check)
         except HostError as error:
             self._warn(str(error))
             return None
@@ -239,5 +245,9 @@ def run(config: Config, stop: Stop, warn: Warn) -> Outcome:
             return machine.run()
         finally:
             machine.close()
+    except (Stopped, HostError) as error:
+        if not stop.requested or (isinstance(error, HostError) and error.errno != EINTR):
+            raise
+        return Outcome("stopped", EXIT_FAILURE, signo=stop.signo)  # before it had begun
     finally:
         stop.leave()

@@ -45,9 +45,6 @@ class Manifest:
     def of_type(self, number: int) -> list[Device]:
         return [device for device in self.devices if device.type == number]
 
-    def find(self, name: str) -> Device | None:
-        return next((device for device in self.devices if device.name == name), None)
-
 
 @record
 class Attached:

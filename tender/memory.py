@@ -70,6 +70,9 @@ class GuestMemory:
             return
         if lib.host_protect(self.pointer + start, end - start, writable, readable):
             raise HostError("cannot protect guest memory", "mprotect", host.errno)
+        last = self.protected[-1] if self.protected else None
+        if last and last[1] == start and last[2] == readable:
+            start = self.protected.pop()[0]
         self.protected.append((start, end, readable))
         self._protected_end = max(self._protected_end, end)
 

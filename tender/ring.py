@@ -16,6 +16,7 @@ from tender.errors import GuestFault, HostError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tender.cleanup import Cleanup
+    from tender.elf import Image
     from tender.engine import Engine
     from tender.kvm import Vm
     from tender.memory import GuestMemory
@@ -38,10 +39,14 @@ def is_worth_it(wish: bool | None, fast_cpu: bool) -> bool:
     return wish
 
 
-def region(mem_bytes: int, image_end: int) -> int:
-    """Bytes to take from the top of guest memory for the ring; 0: the guest is too small."""
+def region(mem_bytes: int, image: Image) -> int:
+    """Bytes to take from the top of guest memory for the ring; 0: it can't have one.
+
+    That is a guest that is too small, or one of more protected parts than the thread looks through.
+    """
     rest = mem_bytes - abi.HVT_RING_REGION
-    return abi.HVT_RING_REGION if rest >= max(abi.HVT_RING_REGION, image_end) else 0
+    fits = rest >= max(abi.HVT_RING_REGION, image.memory_end)
+    return abi.HVT_RING_REGION if fits and len(image.segments) <= lib.ENGINE_RANGES else 0
 
 
 class Ring:

@@ -6,6 +6,8 @@ instant before a thread blocks is kept from being slept over.
 
 from __future__ import annotations
 
+from _thread import allocate_lock
+
 from tender._host import ffi, lib
 from tender.errors import HostError
 
@@ -24,6 +26,7 @@ class Stop:
     def __init__(self) -> None:
         self.cell = ffi.new("struct stop *")
         self._entered = False
+        self._lock = allocate_lock()  # a request must not touch a vCPU that is being closed
 
     @property
     def requested(self) -> bool:
@@ -41,19 +44,21 @@ class Stop:
         self._entered = True
 
     def leave(self) -> None:
-        self._entered = False
-        lib.stop_enter(ffi.NULL)
+        with self._lock:
+            self._entered = False
+            lib.stop_enter(ffi.NULL)
 
     def watch(self, immediate_exit: Any) -> None:
         """`immediate_exit`: the address of the vCPU's byte of that name, or NULL."""
-        self.cell.immediate_exit = ffi.cast("uint8_t *", immediate_exit)
+        with self._lock:
+            self.cell.immediate_exit = ffi.cast("uint8_t *", immediate_exit)
 
     def request(self) -> None:
         """Ask once, from any thread. Repeat it until the guest has ended: see abi/host.h."""
-        if self._entered:
-            lib.stop_request(self.cell)
-        else:
+        with self._lock:
             self.cell.requested = 1
+            if self._entered:
+                lib.stop_request(self.cell)
 
     def check(self) -> None:
         """Raise Stopped if the guest is to end."""

@@ -30,15 +30,16 @@ IFREQ_SIZE = 40
 IFF_UP, IFF_RUNNING = 0x1, 0x40
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, IFF_TUN_EXCL = 0x2, 0x1000, 0x4000, 0x8000
 TUNSETIFF, TUNGETIFF, TUNSETOFFLOAD = 0x400454CA, 0x800454D2, 0x400454D0
-SIOCGIFFLAGS, SIOCGIFMTU, SIOCETHTOOL = 0x8913, 0x8921, 0x8946
+SIOCGIFFLAGS, SIOCGIFMTU, SIOCGIFHWADDR, SIOCETHTOOL = 0x8913, 0x8921, 0x8927, 0x8946
 ETHTOOL_SGSO, ETHTOOL_SGRO = 0x24, 0x2C
 
 
 def attach(spec: Tap, where: str, cleanup: Cleanup) -> tuple[int, int]:
     """Open the tap that `spec` names, and make it first if asked: descriptor and MTU."""
     where = f"{where}: Could not attach interface '{spec.name}'"
-    if not 0 < len(os.fsencode(spec.name)) < IFNAMSIZ or "/" in spec.name or "%" in spec.name:
-        raise DeviceError(f"{where}: not an interface name (1 to {IFNAMSIZ - 1} bytes)")
+    if not _is_name(spec.name):
+        hint = "" if "," not in spec.name else "; options go with --net, as in --net TAP,create"
+        raise DeviceError(f"{where}: not an interface name of 1 to {IFNAMSIZ - 1} bytes{hint}")
     exists = _interface(spec.name, SIOCGIFFLAGS)
     if spec.create:
         if exists is not None:
@@ -53,6 +54,12 @@ def attach(spec: Tap, where: str, cleanup: Cleanup) -> tuple[int, int]:
     return fd, _mtu(spec.name, where)
 
 
+def _is_name(name: str) -> bool:
+    """Whether Linux lets an interface have this name (dev_valid_name(), and no pattern)."""
+    fits = 0 < len(os.fsencode(name)) < IFNAMSIZ and name not in (".", "..")
+    return fits and not any(letter in "/:%," or letter.isspace() for letter in name)
+
+
 def check(fd: int, where: str) -> int | None:
     """Check that the open descriptor is a usable tap; its MTU, None if not to be had here."""
     where = f"{where}: Could not attach interface"
@@ -65,8 +72,27 @@ def check(fd: int, where: str) -> int | None:
     if not flags & IFF_TAP or not flags & IFF_NO_PI or flags & IFF_VNET_HDR:
         raise DeviceError(f"{where}: not a tap with IFF_TAP and IFF_NO_PI, without IFF_VNET_HDR")
     text = os.fsdecode(name.rstrip(b"\0"))
+    if _mac(fd, name) != _mac_of_interface(name):
+        return None  # in another network namespace, where the name may be somebody else's
     _no_aggregates(text)
-    return _interface(text, SIOCGIFMTU)  # None: the tap is in another network namespace
+    return _interface(text, SIOCGIFMTU)
+
+
+def _mac(fd: int, name: bytes) -> bytes | None:
+    ifreq = bytearray(struct.pack("16s24x", name))
+    try:
+        fcntl.ioctl(fd, SIOCGIFHWADDR, ifreq)
+    except OSError:
+        return None
+    return bytes(ifreq[18:24])
+
+
+def _mac_of_interface(name: bytes) -> bytes | None:
+    with_socket = socket(AF_INET, SOCK_DGRAM)
+    try:
+        return _mac(with_socket.fileno(), name)
+    finally:
+        with_socket.close()
 
 
 def _open(name: str, flags: int, where: str, cleanup: Cleanup) -> int:
@@ -86,8 +112,8 @@ def _open(name: str, flags: int, where: str, cleanup: Cleanup) -> int:
 
 def _tap_error(error: int) -> str:
     hints = {
-        errno.EBUSY: "it is in use by another process",
-        errno.EINVAL: "it is not a tap interface",
+        errno.EBUSY: "it is in use already",
+        errno.EINVAL: "it is not a tap interface, or one of several queues",
         errno.EPERM: "not permitted: it belongs to another user, or making one needs CAP_NET_ADMIN",
     }
     return hints.get(error, os.strerror(error))

@@ -270,7 +270,7 @@ def _one_of(word: str, value: str, choices: tuple[str, ...]) -> str:
 
 
 def _number(word: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
         raise UsageError(f"{word}: {text!r} is not a number")
     return int(text)
 
@@ -308,7 +308,7 @@ def _net_option(
         before = changes.get("addr", ())
         changes["addr"] = (*before, _check_addr(word, text))  # type: ignore[misc]
     elif key == "mtu" and text:
-        changes["mtu"] = _number(f"{word}: mtu", text)
+        changes["mtu"] = _mtu(word, text)
     elif key == "bridge" and text:
         changes["bridge"] = text
     elif key == "mac" and text:
@@ -320,16 +320,22 @@ def _net_option(
         )
 
 
+def _mtu(word: str, text: str) -> int:
+    mtu = _number(f"{word}: mtu", text)
+    if not conf.MTU_MIN <= mtu <= conf.MTU_MAX:
+        raise UsageError(f"{word}: mtu {mtu} is not {conf.MTU_MIN} to {conf.MTU_MAX}")
+    return mtu
+
+
 def _check_addr(word: str, text: str) -> str:
     import ipaddress
 
     try:
-        ipaddress.ip_interface(text)
+        if "/" in text:
+            return ipaddress.ip_interface(text).with_prefixlen
     except ValueError:
-        text = ""
-    if "/" not in text:
-        raise UsageError(f"{word}: addr wants an address with its length, as in 10.0.0.1/24")
-    return text
+        pass
+    raise UsageError(f"{word}: addr wants an address with its length, as in 10.0.0.1/24")
 
 
 def _parse_block(word: str, value: str) -> BlockFile:

@@ -6,6 +6,8 @@ descriptor, pointer or path of the host can get in.
 
 from __future__ import annotations
 
+import os
+
 from tender._abi import ffi, lib
 from tender.boot import layout
 from tender.errors import ConfigError
@@ -26,7 +28,7 @@ class BootInfo:
 
 def join_cmdline(args: tuple[str, ...]) -> bytes:
     """The guest's command line: its arguments joined by single spaces, without a NUL."""
-    cmdline = " ".join(args).encode("utf-8", "surrogateescape")
+    cmdline = os.fsencode(" ".join(args))  # the bytes that the user typed
     if len(cmdline) > layout.CMDLINE_MAX:
         raise ConfigError(
             f"the guest's command line is {len(cmdline)} bytes, "

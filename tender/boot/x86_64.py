@@ -30,7 +30,8 @@ REGISTERS = (
     "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp",
     "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip", "rflags",
 )  # fmt: skip
-# apic_base 0: no local APIC, so that no page of it covers the guest's memory at 0xfee00000.
+# apic_base 0: no local APIC. (A KVM that emulates the guest keeps one all the same, at 0xfee00000
+# in the middle of a large guest's memory, and so it is with solo5-hvt.)
 CONTROL = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     Warn = Callable[[str], None]
 
+STEP = 1 << 20  # bytes that one call of the host moves: between two, a stop request is seen
+
 
 def new_counters() -> Any:
     """What a device has done, as a struct counters that the engine counts in too.

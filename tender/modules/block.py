@@ -14,7 +14,7 @@ import stat
 from tender._abi import lib
 from tender.errors import DeviceError, HostError
 from tender.memory import Layout
-from tender.modules import Trouble, new_counters
+from tender.modules import STEP, Trouble, new_counters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tender.manifest import Device
     from tender.memory import GuestMemory
     from tender.modules import Warn
+    from tender.stop import Stop
 
 _IO = Layout("hvt_block_io")
 _SECTOR_MAX = 1 << 15  # the largest power of two that the manifest's u16 holds
@@ -36,13 +37,21 @@ class BlockDevice:
     """An open image: `capacity` bytes in sectors of `sector_size`."""
 
     def __init__(
-        self, name: str, fd: int, capacity: int, sector_size: int, readonly: bool, warn: Warn
+        self,
+        name: str,
+        fd: int,
+        capacity: int,
+        sector_size: int,
+        readonly: bool,
+        stop: Stop,
+        warn: Warn,
     ) -> None:
         self.name = name
         self.fd = fd
         self.capacity = capacity
         self.sector_size = sector_size
         self.readonly = readonly
+        self._stop = stop
         self.counters = new_counters()
         self.trouble = Trouble(f"block device '{name}'", warn)
 
@@ -61,7 +70,8 @@ class BlockDevice:
         done = 0
         try:
             while done < len(data):
-                count = step(data[done:], offset + done)
+                count = step(data[done : done + STEP], offset + done)
+                self._stop.check()
                 if not count:
                     self.trouble.tell(self.counters, "the file became shorter")
                     return lib.HVT_R_EUNSPEC
@@ -111,7 +121,9 @@ class Block:
         return device, offset, data_gpa, length
 
 
-def attach(device: Device, spec: BlockFile, cleanup: Cleanup, warn: Warn) -> BlockDevice:
+def attach(
+    device: Device, spec: BlockFile, cleanup: Cleanup, stop: Stop, warn: Warn
+) -> BlockDevice:
     """Open, check and lock the file of one device."""
     size = spec.sector_size
     if size < 512 or size & (size - 1) or size > _SECTOR_MAX:
@@ -128,7 +140,7 @@ def attach(device: Device, spec: BlockFile, cleanup: Cleanup, warn: Warn) -> Blo
             f"{capacity} bytes is not a multiple of {size}, or nothing"
         )
     _lock(device, spec, fd, warn)
-    return BlockDevice(device.name, fd, capacity, size, spec.readonly, warn)
+    return BlockDevice(device.name, fd, capacity, size, spec.readonly, stop, warn)
 
 
 def _where(device: Device, spec: BlockFile) -> str:
@@ -153,7 +165,11 @@ def _capacity(device: Device, spec: BlockFile, fd: int) -> int:
     mode = os.fstat(fd).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
         raise DeviceError(f"{_where(device, spec)}: neither a file nor a block device")
-    return os.lseek(fd, 0, os.SEEK_END)
+    try:
+        return os.lseek(fd, 0, os.SEEK_END)
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise DeviceError(f"{_where(device, spec)}: it has no size: {reason}") from None
 
 
 def _lock(device: Device, spec: BlockFile, fd: int, warn: Warn) -> None:

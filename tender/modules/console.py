@@ -13,7 +13,7 @@ from tender._host import ffi as host
 from tender._host import lib as hostlib
 from tender.errors import HostError
 from tender.memory import Layout
-from tender.modules import Trouble, new_counters
+from tender.modules import STEP, Trouble, new_counters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,13 +46,14 @@ class Console:
         self.counters.calls += 1
         self.counters.bytes += length
         begun, self.begun = self.begun, 0
-        data_gpa, length = data_gpa + begun, length - begun
+        data_gpa, length = data_gpa + begun, max(0, length - begun)  # the block may have changed
         while length:
-            written = hostlib.host_write(self.fd, memory.address(data_gpa), length)
+            written = hostlib.host_write(self.fd, memory.address(data_gpa), min(length, STEP))
             if written < 0:
                 if not self._go_on(host.errno):
                     return
                 continue
+            self._stop.check()
             data_gpa += written
             length -= written
 
@@ -72,5 +73,5 @@ class Console:
 
     def _wait_for_room(self) -> None:
         # A descriptor that is shared with others can be non-blocking by their wish.
-        hostlib.host_wait_writable(self.fd, _WAIT_MS)
+        hostlib.host_events(self.fd, hostlib.POLLOUT, _WAIT_MS)
         self._stop.check()

@@ -7,17 +7,22 @@ Ethernet header and no vnet header. What the host can't take or give is a result
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 
 from tender._abi import lib
-from tender.config import MTU, Descriptor, Tap
+from tender._host import lib as hostlib
+from tender.config import MTU, MTU_MAX, MTU_MIN, Descriptor, Tap
 from tender.errors import DeviceError
 from tender.memory import Layout
 from tender.modules import Trouble, new_counters
+from tender.record import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from tender.cleanup import Cleanup
     from tender.hypercalls import Handler
     from tender.manifest import Device
@@ -25,33 +30,31 @@ if TYPE_CHECKING:
     from tender.modules import Warn
 
 _IO = Layout("hvt_net_io")
-_HEADER = 14 + 4  # Ethernet, with a VLAN tag
-_MTU_MAX = 65535
+_HEADER = 14  # Ethernet
+_VLAN_TAG = 4
 
 
 class NetDevice:
     """An attached network device."""
 
     def __init__(
-        self, name: str, handle: int, fd: int, mac: bytes, mtu: int, warn: Warn, *, stream_end: bool
+        self, name: str, handle: int, fd: int, mac: bytes, mtu: int, warn: Warn, *, is_socket: bool
     ) -> None:
         self.name = name
         self.handle = handle
         self.fd = fd
         self.mac = mac
         self.mtu = mtu
-        self.frame_max = mtu + _HEADER
+        self.frame_max = mtu + _HEADER + _VLAN_TAG
         self.gone = False
         self.received = new_counters()
         self.sent = new_counters()
         self._trouble = Trouble(f"network device '{name}'", warn)
-        self._empty_is_end = stream_end  # a message of no bytes: the peer of a socket is gone
+        self._is_socket = is_socket
 
     def read(self, data: memoryview) -> tuple[int, int]:
         """Receive one frame into `data`: a result code and the frame's length."""
         self.received.calls += 1
-        if self.gone:
-            return lib.HVT_R_AGAIN, 0
         try:
             length = os.readv(self.fd, [data])
         except BlockingIOError:
@@ -60,9 +63,7 @@ class NetDevice:
             # A tap that is down: nothing waits there, and something may again.
             self._trouble.tell(self.received, f"receive: {os.strerror(error.errno or 0)}")
             return lib.HVT_R_AGAIN, 0
-        if not length:
-            if self._empty_is_end and len(data):
-                self.lose()
+        if not length:  # an empty message, or the end of a socket, of which POLL tells
             return lib.HVT_R_AGAIN, 0
         self.received.bytes += length
         return lib.HVT_R_OK, length
@@ -70,9 +71,9 @@ class NetDevice:
     def write(self, data: memoryview) -> int:
         """Send one frame; a result code. A full queue drops the frame, as a wire does."""
         self.sent.calls += 1
-        if len(data) > self.frame_max or self.gone:
+        if not _HEADER <= len(data) <= self.frame_max:
             self.sent.drops += 1
-            return lib.HVT_R_EUNSPEC if self.gone else lib.HVT_R_EINVAL
+            return lib.HVT_R_EINVAL
         try:
             os.writev(self.fd, [data])
         except OSError as error:
@@ -93,8 +94,20 @@ class NetDevice:
         """Tell of trouble that the ring's thread has met and counted."""
         self._trouble.warn_once(what)
 
+    def look(self) -> None:
+        """Find out why the descriptor is ready for another reason than a frame.
+
+        A datagram socket has an error to tell (nobody listened to an earlier frame) and works
+        on; anything else has lost its other end, and the guest sees a link on which nothing comes.
+        """
+        events = hostlib.host_events(self.fd, 0, 0)
+        if self._is_socket and events == hostlib.POLLERR:
+            self.read(memoryview(bytearray(1)))
+            events = hostlib.host_events(self.fd, 0, 0)
+        if events > 0:
+            self.lose()
+
     def lose(self) -> None:
-        """The other end is gone for good: the guest sees a link on which nothing comes."""
         if not self.gone:
             self.gone = True
             self._trouble.tell(self.received, "its other end is gone")
@@ -128,20 +141,50 @@ class Net:
         block.ret = device.write(memory.readable(data_gpa, length)) if device else lib.HVT_R_EINVAL
 
 
+def keep_descriptors(
+    given: Iterable[tuple[str | None, Tap | Descriptor]], cleanup: Cleanup
+) -> tuple[tuple[str | None, Tap | Descriptor], ...]:
+    """The same specs with descriptors of the tender's own in them.
+
+    To be called before the tender opens anything: then a number that the user did not pass is
+    not open, and can't name something of the tender's.
+    """
+    kept: dict[int, int] = {}
+    for _, spec in given:
+        if isinstance(spec, Descriptor):
+            if spec.fd in kept:
+                raise DeviceError(f"@{spec.fd}: Could not attach interface: it is given twice")
+            kept[spec.fd] = _dup(spec.fd)
+            cleanup.callback(lambda fd=kept[spec.fd]: os.close(fd))  # type: ignore[misc]
+    return tuple(
+        (name, replace(spec, fd=kept[spec.fd]) if isinstance(spec, Descriptor) else spec)
+        for name, spec in given
+    )
+
+
+def _dup(fd: int) -> int:
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    except (OSError, OverflowError):
+        raise DeviceError(f"@{fd}: Could not attach interface: no such descriptor") from None
+
+
 def attach(device: Device, spec: Tap | Descriptor, cleanup: Cleanup, warn: Warn) -> NetDevice:
     """Open and set up one device."""
     where = f"network device '{device.name}'"
-    mac = spec.mac or random_mac()
+    mac = random_mac() if spec.mac is None else spec.mac
+    if len(mac) != 6 or mac[0] & 1:
+        raise DeviceError(f"{where}: {mac.hex(':')} is not a unicast MAC address of 6 bytes")
     if isinstance(spec, Tap):
         from tender import tap
 
         fd, mtu = tap.attach(spec, where, cleanup)
-        return NetDevice(device.name, device.handle, fd, mac, mtu, warn, stream_end=False)
+        return NetDevice(device.name, device.handle, fd, mac, mtu, warn, is_socket=False)
     fd, found_mtu, is_socket = _adopt(spec.fd, where)
     mtu = spec.mtu or found_mtu or MTU
-    if not 0 < mtu <= _MTU_MAX:
-        raise DeviceError(f"{where}: MTU {mtu} is not 1 to {_MTU_MAX}")
-    return NetDevice(device.name, device.handle, fd, mac, mtu, warn, stream_end=is_socket)
+    if not MTU_MIN <= mtu <= MTU_MAX:
+        raise DeviceError(f"{where}: MTU {mtu} is not {MTU_MIN} to {MTU_MAX}")
+    return NetDevice(device.name, device.handle, fd, mac, mtu, warn, is_socket=is_socket)
 
 
 def random_mac() -> bytes:
@@ -153,11 +196,7 @@ def random_mac() -> bytes:
 
 def _adopt(fd: int, where: str) -> tuple[int, int | None, bool]:
     """Check an open descriptor: it, the MTU that it knows, and whether it is a socket."""
-    where = f"{where}, @{fd}"
-    try:
-        mode = os.fstat(fd).st_mode
-    except (OSError, OverflowError):
-        raise DeviceError(f"{where}: Could not attach interface: no such descriptor") from None
+    mode = os.fstat(fd).st_mode
     mtu = None
     if stat.S_ISSOCK(mode):
         _check_socket(fd, where)
@@ -175,6 +214,9 @@ def _check_socket(fd: int, where: str) -> None:
     import socket
 
     with socket.socket(fileno=os.dup(fd)) as copy:
+        listening = copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if listening or copy.family == socket.AF_NETLINK:
+            raise DeviceError(f"{where}: Could not attach interface: not a socket for frames")
         if copy.type not in (socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
             raise DeviceError(
                 f"{where}: Could not attach interface: a stream socket does not keep frames "

@@ -37,7 +37,7 @@ class Poll:
         self._stop = stop
         self.begun = 0  # the deadline of this call, in ns, where the engine has begun it
         self.pollset = host.new("struct pollset *")
-        self._watch()
+        self.watch()
 
     def hypercalls(self) -> dict[int, Handler]:
         return {lib.HVT_HYPERCALL_POLL: self.poll}
@@ -69,7 +69,7 @@ class Poll:
                 raise HostError("cannot wait for devices", "ppoll", host.errno)
             self._stop.check()
 
-    def _watch(self) -> None:
+    def watch(self) -> None:
         """Set what to wait for; a descriptor whose peer is gone would be ready for ever."""
         live = [device for device in self._net.devices.values() if not device.gone]
         for index, device in enumerate(live):
@@ -83,12 +83,12 @@ class Poll:
         for index in range(self.pollset.count):
             events = self.pollset.fds[index].revents
             device = self._net.devices[self.pollset.handles[index]]
-            if events & _DEAD and not events & hostlib.POLLIN:
-                device.lose()
-            if device.gone:  # found here or by a NET_READ
+            if events & _DEAD:
+                device.look()
+            if device.gone:
                 stale = True
             elif events & hostlib.POLLIN:
                 ready_set |= 1 << device.handle
         if stale:
-            self._watch()
+            self.watch()
         return ready_set

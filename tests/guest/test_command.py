@@ -302,3 +302,101 @@ def test_a_core_that_does_not_fit_leaves_nothing(ptender: Run, guest: Build, kvm
     )
     assert done.stdout == "255\n", done
     assert "dumpcore: /mnt: No space left on device" in done.stderr
+
+
+def test_closed_descriptors_are_not_taken_for_the_console(guest: Build, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(8 * 512))
+    command = f"exec {PTENDER} --mem=8 --block {image} {guest('disk')} <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", command]).returncode == 0
+    assert image.stat().st_size == 8 * 512
+    assert b"Solo5" not in image.read_bytes()
+
+
+@pytest.mark.usefixtures("kvm")
+def test_a_signal_is_not_lost_before_the_guest_runs(guest: Build) -> None:
+    code = (
+        "import os, sys; from tender import stop; from tender.cli import main\n"
+        "class Late(stop.Stop):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(); os.kill(os.getpid(), 15)\n"
+        "stop.Stop = Late\n"
+        f"sys.exit(main(['ptender', '--mem=8', {str(guest('loop'))!r}]))"
+    )
+    python = PTENDER.with_name("python")
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "ptender: Exiting on signal 15\n")
+
+
+@pytest.mark.usefixtures("kvm")
+def test_a_signal_ends_a_guest_whose_messages_nobody_takes(guest: Build) -> None:
+    """As albatross has it: all three descriptors are one pipe, here a full one."""
+    reader, writer = os.pipe()
+    with subprocess.Popen(
+        [PTENDER, "--mem=8", guest("flood")], stdin=writer, stdout=writer, stderr=writer
+    ) as process:
+        os.read(reader, 10)
+        time.sleep(1)
+        process.terminate()
+        assert process.wait(timeout=30) == 1
+    os.close(reader)
+    os.close(writer)
+
+
+def test_control_characters_are_shown_not_sent(ptender: Run) -> None:
+    done = ptender("/nonexistent/a\nb\x1b[31m")
+    assert done.stderr == (
+        "ptender: /nonexistent/a\\nb\\x1b[31m: Could not open: No such file or directory\n"
+    )
+
+
+def test_output_that_cannot_be_written_is_an_error(guest: Build, kvm: None) -> None:
+    for words in (["--help"], ["--version"], ["inspect", guest("exit")]):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([PTENDER, *words], stdout=full, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 1
+        assert done.stderr == "ptender: standard output: No space left on device\n"
+
+
+def test_an_image_that_nobody_may_read_still_has_a_core(
+    ptender: Run, guest: Build, tmp_path: Path
+) -> None:
+    data = bytearray(guest("dumpcore").read_bytes())
+    headers = range(64, 64 + 56 * int.from_bytes(data[56:58], "little"), 56)
+    for at in headers:
+        kind, flags = (int.from_bytes(data[at + n : at + n + 4], "little") for n in (0, 4))
+        if kind == 1 and flags == 4:  # the read-only segment, for nobody
+            data[at + 4] = 0
+    kernel = tmp_path / "k.hvt"
+    kernel.write_bytes(data)
+    (tmp_path / "cores").mkdir()
+    done = ptender("--mem=8", f"--dumpcore={tmp_path}/cores", kernel)
+    # The guest's own text lies there: to print it is what ends it, or nothing is printed.
+    assert done.returncode in (1, 255), done
+    assert "Traceback" not in done.stderr
+    assert len(list((tmp_path / "cores").iterdir())) == (done.returncode == 255)
+
+
+@pytest.mark.usefixtures("kvm")
+def test_a_signal_while_a_core_is_written_leaves_no_file(guest: Build, tmp_path: Path) -> None:
+    source = tmp_path / "big.c"
+    source.write_text(
+        "#include <solo5.h>\n"
+        "int solo5_app_main(const struct solo5_start_info *i) {\n"
+        "    char *heap = (char *)i->heap_start;\n"
+        "    for (size_t at = 0; at < i->heap_size - 65536; at += 8192) heap[at] = 1;\n"
+        "    solo5_abort(); }\n"
+    )
+    kernel, cores = tmp_path / "big.hvt", tmp_path / "cores"
+    subprocess.run([PTENDER, "build", source, "-o", kernel], check=True)
+    cores.mkdir()
+    with start("--mem=512", f"--dumpcore={cores}", kernel) as process:
+        read_until(process, "solo5_abort")
+        process.terminate()
+        _, errors = process.communicate(timeout=60)
+    if process.returncode == 1:
+        assert errors == "ptender: Exiting on signal 15\n"
+        assert list(cores.iterdir()) == []
+    else:  # it was quicker than the signal
+        assert process.returncode == 255
+        assert len(list(cores.iterdir())) == 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -132,3 +134,44 @@ def test_guests_side_by_side(guest: Build) -> None:
     guests = [Guest(guest("sleep"), "300", mem_mib=8, console=null).start() for _ in range(8)]
     assert {running.wait(timeout=60).status for running in guests} == {0}
     os.close(null)
+
+
+def test_run_can_be_stopped_from_another_thread(guest: Build) -> None:
+    running = Guest(guest("loop"), mem_mib=8, console=2)
+    threading.Timer(0.3, running.stop).start()
+    assert running.run().reason == "stopped"
+
+
+def test_an_interrupted_wait_leaves_the_guest_to_be_stopped(guest: Build) -> None:
+    import _thread
+
+    with Guest(guest("loop"), mem_mib=8, console=2) as running:
+        threading.Timer(0.3, _thread.interrupt_main).start()
+        with pytest.raises(KeyboardInterrupt):
+            running.wait(timeout=60)
+        assert running.running
+    assert running.stop().reason == "stopped"
+
+
+def test_a_program_may_forget_a_guest(guest: Build) -> None:
+    code = f"from tender import Guest; Guest({str(guest('loop'))!r}, mem_mib=8, console=2).start()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_the_console_is_kept_open(guest: Build, tmp_path: Path) -> None:
+    running = Guest(guest("exit"), mem_mib=8, console=open(tmp_path / "log", "wb"))  # noqa: SIM115
+    assert running.run().status == 0
+    assert b"Solo5:" in (tmp_path / "log").read_bytes()
+
+
+def test_a_guest_cannot_wait_for_itself(guest: Build, tmp_path: Path) -> None:
+    told = []
+
+    def warn(text: str) -> None:
+        told.append(text)
+        with pytest.raises(RuntimeError, match="own thread"):
+            running.stop()
+
+    running = Guest(guest("exit"), mem_mib=9, console=2, warn=warn)
+    assert running.run().status == 0
+    assert told == [f"adjusting memory to {8 << 20} bytes"]

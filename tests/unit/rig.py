@@ -98,7 +98,7 @@ class Rig:
 
     def _block(self, handle: int, spec: BlockFile) -> block.BlockDevice:
         device = Device(f"disk{handle}", lib.MFT_DEV_BLOCK_BASIC, handle)
-        return block.attach(device, spec, self.cleanup, self.warnings.append)
+        return block.attach(device, spec, self.cleanup, self.stop, self.warnings.append)
 
     def _wire(self) -> tuple[socket.socket, socket.socket]:
         ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

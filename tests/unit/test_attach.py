@@ -17,6 +17,7 @@ from tender.config import BlockFile, Descriptor, Tap
 from tender.errors import DeviceError
 from tender.manifest import Device
 from tender.modules import block, net
+from tender.stop import Stop
 
 DISK = Device("storage", 1, 1)
 PORT = Device("service", 2, 1)
@@ -37,7 +38,7 @@ def image(tmp_path: Path) -> Path:
 
 def attach(cleanup: Cleanup, path: object, **options: object) -> block.BlockDevice:
     spec = BlockFile(str(path), **options)  # type: ignore[arg-type]
-    return block.attach(DISK, spec, cleanup, pytest.fail)
+    return block.attach(DISK, spec, cleanup, Stop(), pytest.fail)
 
 
 def test_a_file_is_a_disk(cleanup: Cleanup, image: Path) -> None:
@@ -68,6 +69,7 @@ def test_images_that_cannot_be_opened(cleanup: Cleanup, tmp_path: Path) -> None:
         (tmp_path, "Is a directory"),
         (tmp_path / "fifo", "neither a file nor a block device"),
         ("/dev/null", "neither a file nor a block device"),
+        ("/proc/self/mem", "it has no size"),
         ("a\0b", "Could not open"),
     ]:
         with pytest.raises(DeviceError, match=message) as raised:
@@ -121,33 +123,62 @@ def test_a_failed_attach_keeps_nothing(image: Path) -> None:
 
 def test_descriptors_that_carry_no_frames(cleanup: Cleanup) -> None:
     stream, other = socket.socketpair()
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listening.bind("")
+    listening.listen()
+    netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM)
     reader, writer = os.pipe()
     null = os.open("/dev/null", os.O_RDWR)
     for fd, message in [
         (stream.fileno(), "a stream socket does not keep frames apart"),
+        (listening.fileno(), "not a socket for frames"),
+        (netlink.fileno(), "not a socket for frames"),
         (reader, "neither a tap nor a socket"),
         (null, "neither a tap nor a socket"),
-        (9999, "no such descriptor"),
-        (1 << 40, "no such descriptor"),
     ]:
         with pytest.raises(DeviceError, match=message) as raised:
             net.attach(PORT, Descriptor(fd), cleanup, pytest.fail)
-        assert f"@{fd}" in str(raised.value)
         assert "Could not attach interface" in str(raised.value)
     for fd in (reader, writer, null):
         os.close(fd)
-    stream.close()
-    other.close()
+    for end in (stream, other, listening, netlink):
+        end.close()
+
+
+def test_descriptors_are_kept_before_anything_is_opened(cleanup: Cleanup) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        given: list[tuple[str | None, Tap | Descriptor]] = [
+            ("a", Descriptor(theirs.fileno(), mtu=9000)),
+            ("b", Tap("tap0")),
+        ]
+        (_, kept), (_, tap) = net.keep_descriptors(given, cleanup)
+        assert isinstance(kept, Descriptor)
+        assert (kept.mtu, tap) == (9000, Tap("tap0"))
+        assert os.path.sameopenfile(kept.fd, theirs.fileno())
+        assert kept.fd != theirs.fileno()
+        with pytest.raises(DeviceError, match="given twice"):
+            net.keep_descriptors([*given, ("c", Descriptor(theirs.fileno()))], cleanup)
+    for fd in (9999, 1 << 40):
+        with pytest.raises(DeviceError, match=f"@{fd}: Could not attach .*no such descriptor"):
+            net.keep_descriptors([(None, Descriptor(fd))], cleanup)
+
+
+@pytest.mark.parametrize("mac", [b"", b"123", b"\x02abcdefg", b"\x01abcde"])
+def test_macs(cleanup: Cleanup, mac: bytes) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs, pytest.raises(DeviceError, match="not a unicast MAC address of 6 bytes"):
+        net.attach(PORT, Descriptor(theirs.fileno(), mac=mac), cleanup, pytest.fail)
 
 
 @pytest.mark.parametrize("mtu", [-1, 65536])
 def test_mtus(cleanup: Cleanup, mtu: int) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    with ours, theirs, pytest.raises(DeviceError, match=f"MTU {mtu} is not 1 to 65535"):
+    with ours, theirs, pytest.raises(DeviceError, match=f"MTU {mtu} is not 68 to 65535"):
         net.attach(PORT, Descriptor(theirs.fileno(), mtu=mtu), cleanup, pytest.fail)
 
 
-@pytest.mark.parametrize("name", ["", "x" * 16, "a/b", "tap%d"])
+@pytest.mark.parametrize("name", ["", "x" * 16, "a/b", "tap%d", "a b", ".", "a:b", "a,create"])
 def test_names_that_no_interface_has(cleanup: Cleanup, name: str) -> None:
     with pytest.raises(DeviceError, match="Could not attach interface .*not an interface name"):
         net.attach(PORT, Tap(name), cleanup, pytest.fail)

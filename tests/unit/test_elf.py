@@ -56,6 +56,7 @@ def test_bytes_past_the_file_size_count_as_memory() -> None:
         ([load(size=2, memsz=1)], "smaller in memory"),
         ([load(memsz=(1 << 64) - 1)], "overflows"),
         ([load(vaddr=(1 << 64) - 0x1000, memsz=0x2000)], "overflows"),
+        ([load(offset=(1 << 63) - 1)], "overflows"),
         ([load(flags=7)], "both writable and executable"),
         ([load(), load(vaddr=0x100800)], "overlaps"),
         ([load(vaddr=0x102000), load()], "overlaps"),

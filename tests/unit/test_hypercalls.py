@@ -209,17 +209,54 @@ def test_poll_tells_what_is_ready(rig: Rig) -> None:
 
 
 def test_a_port_whose_peer_is_gone_is_not_ready_for_ever(rig: Rig) -> None:
+    rig.wire.send(FRAME)
     rig.wire.close()
     rig.other_wire.send(FRAME)
     assert rig.call("POLL", timeout_nsecs=0).ready_set & 1 << OTHER_PORT
-    rig.call("NET_READ", handle=PORT, data_gpa=DATA, len=2000)
     assert rig.call("NET_READ", handle=OTHER_PORT, data_gpa=DATA, len=2000).ret == OK
-    rig.call("POLL", timeout_nsecs=0)
     reply = rig.call("POLL", timeout_nsecs=1_000_000)
     assert (reply.ready_set, reply.ret) == (0, 0)
+    assert rig.call("NET_READ", handle=PORT, data_gpa=DATA, len=2000).ret == OK
     assert rig.call("NET_READ", handle=PORT, data_gpa=DATA, len=2000).ret == AGAIN
     assert rig.call("NET_WRITE", handle=PORT, data_gpa=DATA, len=60).ret == EUNSPEC
-    assert rig.warnings == ["network device 'port3': its other end is gone; the guest goes on"]
+    assert "network device 'port3': its other end is gone; the guest goes on" in rig.warnings
+
+
+def test_an_empty_message_is_no_frame_and_no_end(rig: Rig) -> None:
+    rig.wire.send(b"")
+    rig.wire.send(FRAME)
+    results = [rig.call("NET_READ", handle=PORT, data_gpa=DATA, len=2000).ret for _ in range(2)]
+    assert results == [AGAIN, OK]
+    assert rig.warnings == []
+
+
+@pytest.mark.parametrize("length", [0, 1, 13])
+def test_less_than_a_header_is_no_frame(rig: Rig, length: int) -> None:
+    assert rig.call("NET_WRITE", handle=PORT, data_gpa=DATA, len=length).ret == EINVAL
+    with pytest.raises(BlockingIOError):
+        rig.wire.recv(100)
+
+
+def test_a_datagram_link_survives_that_nobody_listens_for_a_while(rig: Rig) -> None:
+    """UDP: the error of an earlier frame comes back, and the link works on."""
+    here, there = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+    there.bind(("127.0.0.1", 0))
+    address = there.getsockname()
+    here.connect(address)
+    here.setblocking(False)
+    rig.net.devices[PORT].fd = here.fileno()
+    rig.poll.watch()
+    there.close()
+    for _ in range(3):
+        rig.call("NET_WRITE", handle=PORT, data_gpa=DATA, len=60)
+        assert rig.call("POLL", timeout_nsecs=1_000_000).ready_set & 1 << PORT == 0
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:
+        again.bind(address)
+        again.connect(here.getsockname())
+        again.send(FRAME)
+        assert rig.call("POLL", timeout_nsecs=U64 - 1).ready_set & 1 << PORT
+    assert rig.call("NET_READ", handle=PORT, data_gpa=DATA, len=2000).ret == OK
+    here.close()
 
 
 def test_a_stop_request_ends_a_poll(rig: Rig) -> None:

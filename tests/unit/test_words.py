@@ -44,6 +44,7 @@ def test_solo5_words() -> None:
         (("service", Tap("tap0", mac=MAC)),),
         (("storage", BlockFile("a,ro", sector_size=4096)),),
         "/var",
+        net_ring=False,
     )
 
 
@@ -72,6 +73,10 @@ def test_an_option_after_another_may_come_in_any_order() -> None:
         ("--net service=@3,mtu=9000 k", ("service", Descriptor(3, 9000))),
         ("--net:service=@3 k", ("service", Descriptor(3))),
         ("--net a=t,mac=2:0:0:0:0:7 k", ("a", Tap("t", mac=MAC))),
+        (
+            "--net a=t,create,addr=10.0.0.1/255.255.255.0 k",
+            ("a", Tap("t", True, ("10.0.0.1/24",))),
+        ),
         (
             "--net a=t,create,addr=10.0.0.1/24,addr=fd00::1/64,mtu=9000,bridge=br0 k",
             ("a", Tap("t", True, ("10.0.0.1/24", "fd00::1/64"), 9000, "br0")),
@@ -128,6 +133,10 @@ def test_sizes(text: str, size: int) -> None:
         ("--net a=t,create,addr=10.0.0/24 k", "as in 10.0.0.1/24"),
         ("--net a=t,create=1 k", "'create=1' is none of create"),
         ("--net a=t,mtu=big,create k", "'big' is not a number"),
+        ("--net a=t,mtu=67,create k", "mtu 67 is not 68 to 65535"),
+        ("--net a=t,mtu=4294967296,create k", "is not 68 to 65535"),
+        (f"--net @{'9' * 5000} k", "is not a number"),
+        (f"--mem={'9' * 5000}T k", "is not a size"),
         ("--net @3,create k", "only mtu and mac go with a descriptor"),
         ("--net-mac:a=02:00:00:00:00:07 k", "nothing is attached with --net:a"),
         ("--net-mac=02:00:00:00:00:07 k", "name the device"),

@@ -1,0 +1,18 @@
+"""The command-line parser of the tools beside running a guest.
+
+The rule here: a malformed command line is one line, as everywhere.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from typing import NoReturn
+
+from tender.errors import UsageError
+
+
+class Parser(ArgumentParser):
+    """argparse, with our errors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
