@@ -64,7 +64,9 @@ class Guest:
         self._console = console  # kept open
         self._stop = Stop()
         self._begun = False
-        self._ended = threading.Event()
+        self._ended = False
+        # Held while the guest runs. A lock and not an Event: Ctrl-C in a wait must break neither.
+        self._busy = threading.Lock()
         self._runner = 0  # the thread that runs the guest
         self._outcome: Outcome | None = None
         self._error: BaseException | None = None
@@ -85,7 +87,7 @@ class Guest:
     def wait(self, timeout: float | None = None) -> Outcome:
         """Wait for the guest's end; TimeoutError after `timeout` seconds, and it goes on."""
         self._check_begun()
-        if not self._ended.wait(timeout):
+        if not self._wait(-1 if timeout is None else timeout):
             raise TimeoutError(f"the guest still runs after {timeout} s")
         return self._result()
 
@@ -95,16 +97,16 @@ class Guest:
         Any thread may call it, but the one that runs the guest (as from `warn`).
         """
         self._check_begun()
-        if threading.get_ident() == self._runner and not self._ended.is_set():
+        if threading.get_ident() == self._runner and not self._ended:
             raise RuntimeError("a guest's own thread can't wait for its end")
-        while not self._ended.is_set():
+        self._stop.request()
+        while not self._wait(KICK_EVERY_S):
             self._stop.request()
-            self._ended.wait(KICK_EVERY_S)
         return self._result()
 
     @property
     def running(self) -> bool:
-        return self._begun and not self._ended.is_set()
+        return self._begun and not self._ended
 
     def __enter__(self) -> Guest:
         return self.start()
@@ -120,6 +122,12 @@ class Guest:
         if self._begun:
             raise RuntimeError("this guest was started already")
         self._begun = True
+        self._busy.acquire()
+
+    def _wait(self, timeout: float) -> bool:
+        if not self._ended and self._busy.acquire(timeout=timeout):
+            self._busy.release()
+        return self._ended
 
     def _check_begun(self) -> None:
         if not self._begun:
@@ -132,7 +140,8 @@ class Guest:
         except BaseException as error:
             self._error = error
         finally:
-            self._ended.set()
+            self._ended = True
+            self._busy.release()
 
     def _result(self) -> Outcome:
         if self._error is not None:
