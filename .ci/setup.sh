@@ -77,7 +77,7 @@ declared_extras() {
 
 # Everything that an editable install depends on: changed, the project is installed again.
 fingerprint() {
-    { echo "$1 $PWD"; cat pyproject.toml setup.py tender/__init__.py abi/*; } |
+    { echo "$1 $PWD"; cat pyproject.toml setup.py tender/__init__.py abi/*.*; } |
         sha256sum
 }
 
