@@ -29,7 +29,7 @@ logged() {
 }
 
 # needs_command PACKAGE COMMAND: name the package if the command is not there.
-needs_command() { command -v "$2" >/dev/null || echo "$1"; }
+needs_command() { PATH=$PATH:/usr/sbin:/sbin command -v "$2" >/dev/null || echo "$1"; }
 
 # The interpreter: $PYTHON, else python3.
 find_python() {
@@ -77,7 +77,7 @@ declared_extras() {
 
 # Everything that an editable install depends on: changed, the project is installed again.
 fingerprint() {
-    { echo "$1 $PWD"; cat pyproject.toml setup.py tender/__init__.py abi/*.*; } |
+    { echo "$1 $PWD"; cat pyproject.toml setup.py tender/engine.c abi/*.* bin/*; } |
         sha256sum
 }
 
