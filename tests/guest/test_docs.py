@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import threading
 import time
@@ -20,10 +21,10 @@ import pytest
 
 from tests.guest.conftest import PTENDER, ROOT, Namespace
 
-DOCUMENTS = ["README.md", "docs/guide-operators.md", "docs/guide-guests.md", "docs/guide-library.md"]
+DOCUMENTS = ["README.md", *(f"docs/guide-{who}.md" for who in ("operators", "guests", "library"))]
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ENDED = "--ended--"
-PATIENCE_S = 100
+PATIENCE_S = 60
 
 
 class Terminal:
@@ -69,11 +70,10 @@ class Terminal:
         return self._wait_for(pattern).removesuffix(f"{ENDED}\n")
 
     def close(self) -> None:
-        self._shell.terminate()
+        os.killpg(self._shell.pid, signal.SIGKILL)
+        self._shell.wait()
         assert self._shell.stdin
         self._shell.stdin.close()
-        os.killpg(self._shell.pid, 9)
-        self._shell.wait()
         self._reader.join()
         assert self._shell.stdout
         self._shell.stdout.close()
@@ -85,10 +85,10 @@ def as_pattern(shown: str) -> str:
 
 def sessions(block: str) -> Iterator[tuple[str, str]]:
     """What is typed in a ```console block, and what it shows below."""
-    for part in re.split(r"^(?=[$#] )", block, flags=re.MULTILINE):
-        if part:
-            typed, shown = re.fullmatch(r"[$#] ((?:.*\\\n)*.*)\n(.*)", part, re.DOTALL).groups()  # type: ignore[union-attr]
-            yield typed, shown
+    for part in re.split(r"^[$#] ", block, flags=re.MULTILINE)[1:]:
+        typed = re.match(r"(?:[^\n]*\\\n)*[^\n]*\n", part)
+        assert typed
+        yield typed[0].rstrip("\n"), part[typed.end() :]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
