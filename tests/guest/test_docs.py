@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from tender import words
 from tests.guest.conftest import PTENDER, ROOT, Namespace
 
 DOCUMENTS = ["README.md", *(f"docs/guide-{who}.md" for who in ("operators", "guests", "library"))]
@@ -105,6 +106,12 @@ def test_the_sessions_of_a_document(namespace: Namespace, tmp_path: Path, docume
                     assert re.fullmatch(as_pattern(shown), output, re.DOTALL), (typed, output)
     finally:
         terminal.close()
+
+
+def test_every_option_is_in_a_guide() -> None:
+    text = "".join(path.read_text() for path in ROOT.glob("docs/*.md"))
+    missing = [word for word in (*words._FLAGS, *words._VALUES) if f"`{word}" not in text]
+    assert missing == []
 
 
 @pytest.mark.parametrize("document", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]))
