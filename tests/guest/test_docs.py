@@ -36,7 +36,7 @@ class Terminal:
         self._shell = subprocess.Popen(
             [*namespace.enter, "bash"],
             cwd=folder,
-            env={**os.environ, "PATH": path},
+            env={"PTENDER_CPU": "kvm", **os.environ, "PATH": path},  # what the documents show
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
