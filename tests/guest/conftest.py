@@ -23,8 +23,14 @@ Build = Callable[[str], Path]
 
 @pytest.fixture(scope="session")
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """Build a guest of guest-bindings/tests or /samples by its name, once; its path."""
-    folder = tmp_path_factory.mktemp("guests")
+    """Build a guest of guest-bindings/tests or /samples by its name, once; its path.
+
+    PTENDER_TEST_GUESTS names a folder where they are kept: a slow machine (`./check --amdv`) runs
+    what a fast one has built.
+    """
+    kept = os.environ.get("PTENDER_TEST_GUESTS")
+    folder = Path(kept) if kept else tmp_path_factory.mktemp("guests")
+    folder.mkdir(parents=True, exist_ok=True)
 
     def build(name: str) -> Path:
         output = folder / f"{name}.hvt"

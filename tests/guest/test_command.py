@@ -94,17 +94,8 @@ def test_memory_is_rounded_down_with_a_warning(ptender: Run, guest: Build) -> No
     assert done.stderr == f"ptender: adjusting memory to {8 << 20} bytes\n"
 
 
-def test_an_image_that_does_not_fit_says_how_much_it_needs(
-    ptender: Run, guest: Build, tmp_path: Path
-) -> None:
-    source = tmp_path / "big.c"
-    source.write_text(
-        "#include <solo5.h>\n"
-        "char big[3 << 20] = {1};\n"
-        "int solo5_app_main(const struct solo5_start_info *i) { (void)i; return big[5]; }\n"
-    )
-    image = tmp_path / "big.hvt"
-    assert ptender("build", source, "-o", image).returncode == 0
+def test_an_image_that_does_not_fit_says_how_much_it_needs(ptender: Run, guest: Build) -> None:
+    image = guest("big")
     done = ptender("--mem=2", image)
     assert done.returncode == 1
     wanted = re.search(r"does not fit into 2 MiB .* give it more: --mem=(\d+)", done.stderr)
@@ -210,18 +201,7 @@ def test_a_lock_is_gone_however_its_holder_ended(
 ) -> None:
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(4096))
-    source = tmp_path / "hold.c"
-    source.write_text(
-        "#include <solo5.h>\n#include <stdio.h>\n"
-        'int solo5_app_main(const struct solo5_start_info *i) { (void)i; puts("held");\n'
-        "    for (;;) ; }\n"
-    )
-    manifest = tmp_path / "hold.json"
-    devices = [{"name": "storage", "type": "BLOCK_BASIC"}]
-    manifest.write_text(json.dumps({"type": "solo5.manifest", "version": 1, "devices": devices}))
-    holder = tmp_path / "hold.hvt"
-    assert ptender("build", source, "--manifest", manifest, "-o", holder).returncode == 0
-    with start("--mem=8", "--block", image, holder) as process:
+    with start("--mem=8", "--block", image, guest("hold")) as process:
         read_until(process, "held")
         second = ptender("--mem=8", "--block", image, guest("block"))
         assert second.returncode == 1

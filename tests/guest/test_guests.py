@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.conftest import Build, Run
+from tender import open_image
+from tests.guest.conftest import BINDINGS, Build, Run
 
 ABORT = 255
 
@@ -20,6 +21,16 @@ def skip_where_not_emulated(done: subprocess.CompletedProcess[str], what: str) -
         assert done.returncode == 1
         assert re.search(r"suberror=0x1, rip=0x1[0-9a-f]+, instruction=[0-9a-f ]+", done.stderr)
         pytest.skip(f"this KVM emulates the guest and has no {what}")
+
+
+def guests() -> list[str]:
+    sources = sorted([*BINDINGS.glob("samples/*.c"), *BINDINGS.glob("tests/*.c")])
+    return [path.stem for path in sources if "int solo5_app_main" in path.read_text()]
+
+
+@pytest.mark.parametrize("name", guests())
+def test_every_guest_builds(guest: Build, name: str) -> None:
+    open_image(guest(name))
 
 
 @pytest.mark.parametrize("name", ["globals", "tls", "time", "clib", "memory"])
