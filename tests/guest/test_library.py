@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -143,10 +144,8 @@ def test_run_can_be_stopped_from_another_thread(guest: Build) -> None:
 
 
 def test_an_interrupted_wait_leaves_the_guest_to_be_stopped(guest: Build) -> None:
-    import _thread
-
     with Guest(guest("loop"), mem_mib=8, console=2) as running:
-        threading.Timer(0.3, _thread.interrupt_main).start()
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
         with pytest.raises(KeyboardInterrupt):
             running.wait(timeout=60)
         assert running.running
