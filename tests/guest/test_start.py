@@ -1,0 +1,59 @@
+"""What a plain run imports: a module that is not in this list costs every start of every guest."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import _cffi_backend
+import pytest
+
+from tests.guest.conftest import ROOT, Build
+
+PLAIN = {
+    # the standard library's
+    "__future__", "_collections_abc", "_stat", "_struct", "_thread", "errno", "fcntl",
+    "genericpath", "mmap", "os", "os.path", "posixpath", "stat", "struct",
+    # the compiled part
+    "_cffi_backend", "tender._abi", "tender._engine", "tender._host", "tender._kvm",
+    # ours
+    "tender", "tender.boot", "tender.boot.bootinfo", "tender.boot.layout", "tender.boot.x86_64",
+    "tender.cleanup", "tender.cli", "tender.config", "tender.elf", "tender.engine",
+    "tender.errors", "tender.hypercalls", "tender.image", "tender.kvm", "tender.loop",
+    "tender.machine", "tender.manifest", "tender.memory", "tender.modules",
+    "tender.modules.block", "tender.modules.console", "tender.modules.net",
+    "tender.modules.poll", "tender.modules.time", "tender.record", "tender.stop",
+    "tender.vcpu", "tender.words",
+}  # fmt: skip
+
+CODE = """
+import sys
+before = set(sys.modules)
+sys.path += [{root!r}, {backend!r}]
+from tender.cli import main
+status = main(["ptender", *{words!r}])
+new = set(sys.modules) - before
+new = {{name for name in new if not name.startswith(("_frozen", "__main__"))}}
+sys.stderr.write("\\n" + " ".join(sorted(new)))
+sys.exit(status)
+"""
+
+
+def imported(*words: str) -> set[str]:
+    backend = str(Path(_cffi_backend.__file__).parent)
+    code = CODE.format(root=str(ROOT), backend=backend, words=list(words))
+    done = subprocess.run(
+        [sys.executable, "-IS", "-c", code], capture_output=True, text=True, check=True
+    )
+    return set(done.stderr.splitlines()[-1].split())
+
+
+@pytest.mark.usefixtures("kvm")
+def test_a_plain_run(guest: Build, tmp_path: Path) -> None:
+    new = imported("--mem=8", str(guest("exit")))
+    assert new - PLAIN == set(), "these cost every start"
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(4096))
+    new = imported("--mem=8", "--block", str(image), str(guest("block")))
+    assert new - PLAIN == set(), "these cost every start with a disk"
