@@ -34,7 +34,7 @@ sys.path += [{root!r}, {backend!r}]
 from tender.cli import main
 status = main(["ptender", *{words!r}])
 new = set(sys.modules) - before
-new = {{name for name in new if not name.startswith(("_frozen", "__main__"))}}
+new = {{name for name in new if not name.endswith(".lib")}}
 sys.stderr.write("\\n" + " ".join(sorted(new)))
 sys.exit(status)
 """
