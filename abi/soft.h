@@ -40,6 +40,7 @@
 #define UC_MEM_WRITE_PROT 22
 #define UC_MEM_READ_PROT 23
 #define UC_MEM_FETCH_PROT 24
+#define UC_PROT_WRITE 2
 #define UC_ARCH_ARM64 2
 #define UC_ARCH_X86 4
 
@@ -107,6 +108,7 @@ static struct {
     int (*emu_start)(void *, uint64_t, uint64_t, uint64_t, size_t);
     int (*emu_stop)(void *);
     int (*mem_map_ptr)(void *, uint64_t, uint64_t, uint32_t, void *);
+    int (*mem_protect)(void *, uint64_t, uint64_t, uint32_t);
     int (*mmio_map)(void *, uint64_t, uint64_t, uint64_t (*)(void *, uint64_t, unsigned, void *),
                     void *, void (*)(void *, uint64_t, unsigned, uint64_t, void *), void *);
     int (*reg_read)(void *, int, void *);
@@ -127,7 +129,7 @@ static const char *soft_load(const char *path)
         {"uc_version", &uc.version}, {"uc_open", &uc.open}, {"uc_close", &uc.close},
         {"uc_strerror", &uc.strerror}, {"uc_emu_start", &uc.emu_start},
         {"uc_emu_stop", &uc.emu_stop}, {"uc_mem_map_ptr", &uc.mem_map_ptr},
-        {"uc_mmio_map", &uc.mmio_map}, {"uc_reg_read", &uc.reg_read},
+        {"uc_mem_protect", &uc.mem_protect}, {"uc_mmio_map", &uc.mmio_map}, {"uc_reg_read", &uc.reg_read},
         {"uc_reg_write", &uc.reg_write}, {"uc_hook_add", &uc.hook_add}, {"uc_ctl", &uc.ctl},
         {"uc_context_size", &uc.context_size}, {"uc_context_alloc", &uc.context_alloc},
         {"uc_context_save", &uc.context_save}, {"uc_context_restore", &uc.context_restore},
@@ -438,7 +440,12 @@ static int soft_hook_x86(struct soft *soft, int out, int in, int rdtsc, int rdts
 
 static int soft_map(struct soft *soft, uint64_t gpa, uint64_t size, uint32_t prot, void *host)
 {
-    return uc.mem_map_ptr(soft->uc, gpa, size, prot, host);
+    int error = uc.mem_map_ptr(soft->uc, gpa, size, prot, host);
+    /* Mapping it so holds for the guest's accesses; protecting it, for the engine's own as well,
+     * which notes in the page tables that a page was used, wherever the guest says they are. */
+    if (!error && !(prot & UC_PROT_WRITE))
+        error = uc.mem_protect(soft->uc, gpa, size, prot);
+    return error;
 }
 
 static int soft_map_io(struct soft *soft, uint64_t gpa, uint64_t size)

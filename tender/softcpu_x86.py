@@ -299,6 +299,8 @@ class X86Vcpu(SoftCpu):
 
     def _deliver(self, raised: _Exception, by_instruction: bool = False) -> Exit | None:
         """Call the guest's handler; None, or the exit where it has none."""
+        if self._read("cs") & 3:
+            return Failure("software CPU: an exception outside ring 0: it runs ring 0 only")
         try:
             while True:
                 if raised.address is not None:
