@@ -3,6 +3,6 @@
 from setuptools import setup
 
 setup(
-    cffi_modules=[f"abi/ffi_build.py:{name}" for name in ("abi", "host", "kvm", "engine")],
+    cffi_modules=[f"abi/ffi_build.py:{name}" for name in ("abi", "host", "soft", "kvm", "engine")],
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -3,6 +3,7 @@
 `tender._abi`     layouts that guest and tender share (no calls: builds anywhere)
 `tender._host`    the few POSIX calls that Python has no face for, and how a guest is interrupted
 `tender._kvm`     KVM's structures and ioctls, as this machine's <linux/kvm.h> has them
+`tender._soft`    the CPU in software (its engine is found at run time, if at all)
 `tender._engine`  tender/engine.c, the fast path
 
 A layout is written once: in this folder's headers (ours) or in the kernel's. What stands in a
@@ -12,6 +13,7 @@ A layout is written once: in this folder's headers (ours) or in the kernel's. Wh
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from cffi import FFI
@@ -20,7 +22,14 @@ HERE = Path(__file__).resolve().parent
 LIMITED_API = [("Py_LIMITED_API", "0x030A0000")]
 
 
-def make(name: str, declarations: list[str], source: str, *c_files: str) -> FFI:
+def make(
+    name: str,
+    declarations: list[str],
+    source: str,
+    *c_files: str,
+    flags: Sequence[str] = (),
+    libraries: Sequence[str] = (),
+) -> FFI:
     ffi = FFI()
     for file in declarations:
         ffi.cdef((HERE / file).read_text())
@@ -29,15 +38,25 @@ def make(name: str, declarations: list[str], source: str, *c_files: str) -> FFI:
         source,
         sources=list(c_files),
         include_dirs=[str(HERE)],
+        depends=[str(path) for path in HERE.glob("*.h")],  # a changed header builds all again
         define_macros=LIMITED_API,
         py_limited_api=True,
-        extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wno-unused-function"],
+        extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wno-unused-function", *flags],
+        libraries=libraries,
     )
     return ffi
 
 
 abi = make("_abi", ["note.h", "hvt.h", "ring.h"], '#include "abi.h"')
 host = make("_host", ["pollfd.cdef", "device.h", "stop.cdef", "host.cdef"], '#include "host.h"')
+# The fortified longjmp() refuses to change stacks.
+soft = make(
+    "_soft",
+    ["soft.cdef"],
+    '#include "soft.h"',
+    flags=["-U_FORTIFY_SOURCE"],
+    libraries=["dl"] if sys.platform == "linux" else [],
+)
 
 if sys.platform == "linux":
     kvm = make("_kvm", ["kvm.cdef"], '#include "kvm.h"')

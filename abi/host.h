@@ -54,6 +54,8 @@ static void stop_on_signal(int signo)
         /* A kick, and each tick of the timer, only brings the thread back. */
         if (stop->immediate_exit)
             *stop->immediate_exit = 1;
+        if (stop->kick)
+            stop->kick(stop->kick_of);
     }
     errno = saved;
 }
@@ -110,6 +112,14 @@ static void stop_default_actions(void)
     signal(SIGTERM, SIG_DFL);
     setitimer(ITIMER_REAL, &never, NULL);
     signal(SIGALRM, SIG_DFL);
+}
+
+/* A CPU in software is stopped by calling `kick`, on its own thread; 0: no longer. */
+static void stop_watch_kick(struct stop *stop, uintptr_t kick, void *of)
+{
+    stop->kick = NULL;
+    stop->kick_of = of;
+    stop->kick = (void (*)(void *))kick;
 }
 
 static int host_protect(void *address, size_t length, int writable, int readable)

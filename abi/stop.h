@@ -14,6 +14,8 @@ struct stop {
     volatile sig_atomic_t requested;
     volatile sig_atomic_t signo;      /* the signal that asked, 0: a program */
     uint8_t *volatile immediate_exit; /* of the vCPU that this thread runs, or NULL */
+    void (*volatile kick)(void *);    /* the same for a CPU in software; async-signal-safe */
+    void *volatile kick_of;
     pthread_t thread;
 };
 

@@ -24,6 +24,9 @@ ENGINES = ("c", "python")
 SECTOR_SIZE = 512
 MTU = 1500  # of a socket: Ethernet's own
 MTU_MIN, MTU_MAX = 68, 65535  # what IPv4 needs, and what the manifest can say
+CPUS = ("auto", "kvm", "soft")
+VIRTUAL_START_NS = 1_767_225_600 * 1_000_000_000  # 2026-01-01T00:00:00Z
+VIRTUAL_TICK_NS = 1000
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -63,6 +66,14 @@ class BlockFile:
 
 
 @record
+class VirtualTime:
+    """A clock that starts at `start_ns` since the epoch and takes `tick_ns` to be read."""
+
+    start_ns: int = VIRTUAL_START_NS
+    tick_ns: int = VIRTUAL_TICK_NS
+
+
+@record
 class Config:
     """A guest to run.
 
@@ -79,6 +90,9 @@ class Config:
     console_fd: int = 1
     net_ring: bool | None = None  # offer the network ring; None: where it helps
     engine: str = ENGINES[0]  # what answers hypercalls whose device is a plain descriptor
+    cpu: str = "auto"  # or "kvm", "soft": see tender/cpus.py
+    clock: VirtualTime | None = None  # None: the host's
+    instructions: int | None = None  # how many the guest may execute; None: any number
 
 
 def parse_size(text: str) -> int:

@@ -12,9 +12,18 @@ from tender import loop
 from tender._abi import lib
 from tender.boot import bootinfo, layout, x86_64
 from tender.cleanup import Cleanup
+from tender.clock import HostClock, VirtualClock
 from tender.config import assign, check_all_attached, usable_memory
+from tender.cpus import Cpus
 from tender.elf import EM_X86_64, MACHINES
-from tender.errors import EXIT_FAILURE, GuestFault, HostError, ImageError, TenderError
+from tender.errors import (
+    EXIT_FAILURE,
+    GuestFault,
+    HostError,
+    ImageError,
+    NotEmulated,
+    TenderError,
+)
 from tender.hypercalls import Dispatcher
 from tender.image import ImageFile
 from tender.manifest import Attached, encode
@@ -90,6 +99,9 @@ class Machine:
         mem_bytes = usable_memory(config.mem_bytes)
         if mem_bytes != config.mem_bytes:
             self._warn(f"adjusting memory to {mem_bytes} bytes")
+        self._clock = VirtualClock(config.clock) if config.clock else HostClock()
+        self._cpus = Cpus(config, image, self._clock, cleanup, self._stop)
+        self._cpus.choose(self._warn)
         self._attach(image.manifest)
 
         ring_bytes = self._ring_bytes(mem_bytes)
@@ -97,7 +109,8 @@ class Machine:
         cleanup.callback(memory.close)
         file.load(memory, self._stop.check)
         file.close()
-        vcpu = self._create_vcpu(image.entry)
+        vcpu = self._vcpu = self._cpus.create(memory)
+        vcpu.set_state(x86_64.initial_state(image.entry, memory.size))
         memory.put(layout.X86_GDT, x86_64.gdt())
         memory.put(layout.X86_PML4, x86_64.page_tables(mem_bytes))
         boot_info = bootinfo.BootInfo(
@@ -110,13 +123,15 @@ class Machine:
         )
         memory.put(layout.BOOT_INFO, bootinfo.build(boot_info))
         self._calls = Dispatcher(memory, self._modules)
-        self._vcpu: Vcpu = vcpu
-        if config.engine == "c":
-            self._vcpu = self._with_engine(vcpu)
+        if self._uses_engine():
+            self._vcpu = self._with_engine(self._cpus.kvm_vcpu)
+
+    def _uses_engine(self) -> bool:
+        return self._cpus.on_kvm and self._config.engine == "c"
 
     def _ring_bytes(self, mem_bytes: int) -> int:
         """How much of the guest's memory the network ring takes; 0: none is offered."""
-        if not self.net.devices or self._config.engine != "c":
+        if not self.net.devices or not self._uses_engine():
             return 0
         from tender import kvm, ring
 
@@ -159,8 +174,14 @@ class Machine:
             for handle, spec in nets.items()
         })  # fmt: skip
         self.console = Console(config.console_fd, self._stop, warn)
-        self.poll = Poll(self.net, self._stop)
-        self._modules: list[Module] = [self.console, Time(), self.poll, self.block, self.net]
+        self.poll = Poll(self.net, self._stop, self._clock)
+        self._modules: list[Module] = [
+            self.console,
+            Time(self._clock),
+            self.poll,
+            self.block,
+            self.net,
+        ]
 
     def _attached(self) -> dict[int, Attached]:
         """What the guest is told of its devices, by handle."""
@@ -172,21 +193,10 @@ class Machine:
             told[handle] = Attached(mac=device.mac, mtu=device.mtu)
         return told
 
-    def _create_vcpu(self, entry: int) -> KvmVcpu:
-        from tender import kvm
-
-        vm = kvm.Vm(kvm.Kvm(self._cleanup), self._cleanup)
-        vm.set_memory(self.memory.pointer, self.memory.mapped)
-        vcpu = kvm.Vcpu(vm, self._cleanup)
-        vcpu.set_state(x86_64.initial_state(entry, self.memory.size))
-        self._stop.watch(vcpu.immediate_exit)
-        self._cleanup.callback(lambda: self._stop.watch(0))
-        return vcpu
-
     def run(self) -> Outcome:
         """Run the guest to its end."""
         try:
-            halt = loop.run(self._vcpu, self.memory, self._calls, self._stop)
+            halt = self._run()
         except Stopped:
             outcome = self._stopped()
         except GuestFault as fault:
@@ -196,6 +206,18 @@ class Machine:
         else:
             outcome = self._halted(halt)
         return replace(outcome, stats=self._stats())
+
+    def _run(self) -> Halt:
+        try:
+            return loop.run(self._vcpu, self.memory, self._calls, self._stop)
+        except NotEmulated as fault:
+            # The software CPU has no ring: a guest that was offered one can't move.
+            vcpu = None if self._ring else self._cpus.move(self._vcpu, self.memory)
+            if vcpu is None:
+                raise
+            self._warn(f"{fault}; going on with the software CPU (--cpu=soft starts on it)")
+            self._vcpu = vcpu
+        return loop.run(self._vcpu, self.memory, self._calls, self._stop)
 
     def _halted(self, halt: Halt) -> Outcome:
         core = None

@@ -53,6 +53,10 @@ class Stop:
         with self._lock:
             self.cell.immediate_exit = ffi.cast("uint8_t *", immediate_exit)
 
+    def watch_kick(self, kick: int, of: Any) -> None:
+        """`kick`: the address of the C function that stops a CPU in software (`of`), or 0."""
+        lib.stop_watch_kick(self.cell, kick, ffi.cast("void *", of))
+
     def request(self) -> None:
         """Ask once, from any thread. Repeat it until the guest has ended: see abi/host.h."""
         with self._lock:

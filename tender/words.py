@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tender import config as conf
 from tender.boot import layout
-from tender.config import BlockFile, Config, Descriptor, Tap
+from tender.config import BlockFile, Config, Descriptor, Tap, VirtualTime
 from tender.errors import UsageError
 from tender.manifest import is_name
 from tender.record import record, replace
@@ -16,6 +16,7 @@ from tender.record import record, replace
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     Named = tuple[str | None, Tap | Descriptor]
 
@@ -51,12 +52,11 @@ class _Parser:
     def __init__(self) -> None:
         self.mem_bytes = layout.MEM_DEFAULT
         self.dumpcore: str | None = None
-        self.net_ring: bool | None = None
-        self.engine = conf.ENGINES[0]
         self.net: list[tuple[str | None, Tap | Descriptor]] = []
         self.block: list[tuple[str | None, BlockFile]] = []
         self.macs: dict[str, bytes] = {}
         self.sector_sizes: dict[str, int] = {}
+        self.more: dict[str, Any] = {}  # fields of the Config that are as they were said
         self.help = self.version = self.verbose = False
 
     # Options with a value: (word for messages, device name or None, value).
@@ -99,7 +99,16 @@ class _Parser:
         self.sector_sizes[name] = _number(word, value)
 
     def opt_engine(self, word: str, _name: str | None, value: str) -> None:
-        self.engine = _one_of(word, value, conf.ENGINES)
+        self.more["engine"] = _one_of(word, value, conf.ENGINES)
+
+    def opt_cpu(self, word: str, _name: str | None, value: str) -> None:
+        self.more["cpu"] = _one_of(word, value, conf.CPUS)
+
+    def opt_clock(self, word: str, _name: str | None, value: str) -> None:
+        self.more["clock"] = _parse_clock(word, value)
+
+    def opt_instructions(self, word: str, _name: str | None, value: str) -> None:
+        self.more["instructions"] = _number(word, value)
 
     # Flags.
 
@@ -113,10 +122,10 @@ class _Parser:
         self.verbose = True
 
     def flag_no_net_ring(self) -> None:
-        self.net_ring = False
+        self.more["net_ring"] = False
 
     def flag_net_ring(self) -> None:
-        self.net_ring = True
+        self.more["net_ring"] = True
 
     def flag_gdb(self) -> None:
         raise UsageError("--gdb: a gdb server is not part of this version")
@@ -128,16 +137,8 @@ class _Parser:
             for name in left:
                 kind = option.split("-")[0]
                 raise UsageError(f"--{option}:{name}: nothing is attached with --{kind}:{name}")
-        return Config(
-            kernel,
-            args,
-            self.mem_bytes,
-            tuple(net),
-            tuple(block),
-            self.dumpcore,
-            net_ring=self.net_ring,
-            engine=self.engine,
-        )
+        devices = tuple(net), tuple(block)
+        return Config(kernel, args, self.mem_bytes, *devices, self.dumpcore, **self.more)
 
     def _with_mac(self, name: str | None, spec: Tap | Descriptor) -> Tap | Descriptor:
         mac = self.macs.pop(name, None) if name else None
@@ -168,6 +169,9 @@ _VALUES: dict[str, Callable[[_Parser, str, str | None, str], None]] = {
     "--block": _Parser.opt_block,
     "--disk": _Parser.opt_block,
     "--block-sector-size": _Parser.opt_sector_size,
+    "--cpu": _Parser.opt_cpu,
+    "--clock": _Parser.opt_clock,
+    "--instructions": _Parser.opt_instructions,
     "--gdb-port": lambda parser, *_: parser.flag_gdb(),
 }
 
@@ -195,6 +199,12 @@ Run KERNEL, a unikernel for Solo5's hvt target; ARGS are its command line.
       ,ro                 read-only (a writable image is locked)
       ,sector-size=N      block size in bytes (default 512)
   --dumpcore DIR          write a core file there if the guest aborts
+  --cpu auto|kvm|soft     what runs the guest: KVM where it is, else a CPU in
+                          software (default: auto, or what PTENDER_CPU says)
+  --clock virtual         the guest's time goes on only as the guest reads it
+      ,start=WHEN         from this date (as 2026-01-01T12:00:00) or second on
+      ,tick=NS            what a reading takes (default 1000 ns)
+  --instructions N        end the guest after N instructions (software CPU)
   --no-net-ring           do not offer the network ring; --net-ring: offer it
                           even where it is not expected to help
   --engine c|python       what answers most hypercalls: compiled code (default)
@@ -273,6 +283,42 @@ def _number(word: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20):
         raise UsageError(f"{word}: {text!r} is not a number")
     return int(text)
+
+
+def _parse_clock(word: str, value: str) -> VirtualTime | None:
+    """`host`, or `virtual,start=2026-01-01T12:00:00,tick=1000`."""
+    kind, *options = value.split(",")
+    if kind not in ("host", "virtual") or (kind == "host" and options):
+        raise UsageError(f"{word}: {value!r} is neither host nor virtual[,start=WHEN][,tick=NS]")
+    if kind == "host":
+        return None
+    fields: dict[str, int] = {}
+    for option in options:
+        key, _, text = option.partition("=")
+        if key == "start" and text:
+            fields["start_ns"] = _instant(word, text)
+        elif key == "tick" and text and _number(word, text):
+            fields["tick_ns"] = _number(word, text)
+        else:
+            raise UsageError(f"{word}: {option!r} is neither start=WHEN nor tick=NANOSECONDS")
+    return VirtualTime(**fields)
+
+
+def _instant(word: str, text: str) -> int:
+    """Seconds since the epoch, or a date in ISO 8601 (UTC if it says nothing) -> nanoseconds."""
+    if text.isascii() and text.isdigit():
+        seconds = int(text)
+    else:
+        from datetime import datetime, timezone
+
+        try:
+            when = datetime.fromisoformat(text.removesuffix("Z"))
+        except ValueError:
+            raise UsageError(f"{word}: {text!r} is no date, as in 2026-01-01T12:00:00") from None
+        seconds = int((when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp())
+    if not 0 <= seconds < 1 << 34:
+        raise UsageError(f"{word}: {text!r} is not between 1970 and 2514")
+    return seconds * 1_000_000_000
 
 
 def _parse_interface(word: str, value: str) -> Tap | Descriptor:
