@@ -96,6 +96,7 @@ class X86Vcpu(SoftCpu):
             check(lib.soft_hook_insn(soft, insn, number), "hook instructions")
         for address in self._hooked_addresses():
             check(lib.soft_hook_code(soft, address), "hook instructions")
+        check(lib.soft_watch_avx(soft), "hook instructions")
         self._set_fpu(Fpu())
 
     def _hooked_addresses(self) -> Iterator[int]:
@@ -417,6 +418,8 @@ class X86Vcpu(SoftCpu):
             return self._wrmsr(after)
         if opcode == b"\x0f\xc7" and code[at + 2] & 0xF8 == 0xF0:
             self._rdrand(code[:at], code[at + 2] & 7, after + 1)
+        if opcode[:1] in (b"\xc4", b"\xc5"):
+            return Failure("software CPU: it can't do this instruction (AVX)")
         return None
 
     def _rdmsr(self, after: int) -> Exit | None:

@@ -350,12 +350,39 @@ def test_exceptions_outside_ring_0_are_beyond_it(cpu: Make) -> None:
 
 
 def test_an_instruction_beyond_the_engine_ends_the_guest(cpu: Make) -> None:
-    for text in ("vaddps %ymm0, %ymm0, %ymm0", "syscall", "vaddps %zmm0, %zmm0, %zmm0"):
+    for text in (
+        "vaddps %ymm0, %ymm0, %ymm0",
+        "vaddps %zmm0, %zmm0, %zmm0",
+        "vaddps %xmm1, %xmm2, %xmm3",  # the engine would do an SSE instruction instead
+        "vmovdqu %fs:8(%esp), %xmm1",
+        "vaddsd %xmm10, %xmm11, %xmm12",
+        "vzeroupper",
+        "syscall",
+    ):
         rig = cpu(text, handlers=True)
         exit = rig.run()
         assert isinstance(exit, Failure)
         assert "can't do this instruction" in exit.what
         assert rig.cpu.instruction_pointer() == CODE
+
+
+def test_what_only_looks_like_avx_is_done(cpu: Make) -> None:
+    rig = cpu(
+        """
+        mov $0xc5c5c5c5, %eax
+        jmp 1f
+        .byte 0xc5, 0xc5
+    1:  add $0xc441c4c5, %eax
+        andn %eax, %eax, %ebx
+        mov $3, %ecx
+    2:  add $0x10c5f8c5, %eax
+        dec %ecx
+        jnz 2b
+        mov $0x500, %edx
+        out %eax, %dx
+        """
+    )
+    assert rig.out() == (0x500, (0xC5C5C5C5 + 0xC441C4C5 + 3 * 0x10C5F8C5) % (1 << 32))
 
 
 # Registers and instructions.
