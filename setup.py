@@ -3,6 +3,6 @@
 from setuptools import setup
 
 setup(
-    cffi_modules=["abi/ffi_build.py:abi", "abi/ffi_build.py:host", "abi/ffi_build.py:kvm"],
+    cffi_modules=[f"abi/ffi_build.py:{name}" for name in ("abi", "host", "soft", "kvm")],
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -1,7 +1,8 @@
-"""The three compiled modules of the tender, made by cffi in API mode with the limited API.
+"""The compiled modules of the tender, made by cffi in API mode with the limited API.
 
 `tender._abi`   layouts that guest and tender share (no calls: builds anywhere)
 `tender._host`  the few POSIX calls that Python has no face for, and how a guest is interrupted
+`tender._soft`  the CPU in software (its engine is found at run time, if at all)
 `tender._kvm`   KVM's structures and ioctls, as this machine's <linux/kvm.h> has them
 
 A layout is written once: in this folder's headers (ours) or in the kernel's. What stands in a
@@ -11,6 +12,7 @@ A layout is written once: in this folder's headers (ours) or in the kernel's. Wh
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from cffi import FFI
@@ -19,7 +21,14 @@ HERE = Path(__file__).resolve().parent
 LIMITED_API = [("Py_LIMITED_API", "0x030A0000")]
 
 
-def make(name: str, declarations: list[str], source: str, folder: Path = HERE) -> FFI:
+def make(
+    name: str,
+    declarations: list[str],
+    source: str,
+    folder: Path = HERE,
+    flags: Sequence[str] = (),
+    libraries: Sequence[str] = (),
+) -> FFI:
     ffi = FFI()
     for file in declarations:
         ffi.cdef((HERE / file).read_text())
@@ -29,13 +38,22 @@ def make(name: str, declarations: list[str], source: str, folder: Path = HERE) -
         include_dirs=[str(folder)],
         define_macros=LIMITED_API,
         py_limited_api=True,
-        extra_compile_args=["-std=gnu11", "-Wall", "-Wno-unused-function"],
+        extra_compile_args=["-std=gnu11", "-Wall", "-Wno-unused-function", *flags],
+        libraries=libraries,
     )
     return ffi
 
 
 abi = make("_abi", ["note.h", "hvt.h"], '#include "abi.h"')
 host = make("_host", ["host.cdef"], '#include "host.h"')
+# The fortified longjmp() refuses to change stacks.
+soft = make(
+    "_soft",
+    ["soft.cdef"],
+    '#include "soft.h"',
+    flags=["-U_FORTIFY_SOURCE"],
+    libraries=["dl"] if sys.platform == "linux" else [],
+)
 
 if sys.platform == "linux":
     kvm = make("_kvm", ["kvm.cdef"], '#include "kvm.h"')

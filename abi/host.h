@@ -27,6 +27,8 @@ struct stop {
     volatile sig_atomic_t requested;
     volatile sig_atomic_t signo;       /* the signal that asked, 0: a program */
     uint8_t *volatile immediate_exit;  /* of the vCPU that this thread runs, or NULL */
+    void (*volatile kick)(void *);     /* the same for a CPU in software; async-signal-safe */
+    void *volatile kick_of;
     pthread_t thread;
 };
 
@@ -41,6 +43,8 @@ static void stop_on_signal(int signo)
         stop->requested = 1;
         if (stop->immediate_exit)
             *stop->immediate_exit = 1;
+        if (stop->kick)
+            stop->kick(stop->kick_of);
         if (signo != STOP_KICK && signo != SIGALRM && !stop->signo) {
             struct itimerval again = {{0, STOP_AGAIN_US}, {0, STOP_AGAIN_US}};
             stop->signo = signo;
@@ -93,6 +97,14 @@ static int stop_request(struct stop *stop)
     if (immediate_exit)
         *immediate_exit = 1;
     return pthread_kill(stop->thread, STOP_KICK);
+}
+
+/* A CPU in software is stopped by calling `kick`, on its own thread; 0: no longer. */
+static void stop_watch_kick(struct stop *stop, uintptr_t kick, void *of)
+{
+    stop->kick = NULL;
+    stop->kick_of = of;
+    stop->kick = (void (*)(void *))kick;
 }
 
 static int host_protect(void *address, size_t length, int writable, int readable)

@@ -2,6 +2,9 @@
  * KVM for Python: the kernel's own header, and ioctl() with a fixed shape, because a variadic
  * call can't be compiled by cffi ahead of time.
  */
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
 #include <linux/kvm.h>
 #include <stdint.h>
 #include <sys/ioctl.h>
@@ -33,6 +36,19 @@ static int kvm_unmap_run(struct kvm_run *run, size_t size)
 static uint64_t kvm_address(void *memory)
 {
     return (uint64_t)(uintptr_t)memory;
+}
+
+/* Whether this CPU has what KVM runs guests on (VMX or SVM); without it, KVM is an emulator. */
+static int kvm_in_hardware(void)
+{
+#ifdef __x86_64__
+    unsigned eax, ebx, ecx = 0, edx;
+    if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) && ecx & (1u << 5))
+        return 1;
+    return __get_cpuid(0x80000001, &eax, &ebx, &ecx, &edx) && ecx & (1u << 2);
+#else
+    return 1;
+#endif
 }
 
 /* Two facts of an exit whose structs have no name that cffi could use. */

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tender.config import BlockFile as BlockFile
     from tender.config import Descriptor as Descriptor
     from tender.config import Tap as Tap
+    from tender.config import VirtualTime as VirtualTime
     from tender.elf import Image as Image
     from tender.errors import TenderError as TenderError
     from tender.guest import Guest as Guest
@@ -26,6 +27,7 @@ _HOMES = {
     "Outcome": "tender.machine",
     "Tap": "tender.config",
     "TenderError": "tender.errors",
+    "VirtualTime": "tender.config",
     "open_image": "tender.image",
 }
 
@@ -35,6 +37,7 @@ __all__ = [  # noqa: RUF022 - the order of the guide
     "Tap",
     "Descriptor",
     "BlockFile",
+    "VirtualTime",
     "Image",
     "open_image",
     "TenderError",

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 SECTOR_SIZE = 512
 MTU = 1500  # of a socket: Ethernet's own
+CPUS = ("auto", "kvm", "soft")
+VIRTUAL_START_NS = 1_767_225_600 * 1_000_000_000  # 2026-01-01T00:00:00Z
+VIRTUAL_TICK_NS = 1000
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -61,6 +64,14 @@ class BlockFile:
 
 
 @record
+class VirtualTime:
+    """A clock that starts at `start_ns` since the epoch and takes `tick_ns` to be read."""
+
+    start_ns: int = VIRTUAL_START_NS
+    tick_ns: int = VIRTUAL_TICK_NS
+
+
+@record
 class Config:
     """A guest to run.
 
@@ -75,6 +86,9 @@ class Config:
     block: tuple[tuple[str | None, BlockFile], ...] = ()
     dumpcore: str | None = None
     console_fd: int = 1
+    cpu: str = "auto"  # or "kvm", "soft": see tender/cpus.py
+    clock: VirtualTime | None = None  # None: the host's
+    instructions: int | None = None  # how many the guest may execute; None: any number
 
 
 def parse_size(text: str) -> int:

@@ -76,3 +76,7 @@ class GuestFault(TenderError):
         self.gpa = gpa
         self.size = size
         self.hypercall = hypercall
+
+
+class NotEmulated(GuestFault):
+    """The guest did what its CPU can't do; another CPU may."""

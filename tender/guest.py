@@ -13,7 +13,7 @@ import threading
 
 from tender import machine
 from tender.boot import layout
-from tender.config import BlockFile, Config, Descriptor, Tap
+from tender.config import BlockFile, Config, Descriptor, Tap, VirtualTime
 from tender.stop import Stop
 
 TYPE_CHECKING = False
@@ -33,6 +33,8 @@ class Guest:
     memory in MiB. `console` is where its output goes: a descriptor or a file with one, standard
     output if None. `dumpcore` is a folder for the core file of a guest that aborts. `warn` is
     called with one line of text when the host has trouble with a device; standard error if None.
+    `cpu` is "kvm", "soft" or "auto"; `clock` gives the guest a virtual time and `instructions`
+    a limit, both of them on the software CPU.
 
     `start`, `wait` and `stop` raise TenderError where the guest can't start (see tender.errors).
     """
@@ -47,6 +49,9 @@ class Guest:
         console: int | _HasFileno | None = None,
         dumpcore: str | os.PathLike[str] | None = None,
         warn: Callable[[str], None] | None = None,
+        cpu: str = "auto",
+        clock: VirtualTime | None = None,
+        instructions: int | None = None,
     ) -> None:
         if console is None:
             console = 1
@@ -58,6 +63,9 @@ class Guest:
             block=tuple((block or {}).items()),
             dumpcore=None if dumpcore is None else os.fspath(dumpcore),
             console_fd=console if isinstance(console, int) else console.fileno(),
+            cpu=cpu,
+            clock=clock,
+            instructions=instructions,
         )
         self._warn = warn or _to_stderr
         self._stop = Stop()

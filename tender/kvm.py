@@ -10,7 +10,7 @@ import errno
 import os
 
 from tender._kvm import ffi, lib
-from tender.boot.x86_64 import CONTROL, REGISTERS, SEGMENTS, Segment, State, Table
+from tender.boot.x86_64 import CONTROL, MSRS, REGISTERS, SEGMENTS, Fpu, Segment, State, Table
 from tender.errors import HostError
 from tender.vcpu import Failure, Fault, Interrupted, IoIn, IoOut, Mmio
 
@@ -26,6 +26,7 @@ API_VERSION = 12  # the only one there is since Linux 2.6.22
 CPUID_ENTRIES = 256
 
 _CAPABILITIES = ("KVM_CAP_USER_MEMORY", "KVM_CAP_GET_TSC_KHZ", "KVM_CAP_IMMEDIATE_EXIT")
+_FPU_FIELDS = ("fcw", "fsw", "ftwx", "last_opcode", "last_ip", "last_dp", "mxcsr")
 _SEGMENT_FIELDS = tuple(Segment.__annotations__)
 
 
@@ -156,7 +157,9 @@ class Vcpu:
 
     def _failure(self, reason: int) -> Failure:
         if reason == lib.KVM_EXIT_INTERNAL_ERROR:
-            return Failure(f"KVM: internal error exit: suberror={lib.kvm_suberror(self._run):#x}")
+            suberror = lib.kvm_suberror(self._run)
+            emulation = suberror == lib.KVM_INTERNAL_ERROR_EMULATION
+            return Failure(f"KVM: internal error exit: suberror={suberror:#x}", emulation)
         if reason == lib.KVM_EXIT_FAIL_ENTRY:
             why = lib.kvm_entry_failure(self._run)
             return Failure(f"KVM: entry failure: hw_entry_failure_reason={why:#x}")
@@ -178,7 +181,25 @@ class Vcpu:
             {name: getattr(sregs, name) for name in CONTROL},
             Table(sregs.gdt.base, sregs.gdt.limit),
             Table(sregs.idt.base, sregs.idt.limit),
+            self._get_fpu(),
+            self._get_msrs(),
         )
+
+    def _get_fpu(self) -> Fpu:
+        fpu = ffi.new("struct kvm_fpu *")
+        _ioctl_at(self.fd, "KVM_GET_FPU", fpu)
+        fields = {name: getattr(fpu, name) for name in _FPU_FIELDS}
+        st = tuple(bytes(register)[:10] for register in fpu.fpr)
+        return Fpu(**fields, st=st, xmm=tuple(bytes(register) for register in fpu.xmm))
+
+    def _get_msrs(self) -> dict[str, int]:
+        values = {}
+        for name, index in MSRS.items():  # one by one: which there are is up to the host
+            msrs = ffi.new("struct kvm_msrs *", {"entries": [{"index": index}]})
+            msrs.nmsrs = 1
+            if lib.kvm_ioctl_at(self.fd, lib.KVM_GET_MSRS, msrs) == 1:
+                values[name] = int(msrs.entries[0].data)
+        return values
 
     def set_state(self, state: State) -> None:
         # What the state does not name (the APIC base, pending interrupts) stays as it is.
@@ -193,6 +214,20 @@ class Vcpu:
             getattr(sregs, name).base, getattr(sregs, name).limit = table.base, table.limit
         _ioctl_at(self.fd, "KVM_SET_SREGS", sregs)
         _ioctl_at(self.fd, "KVM_SET_REGS", ffi.new("struct kvm_regs *", state.registers))
+        if state.fpu is not None:
+            self._set_fpu(state.fpu)
+        for name, value in state.msrs.items():
+            msrs = ffi.new("struct kvm_msrs *", {"entries": [{"index": MSRS[name], "data": value}]})
+            msrs.nmsrs = 1
+            _ioctl_at(self.fd, "KVM_SET_MSRS", msrs)
+
+    def _set_fpu(self, fpu: Fpu) -> None:
+        value = ffi.new("struct kvm_fpu *", {name: getattr(fpu, name) for name in _FPU_FIELDS})
+        for index, register in enumerate(fpu.st):
+            ffi.buffer(value.fpr[index])[: len(register)] = register
+        for index, register in enumerate(fpu.xmm):
+            ffi.buffer(value.xmm[index])[:] = register
+        _ioctl_at(self.fd, "KVM_SET_FPU", value)
 
 
 def _segment(segment: Any) -> Segment:

@@ -7,7 +7,7 @@ are the same.
 
 from __future__ import annotations
 
-from tender.errors import GuestFault
+from tender.errors import GuestFault, NotEmulated
 from tender.vcpu import Failure, Interrupted, IoIn, IoOut, Mmio
 
 TYPE_CHECKING = False
@@ -40,7 +40,8 @@ def run(vcpu: Vcpu, memory: GuestMemory, calls: Dispatcher, stop: Stop) -> Halt:
 def _fault(exit: Exit, vcpu: Vcpu, memory: GuestMemory) -> GuestFault:
     rip = f"rip={vcpu.instruction_pointer():#x}"
     if isinstance(exit, Failure):
-        return GuestFault(f"{exit.what}, {rip}{_instruction(vcpu, memory)}")
+        kind = NotEmulated if exit.emulation else GuestFault
+        return kind(f"{exit.what}, {rip}{_instruction(vcpu, memory)}")
     if isinstance(exit, Mmio):
         # A software KVM reports a write to a read-only page of the host as MMIO, not as EFAULT.
         inside = exit.gpa < memory.size

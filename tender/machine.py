@@ -10,9 +10,11 @@ from tender import loop
 from tender._abi import lib
 from tender.boot import bootinfo, layout, x86_64
 from tender.cleanup import Cleanup
+from tender.clock import HostClock, VirtualClock
 from tender.config import assign, check_all_attached, usable_memory
+from tender.cpus import Cpus
 from tender.elf import EM_X86_64, MACHINES
-from tender.errors import GuestFault, HostError, ImageError, TenderError
+from tender.errors import GuestFault, HostError, ImageError, NotEmulated, TenderError
 from tender.hypercalls import Dispatcher
 from tender.image import ImageFile
 from tender.manifest import Attached, encode
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from tender.manifest import Manifest
     from tender.modules import Warn
     from tender.stop import Stop
-    from tender.vcpu import Vcpu
 
 STATUS_FAILURE = 1  # of a guest that did not halt by itself
 
@@ -84,12 +85,15 @@ class Machine:
         mem_bytes = usable_memory(config.mem_bytes)
         if mem_bytes != config.mem_bytes:
             self._warn(f"adjusting memory to {mem_bytes} bytes")
+        self._clock = VirtualClock(config.clock) if config.clock else HostClock()
+        self._cpus = Cpus(config, image, self._clock, cleanup, self._stop)
         self._attach(image.manifest)
 
         memory = self.memory = GuestMemory(mem_bytes)
         cleanup.callback(memory.close)
         file.load(memory)
-        vcpu = self._vcpu = self._create_vcpu(image.entry)
+        vcpu = self._vcpu = self._cpus.create(memory, self._warn)
+        vcpu.set_state(x86_64.initial_state(image.entry, mem_bytes))
         memory.writable(layout.X86_GDT, len(x86_64.gdt()))[:] = x86_64.gdt()
         tables = x86_64.page_tables(mem_bytes)
         memory.writable(layout.X86_PML4, len(tables))[:] = tables
@@ -128,8 +132,9 @@ class Machine:
             for handle, spec in nets.items()
         })  # fmt: skip
         self.console = Console(config.console_fd, self._stop, warn)
-        self.poll = Poll(self.net, self._stop)
-        self._modules: list[Module] = [self.console, Time(), self.poll, self.block, self.net]
+        self.poll = Poll(self.net, self._stop, self._clock)
+        time = Time(self._clock)
+        self._modules: list[Module] = [self.console, time, self.poll, self.block, self.net]
 
     def _attached(self) -> dict[int, Attached]:
         """What the guest is told of its devices, by handle."""
@@ -141,21 +146,10 @@ class Machine:
             told[handle] = Attached(mac=device.mac, mtu=device.mtu)
         return told
 
-    def _create_vcpu(self, entry: int) -> Vcpu:
-        from tender import kvm
-
-        vm = kvm.Vm(kvm.Kvm(self._cleanup), self._cleanup)
-        vm.set_memory(self.memory.pointer, self.memory.size)
-        vcpu = kvm.Vcpu(vm, self._cleanup)
-        vcpu.set_state(x86_64.initial_state(entry, self.memory.size))
-        self._stop.watch(vcpu.immediate_exit)
-        self._cleanup.callback(lambda: self._stop.watch(0))
-        return vcpu
-
     def run(self) -> Outcome:
         """Run the guest to its end."""
         try:
-            halt = loop.run(self._vcpu, self.memory, self._calls, self._stop)
+            halt = self._run()
         except Stopped:
             outcome = Outcome("stopped", STATUS_FAILURE, signo=self._stop.signo)
         except GuestFault as fault:
@@ -166,6 +160,17 @@ class Machine:
             core = self._dump(halt) if halt.status == lib.HVT_EXIT_ABORT else None
             outcome = Outcome("halted", halt.status, trap=halt.trap, core=core)
         return replace(outcome, stats=self._stats())
+
+    def _run(self) -> Halt:
+        try:
+            return loop.run(self._vcpu, self.memory, self._calls, self._stop)
+        except NotEmulated as fault:
+            vcpu = self._cpus.move(self._vcpu.get_state(), self._vcpu, self.memory)
+            if vcpu is None:
+                raise
+            self._warn(f"{fault}; going on with the software CPU (--cpu=soft starts on it)")
+            self._vcpu = vcpu
+        return loop.run(self._vcpu, self.memory, self._calls, self._stop)
 
     def _dump(self, halt: Halt) -> str | None:
         if self._target is None:

@@ -68,6 +68,11 @@ class GuestMemory:
         self._protected.append((start, end, readable))
         self._protected_end = max(self._protected_end, end)
 
+    @property
+    def protected(self) -> list[tuple[int, int, bool]]:
+        """The pages that are not writable: start, end, and whether they can be read."""
+        return list(self._protected)
+
     def readable(self, gpa: int, size: int) -> memoryview:
         """The memory [gpa, gpa + size) for reading."""
         if gpa < 0 or size < 0 or size > self.size or gpa > self.size - size:

@@ -48,6 +48,10 @@ class Stop:
         """`immediate_exit`: the address of the vCPU's byte of that name, or NULL."""
         self._cell.immediate_exit = ffi.cast("uint8_t *", immediate_exit)
 
+    def watch_kick(self, kick: int, of: Any) -> None:
+        """`kick`: the address of the C function that stops a CPU in software (`of`), or 0."""
+        lib.stop_watch_kick(self._cell, kick, ffi.cast("void *", of))
+
     def request(self) -> None:
         """Ask once, from any thread. Repeat it until the guest has ended: see abi/host.h."""
         if self._entered:

@@ -66,9 +66,10 @@ class Interrupted:
 
 @record
 class Failure:
-    """The CPU can't go on; `what` says why in words."""
+    """The CPU can't go on; `what` says why in words. `emulation`: another CPU could."""
 
     what: str
+    emulation: bool = False
 
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tender import config as conf
 from tender.boot import layout
-from tender.config import BlockFile, Config, Descriptor, Tap
+from tender.config import BlockFile, Config, Descriptor, Tap, VirtualTime
 from tender.errors import UsageError
 from tender.manifest import is_name
 from tender.record import record, replace
@@ -16,6 +16,7 @@ from tender.record import record, replace
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     Named = tuple[str | None, Tap | Descriptor]
 
@@ -55,6 +56,7 @@ class _Parser:
         self.block: list[tuple[str | None, BlockFile]] = []
         self.macs: dict[str, bytes] = {}
         self.sector_sizes: dict[str, int] = {}
+        self.more: dict[str, Any] = {}  # fields of the Config that are as they were said
         self.help = self.version = self.verbose = False
 
     # Options with a value: (word for messages, device name or None, value).
@@ -96,6 +98,17 @@ class _Parser:
             raise UsageError(f"{word}: name the device: --block-sector-size NAME={value}")
         self.sector_sizes[name] = _number(word, value)
 
+    def opt_cpu(self, word: str, _name: str | None, value: str) -> None:
+        if value not in conf.CPUS:
+            raise UsageError(f"{word}: {value!r} is none of {', '.join(conf.CPUS)}")
+        self.more["cpu"] = value
+
+    def opt_clock(self, word: str, _name: str | None, value: str) -> None:
+        self.more["clock"] = _parse_clock(word, value)
+
+    def opt_instructions(self, word: str, _name: str | None, value: str) -> None:
+        self.more["instructions"] = _number(word, value)
+
     # Flags.
 
     def flag_help(self) -> None:
@@ -120,7 +133,8 @@ class _Parser:
             for name in left:
                 kind = option.split("-")[0]
                 raise UsageError(f"--{option}:{name}: nothing is attached with --{kind}:{name}")
-        return Config(kernel, args, self.mem_bytes, tuple(net), tuple(block), self.dumpcore)
+        devices = tuple(net), tuple(block)
+        return Config(kernel, args, self.mem_bytes, *devices, self.dumpcore, **self.more)
 
     def _with_mac(self, name: str | None, spec: Tap | Descriptor) -> Tap | Descriptor:
         mac = self.macs.pop(name, None) if name else None
@@ -149,8 +163,13 @@ _VALUES: dict[str, Callable[[_Parser, str, str | None, str], None]] = {
     "--block": _Parser.opt_block,
     "--disk": _Parser.opt_block,
     "--block-sector-size": _Parser.opt_sector_size,
+    "--cpu": _Parser.opt_cpu,
+    "--clock": _Parser.opt_clock,
+    "--instructions": _Parser.opt_instructions,
     "--gdb-port": lambda parser, *_: parser.flag_gdb(),
 }
+
+_PER_DEVICE = ("--net", "--net-mac", "--block", "--block-sector-size")
 
 _USAGE = """\
 usage: {program} [OPTIONS] [--] KERNEL [ARGS]
@@ -174,6 +193,12 @@ Run KERNEL, a unikernel for Solo5's hvt target; ARGS are its command line.
       ,ro                 read-only (a writable image is locked)
       ,sector-size=N      block size in bytes (default 512)
   --dumpcore DIR          write a core file there if the guest aborts
+  --cpu auto|kvm|soft     what runs the guest: KVM where it is, else a CPU in
+                          software (default: auto, or what PTENDER_CPU says)
+  --clock virtual         the guest's time goes on only as the guest reads it
+      ,start=WHEN         from this date (as 2026-01-01T12:00:00) or second on
+      ,tick=NS            what a reading takes (default 1000 ns)
+  --instructions N        end the guest after N instructions (software CPU)
   -v, --verbose           say how the guest ended and what its devices did
   --version               the version, and the ABI version
   --help                  this text
@@ -212,7 +237,7 @@ def _parse_option(parser: _Parser, rest: list[str]) -> None:
     head, equals, value = word.partition("=")
     option, colon, name = head.partition(":")
     handler = _VALUES.get(option)
-    if handler is None or (colon and option in ("--mem", "--dumpcore", "--disk", "--gdb-port")):
+    if handler is None or (colon and option not in _PER_DEVICE):
         raise UsageError(f"Invalid option: `{word}'; see --help{_suggestion(option)}")
     if colon and not is_name(name):
         raise UsageError(f"Invalid option: `{word}': {name!r} is not a device name")
@@ -242,6 +267,42 @@ def _number(word: str, text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise UsageError(f"{word}: {text!r} is not a number")
     return int(text)
+
+
+def _parse_clock(word: str, value: str) -> VirtualTime | None:
+    """`host`, or `virtual,start=2026-01-01T12:00:00,tick=1000`."""
+    kind, *options = value.split(",")
+    if kind not in ("host", "virtual") or (kind == "host" and options):
+        raise UsageError(f"{word}: {value!r} is neither host nor virtual[,start=WHEN][,tick=NS]")
+    if kind == "host":
+        return None
+    fields: dict[str, int] = {}
+    for option in options:
+        key, _, text = option.partition("=")
+        if key == "start" and text:
+            fields["start_ns"] = _instant(word, text)
+        elif key == "tick" and text and _number(word, text):
+            fields["tick_ns"] = _number(word, text)
+        else:
+            raise UsageError(f"{word}: {option!r} is neither start=WHEN nor tick=NANOSECONDS")
+    return VirtualTime(**fields)
+
+
+def _instant(word: str, text: str) -> int:
+    """Seconds since the epoch, or a date in ISO 8601 (UTC if it says nothing) -> nanoseconds."""
+    if text.isascii() and text.isdigit():
+        seconds = int(text)
+    else:
+        from datetime import datetime, timezone
+
+        try:
+            when = datetime.fromisoformat(text.removesuffix("Z"))
+        except ValueError:
+            raise UsageError(f"{word}: {text!r} is no date, as in 2026-01-01T12:00:00") from None
+        seconds = int((when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp())
+    if not 0 <= seconds < 1 << 34:
+        raise UsageError(f"{word}: {text!r} is not between 1970 and 2514")
+    return seconds * 1_000_000_000
 
 
 def _parse_interface(word: str, value: str) -> Tap | Descriptor:

@@ -33,6 +33,13 @@ REGISTERS = (
 # apic_base 0: no local APIC, so that no page of it covers the guest's memory at 0xfee00000.
 CONTROL = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")
 
+# What a guest can set beside the segment bases (Intel SDM volume 4).
+MSRS = {
+    "tsc": 0x10, "sysenter_cs": 0x174, "sysenter_esp": 0x175, "sysenter_eip": 0x176, "pat": 0x277,
+    "star": 0xC0000081, "lstar": 0xC0000082, "cstar": 0xC0000083, "fmask": 0xC0000084,
+    "kernel_gs_base": 0xC0000102, "tsc_aux": 0xC0000103,
+}  # fmt: skip
+
 
 @record
 class Segment:
@@ -61,14 +68,34 @@ class Table:
 
 
 @record
+class Fpu:
+    """x87 and SSE, as they are after a reset if nothing is said (the SDM's FNINIT)."""
+
+    fcw: int = 0x37F
+    fsw: int = 0
+    ftwx: int = 0  # one bit per register: it is in use
+    last_opcode: int = 0
+    last_ip: int = 0
+    last_dp: int = 0
+    st: tuple[bytes, ...] = (bytes(10),) * 8  # from the top of the stack
+    xmm: tuple[bytes, ...] = (bytes(16),) * 16
+    mxcsr: int = 0x1F80
+
+
+@record
 class State:
-    """What an x86_64 CPU of a guest has in its registers."""
+    """What an x86_64 CPU of a guest has in its registers.
+
+    `fpu` None and an MSR that is not named: as the CPU has it.
+    """
 
     registers: dict[str, int]  # by REGISTERS
     segments: dict[str, Segment]  # by SEGMENTS
     control: dict[str, int]  # by CONTROL
     gdt: Table
     idt: Table
+    fpu: Fpu | None = None
+    msrs: dict[str, int] = {}  # noqa: RUF012 - by MSRS; never written to
 
 
 CODE = Segment(

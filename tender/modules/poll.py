@@ -18,22 +18,25 @@ from tender.modules import Counters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from tender.clock import HostClock
     from tender.hypercalls import Handler
     from tender.memory import GuestMemory
     from tender.modules.net import Net
     from tender.stop import Stop
 
 _POLL = Layout("hvt_poll")
+_FOREVER_NS = 1 << 62  # 146 years: in virtual time as well, who waits so long waits for a frame
 _DEAD = hostlib.POLLERR | hostlib.POLLHUP | hostlib.POLLNVAL
 
 
 class Poll:
     """Waits for the devices of `net`."""
 
-    def __init__(self, net: Net, stop: Stop) -> None:
+    def __init__(self, net: Net, stop: Stop, clock: HostClock) -> None:
         self.counters = Counters()
         self._net = net
         self._stop = stop
+        self._clock = clock
         self._watch()
 
     def hypercalls(self) -> dict[int, Handler]:
@@ -43,7 +46,10 @@ class Poll:
         block = memory.at(_POLL, gpa)
         timeout_ns = block.timeout_nsecs
         self.counters.calls += 1
-        ready_set = self._wait(timeout_ns)
+        virtual = self._clock.virtual and timeout_ns < _FOREVER_NS
+        ready_set = self._wait(0 if virtual else timeout_ns)
+        if virtual and not ready_set:
+            self._clock.advance(timeout_ns)
         block.ready_set = ready_set
         block.ret = bin(ready_set).count("1")
 

@@ -1,14 +1,13 @@
-"""WALLTIME: the host's clock, UTC."""
+"""WALLTIME: the host's clock or a virtual one, UTC."""
 
 from __future__ import annotations
-
-from time import time_ns
 
 from tender._abi import lib
 from tender.memory import Layout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from tender.clock import HostClock
     from tender.hypercalls import Handler
     from tender.memory import GuestMemory
 
@@ -18,8 +17,11 @@ _WALLTIME = Layout("hvt_walltime")
 class Time:
     """The wall clock; the monotonic one is the guest's TSC and needs no hypercall."""
 
+    def __init__(self, clock: HostClock) -> None:
+        self._clock = clock
+
     def hypercalls(self) -> dict[int, Handler]:
         return {lib.HVT_HYPERCALL_WALLTIME: self.walltime}
 
     def walltime(self, memory: GuestMemory, gpa: int) -> None:
-        memory.at(_WALLTIME, gpa).nsecs = time_ns()
+        memory.at(_WALLTIME, gpa).nsecs = self._clock.wall_ns()

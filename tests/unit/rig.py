@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tender._abi import ffi, lib
 from tender.cleanup import Cleanup
+from tender.clock import HostClock
 from tender.config import BlockFile, Descriptor
 from tender.hypercalls import Dispatcher, Halt
 from tender.manifest import Device
@@ -82,8 +83,10 @@ class Rig:
         self.cleanup.callback(lambda: os.close(self.output))
         self.cleanup.callback(lambda: os.close(console))
         self.console = Console(console, self.stop, self.warnings.append)
-        self.poll = Poll(self.net, self.stop)
-        modules: list[Module] = [self.console, Time(), self.poll, self.block, self.net]
+        self.clock = HostClock()
+        self.poll = Poll(self.net, self.stop, self.clock)
+        time = Time(self.clock)
+        modules: list[Module] = [self.console, time, self.poll, self.block, self.net]
         self._dispatcher = Dispatcher(self.memory, modules)
 
     def _block(self, handle: int, spec: BlockFile) -> block.BlockDevice:

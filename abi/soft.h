@@ -1,0 +1,546 @@
+/*
+ * A CPU in software for Python: the Unicorn engine, whose library is found at run time.
+ *
+ * The engine answers by calling back, from the middle of the guest's code; a vCPU of the tender
+ * answers by returning from run(). So the engine runs on a stack of its own: a callback leaves it
+ * there, in the middle of an instruction, and the next soft_run() lets it go on. That costs two
+ * jumps instead of ending and starting an emulation.
+ *
+ * Nothing of Unicorn is compiled in: the types below say what its functions look like (source:
+ * the engine's public interface, version 2.1), and only this file knows them.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <dlfcn.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <ucontext.h>
+
+#define SOFT_STACK (1u << 20)
+#define SOFT_GUARD 4096u
+
+/* uc_hook_type, uc_control_type, uc_mem_type */
+#define UC_HOOK_INTR (1 << 0)
+#define UC_HOOK_INSN (1 << 1)
+#define UC_HOOK_CODE (1 << 2)
+#define UC_HOOK_MEM_INVALID (0x3f << 4) /* read, write, fetch: unmapped and protected */
+#define UC_HOOK_INSN_INVALID (1 << 14)
+#define UC_CTL_WRITE_1(type) ((1 << 30) | (1 << 26) | (type))
+#define UC_CTL_UC_USE_EXITS 4
+#define UC_MEM_READ_UNMAPPED 19
+#define UC_MEM_WRITE_UNMAPPED 20
+#define UC_MEM_FETCH_UNMAPPED 21
+#define UC_MEM_WRITE_PROT 22
+#define UC_MEM_READ_PROT 23
+#define UC_MEM_FETCH_PROT 24
+#define UC_ARCH_ARM64 2
+#define UC_ARCH_X86 4
+
+struct uc_x86_mmr { /* GDTR, IDTR, LDTR, TR */
+    uint16_t selector;
+    uint64_t base;
+    uint32_t limit;
+    uint32_t flags;
+};
+
+struct uc_x86_msr {
+    uint32_t rid;
+    uint64_t value;
+};
+
+/* What a run ends with. */
+enum soft_exit_kind {
+    SOFT_HALTED,   /* the CPU waits for an interrupt */
+    SOFT_STOPPED,  /* soft_kick() */
+    SOFT_OUT,      /* number: port */
+    SOFT_IN,       /* number: port; soft.reply is what the guest reads */
+    SOFT_MMIO,     /* address: within a region of soft_map_io(); soft.reply as above */
+    SOFT_INTR,     /* number: the exception or interrupt; the engine does not deliver it */
+    SOFT_INVALID,  /* an instruction that the engine does not know */
+    SOFT_MEMORY,   /* number: uc_mem_type; address is physical */
+    SOFT_INSN,     /* number: what soft_hook_insn() was given; soft.reply: skip it */
+    SOFT_CODE,     /* address: one of soft_hook_code(), before its instruction */
+    SOFT_LIMIT,    /* the guest has had its instructions */
+    SOFT_ERROR,    /* number: uc_err */
+};
+
+struct soft_clock {
+    uint64_t frequency; /* Hz, of the counter */
+    uint64_t counter;   /* its value at `since_ns` */
+    uint64_t since_ns;  /* of CLOCK_MONOTONIC, or of the virtual clock */
+    uint64_t now_ns;    /* of the virtual clock */
+    uint64_t tick_ns;   /* what a reading of the virtual clock takes; 0: real time */
+};
+
+struct soft {
+    void *uc;
+    int pc;            /* the register's number */
+    int kind;          /* enum soft_exit_kind */
+    uint32_t number;
+    uint32_t size;
+    uint32_t is_write;
+    uint64_t address;
+    uint64_t value;
+    uint64_t reply;
+    uint64_t instructions; /* left, where they are counted */
+    struct soft_clock *clock;
+    volatile sig_atomic_t kicked;   /* to be told to the caller */
+    volatile sig_atomic_t stopping; /* ... and told to the engine */
+    bool inside;       /* the engine is in the middle of something */
+    char *stack;
+    jmp_buf outer, inner;
+    ucontext_t start;
+};
+
+static struct {
+    unsigned (*version)(unsigned *, unsigned *);
+    int (*open)(int, int, void **);
+    int (*close)(void *);
+    const char *(*strerror)(int);
+    int (*emu_start)(void *, uint64_t, uint64_t, uint64_t, size_t);
+    int (*emu_stop)(void *);
+    int (*mem_map_ptr)(void *, uint64_t, uint64_t, uint32_t, void *);
+    int (*mmio_map)(void *, uint64_t, uint64_t, uint64_t (*)(void *, uint64_t, unsigned, void *),
+                    void *, void (*)(void *, uint64_t, unsigned, uint64_t, void *), void *);
+    int (*reg_read)(void *, int, void *);
+    int (*reg_write)(void *, int, const void *);
+    int (*hook_add)(void *, size_t *, int, void *, void *, uint64_t, uint64_t, ...);
+    int (*ctl)(void *, unsigned, ...);
+    size_t (*context_size)(void *);
+    int (*context_alloc)(void *, void **);
+    int (*context_save)(void *, void *);
+    int (*context_restore)(void *, void *);
+    int (*context_free)(void *);
+} uc;
+
+/* Find the library; NULL, or what is wrong in words. Once per process is enough. */
+static const char *soft_load(const char *path)
+{
+    static const struct { const char *name; void *at; } wanted[] = {
+        {"uc_version", &uc.version}, {"uc_open", &uc.open}, {"uc_close", &uc.close},
+        {"uc_strerror", &uc.strerror}, {"uc_emu_start", &uc.emu_start},
+        {"uc_emu_stop", &uc.emu_stop}, {"uc_mem_map_ptr", &uc.mem_map_ptr},
+        {"uc_mmio_map", &uc.mmio_map}, {"uc_reg_read", &uc.reg_read},
+        {"uc_reg_write", &uc.reg_write}, {"uc_hook_add", &uc.hook_add}, {"uc_ctl", &uc.ctl},
+        {"uc_context_size", &uc.context_size}, {"uc_context_alloc", &uc.context_alloc},
+        {"uc_context_save", &uc.context_save}, {"uc_context_restore", &uc.context_restore},
+        {"uc_context_free", &uc.context_free},
+    };
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (!library)
+        return dlerror();
+    for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
+        void *function = dlsym(library, wanted[i].name);
+        if (!function)
+            return dlerror();
+        memcpy(wanted[i].at, &function, sizeof function);
+    }
+    return NULL;
+}
+
+/* major << 16 | minor << 8 | patch, as far as the library tells. */
+static unsigned soft_version(void)
+{
+    return uc.version(NULL, NULL) >> 8;
+}
+
+static const char *soft_strerror(int error)
+{
+    return uc.strerror(error);
+}
+
+static uint64_t soft_scale(uint64_t value, uint64_t by, uint64_t per)
+{
+    return (uint64_t)((unsigned __int128)value * by / per);
+}
+
+static uint64_t soft_host_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* Read the clock: a virtual one goes on by being read. */
+static uint64_t soft_now_ns(struct soft_clock *clock)
+{
+    if (!clock->tick_ns)
+        return soft_host_ns();
+    return clock->now_ns += clock->tick_ns;
+}
+
+/* The counter that the guest reads: `frequency` steps per second of the clock. */
+static uint64_t soft_counter(struct soft_clock *clock)
+{
+    uint64_t passed = soft_now_ns(clock) - clock->since_ns;
+    return clock->counter + soft_scale(passed, clock->frequency, 1000000000u);
+}
+
+/* From here on the counter goes on from `counter` with this frequency. */
+static void soft_set_counter(struct soft_clock *clock, uint64_t counter, uint64_t frequency)
+{
+    clock->frequency = frequency;
+    clock->counter = counter;
+    clock->since_ns = clock->tick_ns ? clock->now_ns : soft_host_ns();
+}
+
+/* The two stacks. */
+
+static void soft_leave(struct soft *soft, int kind)
+{
+    soft->kind = kind;
+    if (!_setjmp(soft->inner))
+        _longjmp(soft->outer, 1);
+}
+
+/* The engine's stack: one emulation after the other, each until the guest halts or is stopped. */
+static void soft_stack(unsigned low, unsigned high)
+{
+    struct soft *soft = (struct soft *)((uintptr_t)low | (uintptr_t)high << 16 << 16);
+
+    soft_leave(soft, SOFT_STOPPED); /* soft_open() waits for this */
+    for (;;) {
+        uint64_t pc = 0;
+        uc.reg_read(soft->uc, soft->pc, &pc);
+        soft->inside = true;
+        int error = uc.emu_start(soft->uc, pc, 0, 0, 0);
+        soft->inside = false;
+        soft->number = (uint32_t)error;
+        bool stopped = soft->stopping;
+        soft->stopping = 0;
+        soft_leave(soft, error ? SOFT_ERROR : stopped ? SOFT_STOPPED : SOFT_HALTED);
+    }
+}
+
+/* Async-signal-safe: uc_emu_stop() of a running engine only sets flags. A kick that comes in the
+ * instant before the engine runs is lost to it: whoever kicks does it again (abi/host.h). */
+static void soft_kick(void *of)
+{
+    struct soft *soft = of;
+    soft->kicked = 1;
+    if (soft->inside) {
+        soft->stopping = 1;
+        uc.emu_stop(soft->uc);
+    }
+}
+
+static uintptr_t soft_kick_address(void)
+{
+    return (uintptr_t)soft_kick;
+}
+
+/* Let the guest run until something happens; enum soft_exit_kind. */
+static int soft_run(struct soft *soft)
+{
+    if (soft->kicked) {
+        soft->kicked = 0;
+        return soft->kind = SOFT_STOPPED;
+    }
+    if (!_setjmp(soft->outer))
+        _longjmp(soft->inner, 1);
+    if (soft->kind == SOFT_STOPPED)
+        soft->kicked = 0;
+    return soft->kind;
+}
+
+/* Callbacks of the engine. */
+
+static void soft_on_out(void *engine, uint32_t port, int size, uint32_t value, void *data)
+{
+    struct soft *soft = data;
+    (void)engine;
+    soft->number = port;
+    soft->size = (uint32_t)size;
+    soft->value = value;
+    soft_leave(soft, SOFT_OUT);
+}
+
+static uint32_t soft_on_in(void *engine, uint32_t port, int size, void *data)
+{
+    struct soft *soft = data;
+    (void)engine;
+    soft->number = port;
+    soft->size = (uint32_t)size;
+    soft->reply = 0;
+    soft_leave(soft, SOFT_IN);
+    return (uint32_t)soft->reply;
+}
+
+static uint64_t soft_on_io_read(void *engine, uint64_t offset, unsigned size, void *data)
+{
+    struct soft *soft = data;
+    (void)engine;
+    soft->address = offset;
+    soft->size = size;
+    soft->is_write = 0;
+    soft->reply = 0;
+    soft_leave(soft, SOFT_MMIO);
+    return soft->reply;
+}
+
+static void soft_on_io_write(void *engine, uint64_t offset, unsigned size, uint64_t value,
+                             void *data)
+{
+    struct soft *soft = data;
+    (void)engine;
+    soft->address = offset;
+    soft->size = size;
+    soft->is_write = 1;
+    soft->value = value;
+    soft_leave(soft, SOFT_MMIO);
+}
+
+static void soft_on_intr(void *engine, uint32_t number, void *data)
+{
+    struct soft *soft = data;
+    (void)engine;
+    soft->number = number;
+    soft_leave(soft, SOFT_INTR);
+}
+
+static bool soft_on_invalid(void *engine, void *data)
+{
+    (void)engine;
+    soft_leave(data, SOFT_INVALID);
+    return true; /* who runs on has made an exception of it */
+}
+
+static bool soft_on_memory(void *engine, int type, uint64_t address, int size, int64_t value,
+                           void *data)
+{
+    struct soft *soft = data;
+    (void)engine;
+    soft->number = (uint32_t)type;
+    soft->address = address;
+    soft->size = (uint32_t)size;
+    soft->value = (uint64_t)value;
+    soft->is_write = type == UC_MEM_WRITE_UNMAPPED || type == UC_MEM_WRITE_PROT;
+    soft_leave(soft, SOFT_MEMORY);
+    return false;
+}
+
+static void soft_on_code(void *engine, uint64_t address, uint32_t size, void *data)
+{
+    struct soft *soft = data;
+    (void)engine;
+    soft->address = address;
+    soft->size = size;
+    soft_leave(soft, SOFT_CODE);
+}
+
+static void soft_on_count(void *engine, uint64_t address, uint32_t size, void *data)
+{
+    struct soft *soft = data;
+    (void)engine;
+    (void)address;
+    (void)size;
+    if (!soft->instructions)
+        soft_leave(soft, SOFT_LIMIT);
+    else
+        soft->instructions--;
+}
+
+/* RDTSC and RDTSCP are answered here: a guest reads its clock more often than anything else. */
+#define SOFT_REG_RAX 35
+#define SOFT_REG_RCX 38
+#define SOFT_REG_RDX 40
+#define SOFT_REG_MSR 248
+#define SOFT_TSC_AUX 0xc0000103
+
+static int soft_on_rdtsc(void *engine, void *data)
+{
+    struct soft *soft = data;
+    uint64_t counter = soft_counter(soft->clock);
+    uint64_t low = (uint32_t)counter, high = counter >> 32;
+
+    uc.reg_write(engine, SOFT_REG_RAX, &low);
+    uc.reg_write(engine, SOFT_REG_RDX, &high);
+    return 1;
+}
+
+static int soft_on_rdtscp(void *engine, void *data)
+{
+    struct uc_x86_msr aux = {.rid = SOFT_TSC_AUX};
+
+    uc.reg_read(engine, SOFT_REG_MSR, &aux);
+    uc.reg_write(engine, SOFT_REG_RCX, &aux.value);
+    return soft_on_rdtsc(engine, data);
+}
+
+struct soft_insn {
+    struct soft *soft;
+    uint32_t number;
+};
+
+static int soft_on_insn(void *engine, void *data)
+{
+    struct soft_insn *insn = data;
+    (void)engine;
+    insn->soft->number = insn->number;
+    insn->soft->reply = 0;
+    soft_leave(insn->soft, SOFT_INSN);
+    return (int)insn->soft->reply;
+}
+
+/* Making one. Each of these gives a uc_err, 0 for success. */
+
+static int soft_hook(struct soft *soft, int type, void *function, void *data, uint64_t from,
+                     uint64_t to, int insn)
+{
+    size_t handle;
+    return uc.hook_add(soft->uc, &handle, type, function, data, from, to, insn);
+}
+
+static int soft_hook_all(struct soft *soft, int type, void *function)
+{
+    return soft_hook(soft, type, function, soft, 1, 0, 0);
+}
+
+/* Leave at an instruction that is hooked by its number (UC_X86_INS_*). `insn` lives as long. */
+static int soft_hook_insn(struct soft *soft, struct soft_insn *insn, int number)
+{
+    insn->soft = soft;
+    insn->number = (uint32_t)number;
+    return soft_hook(soft, UC_HOOK_INSN, soft_on_insn, insn, 1, 0, number);
+}
+
+/* Leave before the instruction at an address. */
+static int soft_hook_code(struct soft *soft, uint64_t address)
+{
+    return soft_hook(soft, UC_HOOK_CODE, soft_on_code, soft, address, address, 0);
+}
+
+/* From the next instruction on, this many; each one costs. */
+static int soft_count(struct soft *soft, uint64_t instructions)
+{
+    soft->instructions = instructions;
+    return soft_hook_all(soft, UC_HOOK_CODE, soft_on_count);
+}
+
+static int soft_hook_x86(struct soft *soft, int out, int in, int rdtsc, int rdtscp)
+{
+    int error = soft_hook(soft, UC_HOOK_INSN, soft_on_out, soft, 1, 0, out);
+    if (!error)
+        error = soft_hook(soft, UC_HOOK_INSN, soft_on_in, soft, 1, 0, in);
+    if (!error)
+        error = soft_hook(soft, UC_HOOK_INSN, soft_on_rdtsc, soft, 1, 0, rdtsc);
+    if (!error)
+        error = soft_hook(soft, UC_HOOK_INSN, soft_on_rdtscp, soft, 1, 0, rdtscp);
+    return error;
+}
+
+static int soft_map(struct soft *soft, uint64_t gpa, uint64_t size, uint32_t prot, void *host)
+{
+    return uc.mem_map_ptr(soft->uc, gpa, size, prot, host);
+}
+
+static int soft_map_io(struct soft *soft, uint64_t gpa, uint64_t size)
+{
+    return uc.mmio_map(soft->uc, gpa, size, soft_on_io_read, soft, soft_on_io_write, soft);
+}
+
+static int soft_reg_read(struct soft *soft, int number, void *value)
+{
+    return uc.reg_read(soft->uc, number, value);
+}
+
+static int soft_reg_write(struct soft *soft, int number, const void *value)
+{
+    return uc.reg_write(soft->uc, number, value);
+}
+
+/* The engine's own record of the CPU; free with soft_context_free(). NULL: no memory. */
+static void *soft_context(struct soft *soft)
+{
+    void *context = NULL;
+    return uc.context_alloc(soft->uc, &context) ? NULL : context;
+}
+
+static size_t soft_context_size(struct soft *soft)
+{
+    return uc.context_size(soft->uc);
+}
+
+static int soft_context_save(struct soft *soft, void *context)
+{
+    return uc.context_save(soft->uc, context);
+}
+
+static int soft_context_restore(struct soft *soft, void *context)
+{
+    return uc.context_restore(soft->uc, context);
+}
+
+static void soft_context_free(void *context)
+{
+    uc.context_free(context);
+}
+
+static void soft_close(struct soft *soft)
+{
+    if (soft->uc)
+        uc.close(soft->uc);
+    if (soft->stack)
+        munmap(soft->stack, SOFT_STACK);
+    free(soft);
+}
+
+static int soft_make_stack(struct soft *soft)
+{
+    char *stack = mmap(NULL, SOFT_STACK, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (stack == MAP_FAILED)
+        return -1;
+    soft->stack = stack;
+    return mprotect(stack, SOFT_GUARD, PROT_NONE);
+}
+
+static void soft_enter_stack(struct soft *soft)
+{
+    ucontext_t here;
+
+    getcontext(&soft->start);
+    soft->start.uc_stack.ss_sp = soft->stack + SOFT_GUARD;
+    soft->start.uc_stack.ss_size = SOFT_STACK - SOFT_GUARD;
+    soft->start.uc_link = NULL;
+    makecontext(&soft->start, (void (*)(void))soft_stack, 2, (unsigned)(uintptr_t)soft,
+                (unsigned)((uintptr_t)soft >> 16 >> 16));
+    if (!_setjmp(soft->outer))
+        swapcontext(&here, &soft->start);
+}
+
+/* A CPU of `arch` in `mode` whose program counter is register `pc`; NULL and a uc_err. */
+static struct soft *soft_open(int arch, int mode, int pc, int *error)
+{
+    struct soft *soft = calloc(1, sizeof *soft);
+
+    *error = 1; /* UC_ERR_NOMEM */
+    if (!soft)
+        return NULL;
+    soft->pc = pc;
+    if (soft_make_stack(soft))
+        goto failed;
+    *error = uc.open(arch, mode, &soft->uc);
+    if (!*error) /* no address ends an emulation */
+        *error = uc.ctl(soft->uc, UC_CTL_WRITE_1(UC_CTL_UC_USE_EXITS), 1);
+    if (!*error)
+        *error = soft_hook_all(soft, UC_HOOK_INTR, soft_on_intr);
+    if (!*error)
+        *error = soft_hook_all(soft, UC_HOOK_INSN_INVALID, soft_on_invalid);
+    if (!*error)
+        *error = soft_hook_all(soft, UC_HOOK_MEM_INVALID, soft_on_memory);
+    if (*error)
+        goto failed;
+    soft_enter_stack(soft);
+    return soft;
+failed:
+    soft_close(soft);
+    return NULL;
+}

@@ -1,0 +1,59 @@
+"""The guest's time: the host's, or a virtual one that goes on only when it is read.
+
+The rule here: what a guest is told of time comes from one clock, its TSC included, so that its
+clocks agree. A virtual one depends on nothing but what the guest does.
+"""
+
+from __future__ import annotations
+
+from time import time_ns
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from tender.config import VirtualTime
+
+_U64 = 1 << 64
+
+
+class HostClock:
+    """The host's clocks."""
+
+    virtual = False
+    _cell: Any = None
+
+    @property
+    def cell(self) -> Any:
+        """The struct soft_clock that the TSC of a CPU in software is read from (abi/soft.h)."""
+        if self._cell is None:
+            from tender._soft import ffi  # not by a run on KVM
+
+            self._cell = ffi.new("struct soft_clock *")
+        return self._cell
+
+    def wall_ns(self) -> int:
+        """Nanoseconds since the epoch, UTC."""
+        return time_ns()
+
+    def advance(self, ns: int) -> None:
+        """Let `ns` nanoseconds pass at once, which real time can't."""
+        raise NotImplementedError
+
+
+class VirtualClock(HostClock):
+    """A clock that starts at an instant, advances by a tick per reading, and can be moved on."""
+
+    virtual = True
+
+    def __init__(self, time: VirtualTime) -> None:
+        self._start_ns = time.start_ns
+        self.cell.tick_ns = time.tick_ns
+
+    def wall_ns(self) -> int:
+        from tender._soft import lib
+
+        return (self._start_ns + lib.soft_now_ns(self.cell)) % _U64
+
+    def advance(self, ns: int) -> None:
+        self.cell.now_ns = (self.cell.now_ns + ns) % _U64

@@ -1,0 +1,151 @@
+"""Which CPU runs a guest, and how it moves from one to another.
+
+The rule here: `auto` takes KVM where it can be had and runs guests in hardware, else the CPU in
+software, and says so in one line; who names a CPU gets that one or an error that says what to do.
+The engine of the software CPU is not touched by a run on KVM.
+"""
+
+from __future__ import annotations
+
+import os
+
+from tender.errors import HostError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from tender.boot.x86_64 import State
+    from tender.cleanup import Cleanup
+    from tender.clock import HostClock
+    from tender.config import Config
+    from tender.elf import Image
+    from tender.kvm import Kvm
+    from tender.memory import GuestMemory
+    from tender.modules import Warn
+    from tender.softcpu_x86 import X86Vcpu
+    from tender.stop import Stop
+    from tender.vcpu import Vcpu
+
+ENVIRONMENT = "PTENDER_CPU"  # what `auto` means, for test suites
+
+
+class Cpus:
+    """The CPUs that one guest can have."""
+
+    def __init__(
+        self, config: Config, image: Image, clock: HostClock, cleanup: Cleanup, stop: Stop
+    ) -> None:
+        self._config = config
+        self._image = image
+        self._clock = clock
+        self._cleanup = cleanup
+        self._stop = stop
+        self._movable = False
+
+    def create(self, memory: GuestMemory, warn: Warn) -> Vcpu:
+        """The CPU that the guest starts on; its state is still to be set."""
+        wanted = choice(self._config)
+        if wanted == "soft":
+            return self._soft(memory)
+        if wanted == "kvm":
+            return self._kvm(self._open(), memory)
+        try:
+            kvm = self._open()
+        except HostError as error:
+            return self._instead(memory, warn, error)
+        if emulated() and _engine():
+            warn(
+                "KVM: this machine emulates what a guest executes (no VMX, no SVM): taking the "
+                "software CPU, which is faster (to say nothing: --cpu=soft or --cpu=kvm)"
+            )
+            return self._soft(memory)
+        self._movable = True
+        return self._kvm(kvm, memory)
+
+    def move(self, state: State, old: Vcpu, memory: GuestMemory) -> Vcpu | None:
+        """The software CPU in the state of `old`, which can't go on; None: the guest ends."""
+        if not self._movable or not _engine():
+            return None
+        vcpu = self._soft(memory, old.cpu_cycle_freq)
+        vcpu.set_state(state)
+        self._movable = False
+        return vcpu
+
+    def _open(self) -> Kvm:
+        try:
+            from tender import kvm
+        except ImportError:
+            raise HostError("KVM: there is none on this system: use --cpu=soft") from None
+        try:
+            return kvm.Kvm(self._cleanup)
+        except HostError as error:
+            text = f"{error}, or use --cpu=soft" if "Could not open" in str(error) else str(error)
+            raise HostError(text, error.syscall, 0) from None
+
+    def _instead(self, memory: GuestMemory, warn: Warn, error: HostError) -> Vcpu:
+        from tender import softcpu
+
+        reason = str(error).removesuffix(", or use --cpu=soft")
+        try:
+            vcpu = self._soft(memory)
+        except softcpu.NoEngine as missing:
+            raise HostError(f"{reason}; and {missing}") from None
+        warn(f"{reason}; taking the software CPU (to say nothing: --cpu=soft)")
+        return vcpu
+
+    def _kvm(self, opened: Kvm, memory: GuestMemory) -> Vcpu:
+        from tender import kvm
+
+        vm = kvm.Vm(opened, self._cleanup)
+        vm.set_memory(memory.pointer, memory.size)
+        vcpu = kvm.Vcpu(vm, self._cleanup)
+        self._stop.watch(vcpu.immediate_exit)
+        self._cleanup.callback(lambda: self._stop.watch(0))
+        return vcpu
+
+    def _soft(self, memory: GuestMemory, cpu_cycle_freq: int | None = None) -> X86Vcpu:
+        from tender import softcpu
+        from tender.softcpu_x86 import X86Vcpu
+
+        executable = [(each.start, each.end) for each in self._image.segments if each.executable]
+        return X86Vcpu(
+            memory,
+            executable,
+            self._clock,
+            self._cleanup,
+            self._stop,
+            self._config.instructions,
+            cpu_cycle_freq or softcpu.NANOSECONDS,
+        )
+
+
+def choice(config: Config) -> str:
+    """auto, kvm or soft: as asked for, or as the environment says; raises UsageError."""
+    wanted = config.cpu
+    if wanted == "auto":
+        wanted = os.environ.get(ENVIRONMENT) or wanted
+        if wanted not in ("auto", "kvm", "soft"):
+            raise UsageError(f"{ENVIRONMENT}={wanted} is none of auto, kvm, soft")
+    for option, given in (("clock=virtual", config.clock), ("instructions", config.instructions)):
+        if given is None:
+            continue
+        if config.cpu == "kvm":
+            raise UsageError(f"--{option} is for the software CPU: use --cpu=soft")
+        wanted = "soft"
+    return wanted
+
+
+def emulated() -> bool:
+    """Whether this machine's KVM has no hardware to run guests on.
+
+    The CPU says so (CPUID: VMX or SVM, which a hypervisor that lets us nest shows as well): a
+    microsecond, where asking KVM itself would mean to run a guest.
+    """
+    from tender._kvm import lib
+
+    return not lib.kvm_in_hardware()
+
+
+def _engine() -> bool:
+    from tender import softcpu
+
+    return softcpu.installed()
