@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import os
 
+from tender.elf import EM_AARCH64, MACHINES
 from tender.errors import HostError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from tender.boot.x86_64 import State
     from tender.cleanup import Cleanup
     from tender.clock import HostClock
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from tender.kvm import Kvm
     from tender.memory import GuestMemory
     from tender.modules import Warn
-    from tender.softcpu_x86 import X86Vcpu
+    from tender.softcpu import SoftCpu
     from tender.stop import Stop
     from tender.vcpu import Vcpu
 
@@ -41,11 +44,16 @@ class Cpus:
         self._stop = stop
         self._movable = False
 
-    def create(self, memory: GuestMemory, warn: Warn) -> Vcpu:
+    def create(self, memory: GuestMemory, warn: Warn) -> Vcpu[Any]:
         """The CPU that the guest starts on; its state is still to be set."""
         wanted = choice(self._config)
         if wanted == "soft":
             return self._soft(memory)
+        foreign = self._foreign()
+        if foreign is not None:
+            if wanted == "kvm":
+                raise HostError(f"{foreign}: use --cpu=soft")
+            return self._instead(memory, warn, HostError(foreign))
         if wanted == "kvm":
             return self._kvm(self._open(), memory)
         try:
@@ -61,7 +69,7 @@ class Cpus:
         self._movable = True
         return self._kvm(kvm, memory)
 
-    def move(self, state: State, old: Vcpu, memory: GuestMemory) -> Vcpu | None:
+    def move(self, state: State, old: Vcpu[Any], memory: GuestMemory) -> Vcpu[Any] | None:
         """The software CPU in the state of `old`, which can't go on; None: the guest ends."""
         if not self._movable or not _engine():
             return None
@@ -69,6 +77,13 @@ class Cpus:
         vcpu.set_state(state)
         self._movable = False
         return vcpu
+
+    def _foreign(self) -> str | None:
+        """Why no KVM could run the guest, where it is for another machine than this one."""
+        here, guest = os.uname().machine, MACHINES[self._image.machine]
+        if here == guest == "x86_64":
+            return None
+        return f"KVM: the tender's runs x86_64 on x86_64, here a guest for {guest} on {here}"
 
     def _open(self) -> Kvm:
         try:
@@ -81,7 +96,7 @@ class Cpus:
             text = f"{error}, or use --cpu=soft" if "Could not open" in str(error) else str(error)
             raise HostError(text, error.syscall, 0) from None
 
-    def _instead(self, memory: GuestMemory, warn: Warn, error: HostError) -> Vcpu:
+    def _instead(self, memory: GuestMemory, warn: Warn, error: HostError) -> Vcpu[Any]:
         from tender import softcpu
 
         reason = str(error).removesuffix(", or use --cpu=soft")
@@ -92,7 +107,7 @@ class Cpus:
         warn(f"{reason}; taking the software CPU (to say nothing: --cpu=soft)")
         return vcpu
 
-    def _kvm(self, opened: Kvm, memory: GuestMemory) -> Vcpu:
+    def _kvm(self, opened: Kvm, memory: GuestMemory) -> Vcpu[Any]:
         from tender import kvm
 
         vm = kvm.Vm(opened, self._cleanup)
@@ -102,12 +117,11 @@ class Cpus:
         self._cleanup.callback(lambda: self._stop.watch(0))
         return vcpu
 
-    def _soft(self, memory: GuestMemory, cpu_cycle_freq: int | None = None) -> X86Vcpu:
+    def _soft(self, memory: GuestMemory, cpu_cycle_freq: int | None = None) -> SoftCpu:
         from tender import softcpu
-        from tender.softcpu_x86 import X86Vcpu
 
         executable = [(each.start, each.end) for each in self._image.segments if each.executable]
-        return X86Vcpu(
+        return _soft_class(self._image.machine)(
             memory,
             executable,
             self._clock,
@@ -116,6 +130,16 @@ class Cpus:
             self._config.instructions,
             cpu_cycle_freq or softcpu.NANOSECONDS,
         )
+
+
+def _soft_class(machine: int) -> type[SoftCpu]:
+    if machine == EM_AARCH64:
+        from tender.softcpu_arm64 import Arm64Vcpu
+
+        return Arm64Vcpu
+    from tender.softcpu_x86 import X86Vcpu
+
+    return X86Vcpu
 
 
 def choice(config: Config) -> str:

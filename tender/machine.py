@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from tender import loop
 from tender._abi import lib
-from tender.boot import bootinfo, layout, x86_64
+from tender.boot import bootinfo, layout
 from tender.cleanup import Cleanup
 from tender.clock import HostClock, VirtualClock
 from tender.config import assign, check_all_attached, usable_memory
 from tender.cpus import Cpus
-from tender.elf import EM_X86_64, MACHINES
-from tender.errors import GuestFault, HostError, ImageError, NotEmulated, TenderError
+from tender.elf import EM_AARCH64
+from tender.errors import GuestFault, HostError, NotEmulated, TenderError
 from tender.hypercalls import Dispatcher
 from tender.image import ImageFile
 from tender.manifest import Attached, encode
@@ -29,6 +29,8 @@ from tender.stop import Stopped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from tender.config import Config
     from tender.hypercalls import Halt, Module
     from tender.manifest import Manifest
@@ -78,9 +80,7 @@ class Machine:
         file = ImageFile(config.kernel)
         cleanup.callback(file.close)
         image = self.image = file.image
-        if image.machine != EM_X86_64:
-            name = MACHINES[image.machine]
-            raise ImageError(f"{config.kernel}: is for {name}, this tender runs x86_64")
+        boot = self._boot = _boot(image.machine)
         cmdline = bootinfo.join_cmdline(config.args)
         mem_bytes = usable_memory(config.mem_bytes)
         if mem_bytes != config.mem_bytes:
@@ -93,10 +93,9 @@ class Machine:
         cleanup.callback(memory.close)
         file.load(memory)
         vcpu = self._vcpu = self._cpus.create(memory, self._warn)
-        vcpu.set_state(x86_64.initial_state(image.entry, mem_bytes))
-        memory.writable(layout.X86_GDT, len(x86_64.gdt()))[:] = x86_64.gdt()
-        tables = x86_64.page_tables(mem_bytes)
-        memory.writable(layout.X86_PML4, len(tables))[:] = tables
+        vcpu.set_state(boot.initial_state(image.entry, mem_bytes))
+        for gpa, table in boot.tables(mem_bytes):
+            memory.writable(gpa, len(table))[:] = table
         boot_info = bootinfo.build(
             bootinfo.BootInfo(
                 mem_bytes,
@@ -107,7 +106,7 @@ class Machine:
             )
         )
         memory.writable(layout.BOOT_INFO, len(boot_info))[:] = boot_info
-        self._calls = Dispatcher(memory, self._modules)
+        self._calls = Dispatcher(memory, self._modules, image.machine)
 
     def _attach(self, manifest: Manifest) -> None:
         """Open the devices that the manifest declares, all of them."""
@@ -177,7 +176,7 @@ class Machine:
             return None
         state = self._vcpu.get_state()
         if halt.trap:
-            state = x86_64.with_trap(state, halt.trap)
+            state = self._boot.with_trap(state, halt.trap)
         try:
             return self._target.write(self.memory, state)
         except HostError as error:
@@ -192,6 +191,17 @@ class Machine:
             stats[f"net:{port.name}:received"] = port.received.as_dict()
             stats[f"net:{port.name}:sent"] = port.sent.as_dict()
         return stats
+
+
+def _boot(machine: int) -> Any:
+    """How a guest of this machine wakes up: boot/x86_64.py or boot/aarch64.py."""
+    if machine == EM_AARCH64:
+        from tender.boot import aarch64
+
+        return aarch64
+    from tender.boot import x86_64
+
+    return x86_64
 
 
 def run(config: Config, stop: Stop, warn: Warn) -> Outcome:

@@ -95,6 +95,7 @@ class SoftCpu:
     arch: int
     mode: int
     pc: int  # the engine's number of the program counter
+    pc_name: str
 
     def __init__(
         self,
@@ -207,6 +208,12 @@ class SoftCpu:
         return Failure(f"software CPU: {reason}")
 
     # What an architecture makes of the rest.
+
+    def get_state(self) -> Any:
+        raise NotImplementedError
+
+    def set_state(self, state: Any) -> None:
+        raise NotImplementedError
 
     def _hook(self) -> None:
         raise NotImplementedError

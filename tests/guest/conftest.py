@@ -21,10 +21,8 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 Build = Callable[[str], Path]
 
 
-@pytest.fixture(scope="session")
-def guest(tmp_path_factory: pytest.TempPathFactory) -> Build:
+def builder(folder: Path, *options: str) -> Build:
     """Build a guest of guest-bindings/tests or /samples by its name, once; its path."""
-    folder = tmp_path_factory.mktemp("guests")
 
     def build(name: str) -> Path:
         output = folder / f"{name}.hvt"
@@ -32,7 +30,8 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Build:
             home = "samples" if (BINDINGS / "samples" / f"{name}.c").exists() else "tests"
             source = BINDINGS / home / f"{name}.c"
             more = [BINDINGS / "samples" / f"{part}.c" for part in NEEDS.get(name, ())]
-            words = [str(PTENDER), "build", *map(str, [source, *more]), "-o", str(output)]
+            words = [str(PTENDER), "build", *options, *map(str, [source, *more])]
+            words += ["-o", str(output)]
             manifest = source.with_suffix(".json")
             words += ["--manifest", str(manifest)] if manifest.exists() else []
             words += ["--fp"] if name in NEEDS_FP else []
@@ -40,6 +39,11 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Build:
         return output
 
     return build
+
+
+@pytest.fixture(scope="session")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    return builder(tmp_path_factory.mktemp("guests"))
 
 
 @pytest.fixture(scope="session")
