@@ -1,8 +1,9 @@
 """A CPU in software: the Unicorn engine behind the face of vcpu.Vcpu.
 
 The rule here: what all architectures have in common, the engine's library, memory, exits, stop
-requests and the clock; what a register or an exception is, is in softcpu_x86.py. The engine works
-in the guest's own memory: nothing is copied, and what the tender protects is protected.
+requests and the clock; what a register or an exception is, is in softcpu_x86.py and
+softcpu_arm64.py. The engine works in the guest's own memory: nothing is copied, and what the tender
+protects is protected.
 """
 
 from __future__ import annotations
