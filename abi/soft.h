@@ -67,6 +67,11 @@ struct uc_tb { /* a block of code that the engine has translated */
     uint16_t size;
 };
 
+struct uc_arm64_cp_reg {
+    uint32_t crn, crm, op0, op1, op2;
+    uint64_t val;
+};
+
 /* What a run ends with. */
 enum soft_exit_kind {
     SOFT_HALTED,   /* the CPU waits for an interrupt */
@@ -74,9 +79,10 @@ enum soft_exit_kind {
     SOFT_OUT,      /* number: port */
     SOFT_IN,       /* number: port; soft.reply is what the guest reads */
     SOFT_MMIO,     /* address: within a region of soft_map_io(); soft.reply as above */
-    SOFT_INTR,     /* number: the exception or interrupt; the engine does not deliver it */
+    SOFT_INTR,     /* number: the exception or interrupt; the engine does not deliver it;
+                      soft.again: go on with a new emulation, at a new program counter */
     SOFT_INVALID,  /* an instruction that the engine does not know */
-    SOFT_MEMORY,   /* number: uc_mem_type; address is physical */
+    SOFT_MEMORY,   /* number: uc_mem_type; address is physical; soft.skip: go on behind it */
     SOFT_INSN,     /* number: what soft_hook_insn() was given; soft.reply: skip it */
     SOFT_CODE,     /* address: one of soft_hook_code(), before its instruction */
     SOFT_LIMIT,    /* the guest has had its instructions */
@@ -101,6 +107,8 @@ struct soft {
     uint64_t address;
     uint64_t value;
     uint64_t reply;
+    uint64_t skip;         /* bytes of the instruction that ended with SOFT_MEMORY */
+    bool again;
     uint64_t instructions; /* left, where they are counted */
     struct soft_clock *clock;
     volatile sig_atomic_t kicked;   /* to be told to the caller */
@@ -240,6 +248,19 @@ static void soft_stack(unsigned low, unsigned high)
         soft->inside = true;
         int error = uc.emu_start(soft->uc, pc, 0, 0, 0);
         soft->inside = false;
+        if (error && soft->skip) { /* the access was the tender's to make, and is made */
+            uc.reg_read(soft->uc, soft->pc, &pc);
+            pc += soft->skip;
+            uc.reg_write(soft->uc, soft->pc, &pc);
+            soft->again = true;
+            error = 0;
+        }
+        soft->skip = 0;
+        if (soft->again) {
+            soft->again = false;
+            if (!soft->kicked)
+                continue;
+        }
         soft->number = (uint32_t)error;
         if (!error && soft->suspect.size && !soft->stopping)
             continue;
@@ -330,9 +351,10 @@ static void soft_on_io_write(void *engine, uint64_t offset, unsigned size, uint6
 static void soft_on_intr(void *engine, uint32_t number, void *data)
 {
     struct soft *soft = data;
-    (void)engine;
     soft->number = number;
     soft_leave(soft, SOFT_INTR);
+    if (soft->again)
+        uc.emu_stop(engine);
 }
 
 static bool soft_on_invalid(void *engine, void *data)
@@ -402,6 +424,19 @@ static int soft_on_rdtscp(void *engine, void *data)
     uc.reg_read(engine, SOFT_REG_MSR, &aux);
     uc.reg_write(engine, SOFT_REG_RCX, &aux.value);
     return soft_on_rdtsc(engine, data);
+}
+
+/* MRS of a counter (CNTPCT_EL0, CNTVCT_EL0) likewise. */
+static uint32_t soft_on_mrs(void *engine, int to, const struct uc_arm64_cp_reg *from, void *data)
+{
+    struct soft *soft = data;
+    bool timer = from->op0 == 3 && from->op1 == 3 && from->crn == 14 && from->crm == 0;
+
+    if (!timer || (from->op2 != 1 && from->op2 != 2))
+        return 0;
+    uint64_t counter = soft_counter(soft->clock);
+    uc.reg_write(engine, to, &counter);
+    return 1;
 }
 
 struct soft_insn {
@@ -573,6 +608,11 @@ static int soft_hook_x86(struct soft *soft, int out, int in, int rdtsc, int rdts
     if (!error)
         error = soft_hook(soft, UC_HOOK_INSN, soft_on_rdtscp, soft, 1, 0, rdtscp);
     return error;
+}
+
+static int soft_hook_arm64(struct soft *soft, int mrs)
+{
+    return soft_hook(soft, UC_HOOK_INSN, soft_on_mrs, soft, 1, 0, mrs);
 }
 
 static int soft_map(struct soft *soft, uint64_t gpa, uint64_t size, uint32_t prot, void *host)

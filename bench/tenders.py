@@ -59,7 +59,7 @@ def find_all(ptender: Path, engines: list[str]) -> list[Tender]:
     if "--engine" not in _help(ptender):
         return [*found, Tender("ptender python", (str(ptender),), "python")]
     return found + [
-        Tender(f"ptender {engine}", (str(ptender), f"--engine={engine}"), engine)
+        Tender(f"ptender {engine}", (str(ptender), "--cpu=kvm", f"--engine={engine}"), engine)
         for engine in engines
     ]
 

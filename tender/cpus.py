@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import os
 
+from tender.elf import EM_AARCH64, MACHINES
 from tender.errors import HostError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from tender.cleanup import Cleanup
     from tender.clock import HostClock
     from tender.config import Config
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from tender.kvm import Vcpu as KvmVcpu
     from tender.memory import GuestMemory
     from tender.modules import Warn
-    from tender.softcpu_x86 import X86Vcpu
+    from tender.softcpu import SoftCpu
     from tender.stop import Stop
     from tender.vcpu import Vcpu
 
@@ -47,6 +50,12 @@ class Cpus:
         wanted = choice(self._config)
         if wanted == "soft":
             return
+        foreign = self._foreign()
+        if foreign is not None:
+            if wanted == "kvm":
+                raise HostError(f"{foreign}: use --cpu=soft")
+            self._instead(warn, HostError(foreign))
+            return
         if wanted == "kvm":
             self._kvm = self._open()
             return
@@ -68,14 +77,14 @@ class Cpus:
         """Whether the guest starts on KVM."""
         return self._kvm is not None
 
-    def create(self, memory: GuestMemory) -> Vcpu:
+    def create(self, memory: GuestMemory) -> Vcpu[Any]:
         """The CPU that the guest starts on; its state is still to be set."""
         if self._kvm is None:
             return self._soft(memory)
         self.kvm_vcpu = self._on_kvm(self._kvm, memory)
         return self.kvm_vcpu
 
-    def move(self, old: Vcpu, memory: GuestMemory) -> Vcpu | None:
+    def move(self, old: Vcpu[Any], memory: GuestMemory) -> Vcpu[Any] | None:
         """The software CPU in the state of `old`, which can't go on; None: the guest ends."""
         if not self._movable or not _engine():
             return None
@@ -83,6 +92,13 @@ class Cpus:
         vcpu.set_state(old.get_state())
         self._movable = False
         return vcpu
+
+    def _foreign(self) -> str | None:
+        """Why no KVM could run the guest, where it is for another machine than this one."""
+        here, guest = os.uname().machine, MACHINES[self._image.machine]
+        if here == guest == "x86_64":
+            return None
+        return f"KVM: the tender's runs x86_64 on x86_64, here a guest for {guest} on {here}"
 
     def _open(self) -> Kvm:
         try:
@@ -115,12 +131,11 @@ class Cpus:
         self._cleanup.callback(lambda: self._stop.watch(0))
         return vcpu
 
-    def _soft(self, memory: GuestMemory, cpu_cycle_freq: int | None = None) -> X86Vcpu:
+    def _soft(self, memory: GuestMemory, cpu_cycle_freq: int | None = None) -> SoftCpu:
         from tender import softcpu
-        from tender.softcpu_x86 import X86Vcpu
 
         executable = [(each.start, each.end) for each in self._image.segments if each.executable]
-        return X86Vcpu(
+        return _soft_class(self._image.machine)(
             memory,
             executable,
             self._clock,
@@ -129,6 +144,16 @@ class Cpus:
             self._config.instructions,
             cpu_cycle_freq or softcpu.NANOSECONDS,
         )
+
+
+def _soft_class(machine: int) -> type[SoftCpu]:
+    if machine == EM_AARCH64:
+        from tender.softcpu_arm64 import Arm64Vcpu
+
+        return Arm64Vcpu
+    from tender.softcpu_x86 import X86Vcpu
+
+    return X86Vcpu
 
 
 def choice(config: Config) -> str:

@@ -2,8 +2,8 @@
 
 The rule here: the file has its name only when it is complete, and costs disk only for the memory
 that the guest touched. Sources: the ELF specification (core files), Linux's struct
-elf_prstatus and user_regs_struct (linux/elfcore.h, asm/user_64.h), and
-Documentation/admin-guide/mm/pagemap.rst.
+elf_prstatus and the registers in it (linux/elfcore.h; asm/user_64.h of x86, asm/ptrace.h of arm64),
+and Documentation/admin-guide/mm/pagemap.rst.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import struct
 from array import array
 
 from tender.boot.layout import PAGE_SIZE
-from tender.elf import EM_X86_64, IDENT, PHDR, PT_LOAD, PT_NOTE
+from tender.elf import EM_AARCH64, EM_X86_64, IDENT, PHDR, PT_LOAD, PT_NOTE
 from tender.errors import ConfigError, GuestFault, HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import Any
 
-    from tender.boot.x86_64 import State
+    from tender.boot import aarch64, x86_64
     from tender.memory import GuestMemory
 
 EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
 ET_CORE, NT_PRSTATUS = 4, 1
-NOTE_HEADER = struct.pack("<III8s", 5, 336, NT_PRSTATUS, b"CORE")
-PRSTATUS_SIZE, PRSTATUS_PID, PRSTATUS_REGISTERS = 336, 32, 112
+PRSTATUS_PID, PRSTATUS_REGISTERS, PRSTATUS_AFTER = 32, 112, 8
 REGISTER_ORDER = (
     "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx",
     "rsi", "rdi", "orig_rax", "rip", "cs", "rflags", "rsp", "ss", "fs_base", "gs_base",
@@ -57,7 +57,7 @@ class Target:
     def close(self) -> None:
         os.close(self._dir)
 
-    def write(self, memory: GuestMemory, state: State, check: Callable[[], None]) -> str:
+    def write(self, memory: GuestMemory, state: Any, check: Callable[[], None]) -> str:
         """Write the core of a guest; the path it got.
 
         `check` is called now and then, and may raise; then there is no file.
@@ -85,33 +85,47 @@ class Target:
         raise OSError(errno.EEXIST, "")
 
 
-def header(mem_bytes: int, state: State) -> bytes:
+def header(mem_bytes: int, state: Any) -> bytes:
     """All of the core file that comes before the guest's memory."""
-    note = NOTE_HEADER + prstatus(state)
+    is_x86 = "rip" in state.registers
+    status = prstatus(_x86_registers(state) if is_x86 else _aarch64_registers(state))
+    note = struct.pack("<III8s", 5, len(status), NT_PRSTATUS, b"CORE") + status
+    machine = EM_X86_64 if is_x86 else EM_AARCH64
     note_offset = EHDR.size + 2 * PHDR.size
     ehdr = EHDR.pack(
-        IDENT, ET_CORE, EM_X86_64, 1, 0, EHDR.size, 0, 0, EHDR.size, PHDR.size, 2, 0, 0, 0
+        IDENT, ET_CORE, machine, 1, 0, EHDR.size, 0, 0, EHDR.size, PHDR.size, 2, 0, 0, 0
     )
     notes = PHDR.pack(PT_NOTE, 0, note_offset, 0, 0, len(note), len(note), 4)
     load = PHDR.pack(PT_LOAD, 7, MEMORY_OFFSET, 0, 0, mem_bytes, mem_bytes, PAGE_SIZE)
     return ehdr + notes + load + note
 
 
-def prstatus(state: State) -> bytes:
-    """The registers as struct elf_prstatus."""
+def prstatus(registers: list[int]) -> bytes:
+    """A struct elf_prstatus around the machine's registers."""
+    data = bytearray(PRSTATUS_REGISTERS + 8 * len(registers) + PRSTATUS_AFTER)
+    struct.pack_into("<i", data, PRSTATUS_PID, 1)
+    struct.pack_into(f"<{len(registers)}Q", data, PRSTATUS_REGISTERS, *registers)
+    return bytes(data)
+
+
+def _x86_registers(state: x86_64.State) -> list[int]:
     values = {**state.registers, "orig_rax": (1 << 64) - 1}
     for name in ("cs", "ss", "ds", "es", "fs", "gs"):
         values[name] = state.segments[name].selector
     values["fs_base"] = state.segments["fs"].base
     values["gs_base"] = state.segments["gs"].base
-    data = bytearray(PRSTATUS_SIZE)
-    struct.pack_into("<i", data, PRSTATUS_PID, 1)
-    registers = [values[name] for name in REGISTER_ORDER]
-    struct.pack_into(f"<{len(registers)}Q", data, PRSTATUS_REGISTERS, *registers)
-    return bytes(data)
+    return [values[name] for name in REGISTER_ORDER]
 
 
-def _write_core(fd: int, memory: GuestMemory, state: State, check: Callable[[], None]) -> None:
+def _aarch64_registers(state: aarch64.State) -> list[int]:
+    from tender.boot.aarch64 import GENERAL, stack_pointer
+
+    values = state.registers
+    names = (*GENERAL, stack_pointer(values["pstate"]), "pc", "pstate")
+    return [values[name] for name in names]
+
+
+def _write_core(fd: int, memory: GuestMemory, state: Any, check: Callable[[], None]) -> None:
     os.ftruncate(fd, MEMORY_OFFSET + memory.size)
     _pwrite(fd, memoryview(header(memory.size, state)), 0)
     for start, end in touched(memory):

@@ -93,7 +93,7 @@ class EngineVcpu:
         self._cell = engine.cell
         self._cell.vcpu_fd = vcpu.fd
         self._cell.run = vcpu.shared
-        self.cpu_cycle_freq = vcpu.cpu_cycle_freq
+        self.cpu_cycle_freq, self.pc_name = vcpu.cpu_cycle_freq, vcpu.pc_name
 
     def run(self) -> Exit:
         error = lib.engine_run(self._cell)

@@ -7,10 +7,11 @@ what a module does is in tender/modules/.
 from __future__ import annotations
 
 from tender._abi import ffi, lib
+from tender.elf import EM_AARCH64, EM_X86_64
 from tender.errors import GuestFault
 from tender.memory import Layout
 from tender.record import record
-from tender.vcpu import IoIn, IoOut
+from tender.vcpu import IoIn, IoOut, Mmio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,8 +41,10 @@ NAMES = {
 HALT = lib.HVT_HYPERCALL_HALT
 _PORT_BASE = lib.HVT_HYPERCALL_PIO_BASE
 _PORT_END = _PORT_BASE + 16  # ports up to here have the shape of a hypercall
+_MMIO_BASE = lib.HVT_HYPERCALL_MMIO_BASE
+_MMIO_END = _MMIO_BASE + (16 << 3)
 _HALT = Layout("hvt_halt")
-_TRAP = Layout("hvt_x86_trap")
+_TRAPS = {EM_X86_64: Layout("hvt_x86_trap"), EM_AARCH64: Layout("hvt_aarch64_trap")}
 
 
 @record
@@ -63,14 +66,31 @@ def decode(exit: Exit) -> tuple[int, int]:
         raise GuestFault(
             f"Invalid guest port access: port={exit.port:#x}, size={exit.size}, reading"
         )
+    if type(exit) is Mmio:
+        return _decode_mmio(exit)
     raise GuestFault(f"unhandled exit: {exit}")
 
 
-class Dispatcher:
-    """The modules of one machine by the hypercalls they answer."""
+def _decode_mmio(exit: Mmio) -> tuple[int, int]:
+    number, odd = divmod(exit.gpa - _MMIO_BASE, 1 << 3)
+    if exit.is_write and exit.size == 4 and not odd and _MMIO_BASE <= exit.gpa < _MMIO_END:
+        return number, exit.value
+    reading = "" if exit.is_write else ", reading"
+    raise GuestFault(f"Invalid guest mmio access: gpa={exit.gpa:#x}, size={exit.size}{reading}")
 
-    def __init__(self, memory: GuestMemory, modules: Iterable[Module]) -> None:
+
+class Dispatcher:
+    """The modules of one machine by the hypercalls they answer; `machine` as in elf.Image.
+
+    From `mmio_base` on, a guest's access to memory that is not there is one that is dispatched.
+    """
+
+    def __init__(
+        self, memory: GuestMemory, modules: Iterable[Module], machine: int = EM_X86_64
+    ) -> None:
         self._memory = memory
+        self._trap = _TRAPS[machine]
+        self.mmio_base = _MMIO_BASE if machine == EM_AARCH64 else 1 << 64
         self._handlers: dict[int, Handler] = {}
         for module in modules:
             self._handlers.update(module.hypercalls())
@@ -81,7 +101,7 @@ class Dispatcher:
         handler = self._handlers.get(number)
         if handler is None:
             if number == HALT:
-                return halt(self._memory, gpa)
+                return halt(self._memory, gpa, self._trap)
             raise GuestFault(f"Invalid guest hypercall: num={number}", hypercall=number)
         try:
             handler(self._memory, gpa)
@@ -91,12 +111,16 @@ class Dispatcher:
         return None
 
 
-def halt(memory: GuestMemory, gpa: int) -> Halt:
+def halt(memory: GuestMemory, gpa: int, layout: Layout) -> Halt:
     """HALT: the status, and the trap registers behind the cookie of a guest that aborts."""
     block = memory.at(_HALT, gpa, out=False)
     cookie, status = block.cookie_gpa, block.exit_status & 0xFF
     if not cookie:
         return Halt(status)
     memory.readable(cookie, lib.HVT_HALT_COOKIE_SIZE)
-    trap = memory.at(_TRAP, cookie, out=False)
-    return Halt(status, {name: getattr(trap, name) for name, _ in ffi.typeof(trap[0]).fields})
+    trap = memory.at(layout, cookie, out=False)
+    names = [name for name, _ in ffi.typeof(trap[0]).fields]
+    registers = {name: getattr(trap, name) for name in names if name != "x"}
+    if "x" in names:
+        registers.update((f"x{number}", value) for number, value in enumerate(trap.x))
+    return Halt(status, registers)

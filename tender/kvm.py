@@ -113,6 +113,8 @@ class Vm:
 class Vcpu:
     """The CPU of a virtual machine; the face is vcpu.Vcpu."""
 
+    pc_name = "rip"
+
     def __init__(self, vm: Vm, cleanup: Cleanup) -> None:
         self.vm = vm
         self.fd = _ioctl(vm.fd, "KVM_CREATE_VCPU")

@@ -12,6 +12,8 @@ from tender.vcpu import Failure, Interrupted, IoIn, IoOut, Mmio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from tender.hypercalls import Dispatcher, Halt
     from tender.memory import GuestMemory
     from tender.stop import Stop
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 X86_INSTRUCTION_MAX = 15  # bytes
 
 
-def run(vcpu: Vcpu, memory: GuestMemory, calls: Dispatcher, stop: Stop) -> Halt:
+def run(vcpu: Vcpu[Any], memory: GuestMemory, calls: Dispatcher, stop: Stop) -> Halt:
     """Raises GuestFault, or Stopped after a stop request."""
     stop.check()
     while True:
@@ -31,14 +33,18 @@ def run(vcpu: Vcpu, memory: GuestMemory, calls: Dispatcher, stop: Stop) -> Halt:
                 return halt
         elif type(exit) is Interrupted:
             stop.check()
+        elif type(exit) is Mmio and exit.gpa >= calls.mmio_base:
+            halt = calls.dispatch(exit)
+            if halt is not None:
+                return halt
         elif type(exit) is IoIn:
             calls.dispatch(exit)
         else:
             raise _fault(exit, vcpu, memory)
 
 
-def _fault(exit: Exit, vcpu: Vcpu, memory: GuestMemory) -> GuestFault:
-    rip = f"rip={vcpu.instruction_pointer():#x}"
+def _fault(exit: Exit, vcpu: Vcpu[Any], memory: GuestMemory) -> GuestFault:
+    rip = f"{vcpu.pc_name}={vcpu.instruction_pointer():#x}"
     if isinstance(exit, Failure):
         kind = NotEmulated if exit.emulation else GuestFault
         return kind(f"{exit.what}, {rip}{_instruction(vcpu, memory)}")
@@ -52,7 +58,7 @@ def _fault(exit: Exit, vcpu: Vcpu, memory: GuestMemory) -> GuestFault:
     return GuestFault(f"host/guest translation fault: {rip}")
 
 
-def _instruction(vcpu: Vcpu, memory: GuestMemory) -> str:
+def _instruction(vcpu: Vcpu[Any], memory: GuestMemory) -> str:
     """The bytes at the instruction pointer, which tell most about a CPU that gave up."""
     gpa = vcpu.instruction_pointer()
     size = min(X86_INSTRUCTION_MAX, memory.size - gpa)

@@ -10,17 +10,16 @@ from errno import EINTR
 
 from tender import loop
 from tender._abi import lib
-from tender.boot import bootinfo, layout, x86_64
+from tender.boot import bootinfo, layout
 from tender.cleanup import Cleanup
 from tender.clock import HostClock, VirtualClock
 from tender.config import assign, check_all_attached, usable_memory
 from tender.cpus import Cpus
-from tender.elf import EM_X86_64, MACHINES
+from tender.elf import EM_AARCH64
 from tender.errors import (
     EXIT_FAILURE,
     GuestFault,
     HostError,
-    ImageError,
     NotEmulated,
     TenderError,
 )
@@ -39,6 +38,8 @@ from tender.stop import Stopped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from tender.config import Config
     from tender.dumpcore import Target
     from tender.hypercalls import Halt, Module
@@ -92,9 +93,7 @@ class Machine:
         file = ImageFile(config.kernel)
         cleanup.callback(file.close)
         image = self.image = file.image
-        if image.machine != EM_X86_64:
-            name = MACHINES[image.machine]
-            raise ImageError(f"{config.kernel}: is for {name}, this tender runs x86_64")
+        boot = self._boot = _boot(image.machine)
         cmdline = bootinfo.join_cmdline(config.args)
         mem_bytes = usable_memory(config.mem_bytes)
         if mem_bytes != config.mem_bytes:
@@ -110,9 +109,9 @@ class Machine:
         file.load(memory, self._stop.check)
         file.close()
         vcpu = self._vcpu = self._cpus.create(memory)
-        vcpu.set_state(x86_64.initial_state(image.entry, memory.size))
-        memory.put(layout.X86_GDT, x86_64.gdt())
-        memory.put(layout.X86_PML4, x86_64.page_tables(mem_bytes))
+        vcpu.set_state(boot.initial_state(image.entry, memory.size))
+        for gpa, table in boot.tables(mem_bytes):
+            memory.put(gpa, table)
         boot_info = bootinfo.BootInfo(
             memory.size,
             image.kernel_end,
@@ -122,7 +121,7 @@ class Machine:
             net_ring_gpa=memory.size if ring_bytes else 0,
         )
         memory.put(layout.BOOT_INFO, bootinfo.build(boot_info))
-        self._calls = Dispatcher(memory, self._modules)
+        self._calls = Dispatcher(memory, self._modules, image.machine)
         if self._uses_engine():
             self._vcpu = self._with_engine(self._cpus.kvm_vcpu)
 
@@ -139,7 +138,7 @@ class Machine:
             return 0
         return ring.region(mem_bytes, self.image)
 
-    def _with_engine(self, vcpu: KvmVcpu) -> Vcpu:
+    def _with_engine(self, vcpu: KvmVcpu) -> Vcpu[Any]:
         from tender.engine import Engine, EngineVcpu
 
         engine = Engine(self.memory, self.console, self.poll, self.block, self.net)
@@ -237,7 +236,7 @@ class Machine:
     def _dump(self, target: Target, halt: Halt) -> str | None:
         state = self._vcpu.get_state()
         if halt.trap:
-            state = x86_64.with_trap(state, halt.trap)
+            state = self._boot.with_trap(state, halt.trap)
         try:
             return target.write(self.memory, state, self._stop.check)
         except HostError as error:
@@ -273,3 +272,14 @@ def run(config: Config, stop: Stop, warn: Warn) -> Outcome:
         return Outcome("stopped", EXIT_FAILURE, signo=stop.signo)  # before it had begun
     finally:
         stop.leave()
+
+
+def _boot(machine: int) -> Any:
+    """How a guest of this machine wakes up: boot/x86_64.py or boot/aarch64.py."""
+    if machine == EM_AARCH64:
+        from tender.boot import aarch64
+
+        return aarch64
+    from tender.boot import x86_64
+
+    return x86_64

@@ -1,8 +1,9 @@
 """A CPU in software: the Unicorn engine behind the face of vcpu.Vcpu.
 
 The rule here: what all architectures have in common, the engine's library, memory, exits, stop
-requests and the clock; what a register or an exception is, is in softcpu_x86.py. The engine works
-in the guest's own memory: nothing is copied, and what the tender protects is protected.
+requests and the clock; what a register or an exception is, is in softcpu_x86.py and
+softcpu_arm64.py. The engine works in the guest's own memory: nothing is copied, and what the tender
+protects is protected.
 """
 
 from __future__ import annotations
@@ -96,6 +97,7 @@ class SoftCpu:
     arch: int
     mode: int
     pc: int  # the engine's number of the program counter
+    pc_name: str
 
     def __init__(
         self,
@@ -206,6 +208,12 @@ class SoftCpu:
         return Failure(f"software CPU: {reason}")
 
     # What an architecture makes of the rest.
+
+    def get_state(self) -> Any:
+        raise NotImplementedError
+
+    def set_state(self, state: Any) -> None:
+        raise NotImplementedError
 
     def _hook(self) -> None:
         raise NotImplementedError

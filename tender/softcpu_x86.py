@@ -87,6 +87,7 @@ class X86Vcpu(SoftCpu):
     arch = lib.UC_ARCH_X86
     mode = UC_MODE_64
     pc = NUMBERS["rip"]
+    pc_name = "rip"
 
     def _hook(self) -> None:
         soft = self._soft

@@ -10,14 +10,15 @@ from tender.record import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol
+    from typing import Protocol, TypeVar
 
-    from tender.boot.x86_64 import State
+    State = TypeVar("State")  # of boot/x86_64.py or boot/aarch64.py
 
-    class Vcpu(Protocol):
+    class Vcpu(Protocol[State]):
         """A CPU that can run a guest."""
 
-        cpu_cycle_freq: int  # Hz, of the guest's TSC
+        cpu_cycle_freq: int  # Hz, of the guest's counter
+        pc_name: str  # what the architecture calls the instruction pointer
 
         def run(self) -> Exit: ...
         def get_state(self) -> State: ...
@@ -44,14 +45,16 @@ class IoIn:
     size: int
 
 
-@record
 class Mmio:
     """The guest touched memory that is not there, or wrote where it may only read."""
 
-    gpa: int
-    size: int
-    is_write: bool
-    value: int
+    __slots__ = ("gpa", "is_write", "size", "value")
+
+    def __init__(self, gpa: int, size: int, is_write: bool, value: int) -> None:
+        self.gpa = gpa
+        self.size = size
+        self.is_write = is_write
+        self.value = value
 
 
 @record

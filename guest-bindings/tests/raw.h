@@ -68,6 +68,16 @@ static inline uint32_t raw_read32(raw_door door)
 }
 #endif
 
+/* The network ring's kick. */
+static inline void raw_kick(void)
+{
+#if defined(__x86_64__)
+    raw_write32(HVT_RING_KICK_PIO, 0);
+#else
+    raw_write32(HVT_HYPERCALL_MMIO_BASE + HVT_RING_KICK_MMIO_OFFSET, 0);
+#endif
+}
+
 static inline void raw_hypercall_at(uint32_t number, uint32_t block_gpa)
 {
     raw_write32(raw_door_of(number), block_gpa);

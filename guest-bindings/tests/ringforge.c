@@ -19,7 +19,7 @@ static uint8_t frame[2048];
 
 static void kick(void)
 {
-    raw_write32(HVT_RING_KICK_PIO, 0);
+    raw_kick();
 }
 
 static void publish(uint32_t more)
@@ -38,7 +38,7 @@ static void put(uint32_t op, uint32_t handle, uint64_t gpa, uint32_t len)
 static void wait_until_handled(void)
 {
     while (__atomic_load_n(&ring->ent_head, __ATOMIC_ACQUIRE) != ring->ent_tail)
-        __asm__ volatile("pause");
+        __asm__ volatile("" : : : "memory");
 }
 
 static void read_wrong_handle(uint32_t handle)
@@ -97,5 +97,5 @@ int solo5_app_main(const struct solo5_start_info *info)
     else
         return misuse_that_is_survived(how);
     for (;;)
-        __asm__ volatile("pause");
+        __asm__ volatile("" : : : "memory");
 }

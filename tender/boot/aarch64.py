@@ -30,9 +30,10 @@ CPACR_FPEN = 3 << 20
 # 40 bits of physical address, and the lower half ignores the top byte of an address.
 _TCR_HALF = 64 - 40 | 1 << 8 | 1 << 10 | 3 << 12
 TCR = _TCR_HALF | _TCR_HALF << 16 | 2 << 30 | 2 << 32 | 1 << 36 | 1 << 37
-PSTATE_DAIF, PSTATE_EL1H = 0xF << 6, 5
+PSTATE_DAIF, PSTATE_MODE, PSTATE_EL1H = 0xF << 6, 0x1F, 5
 
-REGISTERS = (*(f"x{n}" for n in range(31)), "sp", "pc", "pstate")
+GENERAL = tuple(f"x{n}" for n in range(31))
+REGISTERS = (*GENERAL, "sp_el0", "sp_el1", "pc", "pstate")
 # op0, op1, CRn, CRm, op2 of MRS and MSR.
 SYSTEM = {
     "sctlr_el1": (3, 0, 1, 0, 0),
@@ -42,7 +43,6 @@ SYSTEM = {
     "tcr_el1": (3, 0, 2, 0, 2),
     "spsr_el1": (3, 0, 4, 0, 0),
     "elr_el1": (3, 0, 4, 0, 1),
-    "sp_el0": (3, 0, 4, 1, 0),
     "esr_el1": (3, 0, 5, 2, 0),
     "far_el1": (3, 0, 6, 0, 0),
     "mair_el1": (3, 0, 10, 2, 0),
@@ -57,10 +57,7 @@ VECTORS = 32  # registers of 128 bits
 
 @record
 class State:
-    """What an aarch64 CPU of a guest has in its registers.
-
-    `sp` is the stack pointer in use (SP_EL1, unless pstate says otherwise).
-    """
+    """What an aarch64 CPU of a guest has in its registers."""
 
     registers: dict[str, int]  # by REGISTERS
     system: dict[str, int]  # by SYSTEM
@@ -108,7 +105,7 @@ def initial_state(entry: int, mem_bytes: int) -> State:
     registers = dict.fromkeys(REGISTERS, 0)
     registers.update(
         x0=layout.BOOT_INFO,
-        sp=layout.aarch64_stack_top(mem_bytes),
+        sp_el1=layout.aarch64_stack_top(mem_bytes),
         pc=entry,
         pstate=PSTATE_DAIF | PSTATE_EL1H,
     )
@@ -123,8 +120,14 @@ def initial_state(entry: int, mem_bytes: int) -> State:
     return State(registers, system)
 
 
+def stack_pointer(pstate: int) -> str:
+    """Which register SP is (D1.2.2): that of EL1 in EL1h, else that of EL0."""
+    return "sp_el1" if pstate & PSTATE_MODE == PSTATE_EL1H else "sp_el0"
+
+
 def with_trap(state: State, trap: dict[str, int]) -> State:
     """`state` as it was when the guest trapped; `trap` has the fields of hvt_aarch64_trap."""
-    taken = {name: trap[name] for name in (*REGISTERS[:31], "sp")}
-    registers = {**taken, "pc": trap["elr"], "pstate": trap["spsr"]}
+    registers = {**state.registers, **{name: trap[name] for name in GENERAL}}
+    registers.update(pc=trap["elr"], pstate=trap["spsr"])
+    registers[stack_pointer(trap["spsr"])] = trap["sp"]
     return replace(state, registers=registers)

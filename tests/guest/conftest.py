@@ -22,16 +22,8 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 Build = Callable[[str], Path]
 
 
-@pytest.fixture(scope="session")
-def guest(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """Build a guest of guest-bindings/tests or /samples by its name, once; its path.
-
-    PTENDER_TEST_GUESTS names a folder where they are kept: a slow machine (`./check --amdv`) runs
-    what a fast one has built.
-    """
-    kept = os.environ.get("PTENDER_TEST_GUESTS")
-    folder = Path(kept) if kept else tmp_path_factory.mktemp("guests")
-    folder.mkdir(parents=True, exist_ok=True)
+def builder(folder: Path, *options: str) -> Build:
+    """Build a guest of guest-bindings/tests or /samples by its name, once; its path."""
 
     def build(name: str) -> Path:
         output = folder / f"{name}.hvt"
@@ -39,7 +31,8 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Build:
             home = "samples" if (BINDINGS / "samples" / f"{name}.c").exists() else "tests"
             source = BINDINGS / home / f"{name}.c"
             more = [BINDINGS / "samples" / f"{part}.c" for part in NEEDS.get(name, ())]
-            words = [str(PTENDER), "build", *map(str, [source, *more]), "-o", str(output)]
+            words = [str(PTENDER), "build", *options, *map(str, [source, *more])]
+            words += ["-o", str(output)]
             manifest = source.with_suffix(".json")
             words += ["--manifest", str(manifest)] if manifest.exists() else []
             words += ["--fp"] if name in NEEDS_FP else []
@@ -47,6 +40,19 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Build:
         return output
 
     return build
+
+
+@pytest.fixture(scope="session")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """Build a guest by its name, once; its path.
+
+    PTENDER_TEST_GUESTS names a folder where they are kept: a slow machine (`./check --amdv`) runs
+    what a fast one has built.
+    """
+    kept = os.environ.get("PTENDER_TEST_GUESTS")
+    folder = Path(kept) if kept else tmp_path_factory.mktemp("guests")
+    folder.mkdir(parents=True, exist_ok=True)
+    return builder(folder)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

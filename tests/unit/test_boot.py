@@ -111,7 +111,7 @@ def test_aarch64_memory_and_device(mem_mib: int) -> None:
 def test_aarch64_registers_of_a_guest_that_starts() -> None:
     state = aarch64.initial_state(0x100020, 64 * MIB)
     assert state.registers["pc"] == 0x100020
-    assert state.registers["sp"] == 64 * MIB - 16
+    assert state.registers["sp_el1"] == 64 * MIB - 16
     assert state.registers["x0"] == 0x10000
     assert state.registers["pstate"] == 0x3C5
     assert state.system["ttbr0_el1"] == 0x1000
@@ -122,9 +122,13 @@ def test_aarch64_registers_of_a_guest_that_starts() -> None:
 
 
 def test_aarch64_registers_after_a_trap() -> None:
-    trap = {f"x{n}": n for n in range(31)} | {"sp": 31, "elr": 32, "spsr": 33, "esr": 34, "far": 35}
-    registers = aarch64.with_trap(aarch64.initial_state(0, 2 * MIB), trap).registers
-    assert [registers[name] for name in aarch64.REGISTERS] == list(range(34))
+    trap = {f"x{n}": n for n in range(31)} | {"sp": 31, "elr": 32, "spsr": 0x3C5, "esr": 34}
+    state = aarch64.initial_state(0, 2 * MIB)
+    registers = aarch64.with_trap(state, trap).registers
+    assert [registers[f"x{n}"] for n in range(31)] == list(range(31))
+    assert (registers["pc"], registers["pstate"]) == (32, 0x3C5)
+    assert (registers["sp_el0"], registers["sp_el1"]) == (0, 31)
+    assert aarch64.with_trap(state, trap | {"spsr": 0x3C4}).registers["sp_el0"] == 31
 
 
 def test_boot_info() -> None:

@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tender.config import ENGINES
+from tender.elf import EM_AARCH64
 from tender.errors import GuestFault, HostError
-from tender.hypercalls import Halt
+from tender.hypercalls import Dispatcher, Halt, decode
 from tender.stop import Stopped
-from tender.vcpu import IoIn, IoOut
+from tender.vcpu import IoIn, IoOut, Mmio
 from tests.unit.rig import (
     ARGS,
     CAPACITY,
@@ -35,6 +36,7 @@ from tests.unit.rig import (
 
 OK, AGAIN, EINVAL, EUNSPEC = range(4)
 FRAME = bytes(range(60))
+MMIO = 1 << 32
 
 
 @pytest.fixture(params=ENGINES)
@@ -45,6 +47,29 @@ def rig(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 # Decoding.
+
+
+def test_an_aarch64_hypercall_is_a_store(rig: Rig) -> None:
+    assert decode(Mmio(MMIO + 16, 4, True, 0xFFFFFFFF)) == (2, 0xFFFFFFFF)
+    assert Dispatcher(rig.memory, [], EM_AARCH64).mmio_base == MMIO
+    assert Dispatcher(rig.memory, []).mmio_base >= U64  # on x86_64 there are none
+
+
+@pytest.mark.parametrize(
+    "exit",
+    [
+        Mmio(MMIO - 8, 4, True, ARGS),
+        Mmio(MMIO + 128, 4, True, ARGS),
+        Mmio(MMIO + 20, 4, True, ARGS),
+        Mmio(MMIO + 16, 1, True, ARGS),
+        Mmio(MMIO + 16, 8, True, ARGS),
+        Mmio(MMIO + 16, 4, False, 0),
+        Mmio(U64 - 8, 4, True, ARGS),
+    ],
+)
+def test_other_stores_end_the_guest(exit: Mmio) -> None:
+    with pytest.raises(GuestFault, match=f"Invalid guest mmio access: gpa={exit.gpa:#x}, size="):
+        decode(exit)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +152,15 @@ def test_halt_gives_the_trap_registers(rig: Rig) -> None:
     assert halt is not None
     names = ["cr2", "error_code", "rip", "cs", "rflags", "rsp", "ss"]
     assert halt.trap == dict(zip(names, range(10, 17), strict=True))
+
+
+def test_halt_gives_the_trap_registers_of_aarch64(rig: Rig) -> None:
+    names = ["far", "esr", "elr", "spsr", "sp", *(f"x{number}" for number in range(31))]
+    rig.put("HALT", cookie_gpa=DATA, exit_status=255)
+    rig.memory.view[DATA : DATA + 288] = b"".join(n.to_bytes(8, "little") for n in range(10, 46))
+    dispatcher = Dispatcher(rig.memory, [], EM_AARCH64)
+    halt = dispatcher.dispatch(Mmio(MMIO + (NUMBERS["HALT"] << 3), 4, True, ARGS))
+    assert halt == Halt(255, dict(zip(names, range(10, 46), strict=True)))
 
 
 @pytest.mark.parametrize("cookie", [SIZE, SIZE - 511, U64 - 1])
