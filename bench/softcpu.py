@@ -22,6 +22,8 @@ ROUNDS = 5
 SOURCE = """\
 #include <solo5.h>
 
+static unsigned long sink;
+
 static unsigned long number(const char *text)
 {
     unsigned long value = 0;
@@ -34,11 +36,11 @@ int solo5_app_main(const struct solo5_start_info *info)
 {
     unsigned long count = number(info->cmdline + 2);
 
-    if (info->cmdline[0] == 'l') /* ten instructions a turn */
-        __asm__ volatile("1: add $1, %%rax; xor %%rax, %%rdx; lea 3(%%rdx), %%rsi\\n"
-                         "add %%rsi, %%rax; rol $5, %%rdx; mov %%rax, %%rdi; sub $7, %%rdi\\n"
-                         "and %%rdi, %%rsi; dec %0; jnz 1b"
-                         : "+r"(count) : : "rax", "rdx", "rsi", "rdi", "cc");
+    if (info->cmdline[0] == 'l') /* ten instructions a turn, each with a result that is used */
+        __asm__ volatile("1: mov %%rax, %%rdx; shl $13, %%rdx; xor %%rdx, %%rax\\n"
+                         "mov %%rax, %%rdx; shr $7, %%rdx; xor %%rdx, %%rax\\n"
+                         "add %0, %%rax; mov %%rax, (%1); dec %0; jnz 1b"
+                         : "+r"(count) : "r"(&sink) : "rax", "rdx", "cc", "memory");
     else
         while (count--)
             solo5_clock_wall();

@@ -10,6 +10,7 @@ from time import time_ns
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from tender.config import VirtualTime
@@ -23,6 +24,9 @@ class HostClock:
     virtual = False
     _cell: Any = None
 
+    def __init__(self) -> None:
+        self.wall_ns: Callable[[], int] = time_ns  # nanoseconds since the epoch, UTC
+
     @property
     def cell(self) -> Any:
         """The struct soft_clock that the TSC of a CPU in software is read from (abi/soft.h)."""
@@ -31,10 +35,6 @@ class HostClock:
 
             self._cell = ffi.new("struct soft_clock *")
         return self._cell
-
-    def wall_ns(self) -> int:
-        """Nanoseconds since the epoch, UTC."""
-        return time_ns()
 
     def advance(self, ns: int) -> None:
         """Let `ns` nanoseconds pass at once, which real time can't."""
@@ -47,10 +47,12 @@ class VirtualClock(HostClock):
     virtual = True
 
     def __init__(self, time: VirtualTime) -> None:
+        super().__init__()
+        self.wall_ns = self._read
         self._start_ns = time.start_ns
         self.cell.tick_ns = time.tick_ns
 
-    def wall_ns(self) -> int:
+    def _read(self) -> int:
         from tender._soft import lib
 
         return (self._start_ns + lib.soft_now_ns(self.cell)) % _U64

@@ -420,7 +420,7 @@ class X86Vcpu(SoftCpu):
         if opcode == b"\x0f\xc7" and code[at + 2] & 0xF8 == 0xF0:
             self._rdrand(code[:at], code[at + 2] & 7, after + 1)
         if opcode[:1] in (b"\xc4", b"\xc5"):
-            return Failure("software CPU: it can't do this instruction (AVX)")
+            return Failure("software CPU: it can't do this instruction")
         return None
 
     def _rdmsr(self, after: int) -> Exit | None:

@@ -18,10 +18,10 @@ class Time:
     """The wall clock; the monotonic one is the guest's TSC and needs no hypercall."""
 
     def __init__(self, clock: HostClock) -> None:
-        self._clock = clock
+        self._wall_ns = clock.wall_ns
 
     def hypercalls(self) -> dict[int, Handler]:
         return {lib.HVT_HYPERCALL_WALLTIME: self.walltime}
 
     def walltime(self, memory: GuestMemory, gpa: int) -> None:
-        memory.at(_WALLTIME, gpa).nsecs = self._clock.wall_ns()
+        memory.at(_WALLTIME, gpa).nsecs = self._wall_ns()
