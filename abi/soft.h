@@ -25,6 +25,8 @@
 
 #define SOFT_STACK (1u << 20)
 #define SOFT_GUARD 4096u
+#define SOFT_PAGE 4096u
+#define SOFT_BLOCK_MAX 8192u /* 512 instructions of 15 bytes */
 
 /* uc_hook_type, uc_control_type, uc_mem_type */
 #define UC_HOOK_INTR (1 << 0)
@@ -32,14 +34,18 @@
 #define UC_HOOK_CODE (1 << 2)
 #define UC_HOOK_MEM_INVALID (0x3f << 4) /* read, write, fetch: unmapped and protected */
 #define UC_HOOK_INSN_INVALID (1 << 14)
+#define UC_HOOK_EDGE_GENERATED (1 << 15)
 #define UC_CTL_WRITE_1(type) ((1 << 30) | (1 << 26) | (type))
+#define UC_CTL_WRITE_2(type) ((1 << 30) | (2 << 26) | (type))
 #define UC_CTL_UC_USE_EXITS 4
+#define UC_CTL_TB_REMOVE_CACHE 9
 #define UC_MEM_READ_UNMAPPED 19
 #define UC_MEM_WRITE_UNMAPPED 20
 #define UC_MEM_FETCH_UNMAPPED 21
 #define UC_MEM_WRITE_PROT 22
 #define UC_MEM_READ_PROT 23
 #define UC_MEM_FETCH_PROT 24
+#define UC_PROT_WRITE 2
 #define UC_ARCH_ARM64 2
 #define UC_ARCH_X86 4
 
@@ -58,6 +64,12 @@ struct uc_x86_msr {
 struct uc_arm64_cp_reg {
     uint32_t crn, crm, op0, op1, op2;
     uint64_t val;
+};
+
+struct uc_tb { /* a block of code that the engine has translated */
+    uint64_t pc;
+    uint16_t icount;
+    uint16_t size;
 };
 
 /* What a run ends with. */
@@ -101,6 +113,9 @@ struct soft {
     struct soft_clock *clock;
     volatile sig_atomic_t kicked;   /* to be told to the caller */
     volatile sig_atomic_t stopping; /* ... and told to the engine */
+    struct uc_tb suspect;  /* a block that is to be translated again, with more hooks; size 0 */
+    uint64_t *seen, seen_room, seen_count; /* addresses with such hooks */
+    bool watch_avx;
     bool inside;       /* the engine is in the middle of something */
     char *stack;
     jmp_buf outer, inner;
@@ -115,8 +130,10 @@ static struct {
     int (*emu_start)(void *, uint64_t, uint64_t, uint64_t, size_t);
     int (*emu_stop)(void *);
     int (*mem_map_ptr)(void *, uint64_t, uint64_t, uint32_t, void *);
+    int (*mem_protect)(void *, uint64_t, uint64_t, uint32_t);
     int (*mmio_map)(void *, uint64_t, uint64_t, uint64_t (*)(void *, uint64_t, unsigned, void *),
                     void *, void (*)(void *, uint64_t, unsigned, uint64_t, void *), void *);
+    int (*mem_read)(void *, uint64_t, void *, uint64_t);
     int (*reg_read)(void *, int, void *);
     int (*reg_write)(void *, int, const void *);
     int (*hook_add)(void *, size_t *, int, void *, void *, uint64_t, uint64_t, ...);
@@ -135,7 +152,8 @@ static const char *soft_load(const char *path)
         {"uc_version", &uc.version}, {"uc_open", &uc.open}, {"uc_close", &uc.close},
         {"uc_strerror", &uc.strerror}, {"uc_emu_start", &uc.emu_start},
         {"uc_emu_stop", &uc.emu_stop}, {"uc_mem_map_ptr", &uc.mem_map_ptr},
-        {"uc_mmio_map", &uc.mmio_map}, {"uc_reg_read", &uc.reg_read},
+        {"uc_mem_protect", &uc.mem_protect}, {"uc_mmio_map", &uc.mmio_map}, {"uc_mem_read", &uc.mem_read},
+        {"uc_reg_read", &uc.reg_read},
         {"uc_reg_write", &uc.reg_write}, {"uc_hook_add", &uc.hook_add}, {"uc_ctl", &uc.ctl},
         {"uc_context_size", &uc.context_size}, {"uc_context_alloc", &uc.context_alloc},
         {"uc_context_save", &uc.context_save}, {"uc_context_restore", &uc.context_restore},
@@ -208,15 +226,25 @@ static void soft_leave(struct soft *soft, int kind)
         _longjmp(soft->outer, 1);
 }
 
+static void soft_suspect_first(struct soft *soft, uint64_t pc);
+static void soft_hook_suspects(struct soft *soft);
+
 /* The engine's stack: one emulation after the other, each until the guest halts or is stopped. */
 static void soft_stack(unsigned low, unsigned high)
 {
     struct soft *soft = (struct soft *)((uintptr_t)low | (uintptr_t)high << 16 << 16);
 
+    bool first = true;
+
     soft_leave(soft, SOFT_STOPPED); /* soft_open() waits for this */
     for (;;) {
         uint64_t pc = 0;
         uc.reg_read(soft->uc, soft->pc, &pc);
+        if (first && soft->watch_avx)
+            soft_suspect_first(soft, pc);
+        first = false;
+        if (soft->suspect.size)
+            soft_hook_suspects(soft);
         soft->inside = true;
         int error = uc.emu_start(soft->uc, pc, 0, 0, 0);
         soft->inside = false;
@@ -227,13 +255,12 @@ static void soft_stack(unsigned low, unsigned high)
             soft->again = true;
             error = 0;
         }
+        bool again = soft->again || soft->suspect.size;
+        soft->again = false;
         soft->skip = 0;
-        if (soft->again) {
-            soft->again = false;
-            if (!soft->kicked)
-                continue;
-        }
         soft->number = (uint32_t)error;
+        if (!error && again && !soft->stopping)
+            continue;
         bool stopped = soft->stopping;
         soft->stopping = 0;
         soft_leave(soft, error ? SOFT_ERROR : stopped ? SOFT_STOPPED : SOFT_HALTED);
@@ -424,6 +451,44 @@ static int soft_on_insn(void *engine, void *data)
     return (int)insn->soft->reply;
 }
 
+/* The addresses that are hooked already: an open hash table of those seen, 0 for free. */
+static bool soft_is_prefix(uint8_t byte)
+{
+    return byte == 0x67 || byte == 0x2e || byte == 0x36 || byte == 0x3e || byte == 0x26 ||
+           byte == 0x64 || byte == 0x65;
+}
+
+static uint64_t *soft_slot(uint64_t *seen, uint64_t room, uint64_t address)
+{
+    uint64_t i = address * 0x9e3779b97f4a7c15 >> 32 & (room - 1);
+    while (seen[i] && seen[i] != address)
+        i = (i + 1) & (room - 1);
+    return &seen[i];
+}
+
+static bool soft_is_hooked(struct soft *soft, uint64_t address)
+{
+    return soft->seen && *soft_slot(soft->seen, soft->seen_room, address) == address;
+}
+
+static void soft_remember(struct soft *soft, uint64_t address)
+{
+    if (soft->seen_count * 2 >= soft->seen_room) {
+        uint64_t room = soft->seen_room ? soft->seen_room * 2 : 256;
+        uint64_t *seen = calloc(room, sizeof *seen);
+        if (!seen)
+            abort();
+        for (uint64_t i = 0; i < soft->seen_room; i++)
+            if (soft->seen[i])
+                *soft_slot(seen, room, soft->seen[i]) = soft->seen[i];
+        free(soft->seen);
+        soft->seen = seen;
+        soft->seen_room = room;
+    }
+    *soft_slot(soft->seen, soft->seen_room, address) = address;
+    soft->seen_count++;
+}
+
 /* Making one. Each of these gives a uc_err, 0 for success. */
 
 static int soft_hook(struct soft *soft, int type, void *function, void *data, uint64_t from,
@@ -452,6 +517,77 @@ static int soft_hook_code(struct soft *soft, uint64_t address)
     return soft_hook(soft, UC_HOOK_CODE, soft_on_code, soft, address, address, 0);
 }
 
+/*
+ * AVX instructions on XMM registers: the engine takes them for SSE ones with two operands, and
+ * computes something else. So each block of code is looked at once, when it has been translated:
+ * where an AVX instruction may start, a hook is put, and the block is translated again before it
+ * has run. The hook is reached only if an instruction does start there.
+ */
+static bool soft_may_be_avx(const uint8_t *at, uint64_t left)
+{
+    /* The two-byte prefix always, the three-byte one with opcodes of map 1; others are no AVX
+     * (BMI) or are refused by the engine. */
+    return left >= 3 && (at[0] == 0xc5 || (at[0] == 0xc4 && (at[1] & 0x1f) == 1));
+}
+
+/* The engine reads for us: an address need not be what it seems, where a guest has tables of its
+ * own. (What such a guest executes elsewhere is not looked at.) */
+static bool soft_read_block(struct soft *soft, const struct uc_tb *block, uint8_t *code)
+{
+    return block->size <= SOFT_BLOCK_MAX &&
+           !uc.mem_read(soft->uc, block->pc, code, block->size);
+}
+
+static void soft_on_block(void *engine, struct uc_tb *block, struct uc_tb *before, void *data)
+{
+    struct soft *soft = data;
+    uint8_t code[SOFT_BLOCK_MAX];
+    (void)before;
+    if (!soft_read_block(soft, block, code))
+        return;
+    for (uint16_t i = 0; i < block->size; i++)
+        if (soft_may_be_avx(code + i, block->size - i) &&
+            !soft_is_hooked(soft, block->pc + i)) {
+            soft->suspect = *block;
+            uc.emu_stop(engine);
+            return;
+        }
+}
+
+/* The engine does not tell of the very first block. */
+static void soft_suspect_first(struct soft *soft, uint64_t pc)
+{
+    soft->suspect.pc = pc;
+    soft->suspect.size = (uint16_t)(SOFT_PAGE - pc % SOFT_PAGE);
+}
+
+static void soft_hook_suspects(struct soft *soft)
+{
+    struct uc_tb block = soft->suspect;
+    uint8_t code[SOFT_BLOCK_MAX];
+
+    soft->suspect.size = 0;
+    if (!soft_read_block(soft, &block, code))
+        return;
+    for (uint16_t i = 0; i < block.size; i++) {
+        uint64_t at = block.pc + i;
+        if (soft_may_be_avx(code + i, block.size - i) && !soft_is_hooked(soft, at)) {
+            soft_remember(soft, at);
+            soft_hook_code(soft, at);
+            for (uint16_t k = i; k > 0 && soft_is_prefix(code[k - 1]); k--)
+                soft_hook_code(soft, block.pc + k - 1);
+        }
+    }
+    uc.ctl(soft->uc, UC_CTL_WRITE_2(UC_CTL_TB_REMOVE_CACHE), block.pc, block.pc + block.size);
+}
+
+/* Look at all code that is executed. */
+static int soft_watch_avx(struct soft *soft)
+{
+    soft->watch_avx = true;
+    return soft_hook_all(soft, UC_HOOK_EDGE_GENERATED, soft_on_block);
+}
+
 /* From the next instruction on, this many; each one costs. */
 static int soft_count(struct soft *soft, uint64_t instructions)
 {
@@ -478,7 +614,12 @@ static int soft_hook_arm64(struct soft *soft, int mrs)
 
 static int soft_map(struct soft *soft, uint64_t gpa, uint64_t size, uint32_t prot, void *host)
 {
-    return uc.mem_map_ptr(soft->uc, gpa, size, prot, host);
+    int error = uc.mem_map_ptr(soft->uc, gpa, size, prot, host);
+    /* Mapping it so holds for the guest's accesses; protecting it, for the engine's own as well,
+     * which notes in the page tables that a page was used, wherever the guest says they are. */
+    if (!error && !(prot & UC_PROT_WRITE))
+        error = uc.mem_protect(soft->uc, gpa, size, prot);
+    return error;
 }
 
 static int soft_map_io(struct soft *soft, uint64_t gpa, uint64_t size)
@@ -529,6 +670,7 @@ static void soft_close(struct soft *soft)
         uc.close(soft->uc);
     if (soft->stack)
         munmap(soft->stack, SOFT_STACK);
+    free(soft->seen);
     free(soft);
 }
 

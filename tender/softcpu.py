@@ -32,7 +32,8 @@ VERSION_MIN = (2, 1, 2)  # the first with RDTSC under the tender's control
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 INSTALL = "pip install 'ptender[soft]'"
 
-_OUT, _MMIO, _STOPPED = lib.SOFT_OUT, lib.SOFT_MMIO, lib.SOFT_STOPPED
+_OUT = lib.SOFT_OUT
+_run = lib.soft_run
 _loaded = False
 
 
@@ -117,7 +118,6 @@ class SoftCpu:
         self._instructions = instructions
         self._soft: Any = None
         self._leave = {
-            lib.SOFT_OUT: self._on_out,
             lib.SOFT_IN: self._on_in,
             lib.SOFT_MMIO: self._on_mmio,
             lib.SOFT_STOPPED: Interrupted,
@@ -166,9 +166,12 @@ class SoftCpu:
 
     def run(self) -> Exit:
         """Let the guest run until something happens."""
-        soft, leave = self._soft, self._leave
+        soft = self._soft
         while True:
-            exit = leave[lib.soft_run(soft)]()
+            kind = _run(soft)
+            if kind == _OUT:  # a hypercall: nothing else has to be quick
+                return IoOut(soft.number, soft.size, soft.value)
+            exit = self._leave[kind]()
             if exit is not None:
                 return exit
 
@@ -180,10 +183,6 @@ class SoftCpu:
         function(int(ffi.cast("uintptr_t", self._soft)))
 
     # One of these for each way in which the engine leaves off; None: it goes on.
-
-    def _on_out(self) -> Exit | None:
-        soft = self._soft
-        return IoOut(soft.number, soft.size, soft.value)
 
     def _on_in(self) -> Exit | None:
         return IoIn(self._soft.number, self._soft.size)

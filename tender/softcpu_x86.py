@@ -97,6 +97,7 @@ class X86Vcpu(SoftCpu):
             check(lib.soft_hook_insn(soft, insn, number), "hook instructions")
         for address in self._hooked_addresses():
             check(lib.soft_hook_code(soft, address), "hook instructions")
+        check(lib.soft_watch_avx(soft), "hook instructions")
         self._set_fpu(Fpu())
 
     def _hooked_addresses(self) -> Iterator[int]:
@@ -300,6 +301,8 @@ class X86Vcpu(SoftCpu):
 
     def _deliver(self, raised: _Exception, by_instruction: bool = False) -> Exit | None:
         """Call the guest's handler; None, or the exit where it has none."""
+        if self._read("cs") & 3:
+            return Failure("software CPU: an exception outside ring 0: it runs ring 0 only")
         try:
             while True:
                 if raised.address is not None:
@@ -416,6 +419,8 @@ class X86Vcpu(SoftCpu):
             return self._wrmsr(after)
         if opcode == b"\x0f\xc7" and code[at + 2] & 0xF8 == 0xF0:
             self._rdrand(code[:at], code[at + 2] & 7, after + 1)
+        if opcode[:1] in (b"\xc4", b"\xc5"):
+            return Failure("software CPU: it can't do this instruction (AVX)")
         return None
 
     def _rdmsr(self, after: int) -> Exit | None:

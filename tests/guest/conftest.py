@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 BINDINGS = ROOT / "guest-bindings"
 PTENDER = Path(sys.executable).with_name("ptender")
+CPUS = ("kvm", "soft")
 NEEDS_FP = {"fp"}  # guests that are built with floating point
 NEEDS = {"ping": ["net"], "ping2": ["net"], "web": ["net", "tcp"]}  # sources beside their own
 
@@ -46,14 +47,31 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Build:
     return builder(tmp_path_factory.mktemp("guests"))
 
 
-@pytest.fixture(scope="session")
-def kvm() -> None:
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        pytest.skip("no access to /dev/kvm")
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "cpu" in metafunc.fixturenames:
+        wanted = metafunc.config.getoption("--cpu")
+        metafunc.parametrize("cpu", CPUS if wanted == "both" else [wanted], indirect=True)
 
 
 @pytest.fixture
-def ptender(kvm: None) -> Run:
+def cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The CPU that guests run on in this test: every test runs once on each."""
+    name: str = request.param
+    if name == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        pytest.skip("no access to /dev/kvm")
+    if name == "soft":
+        pytest.importorskip("unicorn", reason="the software CPU needs unicorn")
+    monkeypatch.setenv("PTENDER_CPU", name)
+    return name
+
+
+@pytest.fixture
+def kvm(cpu: str) -> None:
+    """An older name of `cpu`, where it does not matter which."""
+
+
+@pytest.fixture
+def ptender(cpu: str) -> Run:
     """Run the command to its end: `ptender("--mem=4", path).stdout`."""
 
     def run(
@@ -105,7 +123,7 @@ class Namespace:
 
 
 @pytest.fixture
-def namespace(kvm: None) -> Iterator[Namespace]:
+def namespace(cpu: str) -> Iterator[Namespace]:
     if os.geteuid() != 0:
         pytest.skip("taps and network namespaces need root")
     if not os.path.exists("/dev/net/tun"):

@@ -153,7 +153,7 @@ def read_until(process: subprocess.Popen[str], text: str) -> None:
     pytest.fail(f"ended without {text!r}: {process.communicate()}")
 
 
-@pytest.mark.usefixtures("kvm")
+@pytest.mark.usefixtures("cpu")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
     ("name", "words", "says"), [("loop", [], "looping"), ("sleep", ["100000"], "heap")]
@@ -170,7 +170,7 @@ def test_a_signal_ends_any_guest(
     assert errors == f"ptender: Exiting on signal {int(number)}\n"
 
 
-@pytest.mark.usefixtures("kvm")
+@pytest.mark.usefixtures("cpu")
 def test_a_signal_ends_a_guest_whose_output_nobody_takes(guest: Build) -> None:
     with start("--mem=8", guest("flood")) as process:
         time.sleep(1)  # the pipe fills up and the guest's console blocks
@@ -180,7 +180,7 @@ def test_a_signal_ends_a_guest_whose_output_nobody_takes(guest: Build) -> None:
     assert errors == "ptender: Exiting on signal 15\n"
 
 
-@pytest.mark.usefixtures("kvm")
+@pytest.mark.usefixtures("cpu")
 def test_a_signal_at_any_moment_ends_the_command(guest: Build) -> None:
     """From the interpreter's first steps on: it never hangs and never prints a traceback."""
     for step in range(40):
@@ -192,7 +192,7 @@ def test_a_signal_at_any_moment_ends_the_command(guest: Build) -> None:
         assert errors in ("", "ptender: Exiting on signal 15\n")
 
 
-@pytest.mark.usefixtures("kvm")
+@pytest.mark.usefixtures("cpu")
 def test_a_console_that_is_closed_ends_the_guest(guest: Build) -> None:
     with start("--mem=8", guest("flood")) as process:
         read_until(process, "flood 3")
@@ -203,7 +203,7 @@ def test_a_console_that_is_closed_ends_the_guest(guest: Build) -> None:
     assert process.returncode == 1
 
 
-@pytest.mark.usefixtures("kvm")
+@pytest.mark.usefixtures("cpu")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_lock_is_gone_however_its_holder_ended(
     ptender: Run, guest: Build, tmp_path: Path, number: signal.Signals
@@ -244,7 +244,7 @@ def test_standard_input_is_never_read_and_may_be_anything(guest: Build, ptender:
     assert subprocess.run(["sh", "-c", closed]).returncode == 3
 
 
-def test_a_full_disk_under_the_console_does_not_end_the_guest(guest: Build, kvm: None) -> None:
+def test_a_full_disk_under_the_console_does_not_end_the_guest(guest: Build, cpu: str) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [PTENDER, "--mem=8", guest("exit"), "3"], stdout=full, stderr=subprocess.PIPE, text=True
@@ -290,7 +290,7 @@ def test_no_core_without_an_abort(ptender: Run, guest: Build, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_core_that_does_not_fit_leaves_nothing(ptender: Run, guest: Build, kvm: None) -> None:
+def test_a_core_that_does_not_fit_leaves_nothing(ptender: Run, guest: Build, cpu: str) -> None:
     if os.geteuid() != 0:
         pytest.skip("a file system of its own needs root")
     script = (

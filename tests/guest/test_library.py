@@ -14,7 +14,7 @@ from tender import BlockFile, Descriptor, Guest, open_image
 from tender.errors import DeviceError, GuestFault, ImageError
 from tests.guest.conftest import Build
 
-pytestmark = pytest.mark.usefixtures("kvm")
+pytestmark = pytest.mark.usefixtures("cpu")
 
 
 def run(kernel: Path, *args: str, **options: object) -> tuple[object, bytes]:

@@ -1,0 +1,112 @@
+"""Instructions per second and microseconds per hypercall: the software CPU beside KVM.
+
+Run it from the repository: `python bench/softcpu.py [--json]`. Each figure is the best of five
+runs, taken in turns, of a guest of a few instructions on the tender's own loop and handlers. It
+is CPU time, because others may use the machine. What a run costs to start is taken out by running
+the guest with little and with much to do.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tender import Guest
+from tender.errors import TenderError
+
+ROUNDS = 5
+SOURCE = """\
+#include <solo5.h>
+
+static unsigned long number(const char *text)
+{
+    unsigned long value = 0;
+    while (*text >= '0' && *text <= '9')
+        value = value * 10 + (unsigned long)(*text++ - '0');
+    return value;
+}
+
+int solo5_app_main(const struct solo5_start_info *info)
+{
+    unsigned long count = number(info->cmdline + 2);
+
+    if (info->cmdline[0] == 'l') /* ten instructions a turn */
+        __asm__ volatile("1: add $1, %%rax; xor %%rax, %%rdx; lea 3(%%rdx), %%rsi\\n"
+                         "add %%rsi, %%rax; rol $5, %%rdx; mov %%rax, %%rdi; sub $7, %%rdi\\n"
+                         "and %%rdi, %%rsi; dec %0; jnz 1b"
+                         : "+r"(count) : : "rax", "rdx", "rsi", "rdi", "cc");
+    else
+        while (count--)
+            solo5_clock_wall();
+    return 0;
+}
+"""
+PER_TURN = 10
+# What is run: letter, turns of the long run on a CPU in software, and on one that is emulated.
+LOOP = ("l", 50_000_000, 200_000)
+CALLS = ("c", 300_000, 3_000)
+
+
+def build(folder: Path) -> Path:
+    source, kernel = folder / "bench.c", folder / "bench.hvt"
+    source.write_text(SOURCE)
+    ptender = Path(sys.executable).with_name("ptender")
+    subprocess.run([ptender, "build", source, "-o", kernel], check=True)
+    return kernel
+
+
+def seconds(kernel: Path, cpu: str, letter: str, count: int, console: int) -> float:
+    guest = Guest(kernel, letter, str(count), mem_mib=8, console=console, cpu=cpu)
+    start = time.process_time()
+    outcome = guest.run()
+    if outcome.reason != "halted" or outcome.status:
+        raise SystemExit(f"{cpu}: the guest did not end well: {outcome}")
+    return time.process_time() - start
+
+
+def per_turn(kernel: Path, cpu: str, what: tuple[str, int, int], console: int) -> float:
+    """Seconds per turn; a KVM that is slow gets less to do."""
+    letter, many, few = what
+    count = many if cpu == "soft" or seconds(kernel, cpu, letter, few, console) < 0.05 else few
+    none = seconds(kernel, cpu, letter, 1, console)
+    return max(seconds(kernel, cpu, letter, count, console) - none, 1e-9) / count
+
+
+def figures(kernel: Path, cpu: str, console: int) -> dict[str, float]:
+    turn = per_turn(kernel, cpu, LOOP, console)
+    call = per_turn(kernel, cpu, CALLS, console)
+    return {"instructions_per_s": PER_TURN / turn, "us_per_hypercall": call * 1e6}
+
+
+def main() -> None:
+    best: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder, open("/dev/null", "wb") as null:
+        kernel = build(Path(folder))
+        for _ in range(ROUNDS):
+            for cpu in ("soft", "kvm"):
+                try:
+                    each = figures(kernel, cpu, null.fileno())
+                except TenderError as error:
+                    print(f"{cpu}: {error}", file=sys.stderr)
+                    continue
+                known = best.setdefault(cpu, each)
+                known["instructions_per_s"] = max(
+                    known["instructions_per_s"], each["instructions_per_s"]
+                )
+                known["us_per_hypercall"] = min(known["us_per_hypercall"], each["us_per_hypercall"])
+    if "--json" in sys.argv:
+        print(json.dumps(best, indent=2))
+        return
+    for cpu, values in best.items():
+        rate, call = values["instructions_per_s"] / 1e6, values["us_per_hypercall"]
+        print(
+            f"{cpu:5} {rate:10.1f} million instructions/s {call:8.2f} us per hypercall (WALLTIME)"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,335 @@
+"""Which CPU a guest gets, what is said about it, and what only the software CPU can do."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tender import Guest, VirtualTime, cpus
+from tender.errors import HostError
+from tests.guest.conftest import PTENDER, Build, Run
+
+pytest.importorskip("unicorn", reason="the software CPU needs unicorn")
+
+needs_kvm = pytest.mark.skipif(
+    not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no access to /dev/kvm"
+)
+
+
+def run(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The command, with no word from the environment about the CPU."""
+    environment = {key: value for key, value in os.environ.items() if key != "PTENDER_CPU"}
+    settings = {"env": environment | options.pop("env", {}), "capture_output": True, "text": True}
+    return subprocess.run([PTENDER, *map(str, words)], timeout=100, **(settings | options))
+
+
+# Where there is no KVM, no device at all, no network and no root.
+
+# The mounts and the network namespace take root; the guest runs as somebody else, who has no
+# right to anything but the files of this user.
+BARE = (
+    "unshare --mount --net -- sh -c 'mount -t tmpfs -o mode=755 none /dev && "
+    'exec unshare --user --map-user=1000 --map-group=1000 -- "$@"\' sh'
+)
+
+
+@pytest.fixture(scope="module")
+def bare() -> list[str]:
+    """The words before a command that leave it nothing but its files."""
+    words = ["sh", "-c", f'exec {BARE} "$@"', "sh"]
+    if os.geteuid() != 0:
+        pytest.skip("an empty /dev and an empty network namespace need root")
+    shown = subprocess.run(
+        [*words, "sh", "-c", "id -u; ls /dev; cat /proc/net/dev; ls /dev/kvm"],
+        capture_output=True,
+        text=True,
+    )
+    if not shown.stdout.startswith("1000\n"):
+        pytest.skip(f"no user namespaces here: {shown.stderr.strip()}")
+    assert "No such file" in shown.stderr
+    assert re.findall(r"^ *(\w+):", shown.stdout, re.MULTILINE) == ["lo"]
+    return words
+
+
+def run_bare(bare: list[str], *words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "PTENDER_CPU"}
+    return subprocess.run(
+        [*bare, str(PTENDER), *map(str, words)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        **options,
+    )
+
+
+def test_without_any_device_or_right(bare: list[str], guest: Build, tmp_path: Path) -> None:
+    hello = run_bare(bare, "demo")
+    assert hello.returncode == 0, hello
+    assert "Hello" in hello.stdout
+    line = "ptender: KVM: Could not open /dev/kvm: this machine offers no KVM [^\n]*; "
+    line += re.escape("taking the software CPU (to say nothing: --cpu=soft)\n")
+    assert re.fullmatch(line, hello.stderr), hello
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(64 * 4096))
+    disk = run_bare(bare, "--cpu=soft", "--mem=8", "--block", image, guest("block"))
+    assert (disk.returncode, disk.stderr) == (0, ""), disk
+    assert "SUCCESS" in disk.stdout
+
+
+def test_a_network_without_any_device_or_right(bare: list[str], guest: Build) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(60)
+    words = ["--cpu=soft", "--mem=8", f"--net:service=@{theirs.fileno()}", "--", guest("ping")]
+    command = [*bare, str(PTENDER), *map(str, words)]
+    with subprocess.Popen(
+        command, pass_fds=[theirs.fileno()], stdout=subprocess.DEVNULL
+    ) as process:
+        announced = ours.recv(2000)
+        request = bytes.fromhex(
+            "ffffffffffff 020000000001 0806 0001 0800 06 04 0001"
+            "020000000001 0a000001 000000000000 0a000002"
+        ).ljust(60, b"\0")
+        ours.send(request)
+        reply = ours.recv(2000)
+        process.terminate()
+    assert announced[12:14] == b"\x08\x06"
+    assert reply[20:22] == b"\0\2"
+    ours.close()
+    theirs.close()
+
+
+def test_kvm_that_is_asked_for_and_not_there(bare: list[str]) -> None:
+    done = run_bare(bare, "--cpu=kvm", "/dev/../" + str(demo()))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(
+        r"ptender: KVM: Could not open /dev/kvm: [^\n]*, or use --cpu=soft\n", done.stderr
+    ), done
+
+
+def demo() -> Path:
+    return Path(cpus.__file__).with_name("guests") / "hello-x86_64.hvt"
+
+
+def test_the_engine_is_missing(guest: Build) -> None:
+    code = (
+        "import sys; from tender import softcpu, cli, cpus; "
+        "softcpu.library = lambda: '/nonexistent/libunicorn.so.2'; "
+        f"sys.exit(cli.main(['ptender', '--cpu=soft', '{demo()}']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "pip install 'ptender[soft]'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@needs_kvm
+def test_a_run_on_kvm_touches_no_engine() -> None:
+    code = (
+        "import sys; from tender import cli; "
+        f"status = cli.main(['ptender', '--cpu=kvm', '{demo()}']); "
+        "loaded = {'unicorn', 'tender._soft', 'tender.softcpu', 'ctypes'} & set(sys.modules); "
+        "sys.exit(status or str(loaded) if loaded else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done
+
+
+def test_the_environment_says_what_auto_means() -> None:
+    assert run(demo(), env={"PTENDER_CPU": "soft"}).stderr == ""
+    done = run(demo(), env={"PTENDER_CPU": "hard"})
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "PTENDER_CPU=hard is none of auto, kvm, soft" in done.stderr
+
+
+@needs_kvm
+@pytest.mark.skipif(not cpus.emulated(), reason="this machine's KVM runs guests in hardware")
+def test_auto_prefers_software_to_a_kvm_that_emulates(guest: Build) -> None:
+    done = run("--mem=8", guest("fp"))
+    assert done.returncode == 0, done
+    assert "SUCCESS" in done.stdout
+    assert re.fullmatch(r"ptender: KVM: this machine emulates [^\n]*\n", done.stderr)
+    assert run("--cpu=soft", "--mem=8", guest("fp")).stderr == ""
+
+
+# From KVM to software, in the middle of a run.
+
+
+@needs_kvm
+@pytest.mark.skipif(not cpus.emulated(), reason="this machine's KVM runs guests in hardware")
+@pytest.mark.parametrize(("name", "word", "status"), [("fp", "", 0), ("exception", "int3", 255)])
+def test_a_guest_that_kvm_cannot_emulate_moves(
+    guest: Build, monkeypatch: pytest.MonkeyPatch, name: str, word: str, status: int
+) -> None:
+    monkeypatch.delenv("PTENDER_CPU", raising=False)
+    monkeypatch.setattr(cpus, "emulated", lambda: False)
+    warnings: list[str] = []
+    reader, writer = os.pipe()
+    outcome = Guest(guest(name), word, mem_mib=8, console=writer, warn=warnings.append).run()
+    os.close(writer)
+    with open(reader) as output:
+        said = output.read()
+    assert (outcome.reason, outcome.status) == ("halted", status)
+    assert len(warnings) == 1
+    assert re.match(r"KVM: internal error exit: .*rip=0x1.*instruction=.*; going on", warnings[0])
+    assert "SUCCESS" in said or "trap #BP" in said
+
+
+@needs_kvm
+@pytest.mark.skipif(not cpus.emulated(), reason="this machine's KVM runs guests in hardware")
+def test_a_guest_does_not_move_where_kvm_was_asked_for(guest: Build) -> None:
+    done = run("--cpu=kvm", "--mem=8", guest("fp"))
+    assert done.returncode == 1
+    assert re.fullmatch(r"ptender: KVM: internal error exit: suberror=0x1[^\n]*\n", done.stderr)
+
+
+# Virtual time.
+
+
+def test_a_sleep_in_virtual_time_takes_none(guest: Build) -> None:
+    start = time.monotonic()
+    done = run("--cpu=soft", "--clock=virtual", "--mem=8", guest("sleep"), 3600_000)
+    assert done.returncode == 0, done
+    slept = re.search(r"slept (\d+) ns", done.stdout)
+    assert slept
+    assert int(slept[1]) >= 3600 * 10**9
+    assert time.monotonic() - start < 60
+
+
+@pytest.mark.parametrize("name", ["time", "memory", "ssp", "tls"])
+def test_two_virtual_runs_are_the_same(guest: Build, name: str) -> None:
+    words = ("--clock=virtual,start=2030-01-01T00:00:00,tick=77", "--mem=8", guest(name))
+    first, second = run(*words), run(*words)
+    assert first.stdout == second.stdout
+    assert first.returncode == second.returncode
+    assert first.stderr == ""
+
+
+def test_virtual_time_starts_where_it_is_told(tmp_path: Path) -> None:
+    source = tmp_path / "now.c"
+    source.write_text(
+        "#include <solo5.h>\n#include <stdio.h>\n"
+        "int solo5_app_main(const struct solo5_start_info *i) { (void)i;\n"
+        '    printf("%lu\\n", solo5_clock_wall()); return 0; }\n'
+    )
+    image = tmp_path / "now.hvt"
+    assert run("build", source, "-o", image).returncode == 0
+    billion = ("2001-09-09T01:46:40", "2001-09-09T03:46:40+02:00", "1000000000")
+    for start in (*billion, "0"):
+        done = run(f"--clock=virtual,start={start},tick=1", image, "--solo5:quiet")
+        expected = 10**18 if start in billion else 0
+        assert 0 < int(done.stdout) - expected < 100, done
+
+
+def test_virtual_time_and_frames(guest: Build) -> None:
+    """A poll without an end waits for a frame; nothing is jumped over."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(60)
+    words = ["--clock=virtual", f"--net:service=@{theirs.fileno()}", "--", guest("ping")]
+    with subprocess.Popen(
+        [PTENDER, *map(str, words)], pass_fds=[theirs.fileno()], stdout=subprocess.DEVNULL
+    ) as process:
+        ours.recv(2000)
+        time.sleep(0.2)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 1
+    ours.close()
+    theirs.close()
+
+
+def test_a_program_gives_virtual_time(guest: Build) -> None:
+    null = os.open("/dev/null", os.O_WRONLY)
+    begin = time.monotonic()
+    outcome = Guest(
+        guest("sleep"), "3600000", mem_mib=8, console=null, clock=VirtualTime(), cpu="soft"
+    ).run()
+    assert (outcome.reason, outcome.status) == ("halted", 0)
+    assert time.monotonic() - begin < 60
+    os.close(null)
+
+
+# A limit.
+
+
+def test_a_guest_that_runs_away_is_ended(guest: Build) -> None:
+    done = run("--instructions=300000", "--mem=8", guest("loop"))
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"ptender: software CPU: [^\n]*--instructions[^\n]*rip=0x1[^\n]*\n", done.stderr
+    )
+    enough = run("--instructions=300000", "--mem=8", guest("exit"), 3)
+    assert enough.returncode == 3
+
+
+@pytest.mark.parametrize("word", ["--clock=virtual", "--instructions=5"])
+def test_what_kvm_cannot_do_is_said(word: str) -> None:
+    done = run("--cpu=kvm", word, demo())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{word.partition('=')[0]}" in done.stderr
+    assert "use --cpu=soft" in done.stderr
+
+
+# What is better than on KVM.
+
+
+def test_a_jump_into_data_is_a_fault(tmp_path: Path) -> None:
+    source = tmp_path / "jump.c"
+    source.write_text(
+        "#include <solo5.h>\nstatic unsigned char code[1] = {0xc3};\n"
+        "int solo5_app_main(const struct solo5_start_info *i) { (void)i;\n"
+        "    void (*volatile go)(void) = (void (*)(void))code; go(); return 0; }\n"
+    )
+    image = tmp_path / "jump.hvt"
+    assert run("build", source, "-o", image).returncode == 0
+    done = run("--cpu=soft", "--mem=8", image)
+    assert done.returncode == 1
+    assert re.fullmatch(r"ptender: host/guest translation fault: rip=0x1[0-9a-f]+\n", done.stderr)
+
+
+def test_an_instruction_beyond_the_engine(tmp_path: Path) -> None:
+    source = tmp_path / "avx.c"
+    source.write_text(
+        "#include <solo5.h>\n"
+        "int solo5_app_main(const struct solo5_start_info *i) { (void)i;\n"
+        '    __asm__ volatile("vpaddb %ymm0, %ymm0, %ymm0"); return 0; }\n'
+    )
+    image = tmp_path / "avx.hvt"
+    assert run("build", source, "-o", image).returncode == 0
+    done = run("--cpu=soft", "--mem=8", image)
+    assert done.returncode == 1
+    assert re.search(
+        r"can't do this instruction, rip=0x1[0-9a-f]+, instruction=c5 fd fc c0", done.stderr
+    )
+
+
+@pytest.mark.parametrize("word", ["nothing", "KVM"])
+def test_words_that_name_no_cpu(word: str) -> None:
+    done = run(f"--cpu={word}", demo())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"'{word}' is none of auto, kvm, soft" in done.stderr
+
+
+def test_errors_of_the_software_cpu_reach_the_program(
+    monkeypatch: pytest.MonkeyPatch, guest: Build
+) -> None:
+    from tender import softcpu
+
+    monkeypatch.setattr(softcpu, "_loaded", False)
+    monkeypatch.setattr(softcpu, "library", lambda: "/nonexistent")
+    with pytest.raises(HostError, match="pip install"):
+        Guest(guest("exit"), "0", cpu="soft").run()
+
+
+def test_the_fixture_knows_both(ptender: Run, cpu: str) -> None:
+    assert ptender("-v", "--mem=8", demo()).returncode == 0
+    assert os.environ["PTENDER_CPU"] == cpu

@@ -1,0 +1,621 @@
+"""The software CPU: what a guest sees of it, without KVM, an image or root."""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+pytest.importorskip("unicorn", reason="the engine is not installed: pip install 'ptender[soft]'")
+
+from tender import softcpu, softcpu_x86
+from tender.boot import layout, x86_64
+from tender.boot.x86_64 import Fpu, State, Table
+from tender.config import VirtualTime
+from tender.errors import HostError
+from tender.record import replace
+from tender.vcpu import Failure, Fault, Interrupted, IoIn, IoOut, Mmio
+from tests.unit.cpurig import (
+    CODE,
+    DATA,
+    GDT,
+    HIDDEN,
+    IDT,
+    RODATA,
+    SIZE,
+    STACKS,
+    TASK,
+    CpuRig,
+    assemble,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Make = Callable[..., CpuRig]
+
+DE, BP, UD, DF, NP, GP, PF = 0, 3, 6, 8, 11, 13, 14
+
+
+@pytest.fixture
+def cpu() -> Iterator[Make]:
+    rigs: list[CpuRig] = []
+
+    def make(*words: Any, **options: Any) -> CpuRig:
+        rigs.append(CpuRig(*words, **options))
+        return rigs[-1]
+
+    yield make
+    for rig in rigs:
+        rig.close()
+
+
+def test_the_engines_numbers_are_those_of_its_package() -> None:
+    from unicorn import x86_const
+
+    aliases = {
+        "idt": "IDTR", "gdt": "GDTR", "ldt": "LDTR", "fcw": "FPCW", "fsw": "FPSW",
+        "last_ip": "FIP", "last_dp": "FDP", "last_opcode": "FOP",
+    }  # fmt: skip
+    for name, number in softcpu_x86.NUMBERS.items():
+        assert number == getattr(x86_const, "UC_X86_REG_" + aliases.get(name, name.upper())), name
+    for name in ("IN", "OUT", "CPUID", "RDTSC", "RDTSCP", "SYSCALL", "SYSENTER"):
+        ours = getattr(softcpu_x86, f"INS_{name}")
+        assert ours == getattr(x86_const, f"UC_X86_INS_{name}"), name
+
+
+# Exits.
+
+
+def test_out_and_in_are_exits(cpu: Make) -> None:
+    rig = cpu(
+        """
+        mov $0x502, %edx
+        mov $0x1234, %eax
+        out %eax, %dx
+        outb %al, $0x40
+        outw %ax, %dx
+        in %dx, %eax
+        """
+    )
+    seen = [rig.run() for _ in range(4)]
+    assert [(e.port, e.size, e.value) for e in seen[:3] if isinstance(e, IoOut)] == [
+        (0x502, 4, 0x1234),
+        (0x40, 1, 0x34),
+        (0x502, 2, 0x1234),
+    ]
+    assert seen[3] == IoIn(0x502, 4)
+
+
+def test_the_guest_goes_on_after_an_answer(cpu: Make) -> None:
+    """What the tender writes is there for the very next instruction."""
+    rig = cpu(
+        f"mov $0x501, %edx\nmov ${DATA}, %eax\nout %eax, %dx\nmov ({DATA}), %eax\nout %eax, %dx"
+    )
+    assert rig.out() == (0x501, DATA)
+    rig.put(DATA, b"\x07\0\0\0")
+    assert rig.out() == (0x501, 7)
+
+
+def test_hlt_is_a_failure_in_the_words_of_kvm(cpu: Make) -> None:
+    exit = cpu("hlt").run()
+    assert isinstance(exit, Failure)
+    assert "(HLT)" in exit.what
+
+
+def test_a_stop_ends_an_endless_loop(cpu: Make) -> None:
+    rig = cpu("1: jmp 1b")
+    ended: list[float] = []
+    done = threading.Event()
+
+    def kick() -> None:
+        time.sleep(0.05)
+        ended.append(time.monotonic())
+        while not done.wait(0.001):
+            rig.cpu.kick()
+
+    thread = threading.Thread(target=kick)
+    thread.start()
+    assert rig.run() == Interrupted()
+    done.set()
+    thread.join()
+    assert rig.cpu.instruction_pointer() == CODE
+
+
+def test_a_stopped_guest_can_go_on(cpu: Make) -> None:
+    rig = cpu("mov $0x501, %edx\nout %eax, %dx\nmov $5, %eax\nout %eax, %dx")
+    rig.out()
+    rig.cpu.kick()
+    assert rig.run() == Interrupted()
+    while isinstance(exit := rig.run(), Interrupted):
+        pass
+    assert isinstance(exit, IoOut)
+    assert exit.value == 5
+
+
+# Memory.
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "movb $1, {to}",
+        "lock incl {to}",
+        "xchg %eax, {to}",
+        "lock cmpxchg16b {to}",
+        "movaps %xmm0, {to}",
+        "fxsave {to}",
+        "mov ${to}, %edi\nmov $100, %ecx\nrep stosb",
+        "mov ${to} + 256, %esp\npush %rax",
+        "mov ${to} + 256, %esp\ncall .",
+    ],
+)
+def test_read_only_pages_stay_so(cpu: Make, text: str) -> None:
+    rig = cpu(text.format(to=f"{RODATA:#x}"))
+    exit = rig.run()
+    assert isinstance(exit, Mmio), exit
+    assert exit.is_write
+    assert exit.gpa & ~0xFFF == RODATA
+    assert bytes(rig.memory.view[RODATA : RODATA + 4096]) == bytes(4096)
+
+
+def test_hidden_pages_cannot_be_read(cpu: Make) -> None:
+    exit = cpu("mov HIDDEN, %eax").run()
+    assert isinstance(exit, Mmio)
+    assert (exit.gpa, exit.is_write) == (HIDDEN, False)
+
+
+@pytest.mark.parametrize("target", [DATA, RODATA, HIDDEN, SIZE - 4096])
+def test_only_code_is_executed(cpu: Make, target: int) -> None:
+    rig = cpu(f"mov ${target}, %eax\njmp *%rax")
+    rig.put(DATA, b"\xf4")
+    assert rig.run() == Fault()
+    assert rig.cpu.instruction_pointer() == target
+
+
+def test_memory_that_the_guest_maps_and_is_not_there(cpu: Make) -> None:
+    rig = cpu("mov 0x300000, %eax")
+    entry = 0x80000000 | 0x83  # a page for 2 MiB, far beyond the memory
+    rig.put(layout.X86_PD + 8, struct.pack("<Q", entry))
+    exit = rig.run()
+    assert isinstance(exit, Mmio)
+    assert (exit.gpa, exit.is_write) == (0x80100000, False)
+
+
+@pytest.mark.parametrize("table", [CODE, RODATA, HIDDEN, SIZE, 1 << 40, 0xFFFFFFFFFF000])
+def test_page_tables_in_strange_places(cpu: Make, table: int) -> None:
+    """Whatever the guest says that its tables are: it ends, and the tender does not."""
+    rig = cpu(f"mov ${table}, %rax\nmov %rax, %cr3\nmov 0x123456, %eax\nhlt")
+    exit = rig.run()
+    assert isinstance(exit, (Failure, Fault, Mmio))
+
+
+def test_tables_that_are_read_only_are_not_written(cpu: Make) -> None:
+    """A CPU notes in its tables that a page was used: not where the guest may not write."""
+    rig = cpu(
+        """
+        mov $RODATA, %eax
+        mov %rax, %cr3
+        movl $1, DATA
+        mov $0x500, %edx
+        out %eax, %dx
+        """,
+        rodata=struct.pack("<Q", layout.X86_PDPT | 3),  # a PML4 with one entry, not used yet
+    )
+    assert isinstance(rig.run(), (IoOut, Mmio, Failure))
+    assert rig.u64(RODATA) == layout.X86_PDPT | 3
+
+
+# Exceptions.
+
+
+def test_exceptions_have_frames_as_the_manual_says(cpu: Make) -> None:
+    rig = cpu("mov $0x1000000, %eax\n1: movl $1, (%rax)\nnop", handlers=True)
+    vector, frame = rig.trap()
+    assert vector == PF
+    error_code, rip, cs, rflags, rsp, ss = frame
+    assert (error_code, rip, cs, rsp, ss) == (2, CODE + 5, 8, SIZE - 8, 0x10)
+    assert rflags & 0x10002 == 0x10002  # RF: the instruction would be done again
+    state = rig.cpu.get_state()
+    assert state.control["cr2"] == 0x1000000
+    assert STACKS[0] - 200 < state.registers["rsp"] < STACKS[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "vector", "error_code"),
+    [
+        ("xor %ecx, %ecx\ndiv %ecx", DE, None),
+        ("ud2", UD, None),
+        (".byte 0x06", UD, None),
+        ("lock; nop", UD, None),
+        ("mov $0x38, %eax\nmov %eax, %ds", GP, 0x38),
+        ("mov $0x8000000000000000, %rax\nmov (%rax), %eax", GP, 0),
+        ("mov 0x8, %eax", PF, 0),
+        ("mov %eax, 0x8", PF, 2),
+        ("mov %eax, 0x20000", PF, 3),
+        ("mov $0x8, %eax\njmp *%rax", PF, 0),
+        ("mov $0xdead, %ecx\nrdmsr", GP, 0),
+        ("mov $0xdead, %ecx\nwrmsr", GP, 0),
+        ("mov $0x1b, %ecx\nwrmsr", GP, 0),
+        ("mov $0xc0000100, %ecx\nmov $0x40000000, %edx\nwrmsr", GP, 0),
+        (".byte 0x48\nrdmsr", GP, 0),
+    ],
+)
+def test_faults(cpu: Make, text: str, vector: int, error_code: int | None) -> None:
+    rig = cpu(text, handlers=True)
+    seen, frame = rig.trap()
+    assert seen == vector
+    if error_code is not None:
+        assert frame.pop(0) == error_code
+    assert frame[1] == 8
+
+
+@pytest.mark.parametrize(("text", "vector", "length"), [("int3", BP, 1), ("int $13", GP, 2)])
+def test_traps_go_on_behind_the_instruction(cpu: Make, text: str, vector: int, length: int) -> None:
+    rig = cpu(text, handlers=True)
+    seen, frame = rig.trap()
+    assert seen == vector
+    assert frame[:2] == [CODE + length, 8]  # no error code, even for the number of one that has it
+    assert not frame[2] & 0x10000
+
+
+def test_a_handler_may_return_again_and_again(cpu: Make) -> None:
+    """The exceptions of a guest that handles them have nothing to do with one another."""
+    rig = cpu("1: mov 0x8, %eax\nmov %eax, 0x20000\ndiv %ecx\njmp 1b", handlers=True)
+    expected = [(PF, 0, CODE), (PF, 3, CODE + 7), (DE, None, CODE + 14)]
+    for vector, error_code, rip in expected * 10:
+        seen, frame = rig.trap()
+        assert seen == vector
+        at = rig.register("rsp") + 16  # behind what the handler has pushed
+        if error_code is not None:
+            assert frame.pop(0) == error_code
+            at += 8
+        assert frame[0] == rip
+        rig.put(at, struct.pack("<Q", rip + (2 if vector == DE else 7)))
+
+
+def test_breakpoints_one_after_the_other(cpu: Make) -> None:
+    rig = cpu("int3\n" * 50 + "mov $0x777, %edx\nout %eax, %dx", handlers=True)
+    for count in range(50):
+        assert rig.trap() == (BP, rig_frame(rig, CODE + count + 1))
+    assert rig.out()[0] == 0x777
+
+
+def rig_frame(rig: CpuRig, rip: int) -> list[int]:
+    top = STACKS[0] - 40
+    frame = [rig.u64(top + 8 * index) for index in range(6)]
+    assert frame[0] == rip
+    return frame
+
+
+def test_a_handler_that_cannot_be_called(cpu: Make) -> None:
+    rig = cpu("ud2", handlers=True)
+    rig.put_gate(UD, 0, kind=0)  # no gate: #GP, with the gate's number
+    vector, frame = rig.trap()
+    assert (vector, frame[0]) == (GP, UD << 3 | 3)
+    rig = cpu("ud2", handlers=True)
+    rig.put_gate(UD, CODE, kind=0x0E)  # not present
+    assert rig.trap()[0] == NP
+    rig = cpu("ud2", handlers=True)
+    rig.put_gate(UD, CODE, selector=0x10)  # data
+    vector, frame = rig.trap()
+    assert (vector, frame[0]) == (GP, 0x11)
+
+
+def test_a_double_fault_has_its_handler(cpu: Make) -> None:
+    rig = cpu("mov 0x8, %eax", handlers=True)
+    rig.put_gate(PF, CODE, ist=3)
+    rig.put(TASK + 0x24 + 16, struct.pack("<Q", 0x9000))  # IST 3: there is no page
+    vector, frame = rig.trap()
+    assert (vector, frame[0]) == (DF, 0)
+    assert STACKS[1] - 200 < rig.register("rsp") < STACKS[1]
+
+
+@pytest.mark.parametrize("limit", [0, 16 * 8 - 1])
+def test_a_triple_fault_ends_the_guest(cpu: Make, limit: int) -> None:
+    rig = cpu("mov 0x8, %eax", handlers=True)
+    state = rig.state
+    rig.cpu.set_state(
+        State(state.registers, state.segments, state.control, state.gdt, Table(IDT, limit))
+    )
+    exit = rig.run()
+    assert isinstance(exit, Failure)
+    assert "(triple fault)" in exit.what
+
+
+def test_a_stack_that_is_no_memory(cpu: Make) -> None:
+    """The guest's tables let its handler's frame be written, but the tender does not."""
+    rig = cpu("ud2", handlers=True)
+    rig.put(TASK + 0x24, struct.pack("<Q", RODATA + 64))
+    assert rig.run() == Fault()
+
+
+def test_exceptions_outside_ring_0_are_beyond_it(cpu: Make) -> None:
+    """A guest that leaves ring 0 is none of Solo5's: it ends, in words."""
+    rig = cpu("push $0x1b\npush $0\npush $2\npush $0x23\npush $1f\niretq\n1: ud2", handlers=True)
+    user_code, user_data = 0x00AFFB000000FFFF, 0x00CFF3000000FFFF
+    rig.put(GDT + 0x18, struct.pack("<2Q", user_data, user_code))
+    rig.cpu.set_state(replace(rig.state, gdt=Table(GDT, 0x27)))
+    for table in (layout.X86_PML4, layout.X86_PDPT, layout.X86_PD):
+        rig.put(table, struct.pack("<Q", rig.u64(table) | 4))  # the user's, too
+    for at in range(layout.X86_PT, layout.X86_PT + 4096, 8):
+        rig.put(at, struct.pack("<Q", rig.u64(at) | 4))
+    exit = rig.run()
+    assert isinstance(exit, Failure)
+    assert "ring 0 only" in exit.what
+
+
+def test_an_instruction_beyond_the_engine_ends_the_guest(cpu: Make) -> None:
+    for text in (
+        "vaddps %ymm0, %ymm0, %ymm0",
+        "vaddps %zmm0, %zmm0, %zmm0",
+        "vaddps %xmm1, %xmm2, %xmm3",  # the engine would do an SSE instruction instead
+        "vmovdqu %fs:8(%esp), %xmm1",
+        "vaddsd %xmm10, %xmm11, %xmm12",
+        "vzeroupper",
+        "syscall",
+    ):
+        rig = cpu(text, handlers=True)
+        exit = rig.run()
+        assert isinstance(exit, Failure)
+        assert "can't do this instruction" in exit.what
+        assert rig.cpu.instruction_pointer() == CODE
+
+
+def test_what_only_looks_like_avx_is_done(cpu: Make) -> None:
+    rig = cpu(
+        """
+        mov $0xc5c5c5c5, %eax
+        jmp 1f
+        .byte 0xc5, 0xc5
+    1:  add $0xc441c4c5, %eax
+        andn %eax, %eax, %ebx
+        mov $3, %ecx
+    2:  add $0x10c5f8c5, %eax
+        dec %ecx
+        jnz 2b
+        mov $0x500, %edx
+        out %eax, %dx
+        """
+    )
+    assert rig.out() == (0x500, (0xC5C5C5C5 + 0xC441C4C5 + 3 * 0x10C5F8C5) % (1 << 32))
+
+
+# Registers and instructions.
+
+
+def test_fs_base_and_its_msr(cpu: Make) -> None:
+    rig = cpu(
+        f"""
+        mov $0xc0000100, %ecx
+        mov ${DATA}, %eax
+        xor %edx, %edx
+        wrmsr
+        mov %fs:8, %eax
+        mov $0x500, %edx
+        out %eax, %dx
+        mov $0xc0000100, %ecx
+        rdmsr
+        mov $0x501, %edx
+        out %eax, %dx
+        """,
+        handlers=True,
+    )
+    rig.put(DATA + 8, b"\x78\x56\x34\x12")
+    assert rig.out() == (0x500, 0x12345678)
+    assert rig.out() == (0x501, DATA)
+    assert rig.cpu.get_state().segments["fs"].base == DATA
+
+
+def test_cpuid_promises_what_the_engine_does() -> None:
+    _, _, ecx, edx = softcpu_x86.cpuid(1, 0, random=True)
+    for bit in (12, 26, 27, 28, 29):  # FMA, XSAVE, OSXSAVE, AVX, F16C
+        assert not ecx >> bit & 1
+    for bit in (9, 11, 12):  # APIC, SEP, MTRR
+        assert not edx >> bit & 1
+    for bit in (0, 25, 26):  # x87, SSE, SSE2
+        assert edx >> bit & 1
+    assert ecx >> 30 & 1
+    assert not softcpu_x86.cpuid(1, 0, random=False)[2] >> 30 & 1
+    assert softcpu_x86.cpuid(7, 0, random=True)[1] & (1 << 5 | 1 << 16) == 0  # AVX2, AVX-512
+    assert softcpu_x86.cpuid(0x1234, 0, random=True) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("feature", "text"),
+    [
+        ("sse3", "haddps %xmm0, %xmm0"),
+        ("pclmul", "pclmulqdq $0, %xmm0, %xmm0"),
+        ("ssse3", "pabsb %xmm0, %xmm0"),
+        ("cx16", "lock cmpxchg16b DATA"),
+        ("sse4.1", "ptest %xmm0, %xmm0"),
+        ("sse4.2", "crc32 %eax, %eax"),
+        ("movbe", "movbe DATA, %eax"),
+        ("popcnt", "popcnt %eax, %eax"),
+        ("aes", "aesenc %xmm0, %xmm0"),
+        ("rdrand", "rdrand %eax"),
+        ("bmi1", "andn %eax, %eax, %eax"),
+        ("bmi2", "shlx %eax, %eax, %eax"),
+        ("lzcnt", "lzcnt %eax, %eax"),
+        ("rdtscp", "rdtscp"),
+        ("mmx", "paddb %mm0, %mm0"),
+        ("x87", "fld1\nfsin\nfstp %st(0)"),
+    ],
+)
+def test_what_cpuid_promises_can_be_done(cpu: Make, feature: str, text: str) -> None:
+    rig = cpu(f"{text}\nmov $0x500, %edx\nout %eax, %dx", handlers=True)
+    assert rig.out()[0] == 0x500, feature
+
+
+def test_cpuid_answers_the_guest(cpu: Make) -> None:
+    rig = cpu("mov $0x40000000, %eax\ncpuid\nmov %ebx, %eax\nmov $0x500, %edx\nout %eax, %dx")
+    assert rig.out()[1].to_bytes(4, "little") == b"pten"
+
+
+def test_the_counter_follows_the_frequency(cpu: Make) -> None:
+    read = "rdtsc\nshl $32, %rdx\nor %rdx, %rax\nmov %rax, DATA\nmov $0x500, %edx\nout %eax, %dx\n"
+    rig = cpu(read * 2)
+    before = time.monotonic_ns()
+    rig.out()
+    first = rig.u64(DATA)
+    time.sleep(0.02)
+    rig.out()
+    passed = rig.u64(DATA) - first
+    assert rig.cpu.cpu_cycle_freq == 10**9
+    assert 20_000_000 <= passed <= time.monotonic_ns() - before
+
+
+# The state, as a value.
+
+
+def full_state() -> State:
+    state = x86_64.initial_state(CODE, SIZE)
+    registers = {name: 0x0808080808080808 * index for index, name in enumerate(x86_64.REGISTERS)}
+    registers |= {"rip": CODE, "rsp": SIZE - 64, "rflags": 0x246}
+    fpu = Fpu(
+        fcw=0x27F,
+        fsw=0x3800,
+        ftwx=0x81,
+        last_opcode=0x123,
+        last_ip=CODE,
+        last_dp=DATA,
+        st=tuple(bytes([index]) * 10 for index in range(8)),
+        xmm=tuple(bytes([index]) * 16 for index in range(16)),
+        mxcsr=0x1F90,
+    )
+    segments = dict(state.segments)
+    segments["fs"] = x86_64.Segment(**{**segments["fs"].__dict__, "base": 0x7000})
+    msrs = {"star": 0x10, "lstar": CODE, "kernel_gs_base": 0x8000, "tsc_aux": 3}
+    return State(registers, segments, state.control, state.gdt, Table(IDT, 0x1FF), fpu, msrs)
+
+
+def test_what_is_set_is_what_is_got(cpu: Make) -> None:
+    state = full_state()
+    rig = cpu("hlt")
+    rig.cpu.set_state(state)
+    got = rig.cpu.get_state()
+    assert got.registers == state.registers
+    assert (got.fpu, got.gdt, got.idt) == (state.fpu, state.gdt, state.idt)
+    assert got.segments["fs"].base == 0x7000
+    assert {name: got.segments[name].selector for name in ("cs", "ds", "es", "ss")} == {
+        "cs": 8,
+        "ds": 16,
+        "es": 16,
+        "ss": 16,
+    }
+    assert got.segments["tr"] == state.segments["tr"]
+    assert got.segments["ldt"].unusable
+    assert got.control["cr4"] == state.control["cr4"]
+    assert {name: got.msrs[name] for name in state.msrs} == state.msrs
+
+
+def test_a_guest_moves_in_the_middle_of_its_work(cpu: Make) -> None:
+    text = """
+        mov $3, %ebx
+        cvtsi2sd %ebx, %xmm3
+        fld1
+        mov $0x500, %edx
+        out %eax, %dx
+        addsd %xmm3, %xmm3
+        cvtsd2si %xmm3, %eax
+        out %eax, %dx
+        fadd %st(0), %st(0)
+        fistpl DATA
+        mov DATA, %eax
+        out %eax, %dx
+        """
+    first, second = cpu(text), cpu(text)
+    first.out()
+    second.cpu.set_state(first.cpu.get_state())
+    assert [second.out()[1], second.out()[1]] == [6, 2]
+    first.cpu.set_state(first.cpu.get_state())  # the same CPU, in the middle of an instruction
+    assert [first.out()[1], first.out()[1]] == [6, 2]
+
+
+def test_a_state_that_it_cannot_be_in(cpu: Make) -> None:
+    rig = cpu("hlt")
+    state = full_state()
+    user = x86_64.Segment(**{**state.segments["cs"].__dict__, "dpl": 3})
+    with pytest.raises(HostError, match="ring 0 only"):
+        rig.cpu.set_state(replace(state, segments={**state.segments, "cs": user}))
+
+
+# Virtual time, and a limit.
+
+
+def test_virtual_time_is_what_the_guest_makes_of_it(cpu: Make) -> None:
+    read = "rdtsc\nmov %eax, %ebx\nrdtsc\nsub %ebx, %eax\nmov $0x500, %edx\nout %eax, %dx\n"
+    rig = cpu(read + "rdrand %rax\n" + read + "rdtscp\n", clock=VirtualTime(5 * 10**9, 250))
+    assert rig.out() == (0x500, 250)
+    assert rig.clock.wall_ns() == 5 * 10**9 + 750
+    rig.clock.advance(10**9)
+    assert rig.clock.wall_ns() == 6 * 10**9 + 1000
+    assert rig.out() == (0x500, 250)
+
+
+@pytest.mark.parametrize("text", ["rdrand %rax", "rdrand %r9", "rdrand %cx", "rdrand %r15d"])
+def test_random_numbers_are_the_same_in_every_virtual_run(cpu: Make, text: str) -> None:
+    def once() -> State:
+        rig = cpu(f"stc\n{text}\nmov $0x500, %edx\nout %eax, %dx", clock=VirtualTime())
+        rig.out()
+        return rig.cpu.get_state()
+
+    first, second = once(), once()
+    assert first.registers == second.registers
+    assert first.registers["rflags"] & 1
+    register = {"rax": "rax", "r9": "r9", "cx": "rcx", "r15d": "r15"}[text.rpartition("%")[2]]
+    assert first.registers[register] != 0
+
+
+def test_a_limit_of_instructions_is_exact(cpu: Make) -> None:
+    rig = cpu("inc %eax\n" * 20, instructions=7)
+    exit = rig.run()
+    assert isinstance(exit, Failure)
+    assert "--instructions" in exit.what
+    assert rig.register("rax") == 7
+    assert rig.cpu.instruction_pointer() == CODE + 14
+
+
+# Pure parts.
+
+
+def test_where_an_instruction_may_start() -> None:
+    text = memoryview(b"\x90\x0f\x32\x66\x48\x0f\x30\x0f")
+    found = list(softcpu_x86.starts(text, [b"\x0f\x30", b"\x0f\x32"], 0x1000))
+    assert found == [0x1001, 0x1003, 0x1004, 0x1005]
+
+
+def test_regions_are_of_one_protection(cpu: Make) -> None:
+    rig = cpu("hlt")
+    pieces = softcpu.regions(rig.memory, [(CODE, CODE + 0x4000)])
+    assert (CODE, CODE + 0x4000, 5) in pieces
+    assert (RODATA, RODATA + 4096, 1) in pieces
+    assert not any(start <= HIDDEN < end for start, end, _ in pieces)
+    assert pieces[0] == (0, CODE, 3)
+
+
+def test_undefined_is_what_no_cpu_does() -> None:
+    for text in ("ud2", "ud1 %eax, %eax", "ud0 %eax, %eax", ".byte 0x27", "lock; nop"):
+        assert softcpu_x86.is_undefined(assemble(text)), text
+    for text in ("vaddps %ymm0, %ymm0, %ymm0", "xsave DATA", "invpcid DATA, %rax"):
+        assert not softcpu_x86.is_undefined(assemble(text)), text
+
+
+def test_nothing_is_left_of_a_cpu(cpu: Make) -> None:
+    from pathlib import Path
+
+    def mappings() -> int:
+        return len(Path("/proc/self/maps").read_text().splitlines())
+
+    for suspended in ("out %eax, %dx", "ud2", "hlt"):
+        before = 0
+        for count in range(20):
+            rig = CpuRig(suspended)
+            rig.run()
+            rig.close()
+            before = before or (mappings() if count == 2 else 0)
+        assert mappings() <= before + 4
