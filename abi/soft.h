@@ -255,14 +255,11 @@ static void soft_stack(unsigned low, unsigned high)
             soft->again = true;
             error = 0;
         }
+        bool again = soft->again || soft->suspect.size;
+        soft->again = false;
         soft->skip = 0;
-        if (soft->again) {
-            soft->again = false;
-            if (!soft->kicked)
-                continue;
-        }
         soft->number = (uint32_t)error;
-        if (!error && soft->suspect.size && !soft->stopping)
+        if (!error && again && !soft->stopping)
             continue;
         bool stopped = soft->stopping;
         soft->stopping = 0;
