@@ -150,7 +150,7 @@ def test_registers_survive_an_exception(ptender: Run, make: Build) -> None:
         ("overflow", "Invalid guest access"),
         ("overflow high", "Invalid guest access: gpa=0xfffffffffffffff8"),
         ("textblock text", "Invalid guest access: protected"),
-        ("textwrite", "host/guest translation fault: pc=0x10"),
+        ("textwrite", "host/guest translation fault: pc=0x1"),
         ("hlt", "HLT"),
         ("triplefault", "the exception's handler can't be executed, pc=0x200"),
     ],
@@ -181,12 +181,12 @@ STORE = (
         (STORE.format("stp %w1, %w1, [%0]"), "not a store that a hypervisor can"),
         (
             "static uint32_t code[] = {0xd65f03c0}; ((void (*)(void))(uintptr_t)code)();",
-            "host/guest translation fault: pc=0x10",
+            "host/guest translation fault: pc=0x1",
         ),
         (
             "*(volatile uint32_t *)info->heap_start = 0xd65f03c0;"
             "((void (*)(void))info->heap_start)();",
-            "host/guest translation fault: pc=0x10",
+            "host/guest translation fault: pc=0x1",
         ),
     ],
     ids=["size 8", "writeback", "pair", "data", "heap"],
