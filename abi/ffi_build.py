@@ -12,6 +12,7 @@ A layout is written once: in this folder's headers (ours) or in the kernel's. Wh
 
 from __future__ import annotations
 
+import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,7 +59,7 @@ soft = make(
     libraries=["dl"] if sys.platform == "linux" else [],
 )
 
-if sys.platform == "linux":
+if sys.platform == "linux" and platform.machine() == "x86_64":  # as in setup.py
     kvm = make("_kvm", ["kvm.cdef"], '#include "kvm.h"')
     engine = make(
         "_engine",
