@@ -2,8 +2,10 @@
  * KVM for Python: the kernel's own header, and ioctl() with a fixed shape, because a variadic
  * call can't be compiled by cffi ahead of time.
  */
+#include <errno.h>
 #include <linux/kvm.h>
 #include <stdint.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
@@ -19,6 +21,24 @@ static int kvm_ioctl(int fd, unsigned long request, unsigned long value)
 static int kvm_ioctl_at(int fd, unsigned long request, void *argument)
 {
     return ioctl(fd, request, argument);
+}
+
+/*
+ * KVM_RUN, with the exit that nearly all are, a 4-byte OUT, in one word: port << 32 | value.
+ * Else 0, or -errno. (Python would read eight fields for it, each as long as a system call.)
+ */
+static int64_t kvm_run_once(int vcpu_fd, const struct kvm_run *run)
+{
+    uint32_t value;
+
+    if (ioctl(vcpu_fd, KVM_RUN, 0) < 0)
+        return -errno;
+    if (run->exit_reason != KVM_EXIT_IO || run->io.direction != KVM_EXIT_IO_OUT)
+        return 0;
+    if (run->io.size != sizeof value || run->io.count != 1)
+        return 0;
+    memcpy(&value, (const uint8_t *)run + run->io.data_offset, sizeof value);
+    return (int64_t)run->io.port << 32 | value;
 }
 
 /* The shared page of a vCPU; NULL where it can't be mapped. */

@@ -143,8 +143,10 @@ class Vcpu:
 
     def run(self) -> Exit:
         """Let the guest run until something happens."""
-        failed = lib.kvm_ioctl(self.fd, lib.KVM_RUN, 0) < 0
-        return self.exit(ffi.errno if failed else 0)
+        word = lib.kvm_run_once(self.fd, self.shared)
+        if word > 0:
+            return IoOut(word >> 32, 4, word & 0xFFFFFFFF)
+        return self.exit(-word)
 
     def exit(self, error: int) -> Exit:
         """What KVM_RUN came back with; `error` is its errno, 0 when there is an exit."""
