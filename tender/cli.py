@@ -12,6 +12,7 @@ import sys
 
 from tender import __version__, words
 from tender.errors import EXIT_FAILURE, HostError, TenderError, UsageError
+from tender.record import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,14 +41,12 @@ def _main(program: str, arguments: list[str]) -> int:
     tool = None if words.is_solo5_name(program) else _tool(arguments)
     if tool is not None:
         return tool
-    if arguments[:1] == ["demo"] and not words.is_solo5_name(program):
-        arguments = [demo_kernel(), *arguments[1:]]
     line = words.parse(arguments)
     if line.help:
         return _help(program)
     if line.version:
         return _version(program)
-    return _run(program, line)
+    return _run(program, _demo(line) if not words.is_solo5_name(program) else line)
 
 
 def _tool(arguments: list[str]) -> int | None:
@@ -64,8 +63,15 @@ def _tool(arguments: list[str]) -> int | None:
     return None
 
 
+def _demo(line: CommandLine) -> CommandLine:
+    """`demo`, where no file is called so, is the guest that comes with the package."""
+    if line.config is None or line.config.kernel != "demo" or os.path.exists("demo"):
+        return line
+    return replace(line, config=replace(line.config, kernel=demo_kernel()))
+
+
 def demo_kernel() -> str:
-    """The guest that comes with the package: guest-bindings/samples/hello.c, built."""
+    """guest-bindings/samples/hello.c, built."""
     return os.path.join(os.path.dirname(__file__), "guests", "hello-x86_64.hvt")
 
 

@@ -90,6 +90,7 @@ class Config:
     console_fd: int = 1
     net_ring: bool | None = None  # offer the network ring; None: where it helps
     engine: str = ENGINES[0]  # what answers hypercalls whose device is a plain descriptor
+    hugepages: bool = False  # ask the kernel to hold guest memory in pages of 2 MiB
     cpu: str = "auto"  # or "kvm", "soft": see tender/cpus.py
     clock: VirtualTime | None = None  # None: the host's
     instructions: int | None = None  # how many the guest may execute; None: any number

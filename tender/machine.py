@@ -104,7 +104,9 @@ class Machine:
         self._attach(image.manifest)
 
         ring_bytes = self._ring_bytes(mem_bytes)
-        memory = self.memory = GuestMemory(mem_bytes - ring_bytes, ring_bytes)
+        memory = self.memory = GuestMemory(
+            mem_bytes - ring_bytes, ring_bytes, huge=config.hugepages
+        )
         cleanup.callback(memory.close)
         file.load(memory, self._stop.check)
         file.close()

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 MAP_NORESERVE = 0x4000
 
 
+HUGE_PAGE = 2 << 20
+
+
 class Layout:
     """A struct of abi/ that a guest passes: its pointer type and its size."""
 
@@ -37,28 +40,44 @@ class GuestMemory:
     """`size` bytes at GPA 0, zero until somebody writes them.
 
     `beyond` bytes more are mapped for the guest above them and are no hypercall's to name: the
-    network ring's region.
+    network ring's region. With `huge`, the kernel is asked for pages of 2 MiB, which it can give
+    where host and guest addresses lie alike in them.
     """
 
-    def __init__(self, size: int, beyond: int = 0) -> None:
+    def __init__(self, size: int, beyond: int = 0, *, huge: bool = False) -> None:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
         try:
-            self._map = mmap.mmap(-1, size + beyond, flags, mmap.PROT_READ | mmap.PROT_WRITE)
+            slack = HUGE_PAGE if huge else 0
+            self._map = mmap.mmap(
+                -1, size + beyond + slack, flags, mmap.PROT_READ | mmap.PROT_WRITE
+            )
         except OSError as error:
             what = f"cannot reserve {size >> 20} MiB of guest memory"
             raise HostError(what, "mmap", error.errno or 0) from None
         self.size = size
         self.mapped = size + beyond
-        self.view = memoryview(self._map)[:size]
-        self.pointer = host.from_buffer(self._map)
+        self._whole = host.from_buffer(self._map)
+        start = -int(host.cast("uintptr_t", self._whole)) % HUGE_PAGE if huge else 0
+        self.view = memoryview(self._map)[start : start + size]
+        self.pointer = self._whole + start
         self.base = int(host.cast("uintptr_t", self.pointer))
+        if huge:
+            self._ask_for_huge_pages(start)
         self.protected: list[tuple[int, int, bool]] = []  # start, end, readable
         self._protected_end = 0
+
+    def _ask_for_huge_pages(self, start: int) -> None:
+        try:
+            self._map.madvise(mmap.MADV_HUGEPAGE, start, self.mapped)
+        except OSError as error:
+            raise HostError(
+                "--hugepages: the kernel has none", "madvise", error.errno or 0
+            ) from None
 
     def close(self) -> None:
         """Give the memory back, now or with the last view of it that somebody still holds."""
         self.view.release()
-        host.release(self.pointer)
+        host.release(self._whole)
         try:
             self._map.close()
         except BufferError:

@@ -121,6 +121,9 @@ class _Parser:
     def flag_verbose(self) -> None:
         self.verbose = True
 
+    def flag_hugepages(self) -> None:
+        self.more["hugepages"] = True
+
     def flag_no_net_ring(self) -> None:
         self.more["net_ring"] = False
 
@@ -155,6 +158,7 @@ _FLAGS: dict[str, Callable[[_Parser], None]] = {
     "--version": _Parser.flag_version,
     "--verbose": _Parser.flag_verbose,
     "-v": _Parser.flag_verbose,
+    "--hugepages": _Parser.flag_hugepages,
     "--no-net-ring": _Parser.flag_no_net_ring,
     "--net-ring": _Parser.flag_net_ring,
     "--gdb": _Parser.flag_gdb,
@@ -205,6 +209,7 @@ Run KERNEL, a unikernel for Solo5's hvt target; ARGS are its command line.
       ,start=WHEN         from this date (as 2026-01-01T12:00:00) or second on
       ,tick=NS            what a reading takes (default 1000 ns)
   --instructions N        end the guest after N instructions (software CPU)
+  --hugepages             ask the kernel for pages of 2 MiB for the guest
   --no-net-ring           do not offer the network ring; --net-ring: offer it
                           even where it is not expected to help
   --engine c|python       what answers most hypercalls: compiled code (default)

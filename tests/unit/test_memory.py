@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -114,3 +115,28 @@ def test_a_view_that_somebody_keeps_stays_valid() -> None:
     view = value.readable(0, 16)
     value.close()
     assert view == bytes(16)
+
+
+def test_huge_pages_are_asked_for_and_aligned() -> None:
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not setting.exists() or "[never]" in setting.read_text():
+        pytest.skip("this kernel gives no huge pages")
+    value = GuestMemory(16 << 20, 2 << 20, huge=True)
+    assert value.base % (2 << 20) == 0
+    for gpa in range(0, 16 << 20, 4096):
+        value.view[gpa] = 1
+    assert huge_bytes(value.base) >= 8 << 20
+    assert len(value.writable((16 << 20) - 1, 1)) == 1
+    value.close()
+
+
+def huge_bytes(address: int) -> int:
+    """What of the mapping at an address the kernel holds in huge pages."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            start, end = (int(part, 16) for part in line.split()[0].split("-"))
+            inside = start <= address < end
+        elif inside and line.startswith("AnonHugePages:"):
+            return int(line.split()[1]) << 10
+    return 0
