@@ -98,7 +98,7 @@ class Cpus:
         here, guest = os.uname().machine, MACHINES[self._image.machine]
         if here == guest == "x86_64":
             return None
-        return f"KVM: the tender's runs x86_64 on x86_64, here a guest for {guest} on {here}"
+        return f"KVM: it runs x86_64 guests on x86_64; this guest is for {guest}, the machine {here}"
 
     def _open(self) -> Kvm:
         try:

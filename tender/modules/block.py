@@ -191,8 +191,10 @@ def _holder(fd: int) -> str:
     try:
         with open("/proc/locks") as locks:
             fields = [line.split() for line in locks]
-        pids = [words[4] for words in fields if words[1] == "FLOCK" and words[5] == inode]
-        pid = pids[0]
+        locks_of = {words[5]: words[4] for words in fields if words[1] == "FLOCK"}
+        # On an overlay, fstat() and the lock name different devices with one inode number.
+        alike = [pid for where, pid in locks_of.items() if where.endswith(f":{info.st_ino}")]
+        pid = locks_of.get(inode) or alike[0]
     except (OSError, IndexError):
         return "another process"
     if pid == str(os.getpid()):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -127,8 +128,17 @@ def test_verbose_tells_what_the_devices_did(ptender: Run, guest: Build, tmp_path
 # The end, by a signal.
 
 
-def start(*words: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+class Started(subprocess.Popen[str]):
+    """A command that does not outlive its `with` block, whatever fails in it."""
+
+    def __exit__(self, *error: Any) -> None:
+        if self.poll() is None:
+            self.kill()
+        super().__exit__(*error)
+
+
+def start(*words: object) -> Started:
+    return Started(
         [str(PTENDER), *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
