@@ -98,7 +98,9 @@ class Cpus:
         here, guest = os.uname().machine, MACHINES[self._image.machine]
         if here == guest == "x86_64":
             return None
-        return f"KVM: it runs x86_64 guests on x86_64; this guest is for {guest}, the machine {here}"
+        return (
+            f"KVM: it runs x86_64 guests on x86_64; this guest is for {guest}, the machine {here}"
+        )
 
     def _open(self) -> Kvm:
         try:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    Transfer = Callable[[int, list[memoryview], int], int]
+
     from tender.cleanup import Cleanup
     from tender.config import BlockFile
     from tender.hypercalls import Handler
@@ -57,25 +59,27 @@ class BlockDevice:
 
     def read(self, offset: int, data: memoryview) -> int:
         """Fill `data` from the file; a result code."""
-        return self._all(data, offset, lambda rest, at: os.preadv(self.fd, [rest], at))
+        return self._all(os.preadv, data, offset)
 
     def write(self, offset: int, data: memoryview) -> int:
         """Write `data` to the file; a result code."""
         if self.readonly:
             self.counters.drops += 1
             return lib.HVT_R_EUNSPEC
-        return self._all(data, offset, lambda rest, at: os.pwritev(self.fd, [rest], at))
+        return self._all(os.pwritev, data, offset)
 
-    def _all(self, data: memoryview, offset: int, step: Callable[[memoryview, int], int]) -> int:
-        done = 0
+    def _all(self, call: Transfer, data: memoryview, offset: int) -> int:
+        length, done = len(data), 0
         try:
-            while done < len(data):
-                count = step(data[done : done + STEP], offset + done)
-                self._stop.check()
+            while done < length:
+                piece = data if length <= STEP and not done else data[done : done + STEP]
+                count = call(self.fd, [piece], offset + done)
                 if not count:
                     self.trouble.tell(self.counters, "the file became shorter")
                     return lib.HVT_R_EUNSPEC
                 done += count
+                if done < length:
+                    self._stop.check()
         except OSError as error:
             self.trouble.tell(self.counters, os.strerror(error.errno or 0))
             return lib.HVT_R_EUNSPEC
