@@ -35,6 +35,7 @@ REGISTER_ORDER = (
 )  # fmt: skip
 
 PAGEMAP_PRESENT_OR_SWAPPED = 3 << 62
+NAMELESS = os.O_TMPFILE
 BATCH = 512  # pages looked up at a time
 MEMORY_OFFSET = PAGE_SIZE  # of guest memory in the file
 
@@ -63,22 +64,36 @@ class Target:
         `check` is called now and then, and may raise; then there is no file.
         """
         try:
-            fd = os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=self._dir)
+            fd, partial = self._create()
             try:
                 _write_core(fd, memory, state, check)
-                name = self._name(fd)
+                name = self._name(partial or f"/proc/self/fd/{fd}")
             finally:
                 os.close(fd)
+                if partial:
+                    os.unlink(partial, dir_fd=self._dir)
         except OSError as error:
             raise HostError(f"dumpcore: {self._folder}", "write", error.errno or 0) from None
         return os.path.join(self._folder, name)
 
-    def _name(self, fd: int) -> str:
+    def _create(self) -> tuple[int, str | None]:
+        """A file without a name; where there are none (overlayfs), one with a hidden name."""
+        flags = os.O_WRONLY | os.O_CLOEXEC
+        try:
+            return os.open(".", flags | NAMELESS, 0o600, dir_fd=self._dir), None
+        except OSError:
+            partial = f".{self.name}.{os.urandom(4).hex()}"
+            flags |= os.O_CREAT | os.O_EXCL
+            return os.open(partial, flags, 0o600, dir_fd=self._dir), partial
+
+    def _name(self, source: str) -> str:
         """Give the finished file a name that nothing has: one process can have several guests."""
         for number in range(100):
             name = f"{self.name}.{number}" if number else self.name
             try:
-                os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=self._dir, follow_symlinks=True)
+                os.link(
+                    source, name, src_dir_fd=self._dir, dst_dir_fd=self._dir, follow_symlinks=True
+                )
             except FileExistsError:
                 continue
             return name
