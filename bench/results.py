@@ -74,7 +74,8 @@ def is_met(result: Result, tender: str) -> bool | None:
     if target is None:
         return None
     if target.value is not None:
-        return spread(result.samples[tender]).median <= target.value
+        median = spread(result.samples[tender]).median
+        return median >= target.value if result.more_is_better else median <= target.value
     found = ratios(result, tender)
     if target.ratio is None or not found:
         return None

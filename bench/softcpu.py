@@ -1,8 +1,8 @@
 """Instructions per second and microseconds per hypercall: the software CPU beside KVM.
 
-Run it from the repository: `python bench/softcpu.py [--json]`. Each figure is the best of five
-runs, taken in turns, of a guest of a few instructions on the tender's own loop and handlers. It
-is CPU time, because others may use the machine. What a run costs to start is taken out by running
+It is a row of `python -m bench`, or alone: `python -m bench.softcpu [--json]`. Alone, each figure
+is the best of five runs, taken in turns, of a guest of a few instructions on the tender's own loop
+and handlers. It is CPU time, because others may use the machine. What a run costs to start is taken out by running
 the guest with little and with much to do.
 """
 
@@ -15,6 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from bench.place import Place, Unavailable
+from bench.results import Result, Target
+from bench.rows import Row
 from tender import Guest
 from tender.errors import TenderError
 
@@ -48,6 +51,7 @@ int solo5_app_main(const struct solo5_start_info *info)
 }
 """
 PER_TURN = 10
+RATE_MIN, CALL_MAX = 200.0, 2.0  # million instructions per second, us per hypercall
 # What is run: letter, turns of the long run on a CPU in software, and on one that is emulated.
 LOOP = ("l", 50_000_000, 200_000)
 CALLS = ("c", 300_000, 3_000)
@@ -82,6 +86,31 @@ def figures(kernel: Path, cpu: str, console: int) -> dict[str, float]:
     turn = per_turn(kernel, cpu, LOOP, console)
     call = per_turn(kernel, cpu, CALLS, console)
     return {"instructions_per_s": PER_TURN / turn, "us_per_hypercall": call * 1e6}
+
+
+def measure(place: Place) -> list[Result]:
+    """Both figures, of the software CPU and of KVM, for the table."""
+    kernel = build(place.folder)
+    names = {"soft": "ptender --cpu=soft", "kvm": "ptender --cpu=kvm"}
+    rates: dict[str, list[float]] = {name: [] for name in names.values()}
+    calls: dict[str, list[float]] = {name: [] for name in names.values()}
+    with open("/dev/null", "wb") as null:
+        for _ in range(2 if place.quick else ROUNDS):
+            for cpu, name in names.items():
+                try:
+                    each = figures(kernel, cpu, null.fileno())
+                except TenderError as error:
+                    raise Unavailable(str(error)) from None
+                rates[name].append(each["instructions_per_s"] / 1e6)
+                calls[name].append(each["us_per_hypercall"])
+    soft = names["soft"]
+    return [
+        Result("cpu-rate", "M/s", rates, {soft: Target(value=RATE_MIN)}, more_is_better=True),
+        Result("cpu-call", "us", calls, {soft: Target(value=CALL_MAX)}),
+    ]
+
+
+ROWS = [Row("cpu", "instruction rate and time of a WALLTIME, of each CPU", measure)]
 
 
 def main() -> None:
