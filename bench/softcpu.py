@@ -2,8 +2,8 @@
 
 It is a row of `python -m bench`, or alone: `python -m bench.softcpu [--json]`. Alone, each figure
 is the best of five runs, taken in turns, of a guest of a few instructions on the tender's own loop
-and handlers. It is CPU time, because others may use the machine. What a run costs to start is taken out by running
-the guest with little and with much to do.
+and handlers. It is CPU time, because others may use the machine. What a run costs to start is
+taken out by running the guest with little and with much to do.
 """
 
 from __future__ import annotations
