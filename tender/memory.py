@@ -25,6 +25,8 @@ MAP_NORESERVE = 0x4000
 
 HUGE_PAGE = 2 << 20
 
+_cast = abi.cast
+
 
 class Layout:
     """A struct of abi/ that a guest passes: its pointer type and its size."""
@@ -101,33 +103,33 @@ class GuestMemory:
 
     def readable(self, gpa: int, size: int) -> memoryview:
         """The memory [gpa, gpa + size) for reading."""
-        if gpa < 0 or size < 0 or size > self.size or gpa > self.size - size:
-            raise invalid_access(gpa, size)
-        if gpa < self._protected_end:
-            self._check_protection(gpa, size, False)
+        if gpa < self._protected_end or gpa + size > self.size:
+            self._check(gpa, size, False)
         return self.view[gpa : gpa + size]
 
     def writable(self, gpa: int, size: int) -> memoryview:
         """The memory [gpa, gpa + size) for writing; the tender must not die of a read-only page."""
-        if gpa < 0 or size < 0 or size > self.size or gpa > self.size - size:
-            raise invalid_access(gpa, size)
-        if gpa < self._protected_end:
-            self._check_protection(gpa, size, True)
+        if gpa < self._protected_end or gpa + size > self.size:
+            self._check(gpa, size, True)
         return self.view[gpa : gpa + size]
 
     def at(self, layout: Layout, gpa: int, *, out: bool = True) -> Any:
         """The struct at `gpa` in place; `out`: the tender writes to it."""
-        if gpa < 0 or gpa > self.size - layout.size:
-            raise invalid_access(gpa, layout.size)
-        if gpa < self._protected_end:
-            self._check_protection(gpa, layout.size, out)
-        return abi.cast(layout.pointer, self.base + gpa)
+        if gpa < self._protected_end or gpa + layout.size > self.size:
+            self._check(gpa, layout.size, out)
+        return _cast(layout.pointer, self.base + gpa)
 
     def address(self, gpa: int) -> Any:
         """A `char *` to a GPA that was checked."""
         return self.pointer + gpa
 
-    def _check_protection(self, gpa: int, size: int, write: bool) -> None:
+    def _check(self, gpa: int, size: int, write: bool) -> None:
+        """All of the rules; callers skip it where an access is inside and above what is protected.
+
+        Neither number is negative: a guest's are unsigned, and Python's sums do not overflow.
+        """
+        if gpa + size > self.size:
+            raise invalid_access(gpa, size)
         for start, end, readable in self.protected:
             if gpa < end and gpa + size > start and size and (write or not readable):
                 raise invalid_access(gpa, size, "protected ")
