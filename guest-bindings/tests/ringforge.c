@@ -35,10 +35,23 @@ static void put(uint32_t op, uint32_t handle, uint64_t gpa, uint32_t len)
     publish(1);
 }
 
+static uint32_t on_their_way(void)
+{
+    return ring->ent_tail - __atomic_load_n(&ring->ent_head, __ATOMIC_ACQUIRE);
+}
+
 static void wait_until_handled(void)
 {
-    while (__atomic_load_n(&ring->ent_head, __ATOMIC_ACQUIRE) != ring->ent_tail)
+    while (on_their_way() != 0)
         __asm__ volatile("" : : : "memory");
+}
+
+/* A full ring, always: one entry more would be a wrong index. */
+static void storm(void)
+{
+    for (puts("storming");;)
+        if (on_their_way() < HVT_RING_ENTRIES)
+            put(HVT_RING_NET_WRITE, SERVICE, (uintptr_t)frame, FRAME);
 }
 
 static void read_wrong_handle(uint32_t handle)
@@ -92,8 +105,7 @@ int solo5_app_main(const struct solo5_start_info *info)
     else if (is_word(how, "readonly"))
         put(HVT_RING_NET_READ, SERVICE, (uintptr_t)solo5_app_main, FRAME);
     else if (is_word(how, "storm"))
-        for (puts("storming");;)
-            put(HVT_RING_NET_WRITE, SERVICE, (uintptr_t)frame, FRAME);
+        storm();
     else
         return misuse_that_is_survived(how);
     for (;;)
