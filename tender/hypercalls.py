@@ -27,17 +27,6 @@ if TYPE_CHECKING:
         def hypercalls(self) -> dict[int, Handler]: ...
 
 
-NAMES = {
-    lib.HVT_HYPERCALL_WALLTIME: "WALLTIME",
-    lib.HVT_HYPERCALL_PUTS: "PUTS",
-    lib.HVT_HYPERCALL_POLL: "POLL",
-    lib.HVT_HYPERCALL_BLOCK_WRITE: "BLOCK_WRITE",
-    lib.HVT_HYPERCALL_BLOCK_READ: "BLOCK_READ",
-    lib.HVT_HYPERCALL_NET_WRITE: "NET_WRITE",
-    lib.HVT_HYPERCALL_NET_READ: "NET_READ",
-    lib.HVT_HYPERCALL_HALT: "HALT",
-}
-
 HALT = lib.HVT_HYPERCALL_HALT
 _PORT_BASE = lib.HVT_HYPERCALL_PIO_BASE
 _PORT_END = _PORT_BASE + 16  # ports up to here have the shape of a hypercall

@@ -165,15 +165,22 @@ def _bridge(ipr: Any, name: str, where: str) -> int:
 def _interface(name: str, request: int) -> int | None:
     """The flags or the MTU of an interface of this network namespace, None: no such one."""
     ifreq = bytearray(struct.pack("16s24x", os.fsencode(name)))
+    if not _ask(request, ifreq):
+        return None
+    layout = "16xH" if request == SIOCGIFFLAGS else "16xi"
+    return int(struct.unpack_from(layout, ifreq)[0])
+
+
+def _ask(request: int, ifreq: bytes | bytearray) -> bool:
+    """Make an ioctl about an interface of this network namespace; whether it was answered."""
     with_socket = socket(AF_INET, SOCK_DGRAM)
     try:
         fcntl.ioctl(with_socket.fileno(), request, ifreq)
     except OSError:
-        return None
+        return False
     finally:
         with_socket.close()
-    layout = "16xH" if request == SIOCGIFFLAGS else "16xi"
-    return int(struct.unpack_from(layout, ifreq)[0])
+    return True
 
 
 def _mtu(name: str, where: str) -> int:
@@ -188,14 +195,7 @@ def _no_aggregates(name: str) -> None:
 
     Best effort, as solo5-hvt has it: without CAP_NET_ADMIN the host's setting stays.
     """
-    with_socket = socket(AF_INET, SOCK_DGRAM)
-    try:
-        for command in (ETHTOOL_SGRO, ETHTOOL_SGSO):
-            value = ffi.new("uint32_t[2]", [command, 0])
-            pointer = int(ffi.cast("uintptr_t", value))
-            ifreq = struct.pack("16sQ16x", os.fsencode(name), pointer)
-            fcntl.ioctl(with_socket.fileno(), SIOCETHTOOL, ifreq)
-    except OSError:
-        pass
-    finally:
-        with_socket.close()
+    for command in (ETHTOOL_SGRO, ETHTOOL_SGSO):
+        value = ffi.new("uint32_t[2]", [command, 0])
+        pointer = int(ffi.cast("uintptr_t", value))
+        _ask(SIOCETHTOOL, struct.pack("16sQ16x", os.fsencode(name), pointer))

@@ -19,7 +19,6 @@ READ_ONLY, SHAREABLE, ACCESSED, PXN, UXN = 1 << 7, 3 << 8, 1 << 10, 1 << 53, 1 <
 NORMAL = ATTR_NORMAL << 2 | SHAREABLE | ACCESSED | UXN
 DEVICE = ATTR_DEVICE_NGNRE << 2 | SHAREABLE | ACCESSED | UXN | PXN
 
-ENTRIES = 512  # of a table
 BLOCK_SIZE, GIB = 2 << 20, 1 << 30
 MAPPED_FROM = 0x10000  # pages below it are not mapped: a null pointer traps
 

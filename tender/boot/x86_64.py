@@ -21,7 +21,6 @@ PTE_PRESENT, PTE_WRITABLE, PTE_LARGE = 1 << 0, 1 << 1, 1 << 7
 SELECTOR_CODE, SELECTOR_DATA = 0x08, 0x10
 TYPE_CODE, TYPE_DATA, TYPE_TSS = 9, 3, 11  # execute-only accessed, read/write accessed, busy TSS
 
-ENTRIES = 512  # of a page table
 LARGE_PAGE = 2 << 20
 READ_ONLY_FROM = 0x10000  # pages below it are not present: a null pointer traps
 
