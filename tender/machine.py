@@ -27,7 +27,7 @@ from tender.hypercalls import Dispatcher
 from tender.image import ImageFile
 from tender.manifest import Attached, encode
 from tender.memory import GuestMemory
-from tender.modules import block, counters_dict, net
+from tender.modules import block, counters_dict, keep_descriptors, net
 from tender.modules.block import Block
 from tender.modules.console import Console
 from tender.modules.net import Net
@@ -89,7 +89,8 @@ class Machine:
 
     def _assemble(self) -> None:
         config, cleanup = self._config, self._cleanup
-        self._net_specs = net.keep_descriptors(config.net, cleanup)
+        self._net_specs = keep_descriptors(config.net, "Could not attach interface", cleanup)
+        self._block_specs = keep_descriptors(config.block, "Could not open block device", cleanup)
         file = ImageFile(config.kernel)
         cleanup.callback(file.close)
         image = self.image = file.image
@@ -157,7 +158,7 @@ class Machine:
         """Open the devices that the manifest declares, all of them."""
         config, cleanup, warn = self._config, self._cleanup, self._warn
         nets = assign(manifest, lib.MFT_DEV_NET_BASIC, self._net_specs)
-        blocks = assign(manifest, lib.MFT_DEV_BLOCK_BASIC, config.block)
+        blocks = assign(manifest, lib.MFT_DEV_BLOCK_BASIC, self._block_specs)
         check_all_attached(manifest, [*nets, *blocks])
         by_handle = {device.handle: device for device in manifest.devices}
         self._target: Target | None = None
