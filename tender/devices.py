@@ -23,6 +23,7 @@ from tender.config import (
     Descriptor,
     StreamNet,
     Tap,
+    UserNet,
 )
 from tender.console_capture import PATIENCE_S, Capture
 from tender.errors import DeviceError, HostError
@@ -182,6 +183,8 @@ class Wiring:
             return replace(spec, fd=self._copy(spec.fd, f"@{spec.fd}: Could not attach interface"))
         if isinstance(spec, Tap):
             return spec
+        if isinstance(spec, UserNet):
+            return self._user_net(spec, where)
         if hasattr(spec, "attach"):
             attached = self._attach(spec, where)
         elif hasattr(spec, "send") or hasattr(spec, "receive"):
@@ -191,6 +194,15 @@ class Wiring:
         if not isinstance(attached, _NET_VALUES):
             raise DeviceError(f"{where}: attach() gave {attached!r}, which is {_NO_NET}")
         return attached
+
+    def _user_net(self, spec: UserNet, where: str) -> StreamNet:
+        from tender import usernet
+
+        fd = usernet.start(spec, where)
+        self._owned.append(fd)
+        link = os.dup(fd)
+        self._cleanup.callback(lambda: usernet.wait_for_end(link))
+        return StreamNet(fd, spec.mtu, spec.mac)
 
     def _block(self, name: str, spec: Any) -> BlockValue:
         where = f"block device '{name}'"

@@ -133,7 +133,7 @@ class Machine:
 
     def _ring_bytes(self, mem_bytes: int) -> int:
         """How much of the guest's memory the network ring takes; 0: none is offered."""
-        if not self.net.devices or not self._uses_engine():
+        if not self.net.devices or not self._uses_engine() or not self.poll.in_engine:
             return 0
         from tender import kvm, ring
 
