@@ -27,7 +27,7 @@ from tender.hypercalls import Dispatcher
 from tender.image import ImageFile
 from tender.manifest import Attached, encode
 from tender.memory import GuestMemory
-from tender.modules import block, counters_dict, net
+from tender.modules import block, counters_dict, keep_descriptors, net
 from tender.modules.block import Block
 from tender.modules.console import Console
 from tender.modules.net import Net
@@ -97,7 +97,8 @@ class Machine:
 
     def _assemble(self) -> None:
         config, cleanup = self._config, self._cleanup
-        self._net_specs = net.keep_descriptors(config.net, cleanup)
+        self._net_specs = keep_descriptors(config.net, "Could not attach interface", cleanup)
+        self._block_specs = keep_descriptors(config.block, "Could not open block device", cleanup)
         file = ImageFile(config.kernel)
         cleanup.callback(file.close)
         image = self.image = file.image
@@ -154,7 +155,7 @@ class Machine:
 
     def _ring_bytes(self, mem_bytes: int) -> int:
         """How much of the guest's memory the network ring takes; 0: none is offered."""
-        if not self.net.devices or not self._uses_engine():
+        if not self.net.devices or not self._uses_engine() or not self.poll.in_engine:
             return 0
         from tender import kvm, ring
 
@@ -194,8 +195,7 @@ class Machine:
 
     def _hand_over(self, door: Door) -> None:
         """From here on, this process holds what the door was told of, and no other descriptor."""
-        devices: dict[int, Any] = {**self.block.devices, **self.net.devices}
-        fds = self._fds = door.take(self._fds, devices)
+        fds = self._fds = door.take(self._fds, self._devices())
         self._cleanup.forget()  # the numbers are others' now, and this process ends with its guest
         if self._cpus.on_kvm:
             self._cpus.kvm_vcpu.fd = fds["vcpu"]
@@ -208,16 +208,21 @@ class Machine:
     def policies(self) -> list[str]:
         """The files of seccomp/ that this guest's tender is under, the busiest first."""
         modules = ["kvm" if self._cpus.on_kvm else "soft", "console", "poll"]
-        modules += ["net"] if self.net.devices else []
-        modules += ["block"] if self.block.devices else []
+        names = {each for device in self._devices().values() for each in device.held_as}
+        modules += [
+            name for name in ("net", "net-stream", "block", "block-remote") if name in names
+        ]
         modules += [name for name in ("core", "trace") if name in self._fds]
         return [*modules, "base"]
+
+    def _devices(self) -> dict[int, Any]:
+        return {**self.block.devices, **self.net.devices}
 
     def _attach(self, manifest: Manifest) -> None:
         """Open the devices that the manifest declares, all of them."""
         config, cleanup, warn = self._config, self._cleanup, self._warn
         nets = assign(manifest, lib.MFT_DEV_NET_BASIC, self._net_specs)
-        blocks = assign(manifest, lib.MFT_DEV_BLOCK_BASIC, config.block)
+        blocks = assign(manifest, lib.MFT_DEV_BLOCK_BASIC, self._block_specs)
         check_all_attached(manifest, [*nets, *blocks])
         by_handle = {device.handle: device for device in manifest.devices}
         if config.dumpcore is not None:
