@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from tender.trace import Trace, Traced
     from tender.vcpu import Vcpu
 
+DEVICE_POLICIES = ("net", "net-stream", "block", "block-remote")  # files of seccomp/
+
 
 @record
 class Outcome:
@@ -155,7 +157,9 @@ class Machine:
 
     def _ring_bytes(self, mem_bytes: int) -> int:
         """How much of the guest's memory the network ring takes; 0: none is offered."""
-        if not self.net.devices or not self._uses_engine() or not self.poll.in_engine:
+        if not self.net.devices or not self._uses_engine():
+            return 0
+        if not all(device.in_engine for device in self.net.devices.values()):
             return 0
         from tender import kvm, ring
 
@@ -209,9 +213,7 @@ class Machine:
         """The files of seccomp/ that this guest's tender is under, the busiest first."""
         modules = ["kvm" if self._cpus.on_kvm else "soft", "console", "poll"]
         names = {each for device in self._devices().values() for each in device.held_as}
-        modules += [
-            name for name in ("net", "net-stream", "block", "block-remote") if name in names
-        ]
+        modules += [name for name in DEVICE_POLICIES if name in names]
         modules += [name for name in ("core", "trace") if name in self._fds]
         return [*modules, "base"]
 
