@@ -16,15 +16,16 @@ from errno import EAGAIN
 
 from tender import cpus, machine, messages
 from tender._host import lib
+from tender.config import Config
 from tender.errors import TenderError
-from tender.messages import ENDED, KVM, NEW, send_descriptors
+from tender.messages import AT_ONCE, ENDED, FOR_KVM, NEW, send_descriptors
 from tender.stop import Stop, on_termination_signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from tender.config import Config
     from tender.machine import Outcome
 
+REHEARSAL_BYTES = 8 << 20
 WARN_MAX = 200  # lines; there are far fewer kinds of trouble
 
 
@@ -139,9 +140,11 @@ class _Child:
         self._sock = sock
         self._warnings = 0
         self._end_with_server()
+        if request != AT_ONCE:
+            rehearse("kvm" if request == FOR_KVM else "soft", run=request != FOR_KVM)
+        self._warm = cpus.Warm() if request == FOR_KVM else None
         on_termination_signals()
         self._stop = Stop()
-        self._warm = cpus.Warm() if request == KVM else None
 
     def _end_with_server(self) -> None:
         if lib.host_end_with_parent() or os.getppid() != _server_pid:
@@ -188,6 +191,30 @@ class _Child:
             pass  # the program is gone, and this process in a moment
 
 
+def rehearse(cpu: str, run: bool) -> None:
+    """Start a guest that comes with the package, on nothing, up to its first instruction or on.
+
+    What is written to for the first time after a fork is copied, page by page, and a start
+    writes to hundreds of pages: this way they are copied before the job is there.
+    """
+    kernel = os.path.join(os.path.dirname(__file__), "guests", "hello-x86_64.hvt")
+    stop = Stop()
+    stop.enter()
+    try:
+        config = Config(kernel, mem_bytes=REHEARSAL_BYTES, console_fd=_NULL, cpu=cpu)
+        guest = machine.Machine(config, stop, lambda _: None)
+        try:
+            if run:
+                guest.run()
+        finally:
+            guest.close()
+    except TenderError:
+        pass  # this machine has no such CPU: a guest that wants it will hear why
+    finally:
+        stop.leave()
+
+
+_NULL = 1  # standard output of a server
 _server_pid = 0
 
 
@@ -197,6 +224,8 @@ def main(requests: int, ends: int, program: int) -> None:
     _server_pid = os.getpid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the program's
     _import_all()
+    for cpu in ("soft", "kvm"):
+        rehearse(cpu, run=cpu == "soft")
     gc.collect()
     gc.freeze()  # what the children share stays shared
     gc.disable()

@@ -419,8 +419,9 @@ def _wired(config: Config, wiring: Wiring) -> Config:
 def _request(config: Config) -> bytes:
     """Which kind of child is worth having ready for a guest like this."""
     if config.cpu == "kvm":
-        return messages.KVM
-    return messages.SOFT if config.cpu == "soft" or cpus.emulated() else messages.KVM
+        return messages.FOR_KVM
+    emulated = config.cpu == "soft" or cpus.emulated()
+    return messages.FOR_SOFT if emulated else messages.FOR_KVM
 
 
 def _resolve(loop: AbstractEventLoop, future: Future[None]) -> None:
