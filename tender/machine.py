@@ -38,9 +38,11 @@ from tender.stop import Stopped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from tender.config import Config
+    from tender.cpus import Warm
     from tender.dumpcore import Target
     from tender.hypercalls import Halt, Module
     from tender.kvm import Vcpu as KvmVcpu
@@ -79,8 +81,16 @@ class Machine:
     With a `door`, this process is the guest's: it is confined before the guest runs, for good.
     """
 
-    def __init__(self, config: Config, stop: Stop, warn: Warn, door: Door | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        stop: Stop,
+        warn: Warn,
+        door: Door | None = None,
+        warm: Warm | None = None,
+    ) -> None:
         self._cleanup = Cleanup()
+        self._warm = warm
         self._config = config
         self._stop = stop
         self._warn = warn
@@ -110,7 +120,7 @@ class Machine:
         if mem_bytes != config.mem_bytes:
             self._warn(f"adjusting memory to {mem_bytes} bytes")
         self._clock = VirtualClock(config.clock) if config.clock else HostClock()
-        self._cpus = Cpus(config, image, self._clock, cleanup, self._stop)
+        self._cpus = Cpus(config, image, self._clock, cleanup, self._stop, self._warm)
         self._cpus.choose(self._warn)
         self._attach(image.manifest)
 
@@ -260,12 +270,15 @@ class Machine:
             told[handle] = Attached(mac=device.mac, mtu=device.mtu)
         return told
 
-    def run(self) -> Outcome:
-        """Run the guest to its end."""
+    def start(self) -> None:
+        """Close the door, if there is one, and start what runs beside the guest."""
         if self._door:
             self._door.close(self.policies(), self._ring.start if self._ring else None)
         elif self._ring:
             self._ring.start()
+
+    def run(self) -> Outcome:
+        """Run the guest to its end."""
         try:
             halt = self._run()
         except Stopped:
@@ -327,19 +340,31 @@ class Machine:
         return {name: counters_dict(cell) for name, cell in cells.items()}
 
 
-def run(config: Config, stop: Stop, warn: Warn, door: Door | None = None) -> Outcome:
+def run(
+    config: Config,
+    stop: Stop,
+    warn: Warn,
+    door: Door | None = None,
+    *,
+    started: Callable[[], None] | None = None,
+    warm: Warm | None = None,
+) -> Outcome:
     """Run a guest on this thread until it ends or `stop` is requested.
 
     Raises TenderError where it can't start. `warn` gets one line of text for each trouble on
-    the way. Nothing is left behind, whatever happens.
+    the way. `started` is called when all is open and the guest is about to run; `warm` is what
+    was made for it in advance. Nothing is left behind, whatever happens.
 
     With a `door` (tender/sandbox.py), this process is confined to the guest's devices before the
     guest runs, and stays so: all that is left for it to do is to say how the guest ended.
     """
     stop.enter()
     try:
-        machine = Machine(config, stop, warn, door)
+        machine = Machine(config, stop, warn, door, warm)
         try:
+            machine.start()
+            if started is not None:
+                started()
             return machine.run()
         finally:
             machine.close()
