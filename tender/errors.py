@@ -65,6 +65,10 @@ class GuestEnded(TenderError):
     """
 
 
+class SandboxError(TenderError):
+    """The sandbox that was asked for can't be had on this machine."""
+
+
 class GuestFault(TenderError):
     """The guest did something that ends it.
 

@@ -35,6 +35,7 @@ class NetDevice:
     """An attached network device."""
 
     in_engine = True  # one message is one frame, which engine.c knows as well
+    policy = "net"  # in seccomp/
 
     def __init__(
         self, name: str, handle: int, fd: int, mac: bytes, mtu: int, warn: Warn, *, is_socket: bool
@@ -50,6 +51,7 @@ class NetDevice:
         self.sent = new_counters()
         self._trouble = Trouble(f"network device '{name}'", warn)
         self._is_socket = is_socket
+        self.held_as: tuple[str, ...] = ("net",)  # in seccomp/
 
     def read(self, data: memoryview) -> tuple[int, int]:
         """Receive one frame into `data`: a result code and the frame's length."""
@@ -124,6 +126,7 @@ class Net:
 
     def __init__(self, devices: dict[int, NetDevice]) -> None:
         self.devices = devices
+        self.in_engine = all(device.in_engine for device in devices.values())
 
     def hypercalls(self) -> dict[int, Handler]:
         return {

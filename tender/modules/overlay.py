@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from tender._abi import lib
+from tender._host import lib as hostlib
 from tender.errors import HostError
 from tender.modules.block import BlockDevice
 
@@ -25,34 +26,48 @@ if TYPE_CHECKING:
 PAGE = 4096  # bytes, what is copied on the first write
 
 
+class Overlay:
+    """The memory: a memfd, which grows as it is written."""
+
+    held_as = ("block", "block-writable")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+
 class OverlayBlock(BlockDevice):
-    """`fd` is the file, open for reading; the overlay is a memfd that grows as it is written."""
+    """`fd` is the file, open for reading; pages that were written are in `overlay`."""
+
+    overlay: Overlay
 
     in_engine = False
 
     def __init__(
         self,
         name: str,
-        fd: int,
+        file_fd: int,
         capacity: int,
         spec: BlockFile,
         stop: Stop,
         warn: Warn,
         cleanup: Cleanup,
     ) -> None:
-        super().__init__(name, fd, capacity, spec.sector_size, False, stop, warn)
-        self._written: set[int] = set()  # numbers of pages
+        super().__init__(name, file_fd, capacity, spec.sector_size, False, stop, warn)
+        # A byte for each page, all of them now: what the guest does takes no more memory here.
+        self._written = bytearray(-(-capacity // PAGE))
+        self.held_as = ("block",)
         try:
-            self.overlay_fd = os.memfd_create("ptender-overlay", os.MFD_CLOEXEC)
-            cleanup.callback(lambda: os.close(self.overlay_fd))
-            os.ftruncate(self.overlay_fd, capacity)
+            fd = os.memfd_create("ptender-overlay", os.MFD_CLOEXEC)
+            cleanup.callback(lambda: os.close(fd))
+            os.ftruncate(fd, capacity)
         except OSError as error:
             what = f"block device '{name}': no memory for an overlay of {capacity} bytes"
             raise HostError(what, "memfd_create", error.errno or 0) from None
+        self.overlay = Overlay(fd)
 
     def read(self, offset: int, data: memoryview) -> int:
         for start, end, fd in self._runs(offset, offset + len(data)):
-            result = self._all(os.preadv, data[start - offset : end - offset], start, fd)
+            result = self._all(hostlib.host_pread, data[start - offset : end - offset], start, fd)
             if result != lib.HVT_R_OK:
                 return result
         return lib.HVT_R_OK
@@ -62,33 +77,35 @@ class OverlayBlock(BlockDevice):
         for edge in {offset, end} if data else ():
             if edge % PAGE and not self._copy(edge // PAGE):
                 return lib.HVT_R_EUNSPEC
-        result = self._all(os.pwritev, data, offset, self.overlay_fd)
+        result = self._all(hostlib.host_pwrite, data, offset, self.overlay.fd)
         if result == lib.HVT_R_OK and data:
-            self._written.update(range(offset // PAGE, (end - 1) // PAGE + 1))
+            first, after = offset // PAGE, -(-end // PAGE)
+            self._written[first:after] = b"\1" * (after - first)
         return result
 
     def _runs(self, offset: int, end: int) -> Iterator[tuple[int, int, int]]:
         """The parts of [offset, end) that are in one place each: from, to, descriptor."""
-        start, inside = offset, offset // PAGE in self._written
+        written = self._written
+        start, inside = offset, end > offset and written[offset // PAGE]
         for page in range(offset // PAGE + 1, -(-end // PAGE)):
-            if (page in self._written) != inside:
-                yield start, page * PAGE, self.overlay_fd if inside else self.fd
-                start, inside = page * PAGE, not inside
+            if written[page] != inside:
+                yield start, page * PAGE, self.overlay.fd if inside else self.fd
+                start, inside = page * PAGE, written[page]
         if start < end:
-            yield start, end, self.overlay_fd if inside else self.fd
+            yield start, end, self.overlay.fd if inside else self.fd
 
     def _copy(self, page: int) -> bool:
         """Bring a page into the overlay that is about to be written in part."""
-        if page in self._written:
+        if self._written[page]:
             return True
         start = page * PAGE
         size = min(PAGE, self.capacity - start)
         buffer = memoryview(bytearray(size))
         before = self.counters.bytes
-        copied = not self._all(os.preadv, buffer, start, self.fd) and not self._all(
-            os.pwritev, buffer, start, self.overlay_fd
+        copied = not self._all(hostlib.host_pread, buffer, start, self.fd) and not self._all(
+            hostlib.host_pwrite, buffer, start, self.overlay.fd
         )
         self.counters.bytes = before
         if copied:
-            self._written.add(page)
+            self._written[page] = 1
         return copied
