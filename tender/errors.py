@@ -58,15 +58,15 @@ class HostError(TenderError):
         self.errno = errno
 
 
+class SandboxError(TenderError):
+    """The sandbox that was asked for can't be had on this machine."""
+
+
 class GuestEnded(TenderError):
     """The guest has ended, and what was waited for can't come any more.
 
     Further lines of its text are the last ones of the guest's console.
     """
-
-
-class SandboxError(TenderError):
-    """The sandbox that was asked for can't be had on this machine."""
 
 
 class GuestFault(TenderError):

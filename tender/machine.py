@@ -49,7 +49,10 @@ if TYPE_CHECKING:
     from tender.ring import Ring
     from tender.sandbox import Door
     from tender.stop import Stop
+    from tender.trace import Trace, Traced
     from tender.vcpu import Vcpu
+
+DEVICE_POLICIES = ("net", "net-stream", "block", "block-remote")  # files of seccomp/
 
 
 @record
@@ -84,6 +87,7 @@ class Machine:
         self._door = door
         self._ring: Ring | None = None
         self._target: Target | None = None
+        self._trace: Trace | None = None
         try:
             self._assemble()
         except BaseException:
@@ -133,16 +137,29 @@ class Machine:
             net_ring_gpa=memory.size if ring_bytes else 0,
         )
         memory.put(layout.BOOT_INFO, bootinfo.build(boot_info))
-        self._calls = Dispatcher(memory, self._make_modules(), image.machine)
+        calls = Dispatcher(memory, self._make_modules(), image.machine)
+        self._calls = self._traced(calls) if "trace" in self._fds else calls
         if self._uses_engine():
             self._vcpu = self._with_engine(self._cpus.kvm_vcpu)
 
     def _uses_engine(self) -> bool:
-        return self._cpus.on_kvm and self._config.engine == "c"
+        config = self._config
+        return self._cpus.on_kvm and config.engine == "c" and config.trace is None
+
+    def _traced(self, calls: Dispatcher) -> Traced:
+        from tender import trace
+
+        self._trace = trace.Trace(
+            self._fds["trace"], self._stop, self._warn, self._clock.elapsed_ns
+        )
+        devices = {device.handle: device.name for device in self.image.manifest.devices}
+        return trace.Traced(calls, self.memory, self._trace, devices)
 
     def _ring_bytes(self, mem_bytes: int) -> int:
         """How much of the guest's memory the network ring takes; 0: none is offered."""
-        if not self.net.devices or not self._uses_engine() or not self.net.in_engine:
+        if not self.net.devices or not self._uses_engine():
+            return 0
+        if not all(device.in_engine for device in self.net.devices.values()):
             return 0
         from tender import kvm, ring
 
@@ -172,33 +189,36 @@ class Machine:
             from tender import ring
 
             fds["kick"] = ring.open_kick(self._cpus.kvm_vcpu.vm, self._cleanup)
+        if self._config.trace is not None:
+            from tender import trace
+
+            fds["trace"] = trace.open_file(self._config.trace, self._cleanup)
         if self._target is not None:
             fds |= self._target.fds
         return fds
 
     def _hand_over(self, door: Door) -> None:
         """From here on, this process holds what the door was told of, and no other descriptor."""
-        from tender.sandbox import FIRST_OVERLAY
-
-        devices: dict[int, Any] = {**self.block.devices, **self.net.devices}
-        for handle, disk in self.block.devices.items():
-            if disk.overlay is not None:
-                devices[FIRST_OVERLAY + handle] = disk.overlay
-        fds = self._fds = door.take(self._fds, devices)
+        fds = self._fds = door.take(self._fds, self._devices())
         self._cleanup.forget()  # the numbers are others' now, and this process ends with its guest
         if self._cpus.on_kvm:
             self._cpus.kvm_vcpu.fd = fds["vcpu"]
         if self._target is not None:
             self._target.fds = {name: fds[name] for name in self._target.fds}
         self._cpus.stay()
+        if self._cpus.on_kvm and not self._cpus.kvm_vcpu.vm.filters_msrs:
+            door.missing("MSR filter", "this KVM has none (it takes Linux 5.10)")
 
     def policies(self) -> list[str]:
         """The files of seccomp/ that this guest's tender is under, the busiest first."""
         modules = ["kvm" if self._cpus.on_kvm else "soft", "console", "poll"]
-        modules += dict.fromkeys(device.policy for device in self.net.devices.values())
-        modules += dict.fromkeys(device.policy for device in self.block.devices.values())
-        modules += ["core"] if self._target is not None else []
+        names = {each for device in self._devices().values() for each in device.held_as}
+        modules += [name for name in DEVICE_POLICIES if name in names]
+        modules += [name for name in ("core", "trace") if name in self._fds]
         return [*modules, "base"]
+
+    def _devices(self) -> dict[int, Any]:
+        return {**self.block.devices, **self.net.devices}
 
     def _attach(self, manifest: Manifest) -> None:
         """Open the devices that the manifest declares, all of them."""
@@ -224,7 +244,9 @@ class Machine:
         })  # fmt: skip
 
     def _make_modules(self) -> list[Module]:
-        self.console = Console(self._fds["console"], self._stop, self._warn)
+        self.console = Console(
+            self._fds["console"], self._stop, self._warn, self._config.console_limit
+        )
         self.poll = Poll(self.net, self._stop, self._clock)
         return [self.console, Time(self._clock), self.poll, self.block, self.net]
 
@@ -254,6 +276,8 @@ class Machine:
             outcome = Outcome("host", EXIT_FAILURE, error=error.with_traceback(None))
         else:
             outcome = self._halted(halt)
+        if self._trace is not None:
+            self._trace.end(outcome)
         return replace(outcome, stats=self._stats())
 
     def _run(self) -> Halt:

@@ -33,12 +33,11 @@ SLOTS = {
     "trace": 8, "report": 9, "sync": 10,
 }  # fmt: skip
 FIRST_DEVICE = 16  # and its handle in the manifest
-FIRST_OVERLAY = 64  # as a handle: the memory beside a block device
-SLOTS_END = FIRST_DEVICE + 2 * FIRST_OVERLAY
+SLOTS_END = FIRST_DEVICE + 64
 
 NOBODY = 65534
 MALLOC_ROOM = 64 << 20  # bytes by which the tender's own memory may grow
-TRANSLATOR_ROOM = 512 << 20  # ... where a CPU in software keeps what it has translated
+TRANSLATOR_ROOM = 3 << 29  # ... where a CPU in software keeps what it has translated
 SIGKILL = 9
 
 

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from tender.manifest import Device
     from tender.memory import GuestMemory
     from tender.modules import Warn
-    from tender.modules.overlay import Overlay
     from tender.stop import Stop
 
 _IO = Layout("hvt_block_io")
@@ -43,8 +42,6 @@ class BlockDevice:
     """An open image: `capacity` bytes in sectors of `sector_size`."""
 
     in_engine = True  # it is a plain descriptor, which engine.c serves as well
-    policy = "block"  # in seccomp/
-    overlay: Overlay | None = None
 
     def __init__(
         self,

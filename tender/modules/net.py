@@ -35,7 +35,6 @@ class NetDevice:
     """An attached network device."""
 
     in_engine = True  # one message is one frame, which engine.c knows as well
-    policy = "net"  # in seccomp/
 
     def __init__(
         self, name: str, handle: int, fd: int, mac: bytes, mtu: int, warn: Warn, *, is_socket: bool
@@ -126,7 +125,6 @@ class Net:
 
     def __init__(self, devices: dict[int, NetDevice]) -> None:
         self.devices = devices
-        self.in_engine = all(device.in_engine for device in devices.values())
 
     def hypercalls(self) -> dict[int, Handler]:
         return {

@@ -39,7 +39,7 @@ class Poll:
         self._stop = stop
         self._clock = clock
         self._streams: dict[int, StreamNetDevice] = {}  # by their index in the pollset
-        self.in_engine = net.in_engine
+        self.in_engine = all(device.in_engine for device in net.devices.values())
         self.begun = 0  # the deadline of this call, in ns, where the engine has begun it
         self.pollset = host.new("struct pollset *")
         self.watch()

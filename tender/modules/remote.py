@@ -36,11 +36,10 @@ class RemoteBlock(BlockDevice):
     """A block device at the other end of `spec.fd`."""
 
     in_engine = False
-    policy = "remote"
 
     def __init__(self, name: str, spec: BlockRemote, stop: Stop, warn: Warn) -> None:
         super().__init__(name, spec.fd, spec.capacity, spec.sector_size, spec.readonly, stop, warn)
-        self.held_as = ("remote",)
+        self.held_as = ("block-remote",)
         self._gone = False
         os.set_blocking(spec.fd, False)
 
