@@ -17,6 +17,7 @@ from tender.record import replace
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tender.machine import Outcome
+    from tender.sandbox import Door
     from tender.words import CommandLine
 
 SIGINT = 2
@@ -82,11 +83,28 @@ def _run(program: str, line: CommandLine) -> int:
     if line.config is None:
         raise UsageError(f"Missing KERNEL operand; see {program} --help")
     on_termination_signals()
+    door = _door(program, line)
     try:
-        outcome = machine.run(line.config, Stop(), lambda text: _say(program, text))
+        outcome = machine.run(line.config, Stop(), lambda text: _say(program, text), door)
         return _report(program, line.verbose, outcome)
     finally:
-        default_signals()
+        if not (door and door.closed):
+            default_signals()
+
+
+def _door(program: str, line: CommandLine) -> Door | None:
+    """The sandbox of this process; None: it does without, and says so every time."""
+    if line.config is None:
+        return None
+    mode, user = line.config.sandbox, line.config.user
+    if mode == "off":
+        if user is not None:
+            raise UsageError(f"--user={user}: there is nobody to become with --sandbox=off")
+        _say(program, "sandbox: off: a guest that takes over the tender has all of its rights")
+        return None
+    from tender.sandbox import Door
+
+    return Door(mode, user, lambda text: _say(program, text) if line.verbose else None)
 
 
 def _report(program: str, verbose: bool, outcome: Outcome) -> int:

@@ -24,6 +24,7 @@ ENGINES = ("c", "python")
 SECTOR_SIZE = 512
 MTU = 1500  # of a socket: Ethernet's own
 MTU_MIN, MTU_MAX = 68, 65535  # what IPv4 needs, and what the manifest can say
+SANDBOXES = ("on", "require", "off")
 CPUS = ("auto", "kvm", "soft")
 VIRTUAL_START_NS = 1_767_225_600 * 1_000_000_000  # 2026-01-01T00:00:00Z
 VIRTUAL_TICK_NS = 1000
@@ -95,6 +96,8 @@ class Config:
     hugepages: bool = False  # ask the kernel to hold guest memory in pages of 2 MiB
     cpu: str = "auto"  # or "kvm", "soft": see tender/cpus.py
     clock: VirtualTime | None = None  # None: the host's
+    sandbox: str = SANDBOXES[0]  # see tender/sandbox.py
+    user: str | None = None  # who the tender becomes when root starts it: NAME or UID[:GID]
     instructions: int | None = None  # how many the guest may execute; None: any number
 
 

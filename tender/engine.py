@@ -105,6 +105,9 @@ class EngineVcpu:
     def get_state(self) -> State:
         return self._vcpu.get_state()
 
+    def core_state(self) -> State:
+        return self._vcpu.core_state()
+
     def set_state(self, state: State) -> None:
         self._vcpu.set_state(state)
 

@@ -58,6 +58,10 @@ class HostError(TenderError):
         self.errno = errno
 
 
+class SandboxError(TenderError):
+    """The sandbox that was asked for can't be had on this machine."""
+
+
 class GuestFault(TenderError):
     """The guest did something that ends it.
 

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from tender.manifest import Manifest
     from tender.modules import Warn
     from tender.ring import Ring
+    from tender.sandbox import Door
     from tender.stop import Stop
     from tender.trace import Trace, Traced
     from tender.vcpu import Vcpu
@@ -71,14 +72,19 @@ class Outcome:
 
 
 class Machine:
-    """One guest, ready to run. Made, run and closed on one thread."""
+    """One guest, ready to run. Made, run and closed on one thread.
 
-    def __init__(self, config: Config, stop: Stop, warn: Warn) -> None:
+    With a `door`, this process is the guest's: it is confined before the guest runs, for good.
+    """
+
+    def __init__(self, config: Config, stop: Stop, warn: Warn, door: Door | None = None) -> None:
         self._cleanup = Cleanup()
         self._config = config
         self._stop = stop
         self._warn = warn
+        self._door = door
         self._ring: Ring | None = None
+        self._target: Target | None = None
         self._trace: Trace | None = None
         try:
             self._assemble()
@@ -116,6 +122,9 @@ class Machine:
         vcpu.set_state(boot.initial_state(image.entry, memory.size))
         for gpa, table in boot.tables(mem_bytes):
             memory.put(gpa, table)
+        self._fds = self._descriptors(ring_bytes)
+        if self._door:
+            self._hand_over(self._door)
         boot_info = bootinfo.BootInfo(
             memory.size,
             image.kernel_end,
@@ -125,9 +134,7 @@ class Machine:
             net_ring_gpa=memory.size if ring_bytes else 0,
         )
         memory.put(layout.BOOT_INFO, bootinfo.build(boot_info))
-        self._calls: Dispatcher | Traced = Dispatcher(memory, self._modules, image.machine)
-        if config.trace is not None:
-            self._calls = self._traced(self._calls, config.trace)
+        self._calls = self._traced(Dispatcher(memory, self._make_modules(), image.machine))
         if self._uses_engine():
             self._vcpu = self._with_engine(self._cpus.kvm_vcpu)
 
@@ -135,11 +142,11 @@ class Machine:
         config = self._config
         return self._cpus.on_kvm and config.engine == "c" and config.trace is None
 
-    def _traced(self, calls: Dispatcher, file: str | int) -> Traced:
+    def _traced(self, calls: Dispatcher) -> Dispatcher | Traced:
+        if self._trace is None:
+            return calls
         from tender import trace
 
-        elapsed_ns = self._clock.elapsed_ns
-        self._trace = trace.attach(file, self._cleanup, self._stop, self._warn, elapsed_ns)
         devices = {device.handle: device.name for device in self.image.manifest.devices}
         return trace.Traced(calls, self.memory, self._trace, devices)
 
@@ -162,9 +169,48 @@ class Machine:
             from tender.ring import Ring
 
             engine_vcpu.ring = self._ring = Ring(
-                vcpu.vm, self.memory, engine, self.net, self._stop, self._cleanup
+                self._fds["kick"], self.memory, engine, self.net, self._stop, self._cleanup
             )
         return engine_vcpu
+
+    def _descriptors(self, ring_bytes: int) -> dict[str, int]:
+        """What the tender needs beside the devices' descriptors while the guest runs, by name."""
+        fds = {"console": self._config.console_fd, "stderr": 2}
+        if self._cpus.on_kvm:
+            fds["vcpu"] = self._cpus.kvm_vcpu.fd
+        if ring_bytes:
+            from tender import ring
+
+            fds["kick"] = ring.open_kick(self._cpus.kvm_vcpu.vm, self._cleanup)
+        if self._target is not None:
+            fds |= self._target.fds
+        if self._trace is not None:
+            fds["trace"] = self._trace.fd
+        return fds
+
+    def _hand_over(self, door: Door) -> None:
+        """From here on, this process holds what the door was told of, and no other descriptor."""
+        devices: dict[int, Any] = {**self.block.devices, **self.net.devices}
+        fds = self._fds = door.take(self._fds, devices)
+        self._cleanup.forget()  # the numbers are others' now, and this process ends with its guest
+        if self._cpus.on_kvm:
+            self._cpus.kvm_vcpu.fd = fds["vcpu"]
+            if not self._cpus.kvm_vcpu.vm.filters_msrs:
+                door.missing("MSR filter", "this KVM has none (Linux 5.10 brought it)")
+        if self._target is not None:
+            self._target.fds = {name: fds[name] for name in self._target.fds}
+        if self._trace is not None:
+            self._trace.fd = fds["trace"]
+        self._cpus.stay()
+
+    def policies(self) -> list[str]:
+        """The files of seccomp/ that this guest's tender is under, the busiest first."""
+        modules = ["kvm" if self._cpus.on_kvm else "soft", "console", "poll"]
+        modules += ["net"] if self.net.devices else []
+        modules += ["block"] if self.block.devices else []
+        modules += ["core"] if self._target is not None else []
+        modules += ["trace"] if self._trace is not None else []
+        return [*modules, "base"]
 
     def _attach(self, manifest: Manifest) -> None:
         """Open the devices that the manifest declares, all of them."""
@@ -173,12 +219,18 @@ class Machine:
         blocks = assign(manifest, lib.MFT_DEV_BLOCK_BASIC, config.block)
         check_all_attached(manifest, [*nets, *blocks])
         by_handle = {device.handle: device for device in manifest.devices}
-        self._target: Target | None = None
         if config.dumpcore is not None:
             from tender import dumpcore
 
             self._target = dumpcore.Target(config.dumpcore)
             cleanup.callback(self._target.close)
+            if self._door:
+                self._target.start_keeper()
+        if config.trace is not None:
+            from tender import trace
+
+            elapsed_ns = self._clock.elapsed_ns
+            self._trace = trace.attach(config.trace, cleanup, self._stop, warn, elapsed_ns)
         self.block = Block({
             handle: block.attach(by_handle[handle], spec, cleanup, self._stop, warn)
             for handle, spec in blocks.items()
@@ -187,15 +239,12 @@ class Machine:
             handle: net.attach(by_handle[handle], spec, cleanup, warn)
             for handle, spec in nets.items()
         })  # fmt: skip
-        self.console = Console(config.console_fd, self._stop, warn, config.console_limit)
+
+    def _make_modules(self) -> list[Module]:
+        limit = self._config.console_limit
+        self.console = Console(self._fds["console"], self._stop, self._warn, limit)
         self.poll = Poll(self.net, self._stop, self._clock)
-        self._modules: list[Module] = [
-            self.console,
-            Time(self._clock),
-            self.poll,
-            self.block,
-            self.net,
-        ]
+        return [self.console, Time(self._clock), self.poll, self.block, self.net]
 
     def _attached(self) -> dict[int, Attached]:
         """What the guest is told of its devices, by handle."""
@@ -209,6 +258,10 @@ class Machine:
 
     def run(self) -> Outcome:
         """Run the guest to its end."""
+        if self._door:
+            self._door.close(self.policies(), self._ring.start if self._ring else None)
+        elif self._ring:
+            self._ring.start()
         try:
             halt = self._run()
         except Stopped:
@@ -251,7 +304,7 @@ class Machine:
         return Outcome("stopped", EXIT_FAILURE, signo=self._stop.signo)
 
     def _dump(self, target: Target, halt: Halt) -> str | None:
-        state = self._vcpu.get_state()
+        state = self._vcpu.core_state()
         if halt.trap:
             state = self._boot.with_trap(state, halt.trap)
         try:
@@ -270,15 +323,18 @@ class Machine:
         return {name: counters_dict(cell) for name, cell in cells.items()}
 
 
-def run(config: Config, stop: Stop, warn: Warn) -> Outcome:
+def run(config: Config, stop: Stop, warn: Warn, door: Door | None = None) -> Outcome:
     """Run a guest on this thread until it ends or `stop` is requested.
 
     Raises TenderError where it can't start. `warn` gets one line of text for each trouble on
     the way. Nothing is left behind, whatever happens.
+
+    With a `door` (tender/sandbox.py), this process is confined to the guest's devices before the
+    guest runs, and stays so: all that is left for it to do is to say how the guest ended.
     """
     stop.enter()
     try:
-        machine = Machine(config, stop, warn)
+        machine = Machine(config, stop, warn, door)
         try:
             return machine.run()
         finally:

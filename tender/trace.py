@@ -78,7 +78,7 @@ class Trace:
     """An open trace. `now_ns` is the time since the start."""
 
     def __init__(self, fd: int, stop: Stop, warn: Warn, now_ns: Callable[[], int]) -> None:
-        self._fd = fd
+        self.fd = fd
         self._stop = stop
         self._trouble = Trouble("trace", warn)
         self._ended = False
@@ -95,7 +95,7 @@ class Trace:
 
     def _write(self, data: bytes) -> None:
         while data:
-            written = hostlib.host_write(self._fd, data, len(data))
+            written = hostlib.host_write(self.fd, data, len(data))
             if written >= 0:
                 data = data[written:]
             elif not self._go_on(host.errno):
@@ -107,7 +107,7 @@ class Trace:
             if self._stop.requested:
                 return False  # nobody takes it, and the guest is to end
             if error == errno.EAGAIN:
-                hostlib.host_events(self._fd, hostlib.POLLOUT, _WAIT_MS)
+                hostlib.host_events(self.fd, hostlib.POLLOUT, _WAIT_MS)
             return True
         self._trouble.warn_once(f"it ends here: {HostError('write', 'write', error)}")
         return False

@@ -122,6 +122,12 @@ class _Parser:
     def opt_instructions(self, word: str, _name: str | None, value: str) -> None:
         self.more["instructions"] = _number(word, value)
 
+    def opt_sandbox(self, word: str, _name: str | None, value: str) -> None:
+        self.more["sandbox"] = _one_of(word, value, conf.SANDBOXES)
+
+    def opt_user(self, _word: str, _name: str | None, value: str) -> None:
+        self.more["user"] = value
+
     # Flags.
 
     def flag_help(self) -> None:
@@ -190,6 +196,8 @@ _VALUES: dict[str, Callable[[_Parser, str, str | None, str], None]] = {
     "--clock": _Parser.opt_clock,
     "--instructions": _Parser.opt_instructions,
     "--trace": _Parser.opt_trace,
+    "--sandbox": _Parser.opt_sandbox,
+    "--user": _Parser.opt_user,
     "--gdb-port": lambda parser, *_: parser.flag_gdb(),
 }
 
@@ -198,6 +206,7 @@ _NAMED = ("--net", "--net-mac", "--block", "--block-sector-size")  # may have :N
 _USAGE = """\
 usage: {program} [OPTIONS] [--] KERNEL [ARGS]
        {program} inspect FILE [--json]
+       {program} policy [OPTIONS] KERNEL [ARGS] [--bpf]
        {program} build SOURCE... [--manifest FILE] -o KERNEL
        {program} demo
 
@@ -225,6 +234,11 @@ Run KERNEL, a unikernel for Solo5's hvt target; ARGS are its command line.
       ,start=WHEN         from this date (as 2026-01-01T12:00:00) or second on
       ,tick=NS            what a reading takes (default 1000 ns)
   --instructions N        end the guest after N instructions (software CPU)
+  --sandbox on|require|off
+                          on: confine the tender before the guest runs, as far
+                          as this machine can; require: or do not run; off
+  --user NAME|UID[:GROUP|:GID]
+                          who the tender becomes when root starts it (65534)
   --hugepages             ask the kernel for pages of 2 MiB for the guest
   --no-net-ring           do not offer the network ring; --net-ring: offer it
                           even where it is not expected to help
