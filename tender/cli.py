@@ -24,7 +24,10 @@ SIGINT = 2
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command `ptender`, and `solo5-hvt` by another name; the exit status."""
+    """The command `ptender`, and `solo5-hvt` by another name; the exit status.
+
+    After a guest has run, this process is confined: it can end by os._exit(), and do little else.
+    """
     _fill_standard_descriptors()
     arguments = sys.argv if argv is None else argv
     program = os.path.basename(arguments[0])
@@ -182,4 +185,4 @@ def _say(program: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    os._exit(main())

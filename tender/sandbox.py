@@ -37,7 +37,7 @@ SLOTS_END = FIRST_DEVICE + 64
 
 NOBODY = 65534
 MALLOC_ROOM = 64 << 20  # bytes by which the tender's own memory may grow
-TRANSLATOR_ROOM = 512 << 20  # ... where a CPU in software keeps what it has translated
+TRANSLATOR_ROOM = 3 << 29  # ... where a CPU in software keeps what it has translated
 SIGKILL = 9
 
 
