@@ -60,6 +60,10 @@ def _tool(arguments: list[str]) -> int | None:
         from tender import inspect
 
         return show(inspect.main(rest))
+    if name == "policy":
+        from tender import policy
+
+        return show(policy.main(rest))
     if name == "build":
         from tender import build
 
