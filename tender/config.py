@@ -94,6 +94,7 @@ class Config:
     cpu: str = "auto"  # or "kvm", "soft": see tender/cpus.py
     clock: VirtualTime | None = None  # None: the host's
     instructions: int | None = None  # how many the guest may execute; None: any number
+    sync_fd: int | None = None  # where virtual time is agreed on with others: tender/rendezvous.py
 
 
 def parse_size(text: str) -> int:

@@ -6,6 +6,7 @@ all of it, and what the guest ends with is an Outcome. An error before the start
 
 from __future__ import annotations
 
+import os
 from errno import EINTR
 
 from tender import loop
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from tender.kvm import Vcpu as KvmVcpu
     from tender.manifest import Manifest
     from tender.modules import Warn
+    from tender.rendezvous import Rendezvous
     from tender.ring import Ring
     from tender.stop import Stop
     from tender.vcpu import Vcpu
@@ -90,6 +92,8 @@ class Machine:
     def _assemble(self) -> None:
         config, cleanup = self._config, self._cleanup
         self._net_specs = net.keep_descriptors(config.net, cleanup)
+        if config.sync_fd is not None:
+            cleanup.callback(lambda fd=config.sync_fd: os.close(fd))  # type: ignore[misc]
         file = ImageFile(config.kernel)
         cleanup.callback(file.close)
         image = self.image = file.image
@@ -101,7 +105,7 @@ class Machine:
         self._clock = VirtualClock(config.clock) if config.clock else HostClock()
         self._cpus = Cpus(config, image, self._clock, cleanup, self._stop)
         self._cpus.choose(self._warn)
-        self._attach(image.manifest)
+        self._attach(image.manifest, self._rendezvous())
 
         ring_bytes = self._ring_bytes(mem_bytes)
         memory = self.memory = GuestMemory(
@@ -153,7 +157,15 @@ class Machine:
             )
         return engine_vcpu
 
-    def _attach(self, manifest: Manifest) -> None:
+    def _rendezvous(self) -> Rendezvous | None:
+        """Where this guest's virtual time is agreed on with others, if it is."""
+        if self._config.sync_fd is None:
+            return None
+        from tender.rendezvous import open_rendezvous
+
+        return open_rendezvous(self._config.sync_fd, self._clock, self._stop)
+
+    def _attach(self, manifest: Manifest, rendezvous: Rendezvous | None) -> None:
         """Open the devices that the manifest declares, all of them."""
         config, cleanup, warn = self._config, self._cleanup, self._warn
         nets = assign(manifest, lib.MFT_DEV_NET_BASIC, self._net_specs)
@@ -175,7 +187,10 @@ class Machine:
             for handle, spec in nets.items()
         })  # fmt: skip
         self.console = Console(config.console_fd, self._stop, warn)
-        self.poll = Poll(self.net, self._stop, self._clock)
+        self.poll = Poll(self.net, self._stop, self._clock, rendezvous)
+        if rendezvous is not None:
+            for port in self.net.devices.values():
+                port.wait_for_room = rendezvous.wait_for_room
         self._modules: list[Module] = [
             self.console,
             Time(self._clock),

@@ -21,7 +21,7 @@ from tender.record import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from tender.cleanup import Cleanup
     from tender.hypercalls import Handler
@@ -50,6 +50,7 @@ class NetDevice:
         self.received = new_counters()
         self.sent = new_counters()
         self._trouble = Trouble(f"network device '{name}'", warn)
+        self.wait_for_room: Callable[[int], None] | None = None  # where no frame may be lost
         self._is_socket = is_socket
 
     def read(self, data: memoryview) -> tuple[int, int]:
@@ -75,11 +76,22 @@ class NetDevice:
             self.sent.drops += 1
             return lib.HVT_R_EINVAL
         try:
-            os.writev(self.fd, [data])
+            self._send(data)
         except OSError as error:
             return self._not_sent(error.errno or 0)
         self.sent.bytes += len(data)
         return lib.HVT_R_OK
+
+    def _send(self, data: memoryview) -> None:
+        while True:
+            try:
+                os.writev(self.fd, [data])
+            except BlockingIOError:
+                if self.wait_for_room is None:
+                    raise
+                self.wait_for_room(self.fd)
+            else:
+                return
 
     def _not_sent(self, error: int) -> int:
         self.sent.drops += 1
