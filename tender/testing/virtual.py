@@ -150,7 +150,7 @@ class VirtualTimeline:
         self._now_ns = 0
         self._events: list[tuple[int, int, Callable[[], object]]] = []
         self._numbers = count()
-        self._participants: list[Participant] = []
+        self.participants: list[Participant] = []
 
     def now_ns(self) -> int:
         return self._now_ns
@@ -165,21 +165,21 @@ class VirtualTimeline:
         """A guest that is about to start."""
         self.settle()  # the others are where they are, whatever the host is doing
         participant = Participant(self, name, ports)
-        self._participants.append(participant)
+        self.participants.append(participant)
         return participant
 
     def leave(self, participant: Participant) -> None:
         participant.close()
-        if participant in self._participants:
-            self._participants.remove(participant)
+        if participant in self.participants:
+            self.participants.remove(participant)
 
     def settle(self) -> None:
         """Wait until every guest waits."""
         deadline_s = monotonic() + self.patience_s
-        for participant in self._participants:
+        for participant in self.participants:
             if participant.running:
                 participant.settle(deadline_s)
-        self._participants = [each for each in self._participants if not each.gone]
+        self.participants = [each for each in self.participants if not each.gone]
 
     def wait(self, predicate: Callable[[], object], timeout_s: float) -> bool:
         """Let time go on until `predicate` is true, for up to `timeout_s` virtual seconds."""
@@ -193,7 +193,7 @@ class VirtualTimeline:
 
     def _step(self, limit_ns: int) -> bool:
         """Go on to the next instant at which something happens; False at `limit_ns`."""
-        times = [participant.next_ns() for participant in self._participants]
+        times = [participant.next_ns() for participant in self.participants]
         if self._events:
             times.append(self._events[0][0])
         next_ns = max(self._now_ns, min(times, default=FOREVER))
@@ -203,14 +203,14 @@ class VirtualTimeline:
         self._now_ns = next_ns
         while self._events and self._events[0][0] <= next_ns:
             heapq.heappop(self._events)[2]()
-        for participant in list(self._participants):
+        for participant in list(self.participants):
             if participant.next_ns() <= next_ns:
                 participant.wake(next_ns)
                 self.settle()
         return True
 
     def close(self) -> None:
-        for participant in self._participants:
+        for participant in self.participants:
             participant.close()
-        self._participants.clear()
+        self.participants.clear()
         self._events.clear()
