@@ -14,9 +14,12 @@ from tender.record import record
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from typing import TypeVar
+    from typing import TypeAlias, TypeVar
 
     from tender.manifest import Device, Manifest
+
+    NetValue: TypeAlias = "Tap | Descriptor | StreamNet"
+    BlockValue: TypeAlias = "BlockFile | BlockDescriptor | BlockRemote"
 
     Spec = TypeVar("Spec")
 
@@ -49,20 +52,57 @@ class Tap:
 
 @record
 class Descriptor:
-    """An open descriptor: a tap, or a socket that carries one frame per message."""
+    """An open descriptor: a tap, or a socket that carries one frame per message.
+
+    `sync_fd` is a seqpacket socket on which those on this network agree on their virtual time
+    (tender/rendezvous.py); one for a guest, which must have a virtual clock.
+    """
 
     fd: int
     mtu: int | None = None  # None: the tap's, or 1500 for a socket
+    mac: bytes | None = None
+    sync_fd: int | None = None
+
+
+@record
+class StreamNet:
+    """A stream socket on which 4 bytes (big-endian) before each frame say its length."""
+
+    fd: int
+    mtu: int | None = None  # None: 1500
     mac: bytes | None = None
 
 
 @record
 class BlockFile:
-    """A file or block device of the host. A writable one is locked while the guest runs."""
+    """A file or block device of the host. A writable one is locked while the guest runs.
+
+    With `overlay` it stays as it was: what the guest writes is in memory, and gone with it.
+    """
 
     path: str
     readonly: bool = False
     sector_size: int = SECTOR_SIZE  # bytes, a power of two >= 512
+    overlay: bool = False
+
+
+@record
+class BlockDescriptor:
+    """An open descriptor of a file, a block device or a memfd."""
+
+    fd: int
+    readonly: bool = False
+    sector_size: int = SECTOR_SIZE
+
+
+@record
+class BlockRemote:
+    """A device that is served at the other end of a seqpacket socket: see modules/remote.py."""
+
+    fd: int
+    capacity: int  # bytes
+    readonly: bool = False
+    sector_size: int = SECTOR_SIZE
 
 
 @record
@@ -84,8 +124,8 @@ class Config:
     kernel: str
     args: tuple[str, ...] = ()
     mem_bytes: int = layout.MEM_DEFAULT
-    net: tuple[tuple[str | None, Tap | Descriptor], ...] = ()
-    block: tuple[tuple[str | None, BlockFile], ...] = ()
+    net: tuple[tuple[str | None, NetValue], ...] = ()
+    block: tuple[tuple[str | None, BlockValue], ...] = ()
     dumpcore: str | None = None
     console_fd: int = 1
     net_ring: bool | None = None  # offer the network ring; None: where it helps
@@ -94,7 +134,6 @@ class Config:
     cpu: str = "auto"  # or "kvm", "soft": see tender/cpus.py
     clock: VirtualTime | None = None  # None: the host's
     instructions: int | None = None  # how many the guest may execute; None: any number
-    sync_fd: int | None = None  # where virtual time is agreed on with others: tender/rendezvous.py
 
 
 def parse_size(text: str) -> int:

@@ -51,6 +51,8 @@ class Engine:
 
     def _set_devices(self, block: Block, net: Net) -> None:
         for handle, disk in block.devices.items():
+            if not disk.in_engine:
+                continue
             self.cell.devices[handle] = {
                 "kind": lib.ENGINE_BLOCK,
                 "fd": disk.fd,

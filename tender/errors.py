@@ -58,6 +58,13 @@ class HostError(TenderError):
         self.errno = errno
 
 
+class GuestEnded(TenderError):
+    """The guest has ended, and what was waited for can't come any more.
+
+    Further lines of its text are the last ones of the guest's console.
+    """
+
+
 class GuestFault(TenderError):
     """The guest did something that ends it.
 

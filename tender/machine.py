@@ -6,7 +6,6 @@ all of it, and what the guest ends with is an Outcome. An error before the start
 
 from __future__ import annotations
 
-import os
 from errno import EINTR
 
 from tender import loop
@@ -28,7 +27,7 @@ from tender.hypercalls import Dispatcher
 from tender.image import ImageFile
 from tender.manifest import Attached, encode
 from tender.memory import GuestMemory
-from tender.modules import block, counters_dict, net
+from tender.modules import block, counters_dict, keep_descriptors, net
 from tender.modules.block import Block
 from tender.modules.console import Console
 from tender.modules.net import Net
@@ -91,9 +90,8 @@ class Machine:
 
     def _assemble(self) -> None:
         config, cleanup = self._config, self._cleanup
-        self._net_specs = net.keep_descriptors(config.net, cleanup)
-        if config.sync_fd is not None:
-            cleanup.callback(lambda fd=config.sync_fd: os.close(fd))  # type: ignore[misc]
+        self._net_specs = keep_descriptors(config.net, "Could not attach interface", cleanup)
+        self._block_specs = keep_descriptors(config.block, "Could not open block device", cleanup)
         file = ImageFile(config.kernel)
         cleanup.callback(file.close)
         image = self.image = file.image
@@ -159,17 +157,19 @@ class Machine:
 
     def _rendezvous(self) -> Rendezvous | None:
         """Where this guest's virtual time is agreed on with others, if it is."""
-        if self._config.sync_fd is None:
-            return None
-        from tender.rendezvous import open_rendezvous
+        for _, spec in self._net_specs:
+            sync_fd = getattr(spec, "sync_fd", None)
+            if sync_fd is not None:
+                from tender.rendezvous import open_rendezvous
 
-        return open_rendezvous(self._config.sync_fd, self._clock, self._stop)
+                return open_rendezvous(sync_fd, self._clock, self._stop)
+        return None
 
     def _attach(self, manifest: Manifest, rendezvous: Rendezvous | None) -> None:
         """Open the devices that the manifest declares, all of them."""
         config, cleanup, warn = self._config, self._cleanup, self._warn
         nets = assign(manifest, lib.MFT_DEV_NET_BASIC, self._net_specs)
-        blocks = assign(manifest, lib.MFT_DEV_BLOCK_BASIC, config.block)
+        blocks = assign(manifest, lib.MFT_DEV_BLOCK_BASIC, self._block_specs)
         check_all_attached(manifest, [*nets, *blocks])
         by_handle = {device.handle: device for device in manifest.devices}
         self._target: Target | None = None

@@ -7,23 +7,22 @@ Ethernet header and no vnet header. What the host can't take or give is a result
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
 
 from tender._abi import lib
 from tender._host import lib as hostlib
-from tender.config import MTU, MTU_MAX, MTU_MIN, Descriptor, Tap
+from tender.config import MTU, MTU_MAX, MTU_MIN, Tap
 from tender.errors import DeviceError
 from tender.memory import Layout
 from tender.modules import Trouble, new_counters
-from tender.record import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from tender.cleanup import Cleanup
+    from tender.config import NetValue
     from tender.hypercalls import Handler
     from tender.manifest import Device
     from tender.memory import GuestMemory
@@ -153,35 +152,7 @@ class Net:
         block.ret = device.write(memory.readable(data_gpa, length)) if device else lib.HVT_R_EINVAL
 
 
-def keep_descriptors(
-    given: Iterable[tuple[str | None, Tap | Descriptor]], cleanup: Cleanup
-) -> tuple[tuple[str | None, Tap | Descriptor], ...]:
-    """The same specs with descriptors of the tender's own in them.
-
-    To be called before the tender opens anything: then a number that the user did not pass is
-    not open, and can't name something of the tender's.
-    """
-    kept: dict[int, int] = {}
-    for _, spec in given:
-        if isinstance(spec, Descriptor):
-            if spec.fd in kept:
-                raise DeviceError(f"@{spec.fd}: Could not attach interface: it is given twice")
-            kept[spec.fd] = _dup(spec.fd)
-            cleanup.callback(lambda fd=kept[spec.fd]: os.close(fd))  # type: ignore[misc]
-    return tuple(
-        (name, replace(spec, fd=kept[spec.fd]) if isinstance(spec, Descriptor) else spec)
-        for name, spec in given
-    )
-
-
-def _dup(fd: int) -> int:
-    try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    except (OSError, OverflowError):
-        raise DeviceError(f"@{fd}: Could not attach interface: no such descriptor") from None
-
-
-def attach(device: Device, spec: Tap | Descriptor, cleanup: Cleanup, warn: Warn) -> NetDevice:
+def attach(device: Device, spec: NetValue, cleanup: Cleanup, warn: Warn) -> NetDevice:
     """Open and set up one device."""
     where = f"network device '{device.name}'"
     mac = random_mac() if spec.mac is None else spec.mac
