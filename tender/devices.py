@@ -179,7 +179,11 @@ class Wiring:
         where = f"network device '{name}'"
         attached: Any
         if isinstance(spec, (Descriptor, StreamNet)):
-            return replace(spec, fd=self._copy(spec.fd, f"@{spec.fd}: Could not attach interface"))
+            copies = {
+                name: self._copy(fd, f"@{fd}: Could not attach interface")
+                for name, fd in _descriptors(spec).items()
+            }
+            return replace(spec, **copies)
         if isinstance(spec, Tap):
             return spec
         if hasattr(spec, "attach"):

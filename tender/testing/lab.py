@@ -210,7 +210,9 @@ def describe_end(guest: Unikernel) -> str:
     lines = [f"ended: {outcome.reason}, status {outcome.status}"]
     lines += [f"error: {outcome.error}"] if outcome.error else []
     if outcome.trap:
-        lines.append("trap: " + " ".join(f"{key}={value:#x}" for key, value in outcome.trap.items()))
+        lines.append(
+            "trap: " + " ".join(f"{key}={value:#x}" for key, value in outcome.trap.items())
+        )
     for name, counters in outcome.stats.items():
         lines.append(f"{name}: " + " ".join(f"{key}={value}" for key, value in counters.items()))
     return "\n".join([*lines, *(f"trouble: {text}" for text in guest.trouble)])

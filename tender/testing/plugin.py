@@ -139,9 +139,7 @@ class UnikernelFactory:
 
 
 @pytest.fixture
-def unikernel(
-    _ptender: Lab, request: pytest.FixtureRequest, tmp_path: Path
-) -> UnikernelFactory:
+def unikernel(_ptender: Lab, request: pytest.FixtureRequest, tmp_path: Path) -> UnikernelFactory:
     """Start unikernels: `unikernel("ping.hvt", net={"service": switch.port()})`."""
 
     def shell(names: dict[str, Any]) -> None:

@@ -216,6 +216,9 @@ class GuestPort(Port):
 
     def attach(self) -> Descriptor:
         """The guest's end of a new link; whoever gets it closes it."""
+        timeline = self._switch.timeline
+        if self.participant is not None and self.participant.gone:
+            self.unplug()
         if self._socket is not None:
             raise DeviceError(f"{self.name} of the switch is attached to a guest already")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -225,27 +228,48 @@ class GuestPort(Port):
         with self._lock:
             self._socket = ours
             self.has_spoken = False
-        if not self._switch.timeline.virtual:
+        sync_fd = None
+        if isinstance(timeline, VirtualTimeline):
+            if self.participant is None:
+                timeline.join(self.name, [self])
+            sync_fd = self._participant().give_fd()
+        else:
             reactor().register(ours.fileno(), READ, self._readable)
-        return Descriptor(theirs.detach(), mtu=self.mtu, mac=self.mac)
+        return Descriptor(theirs.detach(), mtu=self.mtu, mac=self.mac, sync_fd=sync_fd)
+
+    def _participant(self) -> Participant:
+        if self.participant is None:
+            raise RuntimeError(f"{self.name} has no guest in virtual time")
+        return self.participant
 
     def detach(self) -> None:
-        """The guest has ended: take in what it has sent, and close the link. Idempotent."""
-        ours = self._socket
+        """The guest has ended: take in what it has sent, and close the link. Idempotent.
+
+        In virtual time it is the simulation that finds out: nothing happens between two verbs.
+        """
+        if not self._switch.virtual:
+            self.unplug()
+
+    def unplug(self) -> None:
+        """Close the link."""
+        with self._lock:
+            ours = self._socket
         if ours is None:
             return
-        if not self._switch.timeline.virtual:
+        if not self._switch.virtual:
             reactor().unregister(ours.fileno())  # without the lock: the callback takes it
         with self._lock:
+            if self._socket is None:
+                return
             self.collect()
             for frame in self.take():
                 self.sent(frame)
             self._backlog.clear()
-            self._socket = None
+            self._socket = self.participant = None
             ours.close()
             self._switch.timeline.notify()
 
-    close = detach
+    close = unplug
 
     def _readable(self, _events: int) -> None:
         with self._lock:

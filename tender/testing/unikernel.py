@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
+    from tender.console_capture import Console as Captured
     from tender.machine import Outcome
     from tender.testing.virtual import Participant
 
@@ -79,35 +80,31 @@ class Unikernel(Guest):
         self.patience = patience
         self.ports = [each for each in (net or {}).values() if isinstance(each, GuestPort)]
         self.participant: Participant | None = None
-        self._timeline: VirtualTimeline | None = None
         self.trouble: list[str] = []  # what the host had with its devices
+        self.told_error = False  # somebody knows that it could not start
         self.kernel = str(kernel)
-        timeline = _shared_time(self.ports)
-        if timeline is not None:
-            options = self._join(timeline, options)
-        options.setdefault("warn", self.trouble.append)
-        try:
-            super().__init__(kernel, *args, net=net, **options)
-        except BaseException:
-            self._leave()
-            raise
-
-    def _join(self, timeline: VirtualTimeline, options: dict[str, Any]) -> dict[str, Any]:
-        """Options of a guest whose network is in virtual time."""
-        if options.get("cpu") not in (None, "auto", "soft"):
+        self._timeline = _shared_time(self.ports)
+        if self._timeline is not None and options.get("cpu") not in (None, "auto", "soft"):
             raise DeviceError(
                 f"a guest in virtual time runs on the software CPU, not on cpu={options['cpu']!r}"
             )
-        self._timeline = timeline
-        self.participant = timeline.join(self.kernel, self.ports)
-        for port in self.ports:
-            port.participant = self.participant
-        clock = VirtualTime(VIRTUAL_START_NS + timeline.now_ns())
-        return {"clock": clock, **options, "cpu": "soft", "sync_fd": self.participant.give_fd()}
+        options.setdefault("warn", self.trouble.append)
+        super().__init__(kernel, *args, net=net, **options)
 
-    def _leave(self) -> None:
-        if self._timeline is not None and self.participant is not None:
-            self._timeline.leave(self.participant)
+    def start(self) -> Unikernel:
+        """Start it beside the test."""
+        if self._timeline is not None:
+            self.participant = self._timeline.join(self.kernel, self.ports)
+            clock = VirtualTime(VIRTUAL_START_NS + self._timeline.now_ns())
+            self.config = replace(self.config, cpu="soft", clock=self.config.clock or clock)
+        try:
+            super().start()
+        except BaseException:
+            self.told_error = True
+            if self._timeline is not None and self.participant is not None:
+                self._timeline.leave(self.participant)
+            raise
+        return self
 
     # ---- Waiting ----
 
@@ -119,9 +116,7 @@ class Unikernel(Guest):
         participant = self.participant
         if not self.wait_virtually(lambda: participant.gone, seconds):
             raise TimeoutError(f"the guest still runs after {seconds:g} s of virtual time")
-        outcome = super().wait(END_S)
-        self._leave()
-        return _as_test_sees(outcome)
+        return _as_test_sees(super().wait(END_S))
 
     def wait_until(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
         """Wait until `predicate()` is true, and give what it gave; TimeoutError if it is not."""
@@ -166,7 +161,7 @@ class Unikernel(Guest):
         return self.captured.text
 
     @property
-    def captured(self) -> Any:
+    def captured(self) -> Captured:
         """The console as Guest has it."""
         return super().console
 
@@ -183,7 +178,7 @@ class Unikernel(Guest):
         try:
             return _as_test_sees(super().stop(*args, **options))
         finally:
-            self._leave()
+            self._settle()
 
     def crash(self) -> Outcome:
         """End the guest at once, as a power cut does: nothing in it or its tender is asked."""
@@ -195,10 +190,11 @@ class Unikernel(Guest):
             kill()
             return super().wait(END_S)
         finally:
-            self._leave()
+            self._settle()
 
     def _settle(self) -> None:
-        if self._timeline is not None and self.participant in self._timeline.participants:
+        """In virtual time, let every guest come to where it waits, or be found to have ended."""
+        if self._timeline is not None:
             try:
                 self._timeline.settle()
             except Stuck:

@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     class FramePort(Protocol):
         """What a guest's port on the switch does for the simulation."""
 
+        participant: Participant | None
+
         def fileno(self) -> int: ...
-        def collect(self) -> None: ...
+        def collect(self) -> bool: ...
         def take(self) -> list[bytes]: ...
         def sent(self, frame: bytes) -> None: ...
         def flush(self) -> bool: ...
-        def detach(self) -> None: ...
+        def unplug(self) -> None: ...
 
 
 FOREVER = (1 << 64) - 1  # a deadline that never comes
@@ -60,11 +62,13 @@ class Participant:
         self._simulation = simulation
         self._sync, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._sync.setblocking(False)
-        self.sync_fd = theirs.detach()
+        self.sync_fd: int | None = theirs.detach()
+        for port in self._ports:
+            port.participant = self
 
-    def give_fd(self) -> int:
-        """The tender's end, which is the receiver's to close from now on."""
-        fd, self.sync_fd = self.sync_fd, -1
+    def give_fd(self) -> int | None:
+        """The tender's end, which is the receiver's to close from now on; it is given once."""
+        fd, self.sync_fd = self.sync_fd, None
         return fd
 
     def next_ns(self) -> int:
@@ -131,9 +135,12 @@ class Participant:
             self.running, self.gone = False, True
 
     def close(self) -> None:
+        """It has ended: its links are closed, and it may not come back."""
         self.gone, self.running = True, False
+        for port in self._ports:
+            port.unplug()
         fd = self.give_fd()
-        if fd >= 0:
+        if fd is not None:
             os.close(fd)
         self._sync.close()
 
@@ -169,6 +176,7 @@ class VirtualTimeline:
         return participant
 
     def leave(self, participant: Participant) -> None:
+        """It did not start after all."""
         participant.close()
         if participant in self.participants:
             self.participants.remove(participant)
@@ -179,7 +187,9 @@ class VirtualTimeline:
         for participant in self.participants:
             if participant.running:
                 participant.settle(deadline_s)
-        self.participants = [each for each in self.participants if not each.gone]
+        for participant in [each for each in self.participants if each.gone]:
+            self.participants.remove(participant)
+            participant.close()
 
     def wait(self, predicate: Callable[[], object], timeout_s: float) -> bool:
         """Let time go on until `predicate` is true, for up to `timeout_s` virtual seconds."""
