@@ -225,11 +225,9 @@ class Host:
 
         def complain() -> str:
             told = [f"\n  {packets.describe(frame)}" for frame in skipped[-TOLD:]]
-            came = (
-                f"{len(skipped)} other frames came, the last of them:" if skipped else "none came"
-            )
             name = getattr(what, "__name__", repr(what))
-            return f"{self.address} did not get the frame {name}; {came}{''.join(told)}"
+            instead = f"instead, {len(skipped)} came, the last of them:" if told else "none came"
+            return f"{self.address} did not get the frame {name}; {instead}{''.join(told)}"
 
         self.wait(look, timeout, complain)
         return found[0]

@@ -47,6 +47,7 @@ class Faulty:
 
     faults: list[Fault]
     _lock: Any
+    _made = 0  # faults so far: each has a chance of its own
 
     def _seed(self) -> str:
         raise NotImplementedError
@@ -125,7 +126,8 @@ class Faulty:
         **more: Any,
     ) -> Fault:
         with self._lock:
-            text = f"{self._seed()}/{kind}" if seed is None else str(seed)
+            self._made += 1
+            text = f"{self._seed()}/{kind}{self._made}" if seed is None else str(seed)
             fault = Fault(kind, Chance(every, probability), text, self._remove, **more)
             self.faults.append(fault)
             return fault
