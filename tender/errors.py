@@ -87,3 +87,15 @@ class GuestFault(TenderError):
 
 class NotEmulated(GuestFault):
     """The guest did what its CPU can't do; another CPU may."""
+
+
+class SandboxViolation(TenderError):
+    """The guest's process made a system call that its sandbox does not allow, and was ended.
+
+    `syscall` is the call's name and `number` its number; both None where they are not known.
+    """
+
+    def __init__(self, syscall: str | None = None, number: int | None = None) -> None:
+        super().__init__(f"the sandbox ended the guest's process: {syscall or 'a system call'}")
+        self.syscall = syscall
+        self.number = number

@@ -38,9 +38,11 @@ from tender.stop import Stopped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from tender.config import Config
+    from tender.cpus import Warm
     from tender.dumpcore import Target
     from tender.hypercalls import Halt, Module
     from tender.kvm import Vcpu as KvmVcpu
@@ -73,8 +75,9 @@ class Outcome:
 class Machine:
     """One guest, ready to run. Made, run and closed on one thread."""
 
-    def __init__(self, config: Config, stop: Stop, warn: Warn) -> None:
+    def __init__(self, config: Config, stop: Stop, warn: Warn, warm: Warm | None = None) -> None:
         self._cleanup = Cleanup()
+        self._warm = warm
         self._config = config
         self._stop = stop
         self._warn = warn
@@ -101,7 +104,7 @@ class Machine:
         if mem_bytes != config.mem_bytes:
             self._warn(f"adjusting memory to {mem_bytes} bytes")
         self._clock = VirtualClock(config.clock) if config.clock else HostClock()
-        self._cpus = Cpus(config, image, self._clock, cleanup, self._stop)
+        self._cpus = Cpus(config, image, self._clock, cleanup, self._stop, self._warm)
         self._cpus.choose(self._warn)
         self._attach(image.manifest, self._rendezvous())
 
@@ -270,16 +273,26 @@ class Machine:
         return {name: counters_dict(cell) for name, cell in cells.items()}
 
 
-def run(config: Config, stop: Stop, warn: Warn) -> Outcome:
+def run(
+    config: Config,
+    stop: Stop,
+    warn: Warn,
+    *,
+    started: Callable[[], None] | None = None,
+    warm: Warm | None = None,
+) -> Outcome:
     """Run a guest on this thread until it ends or `stop` is requested.
 
     Raises TenderError where it can't start. `warn` gets one line of text for each trouble on
-    the way. Nothing is left behind, whatever happens.
+    the way. `started` is called when all is open and the guest is about to run; `warm` is what
+    was made for it in advance. Nothing is left behind, whatever happens.
     """
     stop.enter()
     try:
-        machine = Machine(config, stop, warn)
+        machine = Machine(config, stop, warn, warm)
         try:
+            if started is not None:
+                started()
             return machine.run()
         finally:
             machine.close()
