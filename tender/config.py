@@ -128,6 +128,8 @@ class Config:
     block: tuple[tuple[str | None, BlockValue], ...] = ()
     dumpcore: str | None = None
     console_fd: int = 1
+    console_limit: int | None = None  # bytes per second; what is beyond is dropped
+    trace: str | int | None = None  # a file or descriptor for a line of JSON per hypercall
     net_ring: bool | None = None  # offer the network ring; None: where it helps
     engine: str = ENGINES[0]  # what answers hypercalls whose device is a plain descriptor
     hugepages: bool = False  # ask the kernel to hold guest memory in pages of 2 MiB
@@ -145,6 +147,16 @@ def parse_size(text: str) -> int:
         number = number[:-1]
     if not (number.isascii() and number.isdigit() and len(number) < 20) or not int(number):
         raise UsageError(f"{text!r} is not a size: a number of MiB, or one with a unit, as in 64M")
+    return int(number) * unit
+
+
+def parse_rate(text: str) -> int:
+    """`500`, `64K`, `1M`, also with `B` or `iB` -> bytes per second."""
+    number = text.upper().removesuffix("B").removesuffix("I")
+    unit = _UNITS.get(number[-1:], 1)
+    number = number if unit == 1 else number[:-1]
+    if not (number.isascii() and number.isdigit() and len(number) < 20) or not int(number):
+        raise UsageError(f"{text!r} is not a rate: bytes per second, as in 64K or 1M")
     return int(number) * unit
 
 

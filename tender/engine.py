@@ -36,7 +36,7 @@ class Engine:
         self.cell.mem_size = memory.size
         self._set_ranges(memory)
         self._set_devices(block, net)
-        self.cell.console_fd = console.fd
+        self.cell.console_fd = console.fd if console.allowance is None else -1
         self.cell.console = _counters(console.counters)
         self.cell.poll = _counters(poll.counters)
         self.cell.pollset = ffi.cast("struct pollset *", poll.pollset)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 
+from tender import cpuid
 from tender._kvm import ffi, lib
 from tender.boot.x86_64 import CONTROL, MSRS, REGISTERS, SEGMENTS, Fpu, Segment, State, Table
 from tender.errors import HostError
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from tender.cleanup import Cleanup
+    from tender.cpuid import Entry
     from tender.vcpu import Exit
 
 DEVICE = "/dev/kvm"
@@ -29,6 +32,7 @@ EINTR_TRIES = 10  # making a VM can be interrupted
 _CAPABILITIES = ("KVM_CAP_USER_MEMORY", "KVM_CAP_GET_TSC_KHZ", "KVM_CAP_IMMEDIATE_EXIT")
 _FPU_FIELDS = ("fcw", "fsw", "ftwx", "last_opcode", "last_ip", "last_dp", "mxcsr")
 _SEGMENT_FIELDS = tuple(Segment.__annotations__)
+_ENTRY = struct.Struct("<7I12x")  # a struct kvm_cpuid_entry2
 
 
 def is_hardware() -> bool:
@@ -65,12 +69,12 @@ class Kvm:
             if not _ioctl(self.fd, "KVM_CHECK_EXTENSION", getattr(lib, name)):
                 raise HostError(f"KVM: host does not support {name}")
 
-    def supported_cpuid(self) -> Any:
-        """A struct kvm_cpuid2 with what the host supports in a guest."""
-        cpuid = ffi.new("struct kvm_cpuid2 *", {"entries": CPUID_ENTRIES})
-        cpuid.nent = CPUID_ENTRIES
-        _ioctl_at(self.fd, "KVM_GET_SUPPORTED_CPUID", cpuid)
-        return cpuid
+    def supported_cpuid(self) -> list[Entry]:
+        """What the host supports in a guest."""
+        table = ffi.new("struct kvm_cpuid2 *", {"entries": CPUID_ENTRIES})
+        table.nent = CPUID_ENTRIES
+        _ioctl_at(self.fd, "KVM_GET_SUPPORTED_CPUID", table)
+        return list(_ENTRY.iter_unpack(ffi.buffer(table.entries, table.nent * _ENTRY.size)))
 
 
 def _open(device: str) -> int:
@@ -86,12 +90,33 @@ def _open(device: str) -> int:
 
 
 class Vm:
-    """A virtual machine with one vCPU."""
+    """A virtual machine with one vCPU.
+
+    `filters_msrs`: the guest has no MSR but those of cpuid.MSRS. Without that it has, beside them,
+    what KVM takes for harmless.
+    """
 
     def __init__(self, kvm: Kvm, cleanup: Cleanup) -> None:
         self.kvm = kvm
         self.fd = _ioctl(kvm.fd, "KVM_CREATE_VM")
         cleanup.callback(lambda: os.close(self.fd))
+        self.filters_msrs = self._filter_msrs()
+
+    def _filter_msrs(self) -> bool:
+        """Refuse all MSRs but those of cpuid.MSRS; False: this KVM can't (Linux before 5.10)."""
+        if not _ioctl(self.kvm.fd, "KVM_CHECK_EXTENSION", lib.KVM_CAP_X86_MSR_FILTER):
+            return False
+        request = ffi.new("struct kvm_msr_filter *", {"flags": lib.KVM_MSR_FILTER_DEFAULT_DENY})
+        allowed = ffi.new("uint8_t[]", b"\xff" * 8)  # a bit for each MSR of a range
+        for index, (first, count, *_) in enumerate(cpuid.MSRS):
+            request.ranges[index] = {
+                "flags": lib.KVM_MSR_FILTER_READ | lib.KVM_MSR_FILTER_WRITE,
+                "nmsrs": count,
+                "base": first,
+                "bitmap": allowed,
+            }
+        _ioctl_at(self.fd, "KVM_X86_SET_MSR_FILTER", request)
+        return True
 
     def set_memory(self, address: Any, size: int) -> None:
         """Give the guest `size` bytes of this process's memory at GPA 0."""
@@ -120,7 +145,7 @@ class Vcpu:
         self.fd = _ioctl(vm.fd, "KVM_CREATE_VCPU")
         cleanup.callback(lambda: os.close(self.fd))
         self._map_run(_ioctl(vm.kvm.fd, "KVM_GET_VCPU_MMAP_SIZE"), cleanup)
-        _ioctl_at(self.fd, "KVM_SET_CPUID2", vm.kvm.supported_cpuid())
+        _ioctl_at(self.fd, "KVM_SET_CPUID2", _cpuid2(cpuid.shown(vm.kvm.supported_cpuid())))
         self.cpu_cycle_freq = self._tsc_khz() * 1000
 
     def _map_run(self, size: int, cleanup: Cleanup) -> None:
@@ -256,6 +281,15 @@ class Vcpu:
         for index, register in enumerate(fpu.xmm):
             ffi.buffer(value.xmm[index])[:] = register
         _ioctl_at(self.fd, "KVM_SET_FPU", value)
+
+
+def _cpuid2(entries: list[Entry]) -> Any:
+    """A struct kvm_cpuid2."""
+    table = ffi.new("struct kvm_cpuid2 *", {"entries": len(entries)})
+    table.nent = len(entries)
+    packed = b"".join(_ENTRY.pack(*entry) for entry in entries)
+    ffi.memmove(table.entries, packed, len(packed))
+    return table
 
 
 def _segment(segment: Any) -> Segment:

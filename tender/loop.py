@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from tender.hypercalls import Dispatcher, Halt
     from tender.memory import GuestMemory
     from tender.stop import Stop
+    from tender.trace import Traced
     from tender.vcpu import Exit, Vcpu
 
 X86_INSTRUCTION_MAX = 15  # bytes
 
 
-def run(vcpu: Vcpu[Any], memory: GuestMemory, calls: Dispatcher, stop: Stop) -> Halt:
+def run(vcpu: Vcpu[Any], memory: GuestMemory, calls: Dispatcher | Traced, stop: Stop) -> Halt:
     """Raises GuestFault, or Stopped after a stop request."""
     stop.check()
     while True:

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from tender.rendezvous import Rendezvous
     from tender.ring import Ring
     from tender.stop import Stop
+    from tender.trace import Trace, Traced
     from tender.vcpu import Vcpu
 
 
@@ -82,6 +83,7 @@ class Machine:
         self._stop = stop
         self._warn = warn
         self._ring: Ring | None = None
+        self._trace: Trace | None = None
         try:
             self._assemble()
         except BaseException:
@@ -128,12 +130,23 @@ class Machine:
             net_ring_gpa=memory.size if ring_bytes else 0,
         )
         memory.put(layout.BOOT_INFO, bootinfo.build(boot_info))
-        self._calls = Dispatcher(memory, self._modules, image.machine)
+        self._calls: Dispatcher | Traced = Dispatcher(memory, self._modules, image.machine)
+        if config.trace is not None:
+            self._calls = self._traced(self._calls, config.trace)
         if self._uses_engine():
             self._vcpu = self._with_engine(self._cpus.kvm_vcpu)
 
     def _uses_engine(self) -> bool:
-        return self._cpus.on_kvm and self._config.engine == "c"
+        config = self._config
+        return self._cpus.on_kvm and config.engine == "c" and config.trace is None
+
+    def _traced(self, calls: Dispatcher, file: str | int) -> Traced:
+        from tender import trace
+
+        elapsed_ns = self._clock.elapsed_ns
+        self._trace = trace.attach(file, self._cleanup, self._stop, self._warn, elapsed_ns)
+        devices = {device.handle: device.name for device in self.image.manifest.devices}
+        return trace.Traced(calls, self.memory, self._trace, devices)
 
     def _ring_bytes(self, mem_bytes: int) -> int:
         """How much of the guest's memory the network ring takes; 0: none is offered."""
@@ -189,7 +202,7 @@ class Machine:
             handle: net.attach(by_handle[handle], spec, cleanup, warn)
             for handle, spec in nets.items()
         })  # fmt: skip
-        self.console = Console(config.console_fd, self._stop, warn)
+        self.console = Console(config.console_fd, self._stop, warn, config.console_limit)
         self.poll = Poll(self.net, self._stop, self._clock, rendezvous)
         if rendezvous is not None:
             for port in self.net.devices.values():
@@ -224,6 +237,8 @@ class Machine:
             outcome = Outcome("host", EXIT_FAILURE, error=error.with_traceback(None))
         else:
             outcome = self._halted(halt)
+        if self._trace is not None:
+            self._trace.end(outcome)
         return replace(outcome, stats=self._stats())
 
     def _run(self) -> Halt:

@@ -41,7 +41,7 @@ class Rendezvous:
 
     def wait(self, timeout_ns: int | None) -> None:
         """Sleep until something comes, or for `timeout_ns` of virtual time; None: for ever."""
-        now_ns = self._clock.now_ns()
+        now_ns = self._clock.elapsed_ns()
         until_ns = FOREVER if timeout_ns is None else now_ns + timeout_ns
         try:
             os.write(self._fd, _SYNC.pack(now_ns, min(until_ns, FOREVER)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 
+from tender import cpuid
 from tender._soft import ffi, lib
 from tender.boot.x86_64 import (
     CONTROL,
@@ -54,10 +55,8 @@ NUMBERS = {
 }  # fmt: skip
 
 MSR_EFER, MSR_FS_BASE, MSR_GS_BASE = 0xC0000080, 0xC0000100, 0xC0000101
-# What the engine has behind an MSR's number; all others are missing, and trap.
-_MSR_APIC_BASE, _MSR_MISC_ENABLE = 0x1B, 0x1A0
-_READABLE = {*MSRS.values(), MSR_EFER, MSR_FS_BASE, MSR_GS_BASE, _MSR_APIC_BASE, _MSR_MISC_ENABLE}
-_WRITABLE = _READABLE - {_MSR_APIC_BASE}
+# What a guest on KVM has, and the engine has a register for. All others trap.
+_OF_THE_GUEST = frozenset(cpuid.msrs())
 _ADDRESSES = {
     MSR_FS_BASE, MSR_GS_BASE, *(MSRS[name] for name in ("kernel_gs_base", "lstar", "cstar")),
 }  # fmt: skip
@@ -398,7 +397,7 @@ class X86Vcpu(SoftCpu):
 
     def _cpuid(self) -> Exit | None:
         leaf, subleaf = self._read("rax") & 0xFFFFFFFF, self._read("rcx") & 0xFFFFFFFF
-        values = cpuid(leaf, subleaf, random=not self._clock.virtual)
+        values = leaf_values(leaf, subleaf, random=not self._clock.virtual)
         for name, value in zip(("rax", "rbx", "rcx", "rdx"), values, strict=True):
             self._write(name, value)
         self._soft.reply = 1
@@ -425,7 +424,7 @@ class X86Vcpu(SoftCpu):
 
     def _rdmsr(self, after: int) -> Exit | None:
         index = self._read("rcx") & 0xFFFFFFFF
-        if index not in _READABLE:
+        if index not in _OF_THE_GUEST:
             return self._deliver(_Exception(GP))
         if index == MSRS["tsc"]:
             value = lib.soft_counter(self._clock.cell)
@@ -437,7 +436,7 @@ class X86Vcpu(SoftCpu):
     def _wrmsr(self, after: int) -> Exit | None:
         index = self._read("rcx") & 0xFFFFFFFF
         value = self._read("rax") & 0xFFFFFFFF | (self._read("rdx") & 0xFFFFFFFF) << 32
-        if index not in _WRITABLE or (index in _ADDRESSES and not is_canonical(value)):
+        if index not in _OF_THE_GUEST or (index in _ADDRESSES and not is_canonical(value)):
             return self._deliver(_Exception(GP))
         if index == MSRS["tsc"]:
             lib.soft_set_counter(self._clock.cell, value, self.cpu_cycle_freq)
@@ -582,17 +581,17 @@ def mix(value: int) -> int:
     return value ^ value >> 31
 
 
-# CPUID: what the engine can do of what a Haswell promises, and no more. No APIC, no XSAVE (so no
-# AVX), no SYSCALL, no FMA. Source: the engine's own CPUID and its list of what it implements.
+# CPUID: what the engine can do of what a Haswell promises, and no more: nothing that cpuid.HIDDEN
+# hides on KVM, no XSAVE (so no AVX), no SYSCALL, no FMA. Source: the engine's own CPUID
+# and its list of what it implements.
 _BRAND = b"ptender software CPU".ljust(48, b"\0")
-_SIGNATURE = struct.unpack("<3I", b"ptender soft")
 _VENDOR = struct.unpack("<3I", b"GenuineIntel")
 _RDRAND = 1 << 30
 _LEAVES = {
     0: (7, _VENDOR[0], _VENDOR[2], _VENDOR[1]),
-    1: (0x306C4, 0x800, 0xC2D82203, 0x078BE1FD),
+    1: (0x306C4, 0x800, 0xC2D82203, 0x078BA17D),
     7: (0, 0x389, 0, 0),
-    0x40000000: (0x40000000, *_SIGNATURE),
+    cpuid.HYPERVISOR: cpuid.hypervisor(b"ptender soft"),
     0x80000000: (0x80000008, 0, 0, 0),
     0x80000001: (0, 0, 0x21, 0x28100000),
     0x80000008: (0x3028, 0, 0, 0),
@@ -601,7 +600,7 @@ for _index in range(3):
     _LEAVES[0x80000002 + _index] = struct.unpack_from("<4I", _BRAND, _index * 16)
 
 
-def cpuid(leaf: int, subleaf: int, *, random: bool) -> tuple[int, int, int, int]:
+def leaf_values(leaf: int, subleaf: int, *, random: bool) -> tuple[int, int, int, int]:
     """EAX, EBX, ECX, EDX; `random`: there is an RDRAND."""
     if leaf == 7 and subleaf:
         return 0, 0, 0, 0

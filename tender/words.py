@@ -98,11 +98,23 @@ class _Parser:
             raise UsageError(f"{word}: name the device: --block-sector-size NAME={value}")
         self.sector_sizes[name] = _number(word, value)
 
+    def opt_console_limit(self, word: str, _name: str | None, value: str) -> None:
+        try:
+            self.more["console_limit"] = conf.parse_rate(value)
+        except UsageError as error:
+            raise UsageError(f"{word}: {error}") from None
+
     def opt_engine(self, word: str, _name: str | None, value: str) -> None:
         self.more["engine"] = _one_of(word, value, conf.ENGINES)
 
     def opt_cpu(self, word: str, _name: str | None, value: str) -> None:
         self.more["cpu"] = _one_of(word, value, conf.CPUS)
+
+    def opt_trace(self, word: str, _name: str | None, value: str) -> None:
+        if value == "-":
+            self.more["trace"] = 2
+        else:
+            self.more["trace"] = _number(word, value[1:]) if value[0] == "@" else value
 
     def opt_clock(self, word: str, _name: str | None, value: str) -> None:
         self.more["clock"] = _parse_clock(word, value)
@@ -167,6 +179,7 @@ _FLAGS: dict[str, Callable[[_Parser], None]] = {
 _VALUES: dict[str, Callable[[_Parser, str, str | None, str], None]] = {
     "--mem": _Parser.opt_mem,
     "--dumpcore": _Parser.opt_dumpcore,
+    "--console-limit": _Parser.opt_console_limit,
     "--engine": _Parser.opt_engine,
     "--net": _Parser.opt_net,
     "--net-mac": _Parser.opt_net_mac,
@@ -176,6 +189,7 @@ _VALUES: dict[str, Callable[[_Parser, str, str | None, str], None]] = {
     "--cpu": _Parser.opt_cpu,
     "--clock": _Parser.opt_clock,
     "--instructions": _Parser.opt_instructions,
+    "--trace": _Parser.opt_trace,
     "--gdb-port": lambda parser, *_: parser.flag_gdb(),
 }
 
@@ -202,6 +216,8 @@ Run KERNEL, a unikernel for Solo5's hvt target; ARGS are its command line.
   --block [NAME=]FILE     attach a disk image or block device
       ,ro                 read-only (a writable image is locked)
       ,sector-size=N      block size in bytes (default 512)
+  --console-limit RATE    drop what the guest prints beyond so many bytes per
+                          second, as in 64K or 1M
   --dumpcore DIR          write a core file there if the guest aborts
   --cpu auto|kvm|soft     what runs the guest: KVM where it is, else a CPU in
                           software (default: auto, or what PTENDER_CPU says)
@@ -214,6 +230,8 @@ Run KERNEL, a unikernel for Solo5's hvt target; ARGS are its command line.
                           even where it is not expected to help
   --engine c|python       what answers most hypercalls: compiled code (default)
                           or the Python handlers, which are the reference
+  --trace FILE            write a line of JSON there for each hypercall; - is
+                          standard error, @FD an open descriptor
   -v, --verbose           say how the guest ended and what its devices did
   --version               the version, and the ABI version
   --help                  this text

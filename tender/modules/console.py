@@ -1,17 +1,19 @@
 """PUTS: the guest's console is a descriptor, standard output for a command.
 
 The rule here: the console never ends a guest for what the host can't store; but where its reader
-is gone for good (EPIPE), nobody is left to run the guest for.
+is gone for good (EPIPE), nobody is left to run the guest for. A limit is for the host's disk: it
+counts in the host's time, whatever the guest's is.
 """
 
 from __future__ import annotations
 
 import errno
+from time import monotonic_ns
 
 from tender._abi import lib
 from tender._host import ffi as host
 from tender._host import lib as hostlib
-from tender.errors import HostError
+from tender.errors import ConfigError, HostError
 from tender.memory import Layout
 from tender.modules import STEP, Trouble, new_counters
 
@@ -23,14 +25,38 @@ if TYPE_CHECKING:
     from tender.stop import Stop
 
 _PUTS = Layout("hvt_puts")
+_SECOND_NS = 1_000_000_000
+_BURST_MIN = 4096  # bytes that come through at once, however low the rate: a banner, a trap
 _WAIT_MS = 1000  # how long to wait for room at a time; a stop request ends the wait
 
 
-class Console:
-    """Writes what the guest says to `fd`."""
+class Allowance:
+    """How much may be written now: `rate` bytes per second, saved up for a second at most."""
 
-    def __init__(self, fd: int, stop: Stop, warn: Warn) -> None:
+    def __init__(self, rate: int) -> None:
+        if rate <= 0:
+            raise ConfigError(f"a console limit of {rate} bytes per second: use 1 or more")
+        self.rate = rate
+        self._most = max(rate, _BURST_MIN) * _SECOND_NS
+        self._room = self._most  # in byte-nanoseconds, so that nothing is lost by rounding
+        self._at_ns = monotonic_ns()
+
+    def take(self, wanted: int) -> int:
+        """The bytes of `wanted` that there is room for, which are used up then."""
+        now_ns = monotonic_ns()
+        self._room = min(self._most, self._room + (now_ns - self._at_ns) * self.rate)
+        self._at_ns = now_ns
+        taken = min(wanted, self._room // _SECOND_NS)
+        self._room -= taken * _SECOND_NS
+        return taken
+
+
+class Console:
+    """Writes what the guest says to `fd`, and no more than `limit` bytes per second of it."""
+
+    def __init__(self, fd: int, stop: Stop, warn: Warn, limit: int | None = None) -> None:
         self.fd = fd
+        self.allowance = None if limit is None else Allowance(limit)
         self.counters = new_counters()
         self.begun = 0  # bytes of this call that the engine has written
         self._stop = stop
@@ -47,6 +73,8 @@ class Console:
         self.counters.bytes += length
         begun, self.begun = self.begun, 0
         data_gpa, length = data_gpa + begun, max(0, length - begun)  # the block may have changed
+        if self.allowance is not None:
+            length = self._allowed(self.allowance, length)
         while length:
             written = hostlib.host_write(self.fd, memory.address(data_gpa), min(length, STEP))
             if written < 0:
@@ -56,6 +84,14 @@ class Console:
             self._stop.check()
             data_gpa += written
             length -= written
+
+    def _allowed(self, allowance: Allowance, length: int) -> int:
+        allowed = allowance.take(length)
+        if allowed < length:
+            self.counters.drops += 1
+            what = f"output beyond {allowance.rate} bytes per second is dropped (--console-limit)"
+            self._trouble.warn_once(what)
+        return allowed
 
     def _go_on(self, error: int) -> bool:
         """What to do when a write failed: True to try again, False to drop the output."""

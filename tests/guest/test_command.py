@@ -390,3 +390,37 @@ def test_a_signal_while_a_core_is_written_leaves_no_file(guest: Build, tmp_path:
     else:  # it was quicker than the signal
         assert process.returncode == 255
         assert len(list(cores.iterdir())) == 1
+
+
+@pytest.mark.parametrize("more", [[], ["--engine=python"]])
+def test_a_limit_bounds_what_a_guest_prints(
+    guest: Build, tmp_path: Path, cpu: str, more: list[str]
+) -> None:
+    rate, begin = 4096, time.monotonic()
+    words = [PTENDER, "-v", "--mem=8", *more, "--console-limit", str(rate), guest("flood")]
+    log, errors = tmp_path / "log", tmp_path / "errors"
+    with (
+        log.open("wb") as output,
+        errors.open("wb") as messages,
+        subprocess.Popen([*map(str, words)], stdout=output, stderr=messages) as process,
+    ):
+        time.sleep(2)
+        process.terminate()
+        assert process.wait(timeout=30) == 1
+    size = log.stat().st_size
+    assert rate <= size <= rate * (1 + time.monotonic() - begin)
+    said = errors.read_text()
+    assert said.count("output beyond 4096 bytes per second is dropped") == 1
+    assert re.search(r"console: \d+ calls, \d+ bytes, \d+ drops", said)
+
+
+def test_virtual_time_does_not_lift_the_limit(guest: Build, tmp_path: Path) -> None:
+    """It is the host's disk that is protected: a guest can make years pass in a second."""
+    pytest.importorskip("unicorn", reason="the software CPU needs unicorn")
+    words = ["--cpu=soft", "--clock=virtual,tick=1000000000", "--console-limit=1000", "--mem=8"]
+    begin = time.monotonic()
+    done = subprocess.run(
+        [PTENDER, *words, "--instructions=3000000", guest("flood")], capture_output=True
+    )
+    assert done.returncode == 1
+    assert len(done.stdout) <= 4096 + 1000 * (time.monotonic() - begin)

@@ -20,8 +20,8 @@ PLAIN = {
     "_cffi_backend", "tender._abi", "tender._engine", "tender._host", "tender._kvm",
     # ours
     "tender", "tender.boot", "tender.boot.bootinfo", "tender.boot.layout", "tender.boot.x86_64",
-    "tender.cleanup", "tender.cli", "tender.clock", "tender.config", "tender.cpus", "tender.elf",
-    "tender.engine",
+    "tender.cleanup", "tender.cli", "tender.clock", "tender.config", "tender.cpuid", "tender.cpus",
+    "tender.elf", "tender.engine",
     "tender.errors", "tender.hypercalls", "tender.image", "tender.kvm", "tender.loop",
     "tender.machine", "tender.manifest", "tender.memory", "tender.modules",
     "tender.modules.block", "tender.modules.console", "tender.modules.net",

@@ -240,7 +240,9 @@ def test_exceptions_have_frames_as_the_manual_says(cpu: Make) -> None:
         ("mov $0x8, %eax\njmp *%rax", PF, 0),
         ("mov $0xdead, %ecx\nrdmsr", GP, 0),
         ("mov $0xdead, %ecx\nwrmsr", GP, 0),
-        ("mov $0x1b, %ecx\nwrmsr", GP, 0),
+        ("mov $0x1b, %ecx\nrdmsr", GP, 0),
+        ("mov $0x1a0, %ecx\nrdmsr", GP, 0),
+        ("mov $0x1a0, %ecx\nwrmsr", GP, 0),
         ("mov $0xc0000100, %ecx\nmov $0x40000000, %edx\nwrmsr", GP, 0),
         (".byte 0x48\nrdmsr", GP, 0),
     ],
@@ -412,7 +414,7 @@ def test_fs_base_and_its_msr(cpu: Make) -> None:
 
 
 def test_cpuid_promises_what_the_engine_does() -> None:
-    _, _, ecx, edx = softcpu_x86.cpuid(1, 0, random=True)
+    _, _, ecx, edx = softcpu_x86.leaf_values(1, 0, random=True)
     for bit in (12, 26, 27, 28, 29):  # FMA, XSAVE, OSXSAVE, AVX, F16C
         assert not ecx >> bit & 1
     for bit in (9, 11, 12):  # APIC, SEP, MTRR
@@ -420,9 +422,9 @@ def test_cpuid_promises_what_the_engine_does() -> None:
     for bit in (0, 25, 26):  # x87, SSE, SSE2
         assert edx >> bit & 1
     assert ecx >> 30 & 1
-    assert not softcpu_x86.cpuid(1, 0, random=False)[2] >> 30 & 1
-    assert softcpu_x86.cpuid(7, 0, random=True)[1] & (1 << 5 | 1 << 16) == 0  # AVX2, AVX-512
-    assert softcpu_x86.cpuid(0x1234, 0, random=True) == (0, 0, 0, 0)
+    assert not softcpu_x86.leaf_values(1, 0, random=False)[2] >> 30 & 1
+    assert softcpu_x86.leaf_values(7, 0, random=True)[1] & (1 << 5 | 1 << 16) == 0  # AVX2, AVX-512
+    assert softcpu_x86.leaf_values(0x1234, 0, random=True) == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(
