@@ -6,8 +6,10 @@ Nothing is written before a test has failed.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import tempfile
 import time
 import traceback
 from contextlib import contextmanager
@@ -19,7 +21,6 @@ from tender.testing.unikernel import Unikernel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterator
     from typing import Any
 
@@ -44,6 +45,7 @@ class Lab:
         cpu: str = "auto",
         patience: float = 60.0,
         seed: str | None = None,
+        trace: bool = True,
     ) -> None:
         self.name = name
         self.cpu = cpu
@@ -56,6 +58,8 @@ class Lab:
         self.failures: list[str] = []  # of sub-tests after which the test went on
         self._folders = folders
         self._artifacts = artifacts
+        self._trace = trace
+        self._folder: Path | None = None  # for what is gone after a test that has passed
         self._closed = False
 
     # ---- Making ----
@@ -73,6 +77,8 @@ class Lab:
     ) -> Unikernel:
         """See the fixture `unikernel`."""
         options = {"cpu": self.cpu, "patience": self.patience, **options}
+        if self._trace:
+            options.setdefault("trace", self._scratch() / f"{len(self.guests)}.trace")
         for port in (options.get("net") or {}).values():
             if isinstance(port, GuestPort) and port.switch not in self.switches:
                 self.switches.append(port.switch)  # one that the test has made by itself
@@ -138,6 +144,16 @@ class Lab:
         if errors:
             raise errors[-1]
 
+    def clean(self) -> None:
+        """Remove what was for a report only."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _scratch(self) -> Path:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="ptender-"))
+        return self._folder
+
     # ---- What is kept ----
 
     def folder(self) -> Path:
@@ -170,12 +186,15 @@ class Lab:
         name = f"guest{number}-{Path(guest.kernel).stem}"
         outcome = describe_end(guest)
         (folder / f"{name}.outcome.txt").write_text(outcome + "\n")
-        (folder / f"{name}.console.txt").write_bytes(guest.captured.data)
-        parts = [outcome, *_tail("console", guest.captured.lines())]
-        trace = trace_of(guest)
-        if trace:
-            (folder / f"{name}.trace.txt").write_text("".join(f"{line}\n" for line in trace))
-            parts += _tail("hypercalls", trace)
+        parts = [outcome]
+        if (console := guest.said_last()) is not None:
+            (folder / f"{name}.console.txt").write_bytes(console)
+            parts += _tail("console", console.decode(errors="replace").splitlines())
+        trace = guest.config.trace
+        if isinstance(trace, str) and os.path.exists(trace):
+            path = folder / f"{name}.trace.jsonl"
+            shutil.copyfile(trace, path)
+            parts += _tail("hypercalls", path.read_text(errors="replace").splitlines())
         return f"guest {number}: {guest.kernel}", "\n".join(parts)
 
     def _keep_switch(self, folder: Path, number: int, switch: Switch) -> tuple[str, str]:
@@ -216,12 +235,6 @@ def describe_end(guest: Unikernel) -> str:
     for name, counters in outcome.stats.items():
         lines.append(f"{name}: " + " ".join(f"{key}={value}" for key, value in counters.items()))
     return "\n".join([*lines, *(f"trouble: {text}" for text in guest.trouble)])
-
-
-def trace_of(guest: Unikernel) -> list[str]:
-    """The guest's hypercalls, where they were traced."""
-    trace = getattr(guest, "trace_lines", None)
-    return list(trace()) if trace is not None else []
 
 
 def _tail(title: str, lines: list[str]) -> list[str]:

@@ -54,6 +54,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="what the chance of faults comes from (default: the name of each test)",
     )
     group.addoption(
+        "--ptender-no-trace",
+        action="store_true",
+        help="do not write down hypercalls, which is faster where guests are on KVM",
+    )
+    group.addoption(
         "--ptender-interactive",
         action="store_true",
         help="a Python shell with the guests alive where a test fails or calls unikernel.shell()",
@@ -86,12 +91,16 @@ def _ptender(
         cpu=option("--ptender-cpu"),
         patience=option("--ptender-timeout"),
         seed=option("--ptender-seed"),
+        trace=not option("--ptender-no-trace"),
     )
     if given:
         lab.forget()
     request.node.stash[_LAB] = lab
     yield lab
-    lab.close()
+    try:
+        lab.close()
+    finally:
+        lab.clean()
 
 
 class UnikernelFactory:

@@ -202,6 +202,7 @@ class GuestPort(Port):
         self.has_spoken = False  # the guest has sent a frame: it is up
         self.participant: Participant | None = None
         self._socket: socket.socket | None = None
+        self._is_open = False  # the guest has not closed its end
         self._collected: list[bytes] = []  # in virtual time: not yet on the switch
         self._backlog: list[bytes] = []  # in virtual time: not yet at the guest
 
@@ -210,8 +211,10 @@ class GuestPort(Port):
         return self._switch
 
     @property
-    def is_attached(self) -> bool:
-        return self._socket is not None
+    def may_speak(self) -> bool:
+        """Whether a guest is attached that has not ended."""
+        gone = self.participant is not None and self.participant.gone
+        return self._socket is not None and self._is_open and not gone
 
     def fileno(self) -> int:
         return self._socket.fileno() if self._socket is not None else -1
@@ -229,6 +232,7 @@ class GuestPort(Port):
         ours.setblocking(False)
         with self._lock:
             self._socket = ours
+            self._is_open = True
             self.has_spoken = False
         sync_fd = None
         if isinstance(timeline, VirtualTimeline):
@@ -278,10 +282,10 @@ class GuestPort(Port):
             ours = self._socket
             if ours is None:
                 return
-            is_open = self.collect()
+            self._is_open = self.collect()
             for frame in self.take():
                 self.sent(frame)
-        if not is_open:
+        if not self._is_open:
             reactor().unregister(ours.fileno())
 
     def collect(self) -> bool:
@@ -438,7 +442,7 @@ class Switch(Faulty):
 
     def awaits_guests(self) -> bool:
         """Whether a guest is attached that has not sent anything yet: it may be starting."""
-        return any(port.is_attached and not port.has_spoken for port in self.guest_ports())
+        return any(port.may_speak and not port.has_spoken for port in self.guest_ports())
 
     # ---- The way of a frame ----
 

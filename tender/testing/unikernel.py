@@ -6,6 +6,7 @@ on, and every other one finds the guest where it waits; what a verb sees is the 
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
@@ -20,7 +21,6 @@ from tender.testing.virtual import Stuck, VirtualTimeline
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Mapping
     from typing import Any
 
@@ -66,7 +66,8 @@ class Console:
 class Unikernel(Guest):
     """A guest of a test: made and started by the fixture `unikernel`, ended with the test.
 
-    `patience` is how long a verb without a timeout waits, in seconds.
+    `patience` is how long a verb without a timeout waits, in seconds, and `trace` the file that
+    its hypercalls are written to. All else is Guest's.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Unikernel(Guest):
         *args: str,
         net: Mapping[str, Any] | None = None,
         patience: float = 60.0,
+        trace: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> None:
         self.patience = patience
@@ -90,6 +92,7 @@ class Unikernel(Guest):
             )
         options.setdefault("warn", self.trouble.append)
         super().__init__(kernel, *args, net=net, **options)
+        self.config = replace(self.config, trace=None if trace is None else os.fspath(trace))
 
     def start(self) -> Unikernel:
         """Start it beside the test."""
@@ -160,6 +163,13 @@ class Unikernel(Guest):
         empty.wait(END_S)
         return self.captured.text
 
+    def said_last(self) -> bytes | None:
+        """What is kept of the output; None where it was never started."""
+        try:
+            return self.captured.data
+        except RuntimeError:
+            return None
+
     @property
     def captured(self) -> Captured:
         """The console as Guest has it."""
@@ -174,25 +184,21 @@ class Unikernel(Guest):
 
     def stop(self, *args: Any, **options: Any) -> Outcome:
         """End the guest and say how it ended; status 0 if it was asked to and nothing else."""
-        self._settle()
+        self._rest()
         try:
             return _as_test_sees(super().stop(*args, **options))
         finally:
-            self._settle()
+            self._rest()
 
     def crash(self) -> Outcome:
         """End the guest at once, as a power cut does: nothing in it or its tender is asked."""
-        self._settle()
-        kill = getattr(super(), "kill", None)
+        self._rest()
         try:
-            if kill is None:
-                return super().stop()
-            kill()
-            return super().wait(END_S)
+            return self.stop() if self.in_process else self.kill()
         finally:
-            self._settle()
+            self._rest()
 
-    def _settle(self) -> None:
+    def _rest(self) -> None:
         """In virtual time, let every guest come to where it waits, or be found to have ended."""
         if self._timeline is not None:
             try:
