@@ -237,6 +237,8 @@ def _interact(config: pytest.Config, title: str, names: dict[str, Any]) -> None:
             local=names,
             exitmsg="",
         )
+    except SystemExit:
+        pass  # exit() leaves the shell, not the test
     finally:
         if capture is not None:
             capture.resume_global_capture()
