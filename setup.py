@@ -6,6 +6,8 @@ import sys
 from setuptools import setup
 
 NAMES = ["abi", "host", "soft"]
+if sys.platform == "linux":
+    NAMES += ["sandbox"]
 if sys.platform == "linux" and platform.machine() == "x86_64":
     NAMES += ["kvm", "engine"]  # as in abi/ffi_build.py; elsewhere guests run in software
 

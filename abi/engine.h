@@ -38,7 +38,7 @@ struct engine {
     uint32_t range_count;
     struct engine_range ranges[16];
     struct engine_device devices[64]; /* by handle */
-    struct pollset *pollset;
+    struct pollset *pollset; /* NULL: POLL is Python's */
     struct counters *console;
     struct counters *poll;
 
@@ -62,6 +62,10 @@ struct engine_ring {
     volatile int32_t trouble; /* errno of the host's first trouble that was not told yet */
     volatile int32_t trouble_handle;
     uint64_t thread;          /* pthread_t */
+
+    const void *filter;       /* what this thread may call: struct sock_filter[], or NULL */
+    uint32_t filter_length;
+    volatile int32_t started; /* 1, or the negative errno of the filter */
 };
 
 #define RING_NO_FAULT 0

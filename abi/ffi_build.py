@@ -5,6 +5,7 @@
 `tender._kvm`     KVM's structures and ioctls, as this machine's <linux/kvm.h> has them
 `tender._soft`    the CPU in software (its engine is found at run time, if at all)
 `tender._engine`  tender/engine.c, the fast path
+`tender._sandbox` system calls and constants of the sandbox, and libseccomp (found at run time)
 
 A layout is written once: in this folder's headers (ours) or in the kernel's. What stands in a
 .cdef file only names the fields that the tender uses; the C compiler fills in the offsets.
@@ -58,6 +59,14 @@ soft = make(
     flags=["-U_FORTIFY_SOURCE"],
     libraries=["dl"] if sys.platform == "linux" else [],
 )
+
+if sys.platform == "linux":
+    sandbox = make(
+        "_sandbox",
+        ["sandbox.cdef"],
+        '#include "sandbox.h"',
+        libraries=["dl"],
+    )
 
 if sys.platform == "linux" and platform.machine() == "x86_64":  # as in setup.py
     kvm = make("_kvm", ["kvm.cdef"], '#include "kvm.h"')

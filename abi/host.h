@@ -148,6 +148,17 @@ static int host_events(int fd, int events, int timeout_ms)
     return count > 0 ? one.revents : count;
 }
 
+/* Python's own take another system call on one system than on the next (preadv, preadv2). */
+static ssize_t host_pread(int fd, void *data, size_t length, uint64_t offset)
+{
+    return pread(fd, data, length, (off_t)offset);
+}
+
+static ssize_t host_pwrite(int fd, const void *data, size_t length, uint64_t offset)
+{
+    return pwrite(fd, data, length, (off_t)offset);
+}
+
 static ssize_t host_write(int fd, const void *data, size_t length)
 {
     return write(fd, data, length);

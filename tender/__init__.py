@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tender.config import BlockFile as BlockFile
     from tender.config import Descriptor as Descriptor
     from tender.config import Tap as Tap
+    from tender.config import UserNet as UserNet
     from tender.config import VirtualTime as VirtualTime
     from tender.console_capture import Console as Console
     from tender.devices import BlockMemory as BlockMemory
@@ -35,6 +36,7 @@ _HOMES = {
     "Outcome": "tender.machine",
     "Tap": "tender.config",
     "TenderError": "tender.errors",
+    "UserNet": "tender.config",
     "VirtualTime": "tender.config",
     "open_image": "tender.image",
 }
@@ -44,6 +46,7 @@ __all__ = [  # noqa: RUF022 - the order of the guide
     "Outcome",
     "Tap",
     "Descriptor",
+    "UserNet",
     "BlockFile",
     "BlockMemory",
     "BlockDescriptor",

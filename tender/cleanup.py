@@ -20,6 +20,10 @@ class Cleanup:
     def callback(self, function: Callable[[], object]) -> None:
         self._callbacks.append(function)
 
+    def forget(self) -> None:
+        """Leave all of it to the end of this process, which gives it back as well."""
+        self._callbacks.clear()
+
     def close(self) -> None:
         """Call everything once; the first error is raised after the last call."""
         first: BaseException | None = None

@@ -11,19 +11,23 @@ import os
 import sys
 
 from tender import __version__, words
-from tender.errors import EXIT_FAILURE, HostError, TenderError, UsageError
+from tender.errors import EXIT_FAILURE, HostError, TenderError, UsageError, bug_text
 from tender.record import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tender.machine import Outcome
+    from tender.sandbox import Door
     from tender.words import CommandLine
 
 SIGINT = 2
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command `ptender`, and `solo5-hvt` by another name; the exit status."""
+    """The command `ptender`, and `solo5-hvt` by another name; the exit status.
+
+    After a guest has run, this process is confined: it can end by os._exit(), and do little else.
+    """
     _fill_standard_descriptors()
     arguments = sys.argv if argv is None else argv
     program = os.path.basename(arguments[0])
@@ -56,6 +60,10 @@ def _tool(arguments: list[str]) -> int | None:
         from tender import inspect
 
         return show(inspect.main(rest))
+    if name == "policy":
+        from tender import policy
+
+        return show(policy.main(rest))
     if name == "build":
         from tender import build
 
@@ -82,11 +90,34 @@ def _run(program: str, line: CommandLine) -> int:
     if line.config is None:
         raise UsageError(f"Missing KERNEL operand; see {program} --help")
     on_termination_signals()
+    door = _door(program, line)
     try:
-        outcome = machine.run(line.config, Stop(), lambda text: _say(program, text))
+        outcome = machine.run(line.config, Stop(), lambda text: _say(program, text), door)
         return _report(program, line.verbose, outcome)
+    except Exception as error:
+        if isinstance(error, TenderError) or not (door and door.closed):
+            raise
+        for text in bug_text(error).split("\n"):
+            _say(program, text)
+        return EXIT_FAILURE
     finally:
-        default_signals()
+        if not (door and door.closed):
+            default_signals()
+
+
+def _door(program: str, line: CommandLine) -> Door | None:
+    """The sandbox of this process; None: it does without, and says so every time."""
+    if line.config is None:
+        return None
+    mode, user = line.config.sandbox, line.config.user
+    if mode == "off":
+        if user is not None:
+            raise UsageError(f"--user={user}: there is nobody to become with --sandbox=off")
+        _say(program, "sandbox: off: a guest that takes over the tender has all of its rights")
+        return None
+    from tender.sandbox import Door
+
+    return Door(mode, user, lambda text: _say(program, text) if line.verbose else None)
 
 
 def _report(program: str, verbose: bool, outcome: Outcome) -> int:
@@ -164,4 +195,4 @@ def _say(program: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    os._exit(main())

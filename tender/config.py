@@ -13,12 +13,12 @@ from tender.record import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from typing import TypeAlias, TypeVar
 
     from tender.manifest import Device, Manifest
 
-    NetValue: TypeAlias = "Tap | Descriptor | StreamNet"
+    NetValue: TypeAlias = "Tap | Descriptor | StreamNet | UserNet"
     BlockValue: TypeAlias = "BlockFile | BlockDescriptor | BlockRemote"
 
     Spec = TypeVar("Spec")
@@ -27,6 +27,7 @@ ENGINES = ("c", "python")
 SECTOR_SIZE = 512
 MTU = 1500  # of a socket: Ethernet's own
 MTU_MIN, MTU_MAX = 68, 65535  # what IPv4 needs, and what the manifest can say
+SANDBOXES = ("on", "require", "off")
 CPUS = ("auto", "kvm", "soft")
 VIRTUAL_START_NS = 1_767_225_600 * 1_000_000_000  # 2026-01-01T00:00:00Z
 VIRTUAL_TICK_NS = 1000
@@ -71,6 +72,27 @@ class StreamNet:
     fd: int
     mtu: int | None = None  # None: 1500
     mac: bytes | None = None
+
+
+@record
+class UserNet:
+    """A network through passt: without root, without a tap.
+
+    The guest is at `address`, which DHCP tells it as well, and reaches what the host reaches. TCP
+    ports of the host come to the guest by `forward` ({8080: 80}), UDP ports by `forward_udp`; they
+    are bound to `host_address`, unless the key has one of its own ("0.0.0.0:8080"). With
+    `reach_host`, and with any UDP port, what the guest sends to `gateway` goes to the host's own
+    127.0.0.1; else it can't reach that.
+    """
+
+    forward: Mapping[int | str, int] = {}
+    forward_udp: Mapping[int | str, int] = {}
+    host_address: str = "127.0.0.1"
+    address: str = "10.0.0.2/24"
+    gateway: str = "10.0.0.1"
+    mtu: int = MTU
+    mac: bytes | None = None
+    reach_host: bool = False
 
 
 @record
@@ -135,6 +157,8 @@ class Config:
     hugepages: bool = False  # ask the kernel to hold guest memory in pages of 2 MiB
     cpu: str = "auto"  # or "kvm", "soft": see tender/cpus.py
     clock: VirtualTime | None = None  # None: the host's
+    sandbox: str = SANDBOXES[0]  # see tender/sandbox.py
+    user: str | None = None  # who the tender becomes when root starts it: NAME or UID[:GID]
     instructions: int | None = None  # how many the guest may execute; None: any number
 
 

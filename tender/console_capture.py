@@ -7,7 +7,6 @@ guest's own write(2); memory holds the last `limit` bytes, and `lost` says how m
 from __future__ import annotations
 
 import codecs
-import fcntl
 import os
 import re
 import select
@@ -17,7 +16,8 @@ from io import TextIOBase
 from time import monotonic
 
 from tender import reactor
-from tender.errors import ConfigError, DeviceError, GuestEnded
+from tender.errors import ConfigError, GuestEnded
+from tender.modules import keep_descriptor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -182,6 +182,9 @@ class Capture:
             if self._closing:
                 return
             self._closing = True
+            if self._thread is not None and not self._thread_ended:
+                # What is on the way is still read, and then there is an end.
+                self._ours.shutdown(socket.SHUT_RD)
         self.handed_over()
         if self._thread is None:
             reactor.reactor().unregister(self._ours.fileno())
@@ -189,8 +192,6 @@ class Capture:
                 pass
             self._ours.close()
         else:
-            # What is on the way is still read, and then there is an end.
-            self._ours.shutdown(socket.SHUT_RD)
             self._join(self._thread)
         self.console.end(how)
 
@@ -293,10 +294,7 @@ class _Descriptor:
     goes_on = False
 
     def __init__(self, fd: int) -> None:
-        try:
-            self._fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-        except (OSError, OverflowError):
-            raise DeviceError(f"console: @{fd}: no such descriptor") from None
+        self._fd = keep_descriptor(fd, f"console: @{fd}")
 
     def write(self, chunk: bytes) -> None:
         while chunk:

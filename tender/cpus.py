@@ -121,6 +121,10 @@ class Cpus:
         self._movable = False
         return vcpu
 
+    def stay(self) -> None:
+        """The guest ends on the CPU it starts on: nothing can be loaded any more."""
+        self._movable = False
+
     def _foreign(self) -> str | None:
         """Why no KVM could run the guest, where it is for another machine than this one."""
         here, guest = os.uname().machine, MACHINES[self._image.machine]

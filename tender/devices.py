@@ -23,9 +23,11 @@ from tender.config import (
     Descriptor,
     StreamNet,
     Tap,
+    UserNet,
 )
 from tender.console_capture import PATIENCE_S, Capture
 from tender.errors import DeviceError, HostError
+from tender.modules import keep_descriptor
 from tender.modules.block import check_sectors
 from tender.modules.remote import HEADER, PIECE, READ, STATUS, WRITE
 from tender.record import replace
@@ -117,13 +119,15 @@ class Wiring:
         self._given: set[int] = set()
         try:
             self._capture = Capture(console, lambda what: report("console", what))
-            self._cleanup.callback(self._capture.close)
+        except OSError as error:
+            raise HostError("cannot open a console", "socketpair", error.errno or 0) from None
+        try:
             self.net = tuple((name, self._net(name, spec)) for name, spec in net.items())
             self.block = tuple((name, self._block(name, spec)) for name, spec in block.items())
         except BaseException as error:
             self.close("it was not started")
             if isinstance(error, OSError):
-                raise HostError("cannot attach devices", None, error.errno or 0) from error
+                raise HostError("cannot attach devices", None, error.errno or 0) from None
             raise
 
     @property
@@ -162,8 +166,7 @@ class Wiring:
         May be called from any thread; on one of the wiring's own, it does not wait for that.
         """
         self.handed_over()
-        if hasattr(self, "_capture"):
-            self._capture.close(how)
+        self._capture.close(how)
         with self._lock:
             cleanup, self._cleanup = self._cleanup, Cleanup()
         cleanup.close()
@@ -186,6 +189,8 @@ class Wiring:
             return replace(spec, **copies)
         if isinstance(spec, Tap):
             return spec
+        if isinstance(spec, UserNet):
+            return self._user_net(spec, where)
         if hasattr(spec, "attach"):
             attached = self._attach(spec, where)
         elif hasattr(spec, "send") or hasattr(spec, "receive"):
@@ -196,12 +201,20 @@ class Wiring:
             raise DeviceError(f"{where}: attach() gave {attached!r}, which is {_NO_NET}")
         return attached
 
+    def _user_net(self, spec: UserNet, where: str) -> StreamNet:
+        from tender import usernet
+
+        fd = usernet.start(spec, where)
+        self._owned.append(fd)
+        link = os.dup(fd)
+        self._cleanup.callback(lambda: usernet.wait_for_end(link))
+        return StreamNet(fd, spec.mtu, spec.mac)
+
     def _block(self, name: str, spec: Any) -> BlockValue:
         where = f"block device '{name}'"
         attached: Any
         if isinstance(spec, (BlockDescriptor, BlockRemote)):
-            where = f"{where}, @{spec.fd}: Could not open block device"
-            return replace(spec, fd=self._copy(spec.fd, where))
+            return replace(spec, fd=self._copy(spec.fd, f"@{spec.fd}: Could not open block device"))
         if isinstance(spec, BlockFile):
             return spec
         if hasattr(spec, "attach"):
@@ -238,10 +251,7 @@ class Wiring:
         if fd in self._given:
             raise DeviceError(f"{where}: it is given twice")
         self._given.add(fd)
-        try:
-            copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-        except (OSError, OverflowError):
-            raise DeviceError(f"{where}: no such descriptor") from None
+        copy = keep_descriptor(fd, where)
         self._owned.append(copy)
         return copy
 
@@ -358,7 +368,7 @@ class _NetService(_Service):
         """A frame for a guest that has no room is lost: it would keep its own frames waiting."""
         try:
             self._ours.send(frame, socket.MSG_DONTWAIT)
-        except BlockingIOError:
+        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
             pass
 
     def _give_frames(self) -> None:

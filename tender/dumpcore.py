@@ -41,63 +41,96 @@ MEMORY_OFFSET = PAGE_SIZE  # of guest memory in the file
 
 
 class Target:
-    """The place where a core will be written: opened at the start, used at an abort."""
+    """The place where a core will be written: opened at the start, used at an abort.
+
+    `fds` are the descriptors that it takes to write it, by what the policies in seccomp/ call them.
+    """
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self.name = f"core.solo5-hvt.{os.getpid()}"
+        self._base = f"core.solo5-hvt.{os.getpid()}"
+        self._partial: str | None = None  # the file's name until it is complete, where it has one
+        self.fds: dict[str, int] = {}
+        self.folder_fd = _open_folder(folder)
         try:
-            self._dir = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self.fds["pagemap"] = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+            self.fds["core"] = self._create()
         except OSError as error:
+            self.close()
             reason = os.strerror(error.errno or 0)
-            raise ConfigError(f"--dumpcore={folder}: cannot open dir: {reason}") from None
-        if not os.access(folder, os.W_OK):
-            os.close(self._dir)
-            raise ConfigError(f"--dumpcore={folder}: dir not writable")
+            raise ConfigError(f"--dumpcore={folder}: cannot make a file there: {reason}") from None
+
+    def start_keeper(self) -> None:
+        """From here on, another process gives the file its name: this one will not be able to."""
+        from tender import keeper
+
+        self.fds["keeper"] = keeper.start(self)
+        self._ask = keeper.ask
 
     def close(self) -> None:
-        os.close(self._dir)
+        self.discard()
+        os.close(self.folder_fd)
+        while self.fds:
+            os.close(self.fds.popitem()[1])
+
+    def discard(self) -> None:
+        """Take away the name that the file has for now, if any."""
+        partial, self._partial = self._partial, None
+        if partial is not None:
+            os.unlink(partial, dir_fd=self.folder_fd)
 
     def write(self, memory: GuestMemory, state: Any, check: Callable[[], None]) -> str:
-        """Write the core of a guest; the path it got.
+        """Write the core of a guest, once; the path it got.
 
         `check` is called now and then, and may raise; then there is no file.
         """
         try:
-            fd, partial = self._create()
-            try:
-                _write_core(fd, memory, state, check)
-                name = self._name(partial or f"/proc/self/fd/{fd}")
-            finally:
-                os.close(fd)
-                if partial:
-                    os.unlink(partial, dir_fd=self._dir)
+            _write_core(self.fds["core"], self.fds["pagemap"], memory, state, check)
+            keeper = self.fds.get("keeper")
+            name = self.name_file() if keeper is None else self._ask(keeper)
         except OSError as error:
             raise HostError(f"dumpcore: {self._folder}", "write", error.errno or 0) from None
+        finally:
+            if "keeper" not in self.fds:
+                self.discard()
         return os.path.join(self._folder, name)
 
-    def _create(self) -> tuple[int, str | None]:
+    def _create(self) -> int:
         """A file without a name; where there are none (overlayfs), one with a hidden name."""
         flags = os.O_WRONLY | os.O_CLOEXEC
         try:
-            return os.open(".", flags | NAMELESS, 0o600, dir_fd=self._dir), None
+            return os.open(".", flags | NAMELESS, 0o600, dir_fd=self.folder_fd)
         except OSError:
-            partial = f".{self.name}.{os.urandom(4).hex()}"
+            partial = f".{self._base}.{os.urandom(4).hex()}"
             flags |= os.O_CREAT | os.O_EXCL
-            return os.open(partial, flags, 0o600, dir_fd=self._dir), partial
+            fd = os.open(partial, flags, 0o600, dir_fd=self.folder_fd)
+            self._partial = partial
+            return fd
 
-    def _name(self, source: str) -> str:
+    def name_file(self) -> str:
         """Give the finished file a name that nothing has: one process can have several guests."""
+        source = self._partial or f"/proc/self/fd/{self.fds['core']}"
+        within = self.folder_fd
         for number in range(100):
-            name = f"{self.name}.{number}" if number else self.name
+            name = f"{self._base}.{number}" if number else self._base
             try:
-                os.link(
-                    source, name, src_dir_fd=self._dir, dst_dir_fd=self._dir, follow_symlinks=True
-                )
+                os.link(source, name, src_dir_fd=within, dst_dir_fd=within, follow_symlinks=True)
             except FileExistsError:
                 continue
             return name
         raise OSError(errno.EEXIST, "")
+
+
+def _open_folder(folder: str) -> int:
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise ConfigError(f"--dumpcore={folder}: cannot open dir: {reason}") from None
+    if not os.access(folder, os.W_OK):
+        os.close(fd)
+        raise ConfigError(f"--dumpcore={folder}: dir not writable")
+    return fd
 
 
 def header(mem_bytes: int, state: Any) -> bytes:
@@ -140,10 +173,12 @@ def _aarch64_registers(state: aarch64.State) -> list[int]:
     return [values[name] for name in names]
 
 
-def _write_core(fd: int, memory: GuestMemory, state: Any, check: Callable[[], None]) -> None:
+def _write_core(
+    fd: int, pagemap: int, memory: GuestMemory, state: Any, check: Callable[[], None]
+) -> None:
     os.ftruncate(fd, MEMORY_OFFSET + memory.size)
     _pwrite(fd, memoryview(header(memory.size, state)), 0)
-    for start, end in touched(memory):
+    for start, end in touched(memory, pagemap):
         check()
         try:
             data = memory.readable(start, end - start)
@@ -158,18 +193,20 @@ def _pwrite(fd: int, data: memoryview, offset: int) -> None:
         done += os.pwrite(fd, data[done:], offset + done)
 
 
-def touched(memory: GuestMemory) -> Iterator[tuple[int, int]]:
-    """The runs of pages [start, end) that the kernel holds for the guest, swapped out or not."""
+def touched(memory: GuestMemory, pagemap: int) -> Iterator[tuple[int, int]]:
+    """The runs of pages [start, end) that the kernel holds for the guest, swapped out or not.
+
+    `pagemap` is a descriptor of /proc/self/pagemap.
+    """
     first = memory.base // PAGE_SIZE
-    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
-        for batch in range(0, memory.size // PAGE_SIZE, BATCH):
-            pages = array("Q", os.pread(pagemap.fileno(), BATCH * 8, (first + batch) * 8))
-            start = None
-            for index, flags in enumerate(pages):
-                if flags & PAGEMAP_PRESENT_OR_SWAPPED:
-                    start = index if start is None else start
-                elif start is not None:
-                    yield (batch + start) * PAGE_SIZE, (batch + index) * PAGE_SIZE
-                    start = None
-            if start is not None:
-                yield (batch + start) * PAGE_SIZE, (batch + len(pages)) * PAGE_SIZE
+    for batch in range(0, memory.size // PAGE_SIZE, BATCH):
+        pages = array("Q", os.pread(pagemap, BATCH * 8, (first + batch) * 8))
+        start = None
+        for index, flags in enumerate(pages):
+            if flags & PAGEMAP_PRESENT_OR_SWAPPED:
+                start = index if start is None else start
+            elif start is not None:
+                yield (batch + start) * PAGE_SIZE, (batch + index) * PAGE_SIZE
+                start = None
+        if start is not None:
+            yield (batch + start) * PAGE_SIZE, (batch + len(pages)) * PAGE_SIZE

@@ -15,6 +15,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -27,6 +28,7 @@
 #include "abi.h"
 #include "device.h"
 #include "engine.h"
+#include "sandbox_install.h"
 #include "stop.h"
 
 #define NSEC_PER_SEC 1000000000u
@@ -123,7 +125,7 @@ static int ready_handles(const struct pollset *set, int events, uint64_t *ready_
 static int poll_devices(struct engine *engine, uint64_t gpa)
 {
     struct hvt_poll *block = guest_range(engine, gpa, sizeof *block, 1);
-    if (!block)
+    if (!block || !engine->pollset)
         return PYTHON;
     const uint64_t timeout_ns = block->timeout_nsecs;
     struct pollset *set = engine->pollset;
@@ -416,6 +418,11 @@ static void *ring_thread(void *argument)
     struct engine_ring *ring = argument;
     const struct timespec again = {.tv_nsec = 10 * 1000 * 1000};
 
+    if (ring->filter && sandbox_install(ring->filter, ring->filter_length)) {
+        ring->started = -errno;
+        return NULL;
+    }
+    ring->started = 1;
     ring_serve(ring, (struct hvt_ring *)(ring->engine->memory + ring->gpa));
     while (ring->fault && !ring->ending) {
         stop_request(ring->stop);
@@ -434,7 +441,9 @@ int ring_start(struct engine_ring *ring)
     int error = pthread_create(&thread, NULL, ring_thread, ring);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     ring->thread = (uint64_t)thread;
-    return error;
+    while (!error && !ring->started)
+        sched_yield();
+    return error ? error : ring->started < 0 ? -ring->started : 0;
 }
 
 void ring_end(struct engine_ring *ring)

@@ -39,7 +39,8 @@ class Engine:
         self.cell.console_fd = console.fd if console.allowance is None else -1
         self.cell.console = _counters(console.counters)
         self.cell.poll = _counters(poll.counters)
-        self.cell.pollset = ffi.cast("struct pollset *", poll.pollset)
+        if poll.in_engine:
+            self.cell.pollset = ffi.cast("struct pollset *", poll.pollset)
 
     def _set_ranges(self, memory: GuestMemory) -> None:
         ranges = memory.protected
@@ -61,6 +62,8 @@ class Engine:
                 "in": _counters(disk.counters),
             }
         for handle, port in net.devices.items():
+            if not port.in_engine:
+                continue
             self.cell.devices[handle] = {
                 "kind": lib.ENGINE_NET,
                 "fd": port.fd,
@@ -106,6 +109,9 @@ class EngineVcpu:
 
     def get_state(self) -> State:
         return self._vcpu.get_state()
+
+    def core_state(self) -> State:
+        return self._vcpu.core_state()
 
     def set_state(self, state: State) -> None:
         self._vcpu.set_state(state)

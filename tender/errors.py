@@ -13,6 +13,20 @@ EXIT_FAILURE = 1  # the tender's own fatal errors, as solo5-hvt has it
 EXIT_USAGE = 2  # a malformed command line, in the friendly spelling
 
 
+def bug_text(error: BaseException) -> str:
+    """Where something went wrong that is ours to mend.
+
+    The lines of a traceback without the sources: a tender behind its door can't open those.
+    """
+    lines = [f"{type(error).__name__}: {error}"]
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        lines.append(f"  {code.co_filename}:{trace.tb_lineno}, in {code.co_name}")
+        trace = trace.tb_next
+    return "\n".join(lines[:40])
+
+
 class TenderError(Exception):
     """The root of all expected errors; `exit_status` is what a command ends with."""
 
@@ -56,6 +70,10 @@ class HostError(TenderError):
         super().__init__(text)
         self.syscall = syscall
         self.errno = errno
+
+
+class SandboxError(TenderError):
+    """The sandbox that was asked for can't be had on this machine."""
 
 
 class GuestEnded(TenderError):

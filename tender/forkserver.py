@@ -16,15 +16,17 @@ from errno import EAGAIN
 
 from tender import cpus, machine, messages
 from tender._host import lib
-from tender.errors import TenderError
-from tender.messages import ENDED, KVM, NEW, send_descriptors
+from tender.config import Config
+from tender.errors import TenderError, bug_text
+from tender.messages import AT_ONCE, ENDED, FOR_KVM, NEW, send_descriptors
 from tender.stop import Stop, on_termination_signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from tender.config import Config
     from tender.machine import Outcome
+    from tender.sandbox import Door
 
+REHEARSAL_BYTES = 8 << 20
 WARN_MAX = 200  # lines; there are far fewer kinds of trouble
 
 
@@ -117,17 +119,12 @@ def child(sock: socket.socket, request: bytes) -> None:
     """The whole life of a guest's process. Does not return."""
     status = 1
     try:
-        _Child(sock, request).run()
+        process = _Child(sock)
+        process.run(request)
         status = 0
     except BaseException as error:
         # Ours to mend: the program shows where it happened.
-        import traceback
-
-        text = "".join(traceback.format_exception(error))
-        try:
-            sock.send(messages.pack("bug", "\n".join(text.splitlines()[-60:])))
-        except OSError:
-            pass
+        process.say(messages.pack("bug", bug_text(error)))
     finally:
         os._exit(status)
 
@@ -135,19 +132,25 @@ def child(sock: socket.socket, request: bytes) -> None:
 class _Child:
     """A process that waits for a job, is a guest's tender, and ends."""
 
-    def __init__(self, sock: socket.socket, request: bytes) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._door: Door | None = None
         self._warnings = 0
+
+    def _make_ready(self, request: bytes) -> None:
         self._end_with_server()
+        if request != AT_ONCE:
+            rehearse("kvm" if request == FOR_KVM else "soft", run=request != FOR_KVM)
+        self._warm = cpus.Warm() if request == FOR_KVM else None
         on_termination_signals()
         self._stop = Stop()
-        self._warm = cpus.Warm() if request == KVM else None
 
     def _end_with_server(self) -> None:
         if lib.host_end_with_parent() or os.getppid() != _server_pid:
             os._exit(1)
 
-    def run(self) -> None:
+    def run(self, request: bytes) -> None:
+        self._make_ready(request)
         job = messages.receive_job(self._sock)
         if job is None:  # the program has ended, or has no use for this child
             return
@@ -161,33 +164,74 @@ class _Child:
 
     def _run(self, config: Config) -> None:
         try:
+            door = self._door = self._make_door(config)
             outcome = machine.run(
-                config, self._stop, self._warn, started=self._started, warm=self._warm
+                config, self._stop, self._warn, door, started=self._started, warm=self._warm
             )
         except TenderError as error:
-            self._say(messages.pack("error", messages.pack_error(error)))
+            self.say(messages.pack("error", messages.pack_error(error)))
         else:
             self._ended(outcome)
 
+    def _make_door(self, config: Config) -> Door | None:
+        """The sandbox of this process; missing layers are no news, unless they must be there."""
+        if config.sandbox == "off":
+            self._warn("sandbox: off: a guest that takes over its process has all of its rights")
+            return None
+        from tender.sandbox import Door
+
+        return Door(
+            config.sandbox,
+            config.user,
+            lambda _: None,
+            report=self._sock.fileno(),
+            parent=_server_pid,
+        )
+
     def _started(self) -> None:
-        self._say(messages.pack("started", 1))
+        self.say(messages.pack("started", 1))
 
     def _ended(self, outcome: Outcome) -> None:
-        self._say(messages.pack_outcome(outcome))
+        self.say(messages.pack_outcome(outcome))
 
     def _warn(self, text: str) -> None:
         self._warnings += 1
         if self._warnings <= WARN_MAX:
-            self._say(messages.pack("warn", text[: messages.TEXT_MAX]))
+            self.say(messages.pack("warn", text[: messages.TEXT_MAX]))
 
-    def _say(self, message: bytes) -> None:
+    def say(self, message: bytes) -> None:
         """One message is one write(2): what the sandbox allows."""
         try:
-            os.write(self._sock.fileno(), message)
+            behind = self._door.report if self._door else None
+            os.write(self._sock.fileno() if behind is None else behind, message)
         except OSError:
             pass  # the program is gone, and this process in a moment
 
 
+def rehearse(cpu: str, run: bool) -> None:
+    """Start a guest that comes with the package, on nothing, up to its first instruction or on.
+
+    What is written to for the first time after a fork is copied, page by page, and a start
+    writes to hundreds of pages: this way they are copied before the job is there.
+    """
+    kernel = os.path.join(os.path.dirname(__file__), "guests", "hello-x86_64.hvt")
+    stop = Stop()
+    stop.enter()
+    try:
+        config = Config(kernel, mem_bytes=REHEARSAL_BYTES, console_fd=_NULL, cpu=cpu)
+        guest = machine.Machine(config, stop, lambda _: None)
+        try:
+            if run:
+                guest.run()
+        finally:
+            guest.close()
+    except TenderError:
+        pass  # this machine has no such CPU: a guest that wants it will hear why
+    finally:
+        stop.leave()
+
+
+_NULL = 1  # standard output of a server
 _server_pid = 0
 
 
@@ -197,6 +241,8 @@ def main(requests: int, ends: int, program: int) -> None:
     _server_pid = os.getpid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the program's
     _import_all()
+    for cpu in ("soft", "kvm"):
+        rehearse(cpu, run=cpu == "soft")
     gc.collect()
     gc.freeze()  # what the children share stays shared
     gc.disable()
@@ -211,6 +257,12 @@ def _import_all() -> None:
     from tender.modules import overlay, remote  # noqa: F401
 
     softcpu.installed()
+    try:
+        from tender import filter, sandbox  # noqa: F401
+
+        filter.load()
+    except (ImportError, TenderError):
+        pass  # a guest that wants it will hear why
     try:
         from tender import engine, kvm  # noqa: F401
     except ImportError:

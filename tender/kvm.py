@@ -14,6 +14,7 @@ from tender import cpuid
 from tender._kvm import ffi, lib
 from tender.boot.x86_64 import CONTROL, MSRS, REGISTERS, SEGMENTS, Fpu, Segment, State, Table
 from tender.errors import HostError
+from tender.record import replace
 from tender.vcpu import Failure, Fault, Interrupted, IoIn, IoOut, Mmio
 
 TYPE_CHECKING = False
@@ -225,6 +226,9 @@ class Vcpu:
         return int(regs.rip)
 
     def get_state(self) -> State:
+        return replace(self.core_state(), fpu=self._get_fpu(), msrs=self._get_msrs())
+
+    def core_state(self) -> State:
         regs, sregs = ffi.new("struct kvm_regs *"), ffi.new("struct kvm_sregs *")
         _ioctl_at(self.fd, "KVM_GET_REGS", regs)
         _ioctl_at(self.fd, "KVM_GET_SREGS", sregs)
@@ -234,8 +238,6 @@ class Vcpu:
             {name: getattr(sregs, name) for name in CONTROL},
             Table(sregs.gdt.base, sregs.gdt.limit),
             Table(sregs.idt.base, sregs.idt.limit),
-            self._get_fpu(),
-            self._get_msrs(),
         )
 
     def _get_fpu(self) -> Fpu:

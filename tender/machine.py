@@ -13,7 +13,7 @@ from tender._abi import lib
 from tender.boot import bootinfo, layout
 from tender.cleanup import Cleanup
 from tender.clock import HostClock, VirtualClock
-from tender.config import assign, check_all_attached, usable_memory
+from tender.config import Descriptor, assign, check_all_attached, usable_memory
 from tender.cpus import Cpus
 from tender.elf import EM_AARCH64
 from tender.errors import (
@@ -33,23 +33,26 @@ from tender.modules.console import Console
 from tender.modules.net import Net
 from tender.modules.poll import Poll
 from tender.modules.time import Time
+from tender.plan import Plan, held_as
 from tender.record import record, replace
 from tender.stop import Stopped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from tender.config import Config
     from tender.cpus import Warm
     from tender.dumpcore import Target
+    from tender.elf import Image
     from tender.hypercalls import Halt, Module
     from tender.kvm import Vcpu as KvmVcpu
     from tender.manifest import Manifest
     from tender.modules import Warn
     from tender.rendezvous import Rendezvous
     from tender.ring import Ring
+    from tender.sandbox import Door
     from tender.stop import Stop
     from tender.trace import Trace, Traced
     from tender.vcpu import Vcpu
@@ -74,15 +77,27 @@ class Outcome:
 
 
 class Machine:
-    """One guest, ready to run. Made, run and closed on one thread."""
+    """One guest, ready to run. Made, run and closed on one thread.
 
-    def __init__(self, config: Config, stop: Stop, warn: Warn, warm: Warm | None = None) -> None:
+    With a `door`, this process is the guest's: it is confined before the guest runs, for good.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        stop: Stop,
+        warn: Warn,
+        door: Door | None = None,
+        warm: Warm | None = None,
+    ) -> None:
         self._cleanup = Cleanup()
         self._warm = warm
         self._config = config
         self._stop = stop
         self._warn = warn
+        self._door = door
         self._ring: Ring | None = None
+        self._target: Target | None = None
         self._trace: Trace | None = None
         try:
             self._assemble()
@@ -108,9 +123,9 @@ class Machine:
         self._clock = VirtualClock(config.clock) if config.clock else HostClock()
         self._cpus = Cpus(config, image, self._clock, cleanup, self._stop, self._warm)
         self._cpus.choose(self._warn)
-        self._attach(image.manifest, self._rendezvous())
+        self._attach(image.manifest)
 
-        ring_bytes = self._ring_bytes(mem_bytes)
+        ring_bytes = ring_region(config, self.image, mem_bytes, self._cpus.on_kvm, self._held_as)
         memory = self.memory = GuestMemory(
             mem_bytes - ring_bytes, ring_bytes, huge=config.hugepages
         )
@@ -121,6 +136,9 @@ class Machine:
         vcpu.set_state(boot.initial_state(image.entry, memory.size))
         for gpa, table in boot.tables(mem_bytes):
             memory.put(gpa, table)
+        self._fds = self._descriptors(ring_bytes)
+        if self._door:
+            self._hand_over(self._door)
         boot_info = bootinfo.BootInfo(
             memory.size,
             image.kernel_end,
@@ -130,33 +148,22 @@ class Machine:
             net_ring_gpa=memory.size if ring_bytes else 0,
         )
         memory.put(layout.BOOT_INFO, bootinfo.build(boot_info))
-        self._calls: Dispatcher | Traced = Dispatcher(memory, self._modules, image.machine)
-        if config.trace is not None:
-            self._calls = self._traced(self._calls, config.trace)
+        calls = Dispatcher(memory, self._make_modules(), image.machine)
+        self._calls = self._traced(calls) if "trace" in self._fds else calls
         if self._uses_engine():
             self._vcpu = self._with_engine(self._cpus.kvm_vcpu)
 
     def _uses_engine(self) -> bool:
-        config = self._config
-        return self._cpus.on_kvm and config.engine == "c" and config.trace is None
+        return uses_engine(self._config, self._cpus.on_kvm)
 
-    def _traced(self, calls: Dispatcher, file: str | int) -> Traced:
+    def _traced(self, calls: Dispatcher) -> Traced:
         from tender import trace
 
-        elapsed_ns = self._clock.elapsed_ns
-        self._trace = trace.attach(file, self._cleanup, self._stop, self._warn, elapsed_ns)
+        self._trace = trace.Trace(
+            self._fds["trace"], self._stop, self._warn, self._clock.elapsed_ns
+        )
         devices = {device.handle: device.name for device in self.image.manifest.devices}
         return trace.Traced(calls, self.memory, self._trace, devices)
-
-    def _ring_bytes(self, mem_bytes: int) -> int:
-        """How much of the guest's memory the network ring takes; 0: none is offered."""
-        if not self.net.devices or not self._uses_engine():
-            return 0
-        from tender import kvm, ring
-
-        if not ring.is_worth_it(self._config.net_ring, kvm.is_hardware()):
-            return 0
-        return ring.region(mem_bytes, self.image)
 
     def _with_engine(self, vcpu: KvmVcpu) -> Vcpu[Any]:
         from tender.engine import Engine, EngineVcpu
@@ -167,33 +174,61 @@ class Machine:
             from tender.ring import Ring
 
             engine_vcpu.ring = self._ring = Ring(
-                vcpu.vm, self.memory, engine, self.net, self._stop, self._cleanup
+                self._fds["kick"], self.memory, engine, self.net, self._stop, self._cleanup
             )
         return engine_vcpu
 
-    def _rendezvous(self) -> Rendezvous | None:
-        """Where this guest's virtual time is agreed on with others, if it is."""
+    def _descriptors(self, ring_bytes: int) -> dict[str, int]:
+        """What the tender needs beside the devices' descriptors while the guest runs, by name."""
+        fds = {"console": self._config.console_fd, "stderr": 2}
+        if self._cpus.on_kvm:
+            fds["vcpu"] = self._cpus.kvm_vcpu.fd
+        if ring_bytes:
+            from tender import ring
+
+            fds["kick"] = ring.open_kick(self._cpus.kvm_vcpu.vm, self._cleanup)
+        if self._config.trace is not None:
+            from tender import trace
+
+            fds["trace"] = trace.open_file(self._config.trace, self._cleanup)
+        if self._target is not None:
+            fds |= self._target.fds
         for _, spec in self._net_specs:
-            sync_fd = getattr(spec, "sync_fd", None)
-            if sync_fd is not None:
-                from tender.rendezvous import open_rendezvous
+            if isinstance(spec, Descriptor) and spec.sync_fd is not None:
+                fds["sync"] = spec.sync_fd
+        return fds
 
-                return open_rendezvous(sync_fd, self._clock, self._stop)
-        return None
+    def _hand_over(self, door: Door) -> None:
+        """From here on, this process holds what the door was told of, and no other descriptor."""
+        fds = self._fds = door.take(self._fds, {**self.block.devices, **self.net.devices})
+        self._cleanup.forget()  # the numbers are others' now, and this process ends with its guest
+        if self._cpus.on_kvm:
+            self._cpus.kvm_vcpu.fd = fds["vcpu"]
+        if self._target is not None:
+            self._target.fds = {name: fds[name] for name in self._target.fds}
+        self._cpus.stay()
+        if self._cpus.on_kvm and not self._cpus.kvm_vcpu.vm.filters_msrs:
+            door.missing("MSR filter", "this KVM has none (it takes Linux 5.10)")
 
-    def _attach(self, manifest: Manifest, rendezvous: Rendezvous | None) -> None:
+    def plan(self) -> Plan:
+        """What this process holds while the guest runs."""
+        return Plan("kvm" if self._cpus.on_kvm else "soft", tuple(self._fds), self._held_as)
+
+    def _attach(self, manifest: Manifest) -> None:
         """Open the devices that the manifest declares, all of them."""
         config, cleanup, warn = self._config, self._cleanup, self._warn
         nets = assign(manifest, lib.MFT_DEV_NET_BASIC, self._net_specs)
         blocks = assign(manifest, lib.MFT_DEV_BLOCK_BASIC, self._block_specs)
         check_all_attached(manifest, [*nets, *blocks])
+        self._held_as = {handle: held_as(spec) for handle, spec in [*nets.items(), *blocks.items()]}
         by_handle = {device.handle: device for device in manifest.devices}
-        self._target: Target | None = None
         if config.dumpcore is not None:
             from tender import dumpcore
 
             self._target = dumpcore.Target(config.dumpcore)
             cleanup.callback(self._target.close)
+            if self._door:
+                self._target.start_keeper()
         self.block = Block({
             handle: block.attach(by_handle[handle], spec, cleanup, self._stop, warn)
             for handle, spec in blocks.items()
@@ -202,18 +237,24 @@ class Machine:
             handle: net.attach(by_handle[handle], spec, cleanup, warn)
             for handle, spec in nets.items()
         })  # fmt: skip
-        self.console = Console(config.console_fd, self._stop, warn, config.console_limit)
-        self.poll = Poll(self.net, self._stop, self._clock, rendezvous)
-        if rendezvous is not None:
-            for port in self.net.devices.values():
-                port.wait_for_room = rendezvous.wait_for_room
-        self._modules: list[Module] = [
-            self.console,
-            Time(self._clock),
-            self.poll,
-            self.block,
-            self.net,
-        ]
+
+    def _make_modules(self) -> list[Module]:
+        self.console = Console(
+            self._fds["console"], self._stop, self._warn, self._config.console_limit
+        )
+        self.poll = Poll(self.net, self._stop, self._clock, self._rendezvous())
+        return [self.console, Time(self._clock), self.poll, self.block, self.net]
+
+    def _rendezvous(self) -> Rendezvous | None:
+        """Where this guest's virtual time is agreed on with others, if it is."""
+        if "sync" not in self._fds:
+            return None
+        from tender.rendezvous import open_rendezvous
+
+        rendezvous = open_rendezvous(self._fds["sync"], self._clock, self._stop)
+        for port in self.net.devices.values():
+            port.wait_for_room = rendezvous.wait_for_room
+        return rendezvous
 
     def _attached(self) -> dict[int, Attached]:
         """What the guest is told of its devices, by handle."""
@@ -224,6 +265,13 @@ class Machine:
         for handle, device in self.net.devices.items():
             told[handle] = Attached(mac=device.mac, mtu=device.mtu)
         return told
+
+    def start(self) -> None:
+        """Close the door, if there is one, and start what runs beside the guest."""
+        if self._door:
+            self._door.close(self.plan(), self._ring.start if self._ring else None)
+        elif self._ring:
+            self._ring.start()
 
     def run(self) -> Outcome:
         """Run the guest to its end."""
@@ -269,7 +317,7 @@ class Machine:
         return Outcome("stopped", EXIT_FAILURE, signo=self._stop.signo)
 
     def _dump(self, target: Target, halt: Halt) -> str | None:
-        state = self._vcpu.get_state()
+        state = self._vcpu.core_state()
         if halt.trap:
             state = self._boot.with_trap(state, halt.trap)
         try:
@@ -292,6 +340,7 @@ def run(
     config: Config,
     stop: Stop,
     warn: Warn,
+    door: Door | None = None,
     *,
     started: Callable[[], None] | None = None,
     warm: Warm | None = None,
@@ -301,11 +350,15 @@ def run(
     Raises TenderError where it can't start. `warn` gets one line of text for each trouble on
     the way. `started` is called when all is open and the guest is about to run; `warm` is what
     was made for it in advance. Nothing is left behind, whatever happens.
+
+    With a `door` (tender/sandbox.py), this process is confined to the guest's devices before the
+    guest runs, and stays so: all that is left for it to do is to say how the guest ended.
     """
     stop.enter()
     try:
-        machine = Machine(config, stop, warn, warm)
+        machine = Machine(config, stop, warn, door, warm)
         try:
+            machine.start()
             if started is not None:
                 started()
             return machine.run()
@@ -317,6 +370,32 @@ def run(
         return Outcome("stopped", EXIT_FAILURE, signo=stop.signo)  # before it had begun
     finally:
         stop.leave()
+
+
+def uses_engine(config: Config, on_kvm: bool) -> bool:
+    """Whether engine.c answers what it can; else it is Python's handlers that answer all."""
+    return on_kvm and config.engine == "c" and config.trace is None
+
+
+def ring_region(
+    config: Config,
+    image: Image,
+    mem_bytes: int,
+    on_kvm: bool,
+    devices: Mapping[int, tuple[str, ...]],
+) -> int:
+    """How much of the guest's memory the network ring takes; 0: none is offered.
+
+    `devices`: as a Plan has them. The ring is engine.c's, so all networks must be.
+    """
+    networks = {name for names in devices.values() for name in names if name.startswith("net")}
+    if networks != {"net"} or not uses_engine(config, on_kvm):
+        return 0
+    from tender import kvm, ring
+
+    if not ring.is_worth_it(config.net_ring, kvm.is_hardware()):
+        return 0
+    return ring.region(mem_bytes, image)
 
 
 def _boot(machine: int) -> Any:

@@ -33,7 +33,8 @@ FDS_PER_MESSAGE = 250  # Linux takes 253 (SCM_MAX_FD)
 # Between program and server.
 NEW = struct.Struct("=ii")  # a child: its PID and 0, or 0 and an errno
 ENDED = struct.Struct("=ii")  # a child's PID and wait status
-SOFT, KVM = b"s", b"k"  # requests for a child, by the CPU that its guest will have
+# Requests for a child: one that gets its job at once, or that makes ready for a guest on this CPU.
+AT_ONCE, FOR_SOFT, FOR_KVM = b"a", b"s", b"k"
 
 JOB_MAX = 1 << 17  # bytes of a job in a message; a longer one comes in a memfd
 JOB_IN_FILE, MORE_FDS = b"f", b"+"  # no marshalled job is that short

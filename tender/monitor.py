@@ -46,8 +46,8 @@ class Monitor:
 
     def unwatch(self, fd: int) -> None:
         """To be called on this thread, while the descriptor is open."""
-        self._epoll.unregister(fd)
-        del self._calls[fd]
+        if self._calls.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
 
     def call_later(self, seconds: float, call: Call) -> None:
         """Call once, on this thread."""

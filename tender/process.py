@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 GRACE_S = 2.0  # between asking a guest whose deadline has passed, and its death
 WARN_MAX = 256  # lines of one guest; its process sends fewer
 SERVERS_MAX = 4  # for surroundings that the program was in lately
+QUIET_S = 0.02  # after a start: where many guests are started, none waits for a child made ready
 TRIES = 3  # to get a child, where servers are killed
 DEATH_S = 5.0  # for a killed process to be gone
 
@@ -54,6 +55,7 @@ class Process:
         self._violation: int | None = None
         self._status: int | None = None  # as waitpid() gives it
         self._warnings = 0
+        self._make_ready: Callable[[float], None] = lambda _: None
 
     def start(
         self, job: bytes, descriptors: list[int], request: bytes, deadline_s: float | None = None
@@ -63,7 +65,7 @@ class Process:
         Raises HostError where no process can be had. `descriptors` are the caller's still.
         """
         program = _program_here()
-        server, pid, pidfd, sock = program.take(request)
+        server, pid, pidfd, sock = program.take()
         with self._lock:
             self.pid, self._pidfd, self._sock = pid, pidfd, sock
             for signo in self._signals:
@@ -86,6 +88,8 @@ class Process:
         finally:
             server.adopt(pid, self)
             program.watch(self)
+            self._make_ready = lambda quiet_s: server.make_ready(request, quiet_s)
+            program.monitor.call_later(QUIET_S, lambda: self._make_ready(QUIET_S))
 
     def ask_to_end(self) -> None:
         """Ask once; whoever waits for it repeats it."""
@@ -125,7 +129,11 @@ class Process:
             number = self._violation
             name = None if number is None else messages.syscall_name(number)
             return Outcome("sandbox", EXIT_FAILURE, signo, SandboxViolation(name, number))
-        return Outcome("deadline" if self._overdue else "killed", EXIT_FAILURE, signo)
+        if self._overdue:
+            return Outcome("deadline", EXIT_FAILURE, signo)
+        if self._asked and signo == signal.SIGTERM:  # it was not ready to take it well
+            return Outcome("stopped", EXIT_FAILURE)
+        return Outcome("killed", EXIT_FAILURE, signo)
 
     def _signal(self, signo: int) -> None:
         with self._lock:
@@ -216,6 +224,7 @@ class Process:
         with self._lock:
             self.forget()
         self._on_end()
+        self._make_ready(0)
 
     def forget(self) -> None:
         """Close its descriptors; in a forked child, that is all."""
@@ -238,26 +247,26 @@ class Program:
         self._processes: set[Process] = set()
         self._closed = False
 
-    def take(self, request: bytes) -> tuple[Server, int, int, socket.socket]:
+    def take(self) -> tuple[Server, int, int, socket.socket]:
         """A child that waits for a job: its server, PID, pidfd and socket."""
         here = surroundings()
         for _ in range(TRIES):
-            server = self._server(here, request)
+            server = self._server(here)
             try:
-                return server, *server.take(request)
+                return server, *server.take()
             except Gone:
                 with self._lock:
                     if self._servers.get(here) is server:
                         del self._servers[here]
         raise HostError("cannot start a process for the guest: the server that forks it is killed")
 
-    def _server(self, here: Hashable, request: bytes) -> Server:
+    def _server(self, here: Hashable) -> Server:
         with self._lock:
             if self._closed:
                 raise HostError("cannot start a process for the guest: the program is ending")
             server = self._servers.pop(here, None)
             if server is None or server.gone:
-                server = Server(request)
+                server = Server()
                 self._all_servers.append(server)
                 self.monitor.watch(server.ends.fileno(), lambda: self._hear(server))
             self._servers[here] = server

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tender.stop import Stop
 
 SPINS = 2000  # some 50 us of looking again before the thread sleeps
+FILTER_INSTRUCTION = 8  # bytes
 CPUS_NEEDED = 2  # the guest's own, and the ring's
 
 
@@ -49,27 +50,45 @@ def region(mem_bytes: int, image: Image) -> int:
     return abi.HVT_RING_REGION if fits and len(image.segments) <= lib.ENGINE_RANGES else 0
 
 
+def open_kick(vm: Vm, cleanup: Cleanup) -> int:
+    """The eventfd that KVM signals when the guest kicks."""
+    kick_fd = os.eventfd(0, os.EFD_CLOEXEC)
+    cleanup.callback(lambda: os.close(kick_fd))
+    vm.signal_on_out(kick_fd, abi.HVT_RING_KICK_PIO)
+    return kick_fd
+
+
 class Ring:
-    """A ring that is served from now on until `cleanup` ends it."""
+    """A ring that is served from its `start` until `cleanup` ends it."""
 
     def __init__(
-        self, vm: Vm, memory: GuestMemory, engine: Engine, net: Net, stop: Stop, cleanup: Cleanup
+        self,
+        kick_fd: int,
+        memory: GuestMemory,
+        engine: Engine,
+        net: Net,
+        stop: Stop,
+        cleanup: Cleanup,
     ) -> None:
         self._net = net
         self._engine, self._stop = engine, stop  # the thread works on their memory
-        kick_fd = os.eventfd(0, os.EFD_CLOEXEC)
-        cleanup.callback(lambda: os.close(kick_fd))
-        vm.signal_on_out(kick_fd, abi.HVT_RING_KICK_PIO)
         self.cell = ffi.new("struct engine_ring *")
         self.cell.engine = engine.cell
         self.cell.stop = ffi.cast("struct stop *", stop.cell)
         self.cell.kick_fd = kick_fd
         self.cell.gpa = memory.size
         self.cell.spins = SPINS
+        self._cleanup = cleanup
+
+    def start(self, filter: bytes = b"") -> None:
+        """Start the thread; `filter`: the system calls that it may make (struct sock_filter[])."""
+        self._filter = ffi.from_buffer(filter)  # until the thread has taken it on
+        self.cell.filter = self._filter if filter else ffi.NULL
+        self.cell.filter_length = len(filter) // FILTER_INSTRUCTION
         error = lib.ring_start(self.cell)
         if error:
             raise HostError("cannot start the thread of the network ring", "clone", error)
-        cleanup.callback(lambda: lib.ring_end(self.cell))
+        self._cleanup.callback(lambda: lib.ring_end(self.cell))
 
     def tell_trouble(self) -> None:
         """The host's trouble, if the thread has met any since the last time."""

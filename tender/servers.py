@@ -11,9 +11,10 @@ import socket
 import subprocess
 import sys
 import threading
+from time import monotonic
 
 from tender.errors import HostError
-from tender.messages import ENDED, NEW, receive_descriptors
+from tender.messages import AT_ONCE, ENDED, NEW, receive_descriptors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,18 +55,19 @@ def _namespace(name: str) -> int:
 class Server:
     """A server process, and the children of it that this program knows."""
 
-    def __init__(self, request: bytes) -> None:
+    def __init__(self) -> None:
         self.gone = False
         self._lock = threading.Lock()  # of the two tables
         self._processes: dict[int, Process] = {}
         self._statuses: dict[int, int] = {}  # of children that nobody has asked about yet
         self._taking = threading.Lock()
+        self._ready = False  # a child waits, or is on its way
+        self._taken = 0.0  # when a child was taken last
         self._requests, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.ends, told = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with asked, told:
             try:
                 self._popen = _start(asked.fileno(), told.fileno())
-                self._requests.send(request)
             except BaseException as error:
                 self._requests.close()
                 self.ends.close()
@@ -81,18 +83,21 @@ class Server:
     def idle(self) -> bool:
         return not self._processes
 
-    def take(self, request: bytes) -> tuple[int, int, socket.socket]:
-        """The child that waits: PID, pidfd and its socket; `request` is for the next one.
+    def take(self) -> tuple[int, int, socket.socket]:
+        """A child for a job, the one that waits if there is one: PID, pidfd and its socket.
 
         Raises Gone, and HostError where the server can't fork.
         """
         with self._taking:
             try:
+                if not self._ready:
+                    self._requests.send(AT_ONCE)
+                    self._ready = True
                 data, descriptors = receive_descriptors(self._requests, NEW.size, 2)
-                if data:
-                    self._requests.send(request)
             except OSError:
                 raise Gone from None
+            self._ready = False
+            self._taken = monotonic()
         if len(data) != NEW.size:
             raise Gone
         pid, error = NEW.unpack(data)
@@ -100,6 +105,21 @@ class Server:
             raise _no_process(error)
         fd, pidfd = descriptors
         return pid, pidfd, socket.socket(fileno=fd)
+
+    def make_ready(self, request: bytes, quiet_s: float = 0) -> None:
+        """Have a child ready for the next guest, unless one was taken in the last `quiet_s`.
+
+        It takes as much of a CPU as a guest's start does: not beside one.
+        """
+        if self._taking.acquire(blocking=False):
+            try:
+                if not self._ready and monotonic() - self._taken >= quiet_s:
+                    self._requests.send(request)
+                    self._ready = True
+            except OSError:
+                pass  # it is gone, or retired
+            finally:
+                self._taking.release()
 
     def adopt(self, pid: int, process: Process) -> None:
         """`process` is to hear of the wait status."""

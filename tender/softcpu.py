@@ -212,6 +212,9 @@ class SoftCpu:
     def get_state(self) -> Any:
         raise NotImplementedError
 
+    def core_state(self) -> Any:
+        return self.get_state()
+
     def set_state(self, state: Any) -> None:
         raise NotImplementedError
 

@@ -202,13 +202,11 @@ def _seconds(ns: int) -> str:
     return f"{ns // NANOSECONDS}.{ns % NANOSECONDS // 1000:06}"
 
 
-def attach(
-    file: str | int, cleanup: Cleanup, stop: Stop, warn: Warn, now_ns: Callable[[], int]
-) -> Trace:
-    """Open the trace: a path, or a descriptor, of which a copy is kept."""
+def open_file(file: str | int, cleanup: Cleanup) -> int:
+    """Open what a trace is written to: a path, or a descriptor, of which a copy is kept."""
     fd = _dup(file) if isinstance(file, int) else _open(file)
     cleanup.callback(lambda: os.close(fd))
-    return Trace(fd, stop, warn, now_ns)
+    return fd
 
 
 def _open(path: str) -> int:

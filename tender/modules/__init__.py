@@ -64,7 +64,7 @@ def keep_descriptor(fd: int, where: str) -> int:
     """A copy of somebody's descriptor, that nobody else closes."""
     try:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    except (OSError, OverflowError):
+    except (OSError, OverflowError, ValueError):
         raise DeviceError(f"{where}: no such descriptor") from None
 
 

@@ -12,6 +12,8 @@ import os
 import stat
 
 from tender._abi import lib
+from tender._host import ffi as host
+from tender._host import lib as hostlib
 from tender.config import BlockDescriptor, BlockFile, BlockRemote
 from tender.errors import DeviceError, HostError
 from tender.memory import Layout
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    Transfer = Callable[[int, list[memoryview], int], int]
+    Transfer = Callable[[int, Any, int, int], int]
 
     from tender.cleanup import Cleanup
     from tender.config import BlockValue
@@ -62,30 +64,29 @@ class BlockDevice:
 
     def read(self, offset: int, data: memoryview) -> int:
         """Fill `data` from the file; a result code."""
-        return self._all(os.preadv, data, offset, self.fd)
+        return self._all(hostlib.host_pread, data, offset, self.fd)
 
     def write(self, offset: int, data: memoryview) -> int:
         """Write `data` to the file; a result code."""
         if self.readonly:
             self.counters.drops += 1
             return lib.HVT_R_EUNSPEC
-        return self._all(os.pwritev, data, offset, self.fd)
+        return self._all(hostlib.host_pwrite, data, offset, self.fd)
 
     def _all(self, call: Transfer, data: memoryview, offset: int, fd: int) -> int:
         length, done = len(data), 0
-        try:
-            while done < length:
-                piece = data if length <= STEP and not done else data[done : done + STEP]
-                count = call(fd, [piece], offset + done)
-                if not count:
-                    self.trouble.tell(self.counters, "the file became shorter")
-                    return lib.HVT_R_EUNSPEC
-                done += count
-                if done < length:
-                    self._stop.check()
-        except OSError as error:
-            self.trouble.tell(self.counters, os.strerror(error.errno or 0))
-            return lib.HVT_R_EUNSPEC
+        start = host.from_buffer(data)
+        while done < length:
+            count = call(fd, start + done, min(length - done, STEP), offset + done)
+            if count < 0 and host.errno == errno.EINTR:
+                count = 0
+            elif count <= 0:
+                what = os.strerror(host.errno) if count else "the file became shorter"
+                self.trouble.tell(self.counters, what)
+                return lib.HVT_R_EUNSPEC
+            done += count
+            if done < length:
+                self._stop.check()
         self.counters.bytes += done
         return lib.HVT_R_OK
 

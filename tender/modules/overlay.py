@@ -7,10 +7,12 @@ would end the tender with SIGBUS (docs/decisions/0009-devices-of-a-program.md).
 
 from __future__ import annotations
 
-import os
+import mmap
 
 from tender._abi import lib
+from tender._host import lib as hostlib
 from tender.errors import HostError
+from tender.memory import MAP_NORESERVE
 from tender.modules.block import BlockDevice
 
 TYPE_CHECKING = False
@@ -26,7 +28,7 @@ PAGE = 4096  # bytes, what is copied on the first write
 
 
 class OverlayBlock(BlockDevice):
-    """`fd` is the file, open for reading; the overlay is a memfd that grows as it is written."""
+    """`fd` is the file, open for reading; the overlay is memory that is used as it is written."""
 
     in_engine = False
 
@@ -41,20 +43,25 @@ class OverlayBlock(BlockDevice):
         cleanup: Cleanup,
     ) -> None:
         super().__init__(name, fd, capacity, spec.sector_size, False, stop, warn)
-        self._written: set[int] = set()  # numbers of pages
+        # A byte for each page, all of them now: what the guest does takes no more memory here.
+        self._written = bytearray(-(-capacity // PAGE))
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
         try:
-            self.overlay_fd = os.memfd_create("ptender-overlay", os.MFD_CLOEXEC)
-            cleanup.callback(lambda: os.close(self.overlay_fd))
-            os.ftruncate(self.overlay_fd, capacity)
+            overlay = mmap.mmap(-1, capacity, flags)
         except OSError as error:
             what = f"block device '{name}': no memory for an overlay of {capacity} bytes"
-            raise HostError(what, "memfd_create", error.errno or 0) from None
+            raise HostError(what, "mmap", error.errno or 0) from None
+        self._overlay = memoryview(overlay)
+        cleanup.callback(self._overlay.release)
 
     def read(self, offset: int, data: memoryview) -> int:
-        for start, end, fd in self._runs(offset, offset + len(data)):
-            result = self._all(os.preadv, data[start - offset : end - offset], start, fd)
-            if result != lib.HVT_R_OK:
-                return result
+        for start, end, written in self._runs(offset, offset + len(data)):
+            piece = data[start - offset : end - offset]
+            if written:
+                piece[:] = self._overlay[start:end]
+                self.counters.bytes += end - start
+            elif self._all(hostlib.host_pread, piece, start, self.fd) != lib.HVT_R_OK:
+                return lib.HVT_R_EUNSPEC
         return lib.HVT_R_OK
 
     def write(self, offset: int, data: memoryview) -> int:
@@ -62,33 +69,34 @@ class OverlayBlock(BlockDevice):
         for edge in {offset, end} if data else ():
             if edge % PAGE and not self._copy(edge // PAGE):
                 return lib.HVT_R_EUNSPEC
-        result = self._all(os.pwritev, data, offset, self.overlay_fd)
-        if result == lib.HVT_R_OK and data:
-            self._written.update(range(offset // PAGE, (end - 1) // PAGE + 1))
-        return result
+        self._overlay[offset:end] = data
+        self.counters.bytes += len(data)
+        if data:
+            first, after = offset // PAGE, -(-end // PAGE)
+            self._written[first:after] = b"\1" * (after - first)
+        return lib.HVT_R_OK
 
-    def _runs(self, offset: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """The parts of [offset, end) that are in one place each: from, to, descriptor."""
-        start, inside = offset, offset // PAGE in self._written
+    def _runs(self, offset: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        """The parts of [offset, end) that are in one place each: from, to, in the overlay."""
+        written = self._written
+        start, inside = offset, end > offset and bool(written[offset // PAGE])
         for page in range(offset // PAGE + 1, -(-end // PAGE)):
-            if (page in self._written) != inside:
-                yield start, page * PAGE, self.overlay_fd if inside else self.fd
+            if bool(written[page]) != inside:
+                yield start, page * PAGE, inside
                 start, inside = page * PAGE, not inside
         if start < end:
-            yield start, end, self.overlay_fd if inside else self.fd
+            yield start, end, inside
 
     def _copy(self, page: int) -> bool:
         """Bring a page into the overlay that is about to be written in part."""
-        if page in self._written:
+        if self._written[page]:
             return True
         start = page * PAGE
-        size = min(PAGE, self.capacity - start)
-        buffer = memoryview(bytearray(size))
+        end = min(start + PAGE, self.capacity)
         before = self.counters.bytes
-        copied = not self._all(os.preadv, buffer, start, self.fd) and not self._all(
-            os.pwritev, buffer, start, self.overlay_fd
-        )
+        piece = self._overlay[start:end]
+        copied: bool = self._all(hostlib.host_pread, piece, start, self.fd) == lib.HVT_R_OK
         self.counters.bytes = before
         if copied:
-            self._written.add(page)
+            self._written[page] = 1
         return copied

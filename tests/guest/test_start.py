@@ -22,6 +22,8 @@ PLAIN = {
     "tender", "tender.boot", "tender.boot.bootinfo", "tender.boot.layout", "tender.boot.x86_64",
     "tender.cleanup", "tender.cli", "tender.clock", "tender.config", "tender.cpuid", "tender.cpus",
     "tender.elf", "tender.engine",
+    "tender._sandbox", "tender.filter", "tender.layers", "tender.plan", "tender.rules",
+    "tender.sandbox",
     "tender.errors", "tender.hypercalls", "tender.image", "tender.kvm", "tender.loop",
     "tender.machine", "tender.manifest", "tender.memory", "tender.modules",
     "tender.modules.block", "tender.modules.console", "tender.modules.net",
@@ -30,15 +32,15 @@ PLAIN = {
 }  # fmt: skip
 
 CODE = """
-import sys
+import os, sys
 before = set(sys.modules)
 sys.path += [{root!r}, {backend!r}]
 from tender.cli import main
 status = main(["ptender", *{words!r}])
 new = set(sys.modules) - before
 new = {{name for name in new if not name.endswith(".lib")}}
-sys.stderr.write("\\n" + " ".join(sorted(new)))
-sys.exit(status)
+os.write(2, ("\\n" + " ".join(sorted(new))).encode())
+os._exit(status)  # as the command does: the door is closed
 """
 
 

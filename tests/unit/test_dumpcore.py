@@ -50,7 +50,11 @@ def test_a_core_has_the_memory_that_was_touched(target: dumpcore.Target, tmp_pat
 
 def test_no_core_takes_the_place_of_another(target: dumpcore.Target, tmp_path: Path) -> None:
     memory = GuestMemory(2 * MIB)
-    names = {target.write(memory, STATE, nothing) for _ in range(3)}
+    names = {target.write(memory, STATE, nothing)}
+    for _ in range(2):
+        another = dumpcore.Target(str(tmp_path))
+        names.add(another.write(memory, STATE, nothing))
+        another.close()
     assert len(names) == 3
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -81,7 +85,7 @@ def test_a_folder_that_went_away(tmp_path: Path) -> None:
     folder = tmp_path / "cores"
     folder.mkdir()
     target = dumpcore.Target(str(folder))
-    folder.rmdir()
+    folder.rmdir()  # the file has no name, so the folder is empty
     with pytest.raises(HostError, match="dumpcore: .*No such file"):
         target.write(GuestMemory(2 * MIB), STATE, nothing)
     target.close()

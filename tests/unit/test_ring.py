@@ -12,7 +12,7 @@ import pytest
 
 from tender import elf
 from tender._abi import ffi, lib
-from tender.ring import Ring, is_worth_it, region
+from tender.ring import Ring, is_worth_it, open_kick, region
 from tests.unit import elves
 from tests.unit.rig import DATA, PORT, SIZE, TEXT, U64, Rig
 
@@ -39,13 +39,14 @@ class GuestSide:
         self.port = Port()
         self.rig.stop.enter()
         self.ring = Ring(
-            self.port,  # type: ignore[arg-type]
+            open_kick(self.port, self.rig.cleanup),  # type: ignore[arg-type]
             self.rig.memory,
             self.rig.renew_engine(),
             self.rig.net,
             self.rig.stop,
             self.rig.cleanup,
         )
+        self.ring.start()
         self.shared = ffi.cast("struct hvt_ring *", self.rig.memory.base + self.rig.memory.size)
 
     def submit(self, op: int, handle: int = PORT, gpa: int = DATA, length: int = 1514) -> None:

@@ -1,0 +1,170 @@
+"""The layers of the sandbox beside the system call filter, each a function that raises OSError.
+
+The rule here: a layer is what one manual page describes, in the fewest calls, and leaves nothing
+to give back: it ends with the process. Sources: unshare(2), pivot_root(2), user_namespaces(7),
+capabilities(7), landlock(7), close_range(2) and prctl(2) of Linux's manual.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from tender._sandbox import ffi, lib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+CAPABILITY_VERSION_3, CAPABILITIES = 0x20080522, 64  # linux/capability.h
+MOUNT_POINT = b"/proc"  # a folder that is everywhere; only this process sees what is done to it
+
+# linux/landlock.h: what each version of it can handle, of files, of TCP and of other processes.
+LANDLOCK_CREATE_RULESET_VERSION = 1
+LANDLOCK_FS = (0x1FFF, 0x3FFF, 0x7FFF, 0x7FFF, 0xFFFF)
+LANDLOCK_NET, LANDLOCK_NET_SINCE = 0x3, 4
+LANDLOCK_SCOPED, LANDLOCK_SCOPED_SINCE = 0x3, 6
+
+
+def call(number: int, *arguments: int) -> int:
+    """A system call by its number."""
+    result: int = lib.sandbox_call(number, *(*arguments, 0, 0, 0, 0, 0)[:5])
+    if result < 0:
+        raise OSError(ffi.errno, os.strerror(ffi.errno))
+    return result
+
+
+def prctl(option: int, value: int) -> None:
+    call(lib.SYS_prctl, option, value)
+
+
+def _address(cdata: object) -> int:
+    return int(ffi.cast("uintptr_t", cdata))
+
+
+def move_descriptors(places: Mapping[int, int], end: int) -> None:
+    """Put the descriptor `places[number]` to each `number` below `end`, and close all others."""
+    _raise_limit(end + len(places))
+    aside = {number: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, end) for number, fd in places.items()}
+    for number, fd in aside.items():
+        os.dup2(fd, number, inheritable=False)
+    before = 0
+    for number in sorted(places):
+        if before < number:
+            call(lib.SYS_close_range, before, number - 1)
+        before = number + 1
+    call(lib.SYS_close_range, before, 0xFFFFFFFF)
+
+
+def _raise_limit(descriptors: int) -> None:
+    soft, hard = ffi.new("uint64_t[2]"), ffi.new("uint64_t[2]")
+    call(lib.SYS_prlimit64, 0, lib.RLIMIT_NOFILE, 0, _address(soft))
+    if soft[0] < descriptors:
+        hard[0], hard[1] = min(descriptors, soft[1]), soft[1]
+        call(lib.SYS_prlimit64, 0, lib.RLIMIT_NOFILE, _address(hard))
+
+
+def unshare() -> None:
+    """Namespaces of its own: no network interface, no other's mounts, shared memory or name.
+
+    An ordinary user gets them in a user namespace, in which it is nobody but itself.
+    """
+    own = lib.CLONE_NEWNS | lib.CLONE_NEWNET | lib.CLONE_NEWIPC | lib.CLONE_NEWUTS
+    own |= lib.CLONE_NEWCGROUP
+    if os.geteuid() == 0:
+        call(lib.SYS_unshare, own)
+        return
+    uid, gid = os.geteuid(), os.getegid()
+    call(lib.SYS_unshare, own | lib.CLONE_NEWUSER)
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{uid} {uid} 1"),
+        ("gid_map", f"{gid} {gid} 1"),
+    ):
+        fd = os.open(f"/proc/self/{name}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, text.encode())
+        finally:
+            os.close(fd)
+
+
+def empty_root() -> None:
+    """A root directory in which nothing is and nothing can be made."""
+    flags = lib.MS_NOSUID | lib.MS_NODEV | lib.MS_NOEXEC
+    _mount(b"none", b"/", lib.MS_REC | lib.MS_PRIVATE)
+    _mount(b"tmpfs", MOUNT_POINT, flags, b"tmpfs", b"size=4k,nr_inodes=1,mode=555")
+    os.chdir(MOUNT_POINT)
+    here = ffi.new("char[]", b".")
+    call(lib.SYS_pivot_root, _address(here), _address(here))
+    call(lib.SYS_umount2, _address(here), lib.MNT_DETACH)
+    os.chdir("/")
+    _mount(b"none", b"/", flags | lib.MS_REMOUNT | lib.MS_BIND | lib.MS_RDONLY)
+
+
+def _mount(source: bytes, target: bytes, flags: int, kind: bytes = b"", data: bytes = b"") -> None:
+    words = [ffi.new("char[]", word) for word in (source, target, kind, data)]
+    source_, target_, kind_, data_ = map(_address, words)
+    call(lib.SYS_mount, source_, target_, kind_, flags, data_)
+
+
+def no_bounding_set() -> None:
+    """No capability can be had again, by no program."""
+    for number in range(CAPABILITIES):  # those that this kernel lacks are refused
+        lib.sandbox_call(lib.SYS_prctl, lib.PR_CAPBSET_DROP, number, 0, 0, 0)
+
+
+def become(uid: int, gid: int) -> None:
+    """An ordinary user without other groups; root's capabilities go with root."""
+    no_bounding_set()
+    os.setgroups([])
+    os.setresgid(gid, gid, gid)
+    os.setresuid(uid, uid, uid)
+
+
+def no_capabilities() -> None:
+    no_bounding_set()
+    clear = (lib.PR_CAP_AMBIENT, lib.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    lib.sandbox_call(lib.SYS_prctl, *clear)
+    header = ffi.new("uint32_t[2]", [CAPABILITY_VERSION_3, 0])
+    none = ffi.new("uint32_t[6]")
+    call(lib.SYS_capset, _address(header), _address(none))
+
+
+def landlock() -> None:
+    """No file can be opened or made by its name, no port bound, no other process reached."""
+    version = call(lib.SYS_landlock_create_ruleset, 0, 0, LANDLOCK_CREATE_RULESET_VERSION)
+    handled = [LANDLOCK_FS[min(version, len(LANDLOCK_FS)) - 1]]
+    handled += [LANDLOCK_NET] if version >= LANDLOCK_NET_SINCE else []
+    handled += [LANDLOCK_SCOPED] if version >= LANDLOCK_SCOPED_SINCE else []
+    attribute = ffi.new("uint64_t[]", handled)
+    ruleset = call(lib.SYS_landlock_create_ruleset, _address(attribute), ffi.sizeof(attribute))
+    try:
+        call(lib.SYS_landlock_restrict_self, ruleset)
+    finally:
+        os.close(ruleset)
+
+
+def memory_bytes() -> int:
+    """The address space that this process has now."""
+    fd = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return int(os.read(fd, 100).split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    finally:
+        os.close(fd)
+
+
+def limit(descriptors: int, address_space: int) -> None:
+    """No core file of the tender (it would hold the guest's memory), no more memory than it needs.
+
+    Not RLIMIT_NPROC: from Linux 6.14 on, the first KVM_RUN makes a thread for KVM's own ends, and
+    fails with EAGAIN for ever where that limit is 0.
+    """
+    limits = {
+        lib.RLIMIT_AS: address_space,
+        lib.RLIMIT_CORE: 0,
+        lib.RLIMIT_MSGQUEUE: 0,
+        lib.RLIMIT_NOFILE: descriptors,
+    }
+    for resource, most in limits.items():
+        both = ffi.new("uint64_t[2]", [most, most])
+        call(lib.SYS_prlimit64, 0, resource, _address(both))

@@ -1,0 +1,175 @@
+"""The door: what a tender gives away before its guest runs.
+
+The rule here: after `Door.close` this process can run its vCPU and use the descriptors that it
+holds, and nothing else, for good. Every layer is tried; one that the machine can't give is told,
+and is an error under `--sandbox=require`. The system call filter is never done without.
+
+docs/threat-model.md says what each layer is for.
+"""
+
+from __future__ import annotations
+
+import os
+
+from tender import filter, layers
+from tender._sandbox import ffi, lib
+from tender.errors import HostError, SandboxError, UsageError
+from tender.plan import SLOTS, SLOTS_END, slot
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Protocol
+
+    from tender.plan import Plan
+
+    class Device(Protocol):
+        """A device of the guest."""
+
+        fd: int
+
+
+NOBODY = 65534
+MALLOC_ROOM = 64 << 20  # bytes by which the tender's own memory may grow
+TRANSLATOR_ROOM = 3 << 29  # ... where a CPU in software keeps what it has translated
+SIGKILL = 9
+
+
+def parse_user(text: str) -> tuple[int, int]:
+    """`NAME`, `UID`, `NAME:GROUP` or `UID:GID` -> uid and gid; raises UsageError."""
+    name, colon, group = text.partition(":")
+    try:
+        uid, gid = _user(name)
+        if colon:
+            gid = _group(group)
+    except KeyError as error:
+        raise UsageError(f"--user={text}: there is no {error.args[0]}") from None
+    if not uid or not gid or max(uid, gid) >= (1 << 32) - 1:
+        raise UsageError(f"--user={text}: name an unprivileged user and group, not root's")
+    return uid, gid
+
+
+def _user(name: str) -> tuple[int, int]:
+    if name.isascii() and name.isdigit():
+        return int(name), int(name)
+    import pwd
+
+    try:
+        entry = pwd.getpwnam(name)
+    except (KeyError, ValueError):
+        raise KeyError(f"user {name!r}") from None
+    return entry.pw_uid, entry.pw_gid
+
+
+def _group(name: str) -> int:
+    if name.isascii() and name.isdigit():
+        return int(name)
+    import grp
+
+    try:
+        return grp.getgrnam(name).gr_gid
+    except (KeyError, ValueError):
+        raise KeyError(f"group {name!r}") from None
+
+
+class Door:
+    """The sandbox of this process: `take` its descriptors, `close` it, and run the guest.
+
+    `mode` is "on" or "require"; `tell` gets a line for each layer that is missing, and one for
+    what there is. `report` is a descriptor on which a program that embeds the tender is told of a
+    violation, `parent` the process with which this one is to end.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        user: str | None,
+        tell: Callable[[str], None],
+        *,
+        report: int | None = None,
+        parent: int | None = None,
+    ) -> None:
+        self._require = mode == "require"
+        if user is not None and os.geteuid() != 0:
+            raise UsageError(f"--user={user}: only root can become somebody else")
+        self._user = (NOBODY, NOBODY) if user is None else parse_user(user)
+        self._tell = tell
+        self._parent = parent
+        self._layers: list[str] = []
+        self.report = report
+        self.closed = False
+        filter.load()
+
+    def take(self, single: Mapping[str, int], devices: Mapping[int, Device]) -> dict[str, int]:
+        """Put every descriptor into its slot and close all others; the new numbers of `single`.
+
+        `single` has those of which there is one, by the name of their slot; `devices` are those of
+        the guest, by handle.
+        """
+        if self.report is not None:
+            single = {**single, "report": self.report}
+        places = {SLOTS[name]: fd for name, fd in single.items()}
+        places |= {slot(handle): device.fd for handle, device in devices.items()}
+        try:
+            layers.move_descriptors(places, SLOTS_END)
+        except OSError as error:
+            raise SandboxError(f"sandbox: descriptors: {os.strerror(error.errno or 0)}") from None
+        for handle, device in devices.items():
+            device.fd = slot(handle)
+        if self.report is not None:
+            self.report = SLOTS["report"]
+        self._layers.append("descriptors")
+        return {name: SLOTS[name] for name in single}
+
+    def close(self, plan: Plan, start_threads: Callable[[bytes], None] | None = None) -> None:
+        """Give everything else away. `start_threads` is called with the filter of its thread.
+
+        Raises SandboxError; then too much is gone to go on, and the process is to end.
+        """
+        trap = self.report is not None
+        held = plan.held()
+        main = filter.compile(filter.build(plan.policies(), held), trap=trap)
+        thread = filter.compile(filter.build(plan.thread_policies(), held), trap=trap)
+        room = TRANSLATOR_ROOM if plan.cpu == "soft" else MALLOC_ROOM
+        address_space = layers.memory_bytes() + room
+        self._become_nobody()
+        self._layer("Landlock", layers.landlock)
+        if start_threads:
+            start_threads(thread)  # before the limits: they leave no room for another thread
+        self._layer("limits", lambda: layers.limit(SLOTS_END, address_space))
+        self._tell(f"sandbox: {', '.join(self._layers)}, seccomp")
+        if trap and lib.sandbox_report_to(SLOTS["report"]):
+            raise HostError("sandbox: cannot handle SIGSYS", "sigaction", ffi.errno)
+        self.closed = True
+        filter.install(main)
+
+    def _become_nobody(self) -> None:
+        if self._layer("namespaces", layers.unshare):
+            self._layer("empty root", layers.empty_root)
+        if os.geteuid() == 0:
+            self._layer(f"user {self._user[0]}", lambda: layers.become(*self._user))
+        self._layer("no capabilities", layers.no_capabilities)
+        new, dumpable = lib.PR_SET_NO_NEW_PRIVS, lib.PR_SET_DUMPABLE
+        self._layer("no new privileges", lambda: layers.prctl(new, 1))
+        self._layer("not dumpable", lambda: layers.prctl(dumpable, 0))
+        if self._parent is not None:
+            # A change of credentials takes this wish away, so it comes after them.
+            layers.prctl(lib.PR_SET_PDEATHSIG, SIGKILL)
+            if os.getppid() != self._parent:
+                os._exit(1)
+
+    def _layer(self, name: str, step: Callable[[], None]) -> bool:
+        try:
+            step()
+        except OSError as error:
+            self.missing(name, os.strerror(error.errno or 0))
+            return False
+        self._layers.append(name)
+        return True
+
+    def missing(self, name: str, reason: str) -> None:
+        """Tell of a layer that this machine can't give; raises SandboxError where it must be."""
+        text = f"sandbox: no {name}: {reason}"
+        if self._require:
+            raise SandboxError(f"{text} (--sandbox=require)")
+        self._tell(text)
