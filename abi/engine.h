@@ -38,7 +38,7 @@ struct engine {
     uint32_t range_count;
     struct engine_range ranges[16];
     struct engine_device devices[64]; /* by handle */
-    struct pollset *pollset;
+    struct pollset *pollset; /* NULL: POLL is Python's */
     struct counters *console;
     struct counters *poll;
 

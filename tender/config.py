@@ -13,10 +13,13 @@ from tender.record import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from typing import TypeVar
+    from collections.abc import Iterable, Mapping
+    from typing import TypeAlias, TypeVar
 
     from tender.manifest import Device, Manifest
+
+    NetValue: TypeAlias = "Tap | Descriptor | StreamNet | UserNet"
+    BlockValue: TypeAlias = "BlockFile | BlockDescriptor | BlockRemote"
 
     Spec = TypeVar("Spec")
 
@@ -58,12 +61,65 @@ class Descriptor:
 
 
 @record
+class StreamNet:
+    """A stream socket on which 4 bytes (big-endian) before each frame say its length."""
+
+    fd: int
+    mtu: int | None = None  # None: 1500
+    mac: bytes | None = None
+
+
+@record
+class UserNet:
+    """A network through passt: without root, without a tap.
+
+    The guest is at `address`, which DHCP tells it as well, and reaches what the host reaches. TCP
+    ports of the host come to the guest by `forward` ({8080: 80}), UDP ports by `forward_udp`; they
+    are bound to `host_address`, unless the key has one of its own ("0.0.0.0:8080"). With
+    `reach_host`, and with any UDP port, what the guest sends to `gateway` goes to the host's own
+    127.0.0.1; else it can't reach that.
+    """
+
+    forward: Mapping[int | str, int] = {}
+    forward_udp: Mapping[int | str, int] = {}
+    host_address: str = "127.0.0.1"
+    address: str = "10.0.0.2/24"
+    gateway: str = "10.0.0.1"
+    mtu: int = MTU
+    mac: bytes | None = None
+    reach_host: bool = False
+
+
+@record
 class BlockFile:
-    """A file or block device of the host. A writable one is locked while the guest runs."""
+    """A file or block device of the host. A writable one is locked while the guest runs.
+
+    With `overlay` it stays as it was: what the guest writes is in memory, and gone with it.
+    """
 
     path: str
     readonly: bool = False
     sector_size: int = SECTOR_SIZE  # bytes, a power of two >= 512
+    overlay: bool = False
+
+
+@record
+class BlockDescriptor:
+    """An open descriptor of a file, a block device or a memfd."""
+
+    fd: int
+    readonly: bool = False
+    sector_size: int = SECTOR_SIZE
+
+
+@record
+class BlockRemote:
+    """A device that is served at the other end of a seqpacket socket: see modules/remote.py."""
+
+    fd: int
+    capacity: int  # bytes
+    readonly: bool = False
+    sector_size: int = SECTOR_SIZE
 
 
 @record
@@ -85,8 +141,8 @@ class Config:
     kernel: str
     args: tuple[str, ...] = ()
     mem_bytes: int = layout.MEM_DEFAULT
-    net: tuple[tuple[str | None, Tap | Descriptor], ...] = ()
-    block: tuple[tuple[str | None, BlockFile], ...] = ()
+    net: tuple[tuple[str | None, NetValue], ...] = ()
+    block: tuple[tuple[str | None, BlockValue], ...] = ()
     dumpcore: str | None = None
     console_fd: int = 1
     console_limit: int | None = None  # bytes per second; what is beyond is dropped

@@ -125,7 +125,7 @@ static int ready_handles(const struct pollset *set, int events, uint64_t *ready_
 static int poll_devices(struct engine *engine, uint64_t gpa)
 {
     struct hvt_poll *block = guest_range(engine, gpa, sizeof *block, 1);
-    if (!block)
+    if (!block || !engine->pollset)
         return PYTHON;
     const uint64_t timeout_ns = block->timeout_nsecs;
     struct pollset *set = engine->pollset;

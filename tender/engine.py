@@ -39,7 +39,8 @@ class Engine:
         self.cell.console_fd = console.fd if console.allowance is None else -1
         self.cell.console = _counters(console.counters)
         self.cell.poll = _counters(poll.counters)
-        self.cell.pollset = ffi.cast("struct pollset *", poll.pollset)
+        if poll.in_engine:
+            self.cell.pollset = ffi.cast("struct pollset *", poll.pollset)
 
     def _set_ranges(self, memory: GuestMemory) -> None:
         ranges = memory.protected
@@ -51,6 +52,8 @@ class Engine:
 
     def _set_devices(self, block: Block, net: Net) -> None:
         for handle, disk in block.devices.items():
+            if not disk.in_engine:
+                continue
             self.cell.devices[handle] = {
                 "kind": lib.ENGINE_BLOCK,
                 "fd": disk.fd,
@@ -59,6 +62,8 @@ class Engine:
                 "in": _counters(disk.counters),
             }
         for handle, port in net.devices.items():
+            if not port.in_engine:
+                continue
             self.cell.devices[handle] = {
                 "kind": lib.ENGINE_NET,
                 "fd": port.fd,

@@ -27,7 +27,7 @@ from tender.hypercalls import Dispatcher
 from tender.image import ImageFile
 from tender.manifest import Attached, encode
 from tender.memory import GuestMemory
-from tender.modules import block, counters_dict, net
+from tender.modules import block, counters_dict, keep_descriptors, net
 from tender.modules.block import Block
 from tender.modules.console import Console
 from tender.modules.net import Net
@@ -38,9 +38,11 @@ from tender.stop import Stopped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from tender.config import Config
+    from tender.cpus import Warm
     from tender.dumpcore import Target
     from tender.hypercalls import Halt, Module
     from tender.kvm import Vcpu as KvmVcpu
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
     from tender.stop import Stop
     from tender.trace import Trace, Traced
     from tender.vcpu import Vcpu
+
+DEVICE_POLICIES = ("net", "net-stream", "block", "block-remote")  # files of seccomp/
 
 
 @record
@@ -77,8 +81,16 @@ class Machine:
     With a `door`, this process is the guest's: it is confined before the guest runs, for good.
     """
 
-    def __init__(self, config: Config, stop: Stop, warn: Warn, door: Door | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        stop: Stop,
+        warn: Warn,
+        door: Door | None = None,
+        warm: Warm | None = None,
+    ) -> None:
         self._cleanup = Cleanup()
+        self._warm = warm
         self._config = config
         self._stop = stop
         self._warn = warn
@@ -97,7 +109,8 @@ class Machine:
 
     def _assemble(self) -> None:
         config, cleanup = self._config, self._cleanup
-        self._net_specs = net.keep_descriptors(config.net, cleanup)
+        self._net_specs = keep_descriptors(config.net, "Could not attach interface", cleanup)
+        self._block_specs = keep_descriptors(config.block, "Could not open block device", cleanup)
         file = ImageFile(config.kernel)
         cleanup.callback(file.close)
         image = self.image = file.image
@@ -107,7 +120,7 @@ class Machine:
         if mem_bytes != config.mem_bytes:
             self._warn(f"adjusting memory to {mem_bytes} bytes")
         self._clock = VirtualClock(config.clock) if config.clock else HostClock()
-        self._cpus = Cpus(config, image, self._clock, cleanup, self._stop)
+        self._cpus = Cpus(config, image, self._clock, cleanup, self._stop, self._warm)
         self._cpus.choose(self._warn)
         self._attach(image.manifest)
 
@@ -134,7 +147,8 @@ class Machine:
             net_ring_gpa=memory.size if ring_bytes else 0,
         )
         memory.put(layout.BOOT_INFO, bootinfo.build(boot_info))
-        self._calls = self._traced(Dispatcher(memory, self._make_modules(), image.machine))
+        calls = Dispatcher(memory, self._make_modules(), image.machine)
+        self._calls = self._traced(calls) if "trace" in self._fds else calls
         if self._uses_engine():
             self._vcpu = self._with_engine(self._cpus.kvm_vcpu)
 
@@ -142,17 +156,20 @@ class Machine:
         config = self._config
         return self._cpus.on_kvm and config.engine == "c" and config.trace is None
 
-    def _traced(self, calls: Dispatcher) -> Dispatcher | Traced:
-        if self._trace is None:
-            return calls
+    def _traced(self, calls: Dispatcher) -> Traced:
         from tender import trace
 
+        self._trace = trace.Trace(
+            self._fds["trace"], self._stop, self._warn, self._clock.elapsed_ns
+        )
         devices = {device.handle: device.name for device in self.image.manifest.devices}
         return trace.Traced(calls, self.memory, self._trace, devices)
 
     def _ring_bytes(self, mem_bytes: int) -> int:
         """How much of the guest's memory the network ring takes; 0: none is offered."""
         if not self.net.devices or not self._uses_engine():
+            return 0
+        if not all(device.in_engine for device in self.net.devices.values()):
             return 0
         from tender import kvm, ring
 
@@ -182,41 +199,42 @@ class Machine:
             from tender import ring
 
             fds["kick"] = ring.open_kick(self._cpus.kvm_vcpu.vm, self._cleanup)
+        if self._config.trace is not None:
+            from tender import trace
+
+            fds["trace"] = trace.open_file(self._config.trace, self._cleanup)
         if self._target is not None:
             fds |= self._target.fds
-        if self._trace is not None:
-            fds["trace"] = self._trace.fd
         return fds
 
     def _hand_over(self, door: Door) -> None:
         """From here on, this process holds what the door was told of, and no other descriptor."""
-        devices: dict[int, Any] = {**self.block.devices, **self.net.devices}
-        fds = self._fds = door.take(self._fds, devices)
+        fds = self._fds = door.take(self._fds, self._devices())
         self._cleanup.forget()  # the numbers are others' now, and this process ends with its guest
         if self._cpus.on_kvm:
             self._cpus.kvm_vcpu.fd = fds["vcpu"]
-            if not self._cpus.kvm_vcpu.vm.filters_msrs:
-                door.missing("MSR filter", "this KVM has none (Linux 5.10 brought it)")
         if self._target is not None:
             self._target.fds = {name: fds[name] for name in self._target.fds}
-        if self._trace is not None:
-            self._trace.fd = fds["trace"]
         self._cpus.stay()
+        if self._cpus.on_kvm and not self._cpus.kvm_vcpu.vm.filters_msrs:
+            door.missing("MSR filter", "this KVM has none (it takes Linux 5.10)")
 
     def policies(self) -> list[str]:
         """The files of seccomp/ that this guest's tender is under, the busiest first."""
         modules = ["kvm" if self._cpus.on_kvm else "soft", "console", "poll"]
-        modules += ["net"] if self.net.devices else []
-        modules += ["block"] if self.block.devices else []
-        modules += ["core"] if self._target is not None else []
-        modules += ["trace"] if self._trace is not None else []
+        names = {each for device in self._devices().values() for each in device.held_as}
+        modules += [name for name in DEVICE_POLICIES if name in names]
+        modules += [name for name in ("core", "trace") if name in self._fds]
         return [*modules, "base"]
+
+    def _devices(self) -> dict[int, Any]:
+        return {**self.block.devices, **self.net.devices}
 
     def _attach(self, manifest: Manifest) -> None:
         """Open the devices that the manifest declares, all of them."""
         config, cleanup, warn = self._config, self._cleanup, self._warn
         nets = assign(manifest, lib.MFT_DEV_NET_BASIC, self._net_specs)
-        blocks = assign(manifest, lib.MFT_DEV_BLOCK_BASIC, config.block)
+        blocks = assign(manifest, lib.MFT_DEV_BLOCK_BASIC, self._block_specs)
         check_all_attached(manifest, [*nets, *blocks])
         by_handle = {device.handle: device for device in manifest.devices}
         if config.dumpcore is not None:
@@ -226,11 +244,6 @@ class Machine:
             cleanup.callback(self._target.close)
             if self._door:
                 self._target.start_keeper()
-        if config.trace is not None:
-            from tender import trace
-
-            elapsed_ns = self._clock.elapsed_ns
-            self._trace = trace.attach(config.trace, cleanup, self._stop, warn, elapsed_ns)
         self.block = Block({
             handle: block.attach(by_handle[handle], spec, cleanup, self._stop, warn)
             for handle, spec in blocks.items()
@@ -241,8 +254,9 @@ class Machine:
         })  # fmt: skip
 
     def _make_modules(self) -> list[Module]:
-        limit = self._config.console_limit
-        self.console = Console(self._fds["console"], self._stop, self._warn, limit)
+        self.console = Console(
+            self._fds["console"], self._stop, self._warn, self._config.console_limit
+        )
         self.poll = Poll(self.net, self._stop, self._clock)
         return [self.console, Time(self._clock), self.poll, self.block, self.net]
 
@@ -256,12 +270,15 @@ class Machine:
             told[handle] = Attached(mac=device.mac, mtu=device.mtu)
         return told
 
-    def run(self) -> Outcome:
-        """Run the guest to its end."""
+    def start(self) -> None:
+        """Close the door, if there is one, and start what runs beside the guest."""
         if self._door:
             self._door.close(self.policies(), self._ring.start if self._ring else None)
         elif self._ring:
             self._ring.start()
+
+    def run(self) -> Outcome:
+        """Run the guest to its end."""
         try:
             halt = self._run()
         except Stopped:
@@ -323,19 +340,31 @@ class Machine:
         return {name: counters_dict(cell) for name, cell in cells.items()}
 
 
-def run(config: Config, stop: Stop, warn: Warn, door: Door | None = None) -> Outcome:
+def run(
+    config: Config,
+    stop: Stop,
+    warn: Warn,
+    door: Door | None = None,
+    *,
+    started: Callable[[], None] | None = None,
+    warm: Warm | None = None,
+) -> Outcome:
     """Run a guest on this thread until it ends or `stop` is requested.
 
     Raises TenderError where it can't start. `warn` gets one line of text for each trouble on
-    the way. Nothing is left behind, whatever happens.
+    the way. `started` is called when all is open and the guest is about to run; `warm` is what
+    was made for it in advance. Nothing is left behind, whatever happens.
 
     With a `door` (tender/sandbox.py), this process is confined to the guest's devices before the
     guest runs, and stays so: all that is left for it to do is to say how the guest ended.
     """
     stop.enter()
     try:
-        machine = Machine(config, stop, warn, door)
+        machine = Machine(config, stop, warn, door, warm)
         try:
+            machine.start()
+            if started is not None:
+                started()
             return machine.run()
         finally:
             machine.close()

@@ -128,6 +128,8 @@ class Door:
             raise SandboxError(f"sandbox: descriptors: {os.strerror(error.errno or 0)}") from None
         for handle, device in devices.items():
             device.fd = slot(handle)
+        if self.report is not None:
+            self.report = SLOTS["report"]
         self.held = held(single, {handle: each.held_as for handle, each in devices.items()})
         self._layers.append("descriptors")
         return {name: SLOTS[name] for name in single}

@@ -78,7 +78,7 @@ class Trace:
     """An open trace. `now_ns` is the time since the start."""
 
     def __init__(self, fd: int, stop: Stop, warn: Warn, now_ns: Callable[[], int]) -> None:
-        self.fd = fd
+        self._fd = fd
         self._stop = stop
         self._trouble = Trouble("trace", warn)
         self._ended = False
@@ -95,7 +95,7 @@ class Trace:
 
     def _write(self, data: bytes) -> None:
         while data:
-            written = hostlib.host_write(self.fd, data, len(data))
+            written = hostlib.host_write(self._fd, data, len(data))
             if written >= 0:
                 data = data[written:]
             elif not self._go_on(host.errno):
@@ -107,7 +107,7 @@ class Trace:
             if self._stop.requested:
                 return False  # nobody takes it, and the guest is to end
             if error == errno.EAGAIN:
-                hostlib.host_events(self.fd, hostlib.POLLOUT, _WAIT_MS)
+                hostlib.host_events(self._fd, hostlib.POLLOUT, _WAIT_MS)
             return True
         self._trouble.warn_once(f"it ends here: {HostError('write', 'write', error)}")
         return False
@@ -202,13 +202,11 @@ def _seconds(ns: int) -> str:
     return f"{ns // NANOSECONDS}.{ns % NANOSECONDS // 1000:06}"
 
 
-def attach(
-    file: str | int, cleanup: Cleanup, stop: Stop, warn: Warn, now_ns: Callable[[], int]
-) -> Trace:
-    """Open the trace: a path, or a descriptor, of which a copy is kept."""
+def open_file(file: str | int, cleanup: Cleanup) -> int:
+    """Open what a trace is written to: a path, or a descriptor, of which a copy is kept."""
     fd = _dup(file) if isinstance(file, int) else _open(file)
     cleanup.callback(lambda: os.close(fd))
-    return Trace(fd, stop, warn, now_ns)
+    return fd
 
 
 def _open(path: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tender import config as conf
 from tender.boot import layout
-from tender.config import BlockFile, Config, Descriptor, Tap, VirtualTime
+from tender.config import BlockDescriptor, BlockFile, Config, Descriptor, Tap, UserNet, VirtualTime
 from tender.errors import UsageError
 from tender.manifest import is_name
 from tender.record import record, replace
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    Named = tuple[str | None, Tap | Descriptor]
+    NetWord = Tap | Descriptor | UserNet
+    BlockWord = BlockFile | BlockDescriptor
 
 
 @record
@@ -52,8 +53,8 @@ class _Parser:
     def __init__(self) -> None:
         self.mem_bytes = layout.MEM_DEFAULT
         self.dumpcore: str | None = None
-        self.net: list[tuple[str | None, Tap | Descriptor]] = []
-        self.block: list[tuple[str | None, BlockFile]] = []
+        self.net: list[tuple[str | None, NetWord]] = []
+        self.block: list[tuple[str | None, BlockWord]] = []
         self.macs: dict[str, bytes] = {}
         self.sector_sizes: dict[str, int] = {}
         self.more: dict[str, Any] = {}  # fields of the Config that are as they were said
@@ -161,11 +162,11 @@ class _Parser:
         devices = tuple(net), tuple(block)
         return Config(kernel, args, self.mem_bytes, *devices, self.dumpcore, **self.more)
 
-    def _with_mac(self, name: str | None, spec: Tap | Descriptor) -> Tap | Descriptor:
+    def _with_mac(self, name: str | None, spec: NetWord) -> NetWord:
         mac = self.macs.pop(name, None) if name else None
         return replace(spec, mac=mac) if mac else spec
 
-    def _with_sector_size(self, name: str | None, spec: BlockFile) -> BlockFile:
+    def _with_sector_size(self, name: str | None, spec: BlockWord) -> BlockWord:
         size = self.sector_sizes.pop(name, None) if name else None
         return spec if size is None else replace(spec, sector_size=size)
 
@@ -195,9 +196,9 @@ _VALUES: dict[str, Callable[[_Parser, str, str | None, str], None]] = {
     "--cpu": _Parser.opt_cpu,
     "--clock": _Parser.opt_clock,
     "--instructions": _Parser.opt_instructions,
-    "--trace": _Parser.opt_trace,
     "--sandbox": _Parser.opt_sandbox,
     "--user": _Parser.opt_user,
+    "--trace": _Parser.opt_trace,
     "--gdb-port": lambda parser, *_: parser.flag_gdb(),
 }
 
@@ -220,11 +221,22 @@ Run KERNEL, a unikernel for Solo5's hvt target; ARGS are its command line.
       ,addr=A.B.C.D/LEN   give the made tap an address (more than one works)
       ,bridge=BR          ... or put it on a bridge
       ,mtu=N  ,mac=MAC    its MTU; the guest's MAC address (default: random)
+  --net [NAME=]user       a network through passt: needs no root and no tap
+      :8080:80            port 8080 of 127.0.0.1 is the guest's port 80 (or
+                          :ADDRESS:8080:80); more follow with commas
+      ,udp:5353:53        the same for UDP
+      ,addr=A.B.C.D/LEN   the guest's address (default 10.0.0.2/24)
+      ,gateway=A.B.C.D    ... and its way out (default 10.0.0.1)
+      ,mtu=N  ,mac=MAC    as above
+      ,host               the gateway is the host's 127.0.0.1 (so with UDP)
   --net [NAME=]@FD        attach an open descriptor: a tap, or a datagram or
                           seqpacket socket with one frame per message
   --block [NAME=]FILE     attach a disk image or block device
       ,ro                 read-only (a writable image is locked)
+      ,overlay            the image stays as it is; what the guest writes is
+                          in memory, and gone with it
       ,sector-size=N      block size in bytes (default 512)
+  --block [NAME=]@FD      attach an open descriptor of a file or memfd
   --console-limit RATE    drop what the guest prints beyond so many bytes per
                           second, as in 64K or 1M
   --dumpcore DIR          write a core file there if the guest aborts
@@ -367,9 +379,11 @@ def _parse_interface(word: str, value: str) -> Tap | Descriptor:
     return Tap(value)
 
 
-def _parse_net(word: str, value: str) -> Tap | Descriptor:
-    """`tap0,create,addr=10.0.0.1/24,mtu=9000,bridge=br0,mac=...` or `@3,mtu=9000`."""
+def _parse_net(word: str, value: str) -> NetWord:
+    """`tap0,create,addr=10.0.0.1/24,mtu=9000,bridge=br0,mac=...`, `@3,mtu=9000` or `user:80:80`."""
     first, *options = value.split(",")
+    if first == "user" or first.startswith("user:"):
+        return _parse_user(word, first[len("user:") :], options)
     spec = _parse_interface(word, first)
     changes: dict[str, object] = {}
     for option in options:
@@ -380,6 +394,44 @@ def _parse_net(word: str, value: str) -> Tap | Descriptor:
     if isinstance(spec, Tap) and changes.keys() - {"mac", "create"} and "create" not in changes:
         raise UsageError(f"{word}: addr, mtu and bridge set up a new tap: add ,create")
     return replace(spec, **changes)
+
+
+def _parse_user(word: str, first: str, options: list[str]) -> UserNet:
+    """`user:8080:80,8443:443,udp:5353:53,addr=10.0.0.2/24,gateway=10.0.0.1,host`."""
+    fields: dict[str, Any] = {"forward": {}, "forward_udp": {}}
+    for option in [first, *options] if first else options:
+        key, equals, text = option.partition("=")
+        if key == "addr" and text:
+            fields["address"] = _check_addr(word, text)
+        elif key == "gateway" and text:
+            fields["gateway"] = text
+        elif key == "mtu" and text:
+            fields["mtu"] = _mtu(word, text)
+        elif key == "mac" and text:
+            fields["mac"] = conf.parse_mac(text)
+        elif option == "host":
+            fields["reach_host"] = True
+        elif not equals and option.startswith("udp:"):
+            _forward(word, option[len("udp:") :], fields["forward_udp"])
+        else:
+            _forward(word, option.removeprefix("tcp:"), fields["forward"])
+    return UserNet(**fields)
+
+
+def _forward(word: str, text: str, forwards: dict[str, int]) -> None:
+    """`8080:80` or `0.0.0.0:8080:80`."""
+    outside, colon, inside = text.rpartition(":")
+    address, with_address, port = outside.rpartition(":")
+    numbers = [int(part) for part in (port, inside) if part.isascii() and part.isdigit()]
+    right = len(numbers) == 2 and all(0 < number < 1 << 16 for number in numbers)
+    if not colon or not right or (with_address and not address):
+        raise UsageError(
+            f"{word}: {text!r} is none of PORT:PORT (the host's, the guest's), ADDRESS:PORT:PORT, "
+            "udp:PORT:PORT, addr=ADDRESS/LENGTH, gateway=ADDRESS, mtu=N, mac=ADDRESS, host"
+        )
+    if outside in forwards:
+        raise UsageError(f"{word}: port {outside} is forwarded twice")
+    forwards[outside] = numbers[1]
 
 
 def _net_option(
@@ -421,15 +473,24 @@ def _check_addr(word: str, text: str) -> str:
     raise UsageError(f"{word}: addr wants an address with its length, as in 10.0.0.1/24")
 
 
-def _parse_block(word: str, value: str) -> BlockFile:
-    """`disk.img,ro,sector-size=4096`; a path may have commas of its own."""
-    readonly, sector_size = False, conf.SECTOR_SIZE
+def _parse_block(word: str, value: str) -> BlockWord:
+    """`disk.img,ro,overlay,sector-size=4096` or `@3,ro`; a path may have commas of its own."""
+    fields: dict[str, Any] = {}
     while True:
         rest, comma, last = value.rpartition(",")
-        if not comma or not (last == "ro" or last.startswith("sector-size=")):
-            return BlockFile(value, readonly, sector_size)
-        if last == "ro":
-            readonly = True
+        if comma and last == "ro":
+            fields["readonly"] = True
+        elif comma and last == "overlay":
+            fields["overlay"] = True
+        elif comma and last.startswith("sector-size="):
+            fields["sector_size"] = _number(f"{word}: sector-size", last.partition("=")[2])
         else:
-            sector_size = _number(f"{word}: sector-size", last.partition("=")[2])
+            break
         value = rest
+    if fields.get("overlay") and fields.get("readonly"):
+        raise UsageError(f"{word}: ro and overlay: the guest either writes or it does not")
+    if not (value.startswith("@") and value[1:].isdigit()):
+        return BlockFile(value, **fields)
+    if "overlay" in fields:
+        raise UsageError(f"{word}: only ro and sector-size go with a descriptor")
+    return BlockDescriptor(_number(word, value[1:]), **fields)

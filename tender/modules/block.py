@@ -14,6 +14,7 @@ import stat
 from tender._abi import lib
 from tender._host import ffi as host
 from tender._host import lib as hostlib
+from tender.config import BlockDescriptor, BlockFile, BlockRemote
 from tender.errors import DeviceError, HostError
 from tender.memory import Layout
 from tender.modules import STEP, Trouble, new_counters
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     Transfer = Callable[[int, Any, int, int], int]
 
     from tender.cleanup import Cleanup
-    from tender.config import BlockFile
+    from tender.config import BlockValue
     from tender.hypercalls import Handler
     from tender.manifest import Device
     from tender.memory import GuestMemory
@@ -39,6 +40,8 @@ _SECTOR_MAX = 1 << 15  # the largest power of two that the manifest's u16 holds
 
 class BlockDevice:
     """An open image: `capacity` bytes in sectors of `sector_size`."""
+
+    in_engine = True  # it is a plain descriptor, which engine.c serves as well
 
     def __init__(
         self,
@@ -62,20 +65,20 @@ class BlockDevice:
 
     def read(self, offset: int, data: memoryview) -> int:
         """Fill `data` from the file; a result code."""
-        return self._all(hostlib.host_pread, data, offset)
+        return self._all(hostlib.host_pread, data, offset, self.fd)
 
     def write(self, offset: int, data: memoryview) -> int:
         """Write `data` to the file; a result code."""
         if self.readonly:
             self.counters.drops += 1
             return lib.HVT_R_EUNSPEC
-        return self._all(hostlib.host_pwrite, data, offset)
+        return self._all(hostlib.host_pwrite, data, offset, self.fd)
 
-    def _all(self, call: Transfer, data: memoryview, offset: int) -> int:
+    def _all(self, call: Transfer, data: memoryview, offset: int, fd: int) -> int:
         length, done = len(data), 0
         start = host.from_buffer(data)
         while done < length:
-            count = call(self.fd, start + done, min(length - done, STEP), offset + done)
+            count = call(fd, start + done, min(length - done, STEP), offset + done)
             if count < 0 and host.errno == errno.EINTR:
                 count = 0
             elif count <= 0:
@@ -128,66 +131,114 @@ class Block:
 
 
 def attach(
-    device: Device, spec: BlockFile, cleanup: Cleanup, stop: Stop, warn: Warn
+    device: Device, spec: BlockValue, cleanup: Cleanup, stop: Stop, warn: Warn
 ) -> BlockDevice:
-    """Open, check and lock the file of one device."""
+    """Open, check and lock what one device is."""
+    where = _where(device, spec)
     size = spec.sector_size
-    if size < 512 or size & (size - 1) or size > _SECTOR_MAX:
-        raise DeviceError(
-            f"{_where(device, spec)}: Block size must be a multiple of 2 greater than or equal 512 "
-            f"(a power of two up to {_SECTOR_MAX}), not {size}"
-        )
-    fd = _open(device, spec)
-    cleanup.callback(lambda: os.close(fd))
-    capacity = _capacity(device, spec, fd)
-    if not capacity or capacity % size:
-        raise DeviceError(
-            f"{_where(device, spec)}: Backing storage size must be block aligned: "
-            f"{capacity} bytes is not a multiple of {size}, or nothing"
-        )
-    _lock(device, spec, fd, warn)
+    check_sector_size(where, size)
+    if isinstance(spec, BlockRemote):
+        from tender.modules.remote import RemoteBlock
+
+        check_sectors(where, spec.capacity, size)
+        _check_remote(where, spec.fd)
+        return RemoteBlock(device.name, spec, stop, warn)
+    if isinstance(spec, BlockDescriptor):
+        fd, reads = _check_access(where, spec), spec.readonly
+    else:
+        reads = spec.readonly or spec.overlay
+        fd = _open(where, spec.path, reads)
+        cleanup.callback(lambda: os.close(fd))
+    capacity = _capacity(where, fd)
+    check_sectors(where, capacity, size)
+    _lock(where, fd, reads, warn)
+    if isinstance(spec, BlockFile) and spec.overlay:
+        from tender.modules.overlay import OverlayBlock
+
+        return OverlayBlock(device.name, fd, capacity, spec, stop, warn, cleanup)
     return BlockDevice(device.name, fd, capacity, size, spec.readonly, stop, warn)
 
 
-def _where(device: Device, spec: BlockFile) -> str:
-    return f"block device '{device.name}', {spec.path}"
+def check_sector_size(where: str, size: int) -> None:
+    """Raise DeviceError unless sectors may have `size` bytes."""
+    if size < 512 or size & (size - 1) or size > _SECTOR_MAX:
+        raise DeviceError(
+            f"{where}: Block size must be a multiple of 2 greater than or equal 512 "
+            f"(a power of two up to {_SECTOR_MAX}), not {size}"
+        )
 
 
-def _open(device: Device, spec: BlockFile) -> int:
+def check_sectors(where: str, capacity: int, size: int) -> None:
+    """Raise DeviceError unless `capacity` bytes are a number of such sectors."""
+    check_sector_size(where, size)
+    if capacity <= 0 or capacity % size:
+        raise DeviceError(
+            f"{where}: Backing storage size must be block aligned: "
+            f"{capacity} bytes is not a multiple of {size}, or nothing"
+        )
+
+
+def _where(device: Device, spec: BlockValue) -> str:
+    return f"block device '{device.name}'" + (
+        f", {spec.path}" if isinstance(spec, BlockFile) else ""
+    )
+
+
+def _check_access(where: str, spec: BlockDescriptor) -> int:
+    """The descriptor, which was opened for what the guest may do."""
+    access = fcntl.fcntl(spec.fd, fcntl.F_GETFL) & os.O_ACCMODE
+    if access == os.O_WRONLY:
+        raise DeviceError(f"{where}: it is open for writing only")
+    if access == os.O_RDONLY and not spec.readonly:
+        raise DeviceError(f"{where}: it is open for reading only (attach it read-only: add ,ro)")
+    return spec.fd
+
+
+def _check_remote(where: str, fd: int) -> None:
+    import socket
+
+    if stat.S_ISSOCK(os.fstat(fd).st_mode):
+        with socket.socket(fileno=os.dup(fd)) as copy:
+            if copy.type == socket.SOCK_SEQPACKET:
+                return
+    raise DeviceError(f"{where}: not a seqpacket socket, at whose other end a device is")
+
+
+def _open(where: str, path: str, reads: bool) -> int:
     # Not blocking: a FIFO in the place of an image must not hang the command.
-    flags = (os.O_RDONLY if spec.readonly else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK
+    flags = (os.O_RDONLY if reads else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        return os.open(spec.path, flags)
+        return os.open(path, flags)
     except (OSError, ValueError) as error:
-        what = f"Could not open block device: {_where(device, spec)}"
+        what = f"Could not open block device: {where}"
         hint = ""
-        if getattr(error, "errno", 0) in (errno.EACCES, errno.EROFS) and not spec.readonly:
+        if getattr(error, "errno", 0) in (errno.EACCES, errno.EROFS) and not reads:
             hint = " (to attach it read-only, add ,ro)"
         reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
         raise DeviceError(f"{what}: {reason}{hint}") from None
 
 
-def _capacity(device: Device, spec: BlockFile, fd: int) -> int:
+def _capacity(where: str, fd: int) -> int:
     mode = os.fstat(fd).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-        raise DeviceError(f"{_where(device, spec)}: neither a file nor a block device")
+        raise DeviceError(f"{where}: neither a file nor a block device")
     try:
         return os.lseek(fd, 0, os.SEEK_END)
     except OSError as error:
         reason = os.strerror(error.errno or 0)
-        raise DeviceError(f"{_where(device, spec)}: it has no size: {reason}") from None
+        raise DeviceError(f"{where}: it has no size: {reason}") from None
 
 
-def _lock(device: Device, spec: BlockFile, fd: int, warn: Warn) -> None:
+def _lock(where: str, fd: int, reads: bool, warn: Warn) -> None:
     """One writer, or any number of readers: a lock of the open file, which ends with it."""
     try:
-        fcntl.flock(fd, (fcntl.LOCK_SH if spec.readonly else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        fcntl.flock(fd, (fcntl.LOCK_SH if reads else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise DeviceError(f"{_where(device, spec)}: locked by {_holder(fd)}") from None
+        raise DeviceError(f"{where}: locked by {_holder(fd)}") from None
     except OSError as error:
         # A file system without locks: Solo5's own tender never locks, so the guest runs.
         reason = HostError("cannot be locked", "flock", error.errno or 0)
-        warn(f"{_where(device, spec)}: {reason}; make sure that nobody else writes to it")
+        warn(f"{where}: {reason}; make sure that nobody else writes to it")
 
 
 def _holder(fd: int) -> str:

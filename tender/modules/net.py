@@ -7,35 +7,34 @@ Ethernet header and no vnet header. What the host can't take or give is a result
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import stat
 
 from tender._abi import lib
 from tender._host import lib as hostlib
-from tender.config import MTU, MTU_MAX, MTU_MIN, Descriptor, Tap
+from tender.config import MTU, MTU_MAX, MTU_MIN, StreamNet, Tap, UserNet
 from tender.errors import DeviceError
 from tender.memory import Layout
 from tender.modules import Trouble, new_counters
-from tender.record import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from tender.cleanup import Cleanup
+    from tender.config import NetValue
     from tender.hypercalls import Handler
     from tender.manifest import Device
     from tender.memory import GuestMemory
     from tender.modules import Warn
 
 _IO = Layout("hvt_net_io")
-_HEADER = 14  # Ethernet
-_VLAN_TAG = 4
+HEADER = 14  # Ethernet
+VLAN_TAG = 4
 
 
 class NetDevice:
     """An attached network device."""
+
+    in_engine = True  # one message is one frame, which engine.c knows as well
 
     def __init__(
         self, name: str, handle: int, fd: int, mac: bytes, mtu: int, warn: Warn, *, is_socket: bool
@@ -45,7 +44,7 @@ class NetDevice:
         self.fd = fd
         self.mac = mac
         self.mtu = mtu
-        self.frame_max = mtu + _HEADER + _VLAN_TAG
+        self.frame_max = mtu + HEADER + VLAN_TAG
         self.gone = False
         self.received = new_counters()
         self.sent = new_counters()
@@ -72,15 +71,18 @@ class NetDevice:
     def write(self, data: memoryview) -> int:
         """Send one frame; a result code. A full queue drops the frame, as a wire does."""
         self.sent.calls += 1
-        if not _HEADER <= len(data) <= self.frame_max:
+        if not HEADER <= len(data) <= self.frame_max:
             self.sent.drops += 1
             return lib.HVT_R_EINVAL
         try:
-            os.writev(self.fd, [data])
+            self._send(data)
         except OSError as error:
             return self._not_sent(error.errno or 0)
         self.sent.bytes += len(data)
         return lib.HVT_R_OK
+
+    def _send(self, data: memoryview) -> None:
+        os.writev(self.fd, [data])
 
     def _not_sent(self, error: int) -> int:
         self.sent.drops += 1
@@ -90,6 +92,10 @@ class NetDevice:
             return lib.HVT_R_EINVAL  # no frame at all, or none that fits
         self._trouble.tell(self.sent, f"send: {os.strerror(error)}")
         return lib.HVT_R_EUNSPEC
+
+    def is_ready(self) -> bool:
+        """Whether there is a frame, where the descriptor is readable."""
+        return True
 
     def tell(self, what: str) -> None:
         """Tell of trouble that the ring's thread has met and counted."""
@@ -142,37 +148,15 @@ class Net:
         block.ret = device.write(memory.readable(data_gpa, length)) if device else lib.HVT_R_EINVAL
 
 
-def keep_descriptors(
-    given: Iterable[tuple[str | None, Tap | Descriptor]], cleanup: Cleanup
-) -> tuple[tuple[str | None, Tap | Descriptor], ...]:
-    """The same specs with descriptors of the tender's own in them.
-
-    To be called before the tender opens anything: then a number that the user did not pass is
-    not open, and can't name something of the tender's.
-    """
-    kept: dict[int, int] = {}
-    for _, spec in given:
-        if isinstance(spec, Descriptor):
-            if spec.fd in kept:
-                raise DeviceError(f"@{spec.fd}: Could not attach interface: it is given twice")
-            kept[spec.fd] = _dup(spec.fd)
-            cleanup.callback(lambda fd=kept[spec.fd]: os.close(fd))  # type: ignore[misc]
-    return tuple(
-        (name, replace(spec, fd=kept[spec.fd]) if isinstance(spec, Descriptor) else spec)
-        for name, spec in given
-    )
-
-
-def _dup(fd: int) -> int:
-    try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    except (OSError, OverflowError):
-        raise DeviceError(f"@{fd}: Could not attach interface: no such descriptor") from None
-
-
-def attach(device: Device, spec: Tap | Descriptor, cleanup: Cleanup, warn: Warn) -> NetDevice:
+def attach(device: Device, spec: NetValue, cleanup: Cleanup, warn: Warn) -> NetDevice:
     """Open and set up one device."""
     where = f"network device '{device.name}'"
+    if isinstance(spec, UserNet):
+        from tender import usernet
+
+        stream = StreamNet(usernet.start(spec, where), spec.mtu, spec.mac)
+        cleanup.callback(lambda: os.close(stream.fd))
+        spec = stream
     mac = random_mac() if spec.mac is None else spec.mac
     if len(mac) != 6 or mac[0] & 1:
         raise DeviceError(f"{where}: {mac.hex(':')} is not a unicast MAC address of 6 bytes")
@@ -181,11 +165,21 @@ def attach(device: Device, spec: Tap | Descriptor, cleanup: Cleanup, warn: Warn)
 
         fd, mtu = tap.attach(spec, where, cleanup)
         return NetDevice(device.name, device.handle, fd, mac, mtu, warn, is_socket=False)
+    if isinstance(spec, StreamNet):
+        from tender.modules.stream import StreamNetDevice
+
+        _check_stream(spec.fd, where)
+        mtu = _check_mtu(spec.mtu or MTU, where)
+        return StreamNetDevice(device.name, device.handle, spec.fd, mac, mtu, warn)
     fd, found_mtu, is_socket = _adopt(spec.fd, where)
-    mtu = spec.mtu or found_mtu or MTU
+    mtu = _check_mtu(spec.mtu or found_mtu or MTU, where)
+    return NetDevice(device.name, device.handle, fd, mac, mtu, warn, is_socket=is_socket)
+
+
+def _check_mtu(mtu: int, where: str) -> int:
     if not MTU_MIN <= mtu <= MTU_MAX:
         raise DeviceError(f"{where}: MTU {mtu} is not {MTU_MIN} to {MTU_MAX}")
-    return NetDevice(device.name, device.handle, fd, mac, mtu, warn, is_socket=is_socket)
+    return mtu
 
 
 def random_mac() -> bytes:
@@ -209,6 +203,16 @@ def _adopt(fd: int, where: str) -> tuple[int, int | None, bool]:
         raise DeviceError(f"{where}: Could not attach interface: neither a tap nor a socket")
     os.set_blocking(fd, False)
     return fd, mtu, stat.S_ISSOCK(mode)
+
+
+def _check_stream(fd: int, where: str) -> None:
+    import socket
+
+    if stat.S_ISSOCK(os.fstat(fd).st_mode):
+        with socket.socket(fileno=os.dup(fd)) as copy:
+            if copy.type == socket.SOCK_STREAM:
+                return
+    raise DeviceError(f"{where}: Could not attach interface: not a stream socket")
 
 
 def _check_socket(fd: int, where: str) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tender.hypercalls import Handler
     from tender.memory import GuestMemory
     from tender.modules.net import Net
+    from tender.modules.stream import StreamNetDevice
     from tender.stop import Stop
 
 _POLL = Layout("hvt_poll")
@@ -37,6 +38,8 @@ class Poll:
         self._net = net
         self._stop = stop
         self._clock = clock
+        self._streams: dict[int, StreamNetDevice] = {}  # by their index in the pollset
+        self.in_engine = all(device.in_engine for device in net.devices.values())
         self.begun = 0  # the deadline of this call, in ns, where the engine has begun it
         self.pollset = host.new("struct pollset *")
         self.watch()
@@ -63,13 +66,14 @@ class Poll:
         while True:
             if deadline_ns:
                 timeout_ns = min(max(0, deadline_ns - monotonic_ns()), _FOREVER_NS)
-            count = hostlib.host_poll(self.pollset, timeout_ns)
+            waiting = self._look_at_streams() if self._streams else 0
+            count = hostlib.host_poll(self.pollset, 0 if waiting else timeout_ns)
             if count > 0:
-                ready_set = self._ready()
+                ready_set = waiting | self._ready()
                 if ready_set:
                     return ready_set
             elif count == 0:
-                return 0
+                return waiting
             elif host.errno != errno.EINTR:
                 raise HostError("cannot wait for devices", "ppoll", host.errno)
             self._stop.check()
@@ -81,6 +85,21 @@ class Poll:
             self.pollset.fds[index] = {"fd": device.fd, "events": hostlib.POLLIN}
             self.pollset.handles[index] = device.handle
         self.pollset.count = len(live)
+        self._streams = {
+            index: device  # type: ignore[misc]
+            for index, device in enumerate(live)
+            if not device.in_engine
+        }
+
+    def _look_at_streams(self) -> int:
+        """The handles of those that have a whole frame already."""
+        waiting = 0
+        for index, device in self._streams.items():
+            full = hostlib.POLLOUT if device.is_full() else 0
+            self.pollset.fds[index].events = hostlib.POLLIN | full
+            if device.is_ready():
+                waiting |= 1 << device.handle
+        return waiting
 
     def _ready(self) -> int:
         ready_set = 0
@@ -88,11 +107,11 @@ class Poll:
         for index in range(self.pollset.count):
             events = self.pollset.fds[index].revents
             device = self._net.devices[self.pollset.handles[index]]
-            if events & _DEAD:
+            if events & _DEAD or index in self._streams:
                 device.look()
             if device.gone:
                 stale = True
-            elif events & hostlib.POLLIN:
+            elif events & hostlib.POLLIN and device.is_ready():
                 ready_set |= 1 << device.handle
         if stale:
             self.watch()

@@ -21,9 +21,8 @@ PLAIN = {
     # ours
     "tender", "tender.boot", "tender.boot.bootinfo", "tender.boot.layout", "tender.boot.x86_64",
     "tender.cleanup", "tender.cli", "tender.clock", "tender.config", "tender.cpuid", "tender.cpus",
-    "tender.elf",
-    "tender.engine", "tender._sandbox", "tender.filter", "tender.layers", "tender.rules",
-    "tender.sandbox",
+    "tender.elf", "tender.engine",
+    "tender._sandbox", "tender.filter", "tender.layers", "tender.rules", "tender.sandbox",
     "tender.errors", "tender.hypercalls", "tender.image", "tender.kvm", "tender.loop",
     "tender.machine", "tender.manifest", "tender.memory", "tender.modules",
     "tender.modules.block", "tender.modules.console", "tender.modules.net",

@@ -16,11 +16,12 @@ from tender.cleanup import Cleanup
 from tender.config import BlockFile, Descriptor, Tap
 from tender.errors import DeviceError
 from tender.manifest import Device
-from tender.modules import block, net
+from tender.modules import block, keep_descriptors, net
 from tender.stop import Stop
 
 DISK = Device("storage", 1, 1)
 PORT = Device("service", 2, 1)
+WHAT = "Could not attach interface"
 
 
 @pytest.fixture
@@ -148,20 +149,20 @@ def test_descriptors_that_carry_no_frames(cleanup: Cleanup) -> None:
 def test_descriptors_are_kept_before_anything_is_opened(cleanup: Cleanup) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with ours, theirs:
-        given: list[tuple[str | None, Tap | Descriptor]] = [
+        given: tuple[tuple[str | None, Tap | Descriptor], ...] = (
             ("a", Descriptor(theirs.fileno(), mtu=9000)),
             ("b", Tap("tap0")),
-        ]
-        (_, kept), (_, tap) = net.keep_descriptors(given, cleanup)
+        )
+        (_, kept), (_, tap) = keep_descriptors(given, WHAT, cleanup)
         assert isinstance(kept, Descriptor)
         assert (kept.mtu, tap) == (9000, Tap("tap0"))
         assert os.path.sameopenfile(kept.fd, theirs.fileno())
         assert kept.fd != theirs.fileno()
         with pytest.raises(DeviceError, match="given twice"):
-            net.keep_descriptors([*given, ("c", Descriptor(theirs.fileno()))], cleanup)
+            keep_descriptors((*given, ("c", Descriptor(theirs.fileno()))), WHAT, cleanup)
     for fd in (9999, 1 << 40):
         with pytest.raises(DeviceError, match=f"@{fd}: Could not attach .*no such descriptor"):
-            net.keep_descriptors([(None, Descriptor(fd))], cleanup)
+            keep_descriptors(((None, Descriptor(fd)),), WHAT, cleanup)
 
 
 @pytest.mark.parametrize("mac", [b"", b"123", b"\x02abcdefg", b"\x01abcde"])

@@ -1,0 +1,511 @@
+"""The program's side of one guest's devices: `Wiring`, and what can be attached.
+
+The rule here: what goes to the guest's tender is values and descriptors, never an object; who
+opened a descriptor closes it. What a guest, or a tender that was taken over, sends back is
+checked here.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import threading
+import weakref
+from errno import ECONNRESET, EIO, EPIPE
+
+from tender.cleanup import Cleanup
+from tender.config import (
+    SECTOR_SIZE,
+    BlockDescriptor,
+    BlockFile,
+    BlockRemote,
+    Descriptor,
+    StreamNet,
+    Tap,
+    UserNet,
+)
+from tender.console_capture import PATIENCE_S, Capture
+from tender.errors import DeviceError, HostError
+from tender.modules import keep_descriptor
+from tender.modules.block import check_sectors
+from tender.modules.remote import HEADER, PIECE, READ, STATUS, WRITE
+from tender.record import replace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from typing import Any, Protocol
+
+    from tender.config import BlockValue, NetValue
+    from tender.console_capture import Console, Sink
+
+    Report = Callable[[str, BaseException | str], None]
+
+    class AttachableNet(Protocol):
+        """Something that gives a guest a network device when it starts.
+
+        The descriptor in what `attach` gives belongs to the guest from then on. An optional
+        `detach()` is called when the guest has ended.
+        """
+
+        def attach(self) -> NetValue: ...
+
+    class AttachableBlock(Protocol):
+        """The same for a block device."""
+
+        def attach(self) -> BlockValue: ...
+
+    class NetSender(Protocol):
+        """A network device in Python: gets each frame that the guest sends.
+
+        The frames that it gives back, one or several, are sent to the guest. It is called on a
+        thread of its own and may block; then frames are lost, as on a wire. `mtu` (int) and `mac`
+        (6 bytes, the guest's) are optional attributes, as is `close()`, called at the end.
+        """
+
+        def send(self, frame: bytes) -> bytes | Iterable[bytes] | None: ...
+
+    class NetReceiver(Protocol):
+        """A network device in Python: asked for the frames that the guest is to receive.
+
+        It is called on a thread of its own, again as soon as the guest has room, and may block;
+        None: there are no more.
+        """
+
+        def receive(self) -> bytes | None: ...
+
+    class BlockPython(Protocol):
+        """A block device in Python, of `capacity` bytes (or `size`, or `len()`).
+
+        `write(offset, data)` makes it writable, unless its `readonly` says otherwise;
+        `sector_size` is 512 if it has none. It is called on a thread of its own, with pieces of at
+        most 64 KiB. An OSError gives the guest an error, any other exception as well.
+        """
+
+        def read(self, offset: int, length: int) -> bytes: ...
+
+    NetSpec = NetValue | AttachableNet | NetSender | NetReceiver
+    BlockSpec = BlockValue | AttachableBlock | BlockPython
+
+_NET_VALUES = (Tap, Descriptor, StreamNet)
+_BLOCK_VALUES = (BlockFile, BlockDescriptor, BlockRemote)
+RETRY_S = 0.1  # after an exception of receive()
+FRAME_ROOM = 1 << 17  # bytes: more than the largest frame
+BYTES = (bytes, bytearray, memoryview)
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+
+class Wiring:
+    """The devices and the console of one guest, opened for it.
+
+    `net`, `block` and `console_fd` go into its Config; `descriptors` are all the numbers in them.
+    Raises TenderError, and then has left nothing behind. `report` is called with the device and
+    what went wrong there, from any thread.
+    """
+
+    def __init__(
+        self,
+        net: Mapping[str, NetSpec],
+        block: Mapping[str, BlockSpec],
+        console: Sink,
+        report: Report,
+    ) -> None:
+        self._report = report
+        self._cleanup = Cleanup()  # at the guest's end
+        self._owned: list[int] = []  # the guest's ends, but for the console's
+        self._threads: list[_Service] = []
+        self._lock = threading.Lock()
+        self._given: set[int] = set()
+        try:
+            self._capture = Capture(console, lambda what: report("console", what))
+        except OSError as error:
+            raise HostError("cannot open a console", "socketpair", error.errno or 0) from None
+        try:
+            self.net = tuple((name, self._net(name, spec)) for name, spec in net.items())
+            self.block = tuple((name, self._block(name, spec)) for name, spec in block.items())
+        except BaseException as error:
+            self.close("it was not started")
+            if isinstance(error, OSError):
+                raise HostError("cannot attach devices", None, error.errno or 0) from None
+            raise
+
+    @property
+    def console(self) -> Console:
+        return self._capture.console
+
+    @property
+    def console_fd(self) -> int:
+        return self._capture.guest_fd
+
+    @property
+    def descriptors(self) -> list[int]:
+        """Every descriptor of the guest's, each once: what a child process gets a copy of."""
+        devices = [getattr(spec, "fd", None) for _, spec in (*self.net, *self.block)]
+        return [self.console_fd, *(fd for fd in devices if fd is not None)]
+
+    def with_descriptors(
+        self, numbers: Mapping[int, int]
+    ) -> tuple[tuple[tuple[str, NetValue], ...], tuple[tuple[str, BlockValue], ...], int]:
+        """`net`, `block` and `console_fd` with the numbers that the child has for them."""
+        net = tuple((name, _renumbered(spec, numbers)) for name, spec in self.net)
+        block = tuple((name, _renumbered(spec, numbers)) for name, spec in self.block)
+        return net, block, numbers[self.console_fd]
+
+    def handed_over(self) -> None:
+        """The child has its copies: close the guest's ends here."""
+        self._capture.handed_over()
+        with self._lock:
+            owned, self._owned = self._owned, []
+        for fd in owned:
+            os.close(fd)
+
+    def close(self, how: str = "") -> None:
+        """The guest has ended, and `how`: take in its last output, close, join. Idempotent.
+
+        May be called from any thread; on one of the wiring's own, it does not wait for that.
+        """
+        self.handed_over()
+        self._capture.close(how)
+        with self._lock:
+            cleanup, self._cleanup = self._cleanup, Cleanup()
+        cleanup.close()
+
+    def serves_here(self) -> bool:
+        """Whether this is a thread of a device or console of this guest.
+
+        It must not wait for the guest, which may be waiting for it.
+        """
+        return self._capture.is_here() or any(thread.is_here() for thread in self._threads)
+
+    def _net(self, name: str, spec: Any) -> NetValue:
+        where = f"network device '{name}'"
+        attached: Any
+        if isinstance(spec, (Descriptor, StreamNet)):
+            return replace(spec, fd=self._copy(spec.fd, f"@{spec.fd}: Could not attach interface"))
+        if isinstance(spec, Tap):
+            return spec
+        if isinstance(spec, UserNet):
+            return self._user_net(spec, where)
+        if hasattr(spec, "attach"):
+            attached = self._attach(spec, where)
+        elif hasattr(spec, "send") or hasattr(spec, "receive"):
+            attached = self._start(_NetService(spec, lambda what: self._report(where, what)))
+        else:
+            raise DeviceError(f"{where}: {spec!r} is {_NO_NET}")
+        if not isinstance(attached, _NET_VALUES):
+            raise DeviceError(f"{where}: attach() gave {attached!r}, which is {_NO_NET}")
+        return attached
+
+    def _user_net(self, spec: UserNet, where: str) -> StreamNet:
+        from tender import usernet
+
+        fd = usernet.start(spec, where)
+        self._owned.append(fd)
+        link = os.dup(fd)
+        self._cleanup.callback(lambda: usernet.wait_for_end(link))
+        return StreamNet(fd, spec.mtu, spec.mac)
+
+    def _block(self, name: str, spec: Any) -> BlockValue:
+        where = f"block device '{name}'"
+        attached: Any
+        if isinstance(spec, (BlockDescriptor, BlockRemote)):
+            return replace(spec, fd=self._copy(spec.fd, f"@{spec.fd}: Could not open block device"))
+        if isinstance(spec, BlockFile):
+            return spec
+        if hasattr(spec, "attach"):
+            attached = self._attach(spec, where)
+        elif hasattr(spec, "read"):
+            report = lambda what: self._report(where, what)  # noqa: E731
+            attached = self._start(_BlockService(spec, where, report))
+        else:
+            raise DeviceError(f"{where}: {spec!r} is {_NO_BLOCK}")
+        if not isinstance(attached, _BLOCK_VALUES):
+            raise DeviceError(f"{where}: attach() gave {attached!r}, which is {_NO_BLOCK}")
+        return attached
+
+    def _attach(self, spec: Any, where: str) -> Any:
+        try:
+            attached = spec.attach()
+        except DeviceError as error:
+            raise type(error)(f"{where}: {error}") from None
+        detach = getattr(spec, "detach", None)
+        if detach is not None:
+            self._cleanup.callback(detach)
+        if isinstance(getattr(attached, "fd", None), int):
+            self._owned.append(attached.fd)
+        return attached
+
+    def _start(self, service: _Service) -> Any:
+        self._owned.append(service.spec.fd)
+        self._threads.append(service)
+        self._cleanup.callback(service.close)
+        service.start()
+        return service.spec
+
+    def _copy(self, fd: int, where: str) -> int:
+        """A descriptor of the wiring's own: the program may close the one it gave."""
+        if fd in self._given:
+            raise DeviceError(f"{where}: it is given twice")
+        self._given.add(fd)
+        copy = keep_descriptor(fd, where)
+        self._owned.append(copy)
+        return copy
+
+
+_NO_NET = (
+    "none of Tap, Descriptor, UserNet, an object with attach(), one with send(frame) or receive()"
+)
+_NO_BLOCK = (
+    "none of BlockFile, BlockMemory, BlockDescriptor, an object with attach(), "
+    "one with read(offset, length)"
+)
+
+
+def _renumbered(spec: Any, numbers: Mapping[int, int]) -> Any:
+    fd = getattr(spec, "fd", None)
+    return spec if fd is None else replace(spec, fd=numbers[fd])
+
+
+class _Service:
+    """Threads that serve a device in Python over one end of a socket pair."""
+
+    spec: Any
+
+    def __init__(self, report: Callable[[BaseException | str], None]) -> None:
+        self._report = report
+        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._guest_fd = theirs.detach()
+        self._threads: list[threading.Thread] = []
+        self._left = 0  # threads that use the socket
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+
+    def _add(self, loop: Callable[[], None]) -> threading.Thread:
+        thread = threading.Thread(
+            target=self._run, args=(loop,), name="ptender device", daemon=True
+        )
+        self._threads.append(thread)
+        self._left += 1
+        return thread
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def is_here(self) -> bool:
+        return threading.current_thread() in self._threads
+
+    def close(self) -> None:
+        """Let the device have what the guest has sent, and wake who waits for more."""
+        self._closing.set()
+        with self._lock:
+            if self._left:
+                self._ours.shutdown(socket.SHUT_RDWR)
+        self._join(self._threads[0])
+
+    def _join(self, thread: threading.Thread) -> None:
+        if not self.is_here():
+            thread.join(PATIENCE_S)
+            if thread.is_alive():
+                self._report(f"its device still does not return after {PATIENCE_S:.0f} s")
+
+    def _run(self, loop: Callable[[], None]) -> None:
+        try:
+            loop()
+        except OSError as error:
+            # When the guest ends, so does its end of the socket.
+            if not self._closing.is_set() and error.errno not in (EPIPE, ECONNRESET):
+                self._report(error)
+        finally:
+            with self._lock:
+                self._left -= 1
+                if not self._left:
+                    self._ours.close()
+
+
+class _NetService(_Service):
+    """Serves a NetSender, a NetReceiver, or what is both."""
+
+    def __init__(self, device: Any, report: Callable[[BaseException | str], None]) -> None:
+        super().__init__(report)
+        self._device = device
+        mtu, mac = getattr(device, "mtu", None), getattr(device, "mac", None)
+        self.spec = Descriptor(self._guest_fd, mtu=mtu, mac=mac)
+        self._add(self._take_frames)
+        if hasattr(device, "receive"):
+            self._add(self._give_frames)
+
+    def close(self) -> None:
+        super().close()
+        close = getattr(self._device, "close", None)
+        if close is not None:
+            try:
+                close()
+            except Exception as error:
+                self._report(error)
+
+    def _take_frames(self) -> None:
+        send = getattr(self._device, "send", None)
+        while frame := self._ours.recv(FRAME_ROOM):
+            try:
+                answer = send(frame) if send else None
+                for reply in (answer,) if isinstance(answer, BYTES) else answer or ():
+                    self._answer(reply)
+            except Exception as error:
+                self._report(error)
+
+    def _answer(self, frame: Any) -> None:
+        """A frame for a guest that has no room is lost: it would keep its own frames waiting."""
+        try:
+            self._ours.send(frame, socket.MSG_DONTWAIT)
+        except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+            pass
+
+    def _give_frames(self) -> None:
+        while not self._closing.is_set():
+            try:
+                frame = self._device.receive()
+                if frame is None:
+                    return
+                frame = memoryview(frame)
+            except Exception as error:
+                self._report(error)
+                self._closing.wait(RETRY_S)
+            else:
+                self._ours.send(frame)
+
+
+class _BlockService(_Service):
+    """Serves a BlockPython. Requests come from a process that a guest may have taken over."""
+
+    def __init__(
+        self, device: Any, where: str, report: Callable[[BaseException | str], None]
+    ) -> None:
+        capacity = _capacity(device, where)
+        super().__init__(report)
+        self._device = device
+        self._readonly = bool(getattr(device, "readonly", not hasattr(device, "write")))
+        sector_size = getattr(device, "sector_size", SECTOR_SIZE)
+        self.spec = BlockRemote(self._guest_fd, capacity, self._readonly, sector_size)
+        self._add(self._serve)
+
+    def _serve(self) -> None:
+        while request := self._ours.recv(HEADER.size + PIECE + 1):
+            try:
+                reply = STATUS.pack(0) + self._answer(request)
+            except Exception as error:
+                self._report(error)
+                reply = STATUS.pack((isinstance(error, OSError) and error.errno) or EIO)
+            self._ours.send(reply)
+
+    def _answer(self, request: bytes) -> bytes:
+        if len(request) < HEADER.size:
+            raise ValueError("a request without a header, which no tender makes")
+        operation, length, offset = HEADER.unpack_from(request)
+        data = request[HEADER.size :]
+        wanted = {READ: 0, WRITE: length}.get(operation)
+        inside = length <= PIECE and offset + length <= self.spec.capacity
+        if not inside or len(data) != wanted or (operation == WRITE and self._readonly):
+            raise ValueError(
+                f"a request that no tender makes: operation {operation} with {len(data)} bytes, "
+                f"offset={offset:#x}, length={length:#x}"
+            )
+        if operation == WRITE:
+            self._device.write(offset, data)
+            return b""
+        answer = bytes(self._device.read(offset, length))
+        if len(answer) != length:
+            raise ValueError(f"read({offset}, {length}) gave {len(answer)} bytes")
+        return answer
+
+
+def _capacity(device: Any, where: str) -> int:
+    """In bytes; `capacity`, `size`, or the length."""
+    value = getattr(device, "capacity", None)
+    if value is None:
+        value = getattr(device, "size", None)
+    if value is None and hasattr(device, "__len__"):
+        value = len(device)
+    if not isinstance(value, int) or not 0 < value < 1 << 63:
+        raise DeviceError(
+            f"{where}: {device!r} has no capacity: bytes, as `capacity`, `size` or len()"
+        )
+    return value
+
+
+class BlockMemory:
+    """A block device in memory, which the program can look at and change while the guest runs.
+
+    `content` is its size in bytes, or its first content. One guest has it at a time; what was
+    written stays until it is closed, or collected.
+    """
+
+    def __init__(
+        self,
+        content: int | bytes | bytearray | memoryview,
+        *,
+        sector_size: int = SECTOR_SIZE,
+        readonly: bool = False,
+    ) -> None:
+        size = content if isinstance(content, int) else memoryview(content).nbytes
+        check_sectors("block device in memory", size, sector_size)
+        self.size, self.sector_size, self.readonly = size, sector_size, readonly
+        self._lock = threading.Lock()
+        self._attached = False
+        self._fd = os.memfd_create("ptender-block", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        weakref.finalize(self, os.close, self._fd)
+        try:
+            os.ftruncate(self._fd, size)
+        except OSError as error:
+            raise HostError(
+                f"a block device of {size} bytes in memory", "ftruncate", error.errno or 0
+            ) from None
+        if not isinstance(content, int):
+            self.write(0, content)
+        # Nobody who has the descriptor can make it shorter under somebody else's feet.
+        fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, SEALS)
+
+    def __len__(self) -> int:
+        return self.size
+
+    @property
+    def data(self) -> bytes:
+        """All of it, as it is now."""
+        return self.read(0, self.size)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset` on; ValueError where they are not all inside."""
+        self._check(offset, length)
+        pieces = []
+        while length:
+            piece = os.pread(self._fd, length, offset)
+            pieces.append(piece)
+            offset, length = offset + len(piece), length - len(piece)
+        return b"".join(pieces)
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """Write `data` at `offset`, whether or not the guest may."""
+        rest = memoryview(data).cast("B")
+        self._check(offset, len(rest))
+        while rest:
+            done = os.pwrite(self._fd, rest, offset)
+            offset, rest = offset + done, rest[done:]
+
+    def attach(self) -> BlockDescriptor:
+        """For a guest that starts."""
+        with self._lock:
+            if self._attached:
+                raise DeviceError("this memory is attached to another guest")
+            fd = fcntl.fcntl(self._fd, fcntl.F_DUPFD_CLOEXEC, 3)
+            self._attached = True
+        return BlockDescriptor(fd, self.readonly, self.sector_size)
+
+    def detach(self) -> None:
+        """The guest has ended."""
+        with self._lock:
+            self._attached = False
+
+    def _check(self, offset: int, length: int) -> None:
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise ValueError(f"[{offset}, {offset + length}) is not inside [0, {self.size})")

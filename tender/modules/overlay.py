@@ -1,0 +1,100 @@
+"""A block device that keeps what is written in memory, and leaves its file as it was.
+
+The rule here: a page is in the file until it is written to, and in the overlay from then on. The
+file is only ever read, by pread(2): it is no mapping, in which a file that somebody makes shorter
+would end the tender with SIGBUS (docs/decisions/0009-devices-of-a-program.md).
+"""
+
+from __future__ import annotations
+
+import mmap
+
+from tender._abi import lib
+from tender._host import lib as hostlib
+from tender.errors import HostError
+from tender.memory import MAP_NORESERVE
+from tender.modules.block import BlockDevice
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tender.cleanup import Cleanup
+    from tender.config import BlockFile
+    from tender.modules import Warn
+    from tender.stop import Stop
+
+PAGE = 4096  # bytes, what is copied on the first write
+
+
+class OverlayBlock(BlockDevice):
+    """`fd` is the file, open for reading; the overlay is memory that is used as it is written."""
+
+    in_engine = False
+
+    def __init__(
+        self,
+        name: str,
+        fd: int,
+        capacity: int,
+        spec: BlockFile,
+        stop: Stop,
+        warn: Warn,
+        cleanup: Cleanup,
+    ) -> None:
+        super().__init__(name, fd, capacity, spec.sector_size, False, stop, warn)
+        self.held_as = ("block",)
+        self._written: set[int] = set()  # numbers of pages
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+        try:
+            overlay = mmap.mmap(-1, capacity, flags)
+        except OSError as error:
+            what = f"block device '{name}': no memory for an overlay of {capacity} bytes"
+            raise HostError(what, "mmap", error.errno or 0) from None
+        self._overlay = memoryview(overlay)
+        cleanup.callback(self._overlay.release)
+
+    def read(self, offset: int, data: memoryview) -> int:
+        for start, end, written in self._runs(offset, offset + len(data)):
+            piece = data[start - offset : end - offset]
+            if written:
+                piece[:] = self._overlay[start:end]
+                self.counters.bytes += end - start
+            elif self._all(hostlib.host_pread, piece, start, self.fd) != lib.HVT_R_OK:
+                return lib.HVT_R_EUNSPEC
+        return lib.HVT_R_OK
+
+    def write(self, offset: int, data: memoryview) -> int:
+        end = offset + len(data)
+        for edge in {offset, end} if data else ():
+            if edge % PAGE and not self._copy(edge // PAGE):
+                return lib.HVT_R_EUNSPEC
+        self._overlay[offset:end] = data
+        self.counters.bytes += len(data)
+        if data:
+            self._written.update(range(offset // PAGE, (end - 1) // PAGE + 1))
+        return lib.HVT_R_OK
+
+    def _runs(self, offset: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        """The parts of [offset, end) that are in one place each: from, to, in the overlay."""
+        start, inside = offset, offset // PAGE in self._written
+        for page in range(offset // PAGE + 1, -(-end // PAGE)):
+            if (page in self._written) != inside:
+                yield start, page * PAGE, inside
+                start, inside = page * PAGE, not inside
+        if start < end:
+            yield start, end, inside
+
+    def _copy(self, page: int) -> bool:
+        """Bring a page into the overlay that is about to be written in part."""
+        if page in self._written:
+            return True
+        start = page * PAGE
+        end = min(start + PAGE, self.capacity)
+        before = self.counters.bytes
+        piece = self._overlay[start:end]
+        copied: bool = self._all(hostlib.host_pread, piece, start, self.fd) == lib.HVT_R_OK
+        self.counters.bytes = before
+        if copied:
+            self._written.add(page)
+        return copied

@@ -1,0 +1,105 @@
+"""A block device that another process serves, at the other end of a seqpacket socket.
+
+The rule here: one request, one reply, of at most 64 KiB each beside their headers. The other side
+may be late (a stop request ends the wait), may fail (an errno) and may be gone for good: for the
+guest that is a result code.
+
+A request is {u32 operation, u32 length, u64 offset} and the data of a write; a reply is {u32 errno}
+and, where that is 0, the data of a read.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EINTR
+from struct import Struct
+
+from tender._abi import lib
+from tender._host import ffi as host
+from tender._host import lib as hostlib
+from tender.modules.block import BlockDevice
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from tender.config import BlockRemote
+    from tender.modules import Warn
+    from tender.stop import Stop
+
+HEADER = Struct("<IIQ")
+STATUS = Struct("<I")
+READ, WRITE = 1, 2
+PIECE = 1 << 16  # bytes of data in one message
+_WAIT_MS = 1000  # at a time; a stop request ends the wait
+
+
+class RemoteBlock(BlockDevice):
+    """A block device at the other end of `spec.fd`."""
+
+    in_engine = False
+
+    def __init__(self, name: str, spec: BlockRemote, stop: Stop, warn: Warn) -> None:
+        super().__init__(name, spec.fd, spec.capacity, spec.sector_size, spec.readonly, stop, warn)
+        self.held_as = ("block-remote",)
+        self._gone = False
+        os.set_blocking(spec.fd, False)
+
+    def read(self, offset: int, data: memoryview) -> int:
+        for start in range(0, len(data), PIECE):
+            piece = data[start : start + PIECE]
+            reply = self._ask(HEADER.pack(READ, len(piece), offset + start), len(piece))
+            if reply is None:
+                return lib.HVT_R_EUNSPEC
+            piece[:] = reply
+        return self._done(len(data))
+
+    def write(self, offset: int, data: memoryview) -> int:
+        if self.readonly:
+            self.counters.drops += 1
+            return lib.HVT_R_EUNSPEC
+        for start in range(0, len(data), PIECE):
+            piece = data[start : start + PIECE]
+            request = HEADER.pack(WRITE, len(piece), offset + start) + bytes(piece)
+            if self._ask(request, 0) is None:
+                return lib.HVT_R_EUNSPEC
+        return self._done(len(data))
+
+    def _done(self, length: int) -> int:
+        self.counters.bytes += length
+        return lib.HVT_R_OK
+
+    def _ask(self, request: bytes, length: int) -> memoryview | None:
+        """The data of the reply, `length` bytes; None where it failed."""
+        if self._gone:
+            self.counters.errors += 1
+            return None
+        try:
+            self._wait(hostlib.POLLOUT)
+            os.write(self.fd, request)
+            self._wait(hostlib.POLLIN)
+            reply = os.read(self.fd, STATUS.size + PIECE)
+        except OSError as error:
+            return self._lose(os.strerror(error.errno or 0))
+        if not reply:
+            return self._lose("its other end is gone")
+        status = STATUS.unpack_from(reply)[0] if len(reply) >= STATUS.size else None
+        if status:
+            self.counters.errors += 1  # and the other side tells why
+            return None
+        if status is None or len(reply) != STATUS.size + length:
+            return self._lose(f"its other end gave {len(reply)} bytes instead of {length}")
+        return memoryview(reply)[STATUS.size :]
+
+    def _wait(self, events: int) -> None:
+        while True:
+            ready = hostlib.host_events(self.fd, events, _WAIT_MS)
+            self._stop.check()
+            if ready > 0:
+                return
+            if ready < 0 and host.errno != EINTR:
+                raise OSError(host.errno, os.strerror(host.errno))
+
+    def _lose(self, why: str) -> memoryview | None:
+        """After an answer that does not fit its question, no other can be believed."""
+        self._gone = True
+        self.trouble.tell(self.counters, why)
+        return None

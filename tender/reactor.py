@@ -1,0 +1,225 @@
+"""The one thread of a program that waits for all its guests: consoles, switches, timers.
+
+The rule here: a callback runs on this thread and must not block; what may block (a device that a
+user has written) has a thread of its own. A guest's own thread never comes here. Source of how
+epoll and descriptors go together: Linux, epoll(7).
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import select
+import sys
+import threading
+from itertools import count
+from time import monotonic
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+READ, WRITE = select.EPOLLIN, select.EPOLLOUT
+GONE = select.EPOLLHUP | select.EPOLLERR  # told without being asked for
+EVENTS_MAX = 256  # of one look; the others come with the next
+
+
+class Timer:
+    """A call that is due at `when` (time.monotonic()), unless it is cancelled."""
+
+    __slots__ = ("function", "when")
+
+    def __init__(self, when: float, function: Callable[[], object] | None) -> None:
+        self.when = when
+        self.function = function
+
+    def cancel(self) -> None:
+        self.function = None
+
+
+class _Entry:
+    """A registered descriptor."""
+
+    __slots__ = ("callback", "since")
+
+    def __init__(self, callback: Callable[[int], object], since: int) -> None:
+        self.callback = callback
+        self.since = since
+
+
+class Reactor:
+    """An epoll set and a thread that serves it, a daemon that starts at the first use.
+
+    Every method may be called from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll.register(self._wake_fd, READ)
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)  # a callback has come back
+        self._entries: dict[int, _Entry] = {}
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._numbers = count()
+        self._round = 0
+        self._busy: _Entry | None = None
+        self._thread: threading.Thread | None = None
+
+    def register(self, fd: int, events: int, callback: Callable[[int], object]) -> None:
+        """Call `callback(events)` whenever `fd` has any of `events` (READ, WRITE), or is GONE.
+
+        A callback that raises is reported, and its descriptor is not looked at any more.
+        Raises OSError: EEXIST if `fd` is registered, EPERM for a plain file, EBADF.
+        """
+        with self._lock:
+            # Before the first event can come: the thread must find the entry.
+            if fd in self._entries:
+                raise FileExistsError(f"descriptor {fd} is registered already")
+            self._entries[fd] = _Entry(callback, self._round)
+            try:
+                self._epoll.register(fd, events)
+            except BaseException:
+                del self._entries[fd]
+                raise
+            self._start()
+
+    def modify(self, fd: int, events: int) -> None:
+        """Wait for other events of a registered descriptor."""
+        self._epoll.modify(fd, events)
+
+    def unregister(self, fd: int) -> None:
+        """Look at `fd` no more; it may be closed after this.
+
+        On return its callback does not run any more, unless this is called by the callback. So
+        no lock may be held here that the callback takes. An `fd` that is not registered is none
+        to complain about: its callback may have raised.
+        """
+        with self._idle:
+            entry = self._entries.get(fd)
+            if entry is None:
+                return
+            self._drop(fd, entry)
+            while self._busy is entry and not self.is_here():
+                self._idle.wait()
+
+    def _drop(self, fd: int, entry: _Entry) -> None:
+        if self._entries.get(fd) is entry:
+            del self._entries[fd]
+            try:
+                self._epoll.unregister(fd)
+            except OSError:  # closed already
+                pass
+
+    def call_soon(self, function: Callable[[], object]) -> Timer:
+        """Call `function` on the thread, after what it is doing."""
+        return self.call_later(0, function)
+
+    def call_later(self, seconds: float, function: Callable[[], object]) -> Timer:
+        """Call `function` after `seconds`; calls of one instant come in the order of asking."""
+        timer = Timer(monotonic() + max(0.0, seconds), function)
+        with self._lock:
+            first = not self._timers or timer.when < self._timers[0][0]
+            heapq.heappush(self._timers, (timer.when, next(self._numbers), timer))
+            self._start()
+        if first and not self.is_here():
+            self._wake()
+        return timer
+
+    def is_here(self) -> bool:
+        """Whether this is the reactor's own thread, which must not wait for a callback."""
+        return self._thread is threading.current_thread()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="ptender I/O", daemon=True)
+            self._thread.start()
+
+    def _wake(self) -> None:
+        os.eventfd_write(self._wake_fd, 1)
+
+    def _run(self) -> None:
+        while True:
+            self._round += 1
+            ready = self._epoll.poll(self._timeout(), EVENTS_MAX)
+            for fd, events in ready:
+                if fd == self._wake_fd:
+                    os.eventfd_read(fd)
+                else:
+                    self._serve(fd, events)
+            self._run_timers()
+
+    def _timeout(self) -> float | None:
+        with self._lock:
+            while self._timers and self._timers[0][2].function is None:
+                heapq.heappop(self._timers)
+            return max(0.0, self._timers[0][0] - monotonic()) if self._timers else None
+
+    def _serve(self, fd: int, events: int) -> None:
+        with self._lock:
+            entry = self._entries.get(fd)
+            # An event of this round may be of a descriptor that had the number before.
+            if entry is None or entry.since >= self._round:
+                return
+            self._busy = entry
+        try:
+            entry.callback(events)
+        except BaseException:
+            with self._lock:
+                self._drop(fd, entry)
+            _report()
+        finally:
+            with self._idle:
+                self._busy = None
+                self._idle.notify_all()
+
+    def _run_timers(self) -> None:
+        now = monotonic()
+        while True:
+            with self._lock:
+                if not self._timers or self._timers[0][0] > now:
+                    return
+                timer = heapq.heappop(self._timers)[2]
+            function, timer.function = timer.function, None
+            if function is not None:
+                try:
+                    function()
+                except BaseException:
+                    _report()
+
+    def _forget(self) -> None:
+        """In a forked child: its copies of the descriptors are closed, the thread is not here."""
+        self._epoll.close()
+        os.close(self._wake_fd)
+
+
+def _report() -> None:
+    """As threading reports what a thread did not catch."""
+    kind, value, traceback = sys.exc_info()
+    if kind is not None:
+        thread = threading.current_thread()
+        threading.excepthook(threading.ExceptHookArgs((kind, value, traceback, thread)))
+
+
+_lock = threading.Lock()
+_reactor: Reactor | None = None
+
+
+def reactor() -> Reactor:
+    """The program's reactor. A forked child gets one of its own when it asks."""
+    global _reactor
+    with _lock:
+        if _reactor is None:
+            _reactor = Reactor()
+        return _reactor
+
+
+def _after_fork() -> None:
+    global _lock, _reactor
+    _lock = threading.Lock()
+    if _reactor is not None:
+        _reactor._forget()
+        _reactor = None
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,147 @@
+"""A network for a guest without root and without a tap: passt, at the other end of a socket pair.
+
+The rule here: passt is started, and has its ports, before the guest runs; it ends by itself when
+the guest's end of the socket pair is closed, however that comes about. Nothing is written to the
+file system for it. Source: passt(1), and what release 2023-03-09 does.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import subprocess
+
+from tender.config import MTU_MAX, MTU_MIN
+from tender.errors import DeviceError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tender.config import UserNet
+
+COMMAND = "passt"
+START_S = 20  # passt goes into the background when it is ready, in some 10 ms
+END_S = 5
+_NOISE = ("Failed to send", "Don't run as root")  # lines that say nothing about an error
+
+
+def start(spec: UserNet, where: str) -> int:
+    """Start passt: a stream socket for frames (see config.StreamNet), which is the caller's.
+
+    Raises DeviceError, in one line that says what is missing or taken.
+    """
+    words = arguments(spec, where)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        fd = theirs.fileno()
+        try:
+            # passt goes into the background when it listens: its end is the word that it is ready.
+            done = subprocess.run(
+                [COMMAND, "--fd", str(fd), *words],
+                pass_fds=[fd],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                cwd="/",
+                timeout=START_S,
+                check=False,
+            )
+        except FileNotFoundError:
+            raise DeviceError(f"{where}: passt is not installed: apt install passt") from None
+        except OSError as error:
+            raise DeviceError(f"{where}: passt: {os.strerror(error.errno or 0)}") from None
+        except subprocess.TimeoutExpired:
+            raise DeviceError(f"{where}: passt: not ready after {START_S} s") from None
+        if done.returncode:
+            raise DeviceError(f"{where}: {_why(spec, done.stderr.decode(errors='replace'))}")
+        return ours.detach()
+
+
+def wait_for_end(fd: int) -> None:
+    """Tell passt to end, and wait until its ports are free. `fd` is a copy of the guest's end."""
+    with socket.socket(fileno=fd) as link:
+        link.settimeout(END_S)
+        try:
+            link.shutdown(socket.SHUT_WR)
+            while link.recv(1 << 16):
+                pass
+        except OSError:  # gone already, or too late
+            pass
+
+
+def arguments(spec: UserNet, where: str) -> list[str]:
+    """passt's own words for what is asked; pure but for the errors."""
+    interface, gateway = _addresses(spec, where)
+    if not MTU_MIN <= spec.mtu <= MTU_MAX:
+        raise DeviceError(f"{where}: MTU {spec.mtu} is not {MTU_MIN} to {MTU_MAX}")
+    # Its own MAC address would be that of the host's interface, which is no guest's business.
+    mac = "52:55:" + gateway.packed.hex(":")
+    words = ["--quiet", "--ipv4-only", "-a", str(interface.ip), "-g", str(gateway), "-M", mac]
+    words += ["-n", str(interface.network.prefixlen), "-m", str(spec.mtu)]
+    # A UDP answer to the host's own 127.0.0.1 goes the way that the guest reaches the host.
+    if not spec.reach_host and not spec.forward_udp:
+        words += ["--no-map-gw"]
+    for option, address, port, inside in _forwards(spec, where):
+        words += [option, f"{address}/{port}:{inside}"]
+    return words
+
+
+def _addresses(spec: UserNet, where: str) -> tuple[ipaddress.IPv4Interface, ipaddress.IPv4Address]:
+    try:
+        interface = ipaddress.IPv4Interface(spec.address)
+        gateway = ipaddress.IPv4Address(spec.gateway)
+    except ValueError as error:
+        raise DeviceError(f"{where}: {error}") from None
+    if "/" not in spec.address or gateway not in interface.network or gateway == interface.ip:
+        raise DeviceError(
+            f"{where}: address {spec.address} and gateway {spec.gateway}: they want one network, "
+            "as 10.0.0.2/24 and 10.0.0.1"
+        )
+    return interface, gateway
+
+
+def _forwards(spec: UserNet, where: str) -> Iterator[tuple[str, str, int, int]]:
+    """passt's option, the host's address and port, the guest's port."""
+    for option, forward in (("-t", spec.forward), ("-u", spec.forward_udp)):
+        for outside, inside in forward.items():
+            address, _, port = str(outside).rpartition(":")
+            address = (address or spec.host_address).strip("[]")
+            try:
+                ipaddress.ip_address(address)
+                numbers = int(port), int(inside)
+            except ValueError:
+                numbers = 0, 0
+            if not all(0 < number < 1 << 16 for number in numbers):
+                raise DeviceError(
+                    f"{where}: forward {outside}:{inside} is not [ADDRESS:]PORT:PORT, as 8080:80"
+                )
+            yield option, address, *numbers
+
+
+def _why(spec: UserNet, told: str) -> str:
+    """One line about why passt has not started."""
+    lines = [line for line in told.splitlines() if line and not line.startswith(_NOISE)]
+    if any("bind" in line for line in lines):
+        for option, address, port, _ in _forwards(spec, ""):
+            error = _bind_error(option, address, port)
+            if error:
+                protocol = "TCP" if option == "-t" else "UDP"
+                return f"{protocol} port {port} of {address}: {error}"
+    return f"passt: {lines[0] if lines else 'it ended without a word'}"
+
+
+def _bind_error(option: str, address: str, port: int) -> str:
+    """Why nobody can have this port now; empty if one can."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    kind = socket.SOCK_STREAM if option == "-t" else socket.SOCK_DGRAM
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, kind == socket.SOCK_STREAM)
+        try:
+            probe.bind((address, port))
+            if kind == socket.SOCK_STREAM:
+                probe.listen()
+        except OSError as error:
+            return os.strerror(error.errno or 0)
+    return "Permission denied" if port < 1024 else ""

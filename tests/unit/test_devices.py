@@ -1,0 +1,796 @@
+"""A program's side of a guest's devices, without a guest: the other end is played here."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import queue
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tender._abi import lib
+from tender.cleanup import Cleanup
+from tender.config import BlockDescriptor, BlockFile, BlockRemote, Descriptor, StreamNet, Tap
+from tender.console_capture import Capture, Console
+from tender.devices import BlockMemory, Wiring
+from tender.errors import ConfigError, DeviceError, GuestEnded, TenderError
+from tender.manifest import Device
+from tender.modules import block, net
+from tender.modules.remote import HEADER, READ, STATUS, WRITE
+from tender.modules.stream import StreamNetDevice
+from tender.stop import Stop
+
+LONG = 20
+DISK = Device("storage", lib.MFT_DEV_BLOCK_BASIC, 1)
+PORT = Device("service", lib.MFT_DEV_NET_BASIC, 2)
+FRAME = bytes(range(60))
+OK, AGAIN, EINVAL, EUNSPEC = lib.HVT_R_OK, lib.HVT_R_AGAIN, lib.HVT_R_EINVAL, lib.HVT_R_EUNSPEC
+
+
+class Told(list[tuple[str, Any]]):
+    """What was reported."""
+
+    def __call__(self, device: str, what: object) -> None:
+        self.append((device, what))
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture
+def cleanup() -> Iterator[Cleanup]:
+    with Cleanup() as value:
+        yield value
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No descriptor and no thread, but those of the reactor."""
+    from tender.reactor import reactor
+
+    reactor().call_soon(bool)
+    before = open_descriptors(), threading.active_count()
+    yield
+    deadline = time.monotonic() + LONG
+    while (open_descriptors(), threading.active_count()) != before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (open_descriptors(), threading.active_count()) == before
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+# The console.
+
+
+def test_a_console_is_kept_and_searched() -> None:
+    console = Console()
+    console.feed(b"one\ntw")
+    console.feed("o\nä\n".encode()[:-1])
+    assert console.data == "one\ntwo\nä".encode()
+    assert console.text == "one\ntwo\nä"
+    assert console.lines() == ["one", "two", "ä"]
+    assert console.wait_for("^two$").group() == "two"
+    assert console.wait_for(re.compile("(.)ne")).group(1) == "o"
+
+
+def test_waiting_for_what_comes_later() -> None:
+    console = Console()
+    threading.Timer(0.05, console.feed, (b"list",)).start()
+    threading.Timer(0.1, console.feed, (b"ening on 10.0.0.2\n",)).start()
+    assert console.wait_for(r"listening on (\S+)", LONG).group(1) == "10.0.0.2"
+
+
+def test_what_does_not_come_says_what_did() -> None:
+    console = Console()
+    with pytest.raises(TimeoutError, match=r"'never' within 0.01 s; it said nothing$"):
+        console.wait_for("never", timeout=0.01)
+    console.feed(b"".join(b"line %d\n" % number for number in range(100)))
+    with pytest.raises(TimeoutError) as raised:
+        console.wait_for("never", timeout=0.01)
+    assert str(raised.value).splitlines()[1:] == [f"  line {number}" for number in range(80, 100)]
+
+
+def test_the_end_of_a_guest_ends_the_waiting() -> None:
+    console = Console()
+    console.feed(b"bye\n")
+    threading.Timer(0.05, console.end, ("halted, status 3",)).start()
+    with pytest.raises(GuestEnded, match=r"before its end \(halted, status 3\); .*\n  bye"):
+        console.wait_for("never", LONG)
+    assert console.wait_for("bye")
+    assert issubclass(GuestEnded, TenderError)
+
+
+def test_how_a_guest_ended_may_be_known_late() -> None:
+    console = Console()
+    console.end()
+    threading.Timer(0.05, console.end, ("killed",)).start()
+    with pytest.raises(GuestEnded, match=r"\(killed\)"):
+        console.wait_for("never", LONG)
+
+
+def test_a_console_keeps_the_last_bytes() -> None:
+    console = Console(limit=10)
+    console.feed(b"0123456789")
+    console.feed(b"abc")
+    assert (console.data, console.lost) == (b"3456789abc", 3)
+    console.feed(bytes(25))
+    assert (len(console.data), console.lost) == (10, 28)
+
+
+def captured(sink: Any, told: Told, *pieces: bytes) -> Console:
+    capture = Capture(sink, lambda what: told("console", what))
+    for piece in pieces:
+        os.write(capture.guest_fd, piece)
+    capture.close("halted")
+    assert capture.console.ended
+    return capture.console
+
+
+def test_all_output_is_in_when_it_is_closed(told: Told) -> None:
+    for size in (0, 1, 100, 60_000):
+        assert captured(None, told, bytes(size)).data == bytes(size)
+        assert captured(lambda _: None, told, bytes(size)).data == bytes(size)
+
+
+def test_output_is_passed_on(told: Told, tmp_path: Path) -> None:
+    pieces: list[bytes] = []
+    captured(pieces.append, told, b"to a ", b"callable")
+    assert b"".join(pieces) == b"to a callable"
+    with open(tmp_path / "log", "w") as file:
+        file.write("before ")
+        captured(file, told, b"to a file")
+    assert (tmp_path / "log").read_bytes() == b"before to a file"
+    text, raw = io.StringIO(), io.BytesIO()
+    captured(text, told, "\u00e4".encode()[:1], "\u00e4".encode()[1:], b"\xff\n")
+    captured(raw, told, b"\xff\n")
+    assert (text.getvalue(), raw.getvalue()) == ("ä\ufffd\n", b"\xff\n")
+    reader, writer = os.pipe()
+    captured(writer, told, b"to a pipe")
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        assert pipe.read() == b"to a pipe"
+    assert not told
+
+
+def test_a_sink_may_raise(told: Told) -> None:
+    pieces: list[bytes] = []
+
+    def broken(piece: bytes) -> None:
+        pieces.append(piece)
+        raise ZeroDivisionError
+
+    assert captured(broken, told, b"kept all the same").text == "kept all the same"
+    assert [type(what) for _, what in told] == [ZeroDivisionError] * len(pieces)
+
+
+def test_a_sink_that_is_gone_is_left_alone(told: Told) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert captured(writer, told, b"kept").text == "kept"
+    os.close(writer)
+    ((_, error),) = told
+    assert isinstance(error, BrokenPipeError)
+
+
+def test_a_slow_sink_slows_the_guest(told: Told) -> None:
+    may_go = threading.Event()
+    capture = Capture(lambda _: may_go.wait(LONG), lambda what: told("console", what))
+    os.set_blocking(capture.guest_fd, False)
+    written = 0
+    deadline = time.monotonic() + LONG
+    while time.monotonic() < deadline:
+        try:
+            written += os.write(capture.guest_fd, bytes(4096))
+        except BlockingIOError:
+            break
+    assert 4096 <= written < 1 << 22
+    may_go.set()
+    capture.close()
+    assert len(capture.console.data) == written
+
+
+def test_a_sink_may_have_the_guest_closed(told: Told) -> None:
+    """As by a callback that stops the guest at a word."""
+    closed = threading.Event()
+
+    def stop(_: bytes) -> None:
+        assert capture.is_here()
+        capture.close()
+        closed.set()
+
+    capture = Capture(stop, lambda what: told("console", what))
+    os.write(capture.guest_fd, b"x")
+    assert closed.wait(LONG)
+
+
+def test_a_copy_of_the_guests_end_does_not_keep_it_open(told: Told) -> None:
+    for sink in (None, lambda _: None):
+        capture = Capture(sink, lambda what: told("console", what))
+        copy = os.dup(capture.guest_fd)
+        os.write(copy, b"last words")
+        capture.close()
+        assert capture.console.text == "last words"
+        os.close(copy)
+
+
+@pytest.mark.parametrize("sink", [True, 1.5, b"log", object()])
+def test_what_is_no_sink(sink: Any, told: Told) -> None:
+    with pytest.raises(ConfigError, match="console: .* is none of a callable"):
+        Wiring({}, {}, sink, told)
+
+
+def test_a_descriptor_that_is_none(told: Told) -> None:
+    for fd in (9999, -1, 1 << 40):
+        with pytest.raises(DeviceError, match=f"console: @{fd}: no such descriptor"):
+            Wiring({}, {}, fd, told)
+
+
+# The wiring.
+
+
+def test_values_and_descriptors(told: Told, tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    memory = BlockMemory(4096)
+    nets: dict[str, Any] = {"tap": Tap("tap0"), "service": Descriptor(theirs.fileno(), mtu=9000)}
+    with ours, theirs:
+        wiring = Wiring(nets, {"file": BlockFile("x"), "storage": memory}, None, told)
+        (_, tap), (name, port) = wiring.net
+        assert (tap, name) == (Tap("tap0"), "service")
+        assert isinstance(port, Descriptor)
+        assert (port.mtu, port.fd == theirs.fileno()) == (9000, False)
+        (_, file), (_, disk) = wiring.block
+        assert file == BlockFile("x")
+        assert isinstance(disk, BlockDescriptor)
+        assert sorted(wiring.descriptors) == sorted([wiring.console_fd, port.fd, disk.fd])
+        numbers = {fd: fd + 1000 for fd in wiring.descriptors}
+        net, block, console = wiring.with_descriptors(numbers)
+        assert net == (("tap", tap), ("service", Descriptor(port.fd + 1000, mtu=9000)))
+        assert block == (("file", file), ("storage", BlockDescriptor(disk.fd + 1000)))
+        assert console == wiring.console_fd + 1000
+        wiring.handed_over()
+        for fd in numbers:
+            with pytest.raises(OSError, match="Bad file"):
+                os.fstat(fd)
+        wiring.close()
+        wiring.close()
+        assert theirs.fileno() >= 0
+        os.fstat(theirs.fileno())
+    del memory
+
+
+class Attachable:
+    def __init__(self, value: object) -> None:
+        self.value = value
+        self.steps: list[str] = []
+
+    def attach(self) -> Any:
+        self.steps.append("attach")
+        return self.value
+
+    def detach(self) -> None:
+        self.steps.append("detach")
+
+
+def test_what_can_attach_itself(told: Told) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    port = Attachable(Descriptor(theirs.detach()))
+    wiring = Wiring({"service": port}, {}, None, told)
+    assert port.steps == ["attach"]
+    wiring.close()
+    assert port.steps == ["attach", "detach"]
+    with ours, pytest.raises(ConnectionError):
+        ours.send(b"x")
+
+
+def test_wrong_devices_leave_nothing(told: Told) -> None:
+    first = Attachable(Tap("tap0"))
+    wrong: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+        ({"service": 5}, {}, "network device 'service': 5 is none of Tap, Descriptor, UserNet"),
+        ({"service": BlockFile("x")}, {}, "network device 'service': .* is none of Tap"),
+        ({"service": Attachable(7)}, {}, r"'service': attach\(\) gave 7, which is none of Tap"),
+        ({}, {"storage": "disk.img"}, "block device 'storage': 'disk.img' is none of BlockFile"),
+        ({}, {"storage": Attachable(None)}, r"'storage': attach\(\) gave None"),
+        (
+            {"service": Descriptor(9999)},
+            {},
+            "^@9999: Could not attach .*: no such descriptor$",
+        ),
+        (
+            {},
+            {"storage": BlockDescriptor(9999)},
+            "^@9999: Could not open .*: no such descriptor",
+        ),
+        ({}, {"storage": io.BytesIO(b"")}, "'storage': .* has no capacity"),
+    ]
+    for nets, blocks, message in wrong:
+        with pytest.raises(DeviceError, match=message) as raised:
+            Wiring({"first": first, **nets}, blocks, None, told)
+        assert "\n" not in str(raised.value)
+        assert first.steps[-2:] == ["attach", "detach"]
+
+
+def test_a_descriptor_is_given_once(told: Told) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        port = Descriptor(theirs.fileno())
+        with pytest.raises(DeviceError, match="given twice"):
+            Wiring({"a": port, "b": port}, {}, None, told)
+
+
+# Block devices in memory.
+
+
+def test_memory_is_read_and_written() -> None:
+    memory = BlockMemory(b"abc" + bytes(1021))
+    assert (len(memory), memory.read(0, 3)) == (1024, b"abc")
+    memory.write(1020, b"tail")
+    assert memory.data[1020:] == b"tail"
+    for offset, length in ((-1, 1), (1024, 1), (0, 1025), (0, -1)):
+        with pytest.raises(ValueError, match="not inside"):
+            memory.read(offset, length)
+    with pytest.raises(ValueError, match="not inside"):
+        memory.write(1021, b"tail")
+    given = memory.attach()
+    for size in (512, 2048):
+        with pytest.raises(PermissionError):
+            os.ftruncate(given.fd, size)
+    with pytest.raises(DeviceError, match="attached to another guest"):
+        memory.attach()
+    os.close(given.fd)
+    memory.detach()
+    os.close(memory.attach().fd)
+
+
+@pytest.mark.parametrize(("content", "sector"), [(0, 512), (1000, 512), (512, 1024), (b"", 512)])
+def test_sizes_of_memory(content: Any, sector: int) -> None:
+    with pytest.raises(DeviceError, match="Backing storage size must be block aligned"):
+        BlockMemory(content, sector_size=sector)
+    with pytest.raises(DeviceError, match="Block size must be a multiple of 2"):
+        BlockMemory(4096, sector_size=1000)
+
+
+def _warn(told: Told | None, text: str) -> None:
+    if told is not None:
+        told("warn", text)
+
+
+def attach_block(spec: Any, cleanup: Cleanup, told: Told | None = None) -> block.BlockDevice:
+    return block.attach(
+        DISK,
+        spec,
+        cleanup,
+        Stop(),
+        lambda text: _warn(told, text),
+    )
+
+
+def test_a_descriptor_is_a_disk(cleanup: Cleanup, tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(4096))
+    for flags, readonly, message in [
+        (os.O_RDWR, False, None),
+        (os.O_RDONLY, True, None),
+        (os.O_RDONLY, False, "open for reading only .*add ,ro"),
+        (os.O_WRONLY, True, "open for writing only"),
+    ]:
+        fd = os.open(path, flags)
+        if message is None:
+            device = attach_block(BlockDescriptor(fd, readonly), cleanup)
+            assert (device.capacity, device.readonly, device.fd) == (4096, readonly, fd)
+        else:
+            with pytest.raises(DeviceError, match=message):
+                attach_block(BlockDescriptor(fd, readonly), cleanup)
+        os.close(fd)
+    reader, writer = os.pipe()
+    with pytest.raises(DeviceError, match="neither a file nor a block device"):
+        attach_block(BlockDescriptor(reader, readonly=True), cleanup)
+    os.close(reader)
+    os.close(writer)
+
+
+# Overlays.
+
+
+def test_an_overlay_leaves_the_file_as_it_was(cleanup: Cleanup, tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    content = os.urandom(5 * 4096 + 512)
+    path.write_bytes(content)
+    path.chmod(0o444)
+    device = attach_block(BlockFile(str(path), overlay=True), cleanup)
+    expected = bytearray(content)
+    sizes = [(0, 512), (4096 - 512, 1024), (8192, 4096), (100, 7), (12288, 8704), (20480, 512)]
+    for offset, size in sizes:
+        data = os.urandom(size)
+        assert device.write(offset, memoryview(data)) == OK
+        expected[offset : offset + size] = data
+        seen = bytearray(len(expected))
+        assert device.read(0, memoryview(seen)) == OK
+        assert seen == expected
+        part = bytearray(3000)
+        assert device.read(3000, memoryview(part)) == OK
+        assert part == expected[3000:6000]
+    assert device.write(0, memoryview(b"")) == device.read(0, memoryview(bytearray())) == OK
+    assert path.read_bytes() == content
+
+
+def test_an_overlay_shares_its_file_with_readers(cleanup: Cleanup, tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(4096))
+    attach_block(BlockFile(str(path), overlay=True), cleanup)
+    attach_block(BlockFile(str(path), overlay=True), cleanup)
+    attach_block(BlockFile(str(path), readonly=True), cleanup)
+    with pytest.raises(DeviceError, match="locked by"):
+        attach_block(BlockFile(str(path)), cleanup)
+
+
+def test_a_file_that_becomes_shorter_under_an_overlay(
+    cleanup: Cleanup, tmp_path: Path, told: Told
+) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(8192))
+    device = attach_block(BlockFile(str(path), overlay=True), cleanup, told)
+    assert device.write(0, memoryview(bytes(512))) == OK
+    os.truncate(path, 512)
+    assert device.read(4096, memoryview(bytearray(512))) == EUNSPEC
+    assert device.write(4096, memoryview(bytes(512))) == EUNSPEC  # the rest of the page is lost
+    assert device.write(4096, memoryview(bytes(4096))) == OK
+    assert device.read(0, memoryview(bytearray(8192))) == OK
+    assert [what for _, what in told] == [
+        "block device 'storage': the file became shorter; the guest goes on"
+    ]
+
+
+# Block devices in Python.
+
+
+class Disk:
+    """Remembers; `wrong` is what its next read gives or raises."""
+
+    sector_size = 1024
+
+    def __init__(self, size: int = 1 << 18) -> None:
+        self.content = bytearray(size)
+        self.calls: list[tuple[int, int]] = []
+        self.wrong: Any = None
+
+    @property
+    def capacity(self) -> int:
+        return len(self.content)
+
+    def read(self, offset: int, length: int) -> Any:
+        self.calls.append((offset, length))
+        wrong, self.wrong = self.wrong, None
+        if isinstance(wrong, Exception):
+            raise wrong
+        return self.content[offset : offset + length] if wrong is None else wrong
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.content[offset : offset + len(data)] = data
+
+
+def test_a_disk_in_python(cleanup: Cleanup, told: Told) -> None:
+    disk = Disk()
+    wiring = Wiring({}, {"storage": disk}, None, told)
+    cleanup.callback(wiring.close)
+    ((_, spec),) = wiring.block
+    assert isinstance(spec, BlockRemote)
+    device = attach_block(spec, cleanup)
+    assert (device.capacity, device.sector_size, device.readonly) == (1 << 18, 1024, False)
+    data = os.urandom(100_000)
+    assert device.write(1000, memoryview(data)) == OK
+    back = bytearray(200_000)
+    assert device.read(0, memoryview(back)) == OK
+    assert back == disk.content[:200_000]
+    assert back[1000:101_000] == data
+    assert max(length for _, length in disk.calls) == 1 << 16
+    assert not told
+
+
+@pytest.mark.parametrize("wrong", [ZeroDivisionError(), OSError(28, "full"), b"short", 5, "text"])
+def test_an_exception_is_a_result_code_and_reported(
+    cleanup: Cleanup, told: Told, wrong: Any
+) -> None:
+    disk = Disk()
+    wiring = Wiring({}, {"storage": disk}, None, told)
+    cleanup.callback(wiring.close)
+    device = attach_block(wiring.block[0][1], cleanup, told)
+    disk.wrong = wrong
+    assert device.read(0, memoryview(bytearray(512))) == EUNSPEC
+    assert device.read(0, memoryview(bytearray(512))) == OK
+    ((where, error),) = told
+    assert where == "block device 'storage'"
+    assert isinstance(error, type(wrong) if isinstance(wrong, Exception) else Exception)
+
+
+def test_a_disk_without_write_is_read_only(cleanup: Cleanup, told: Told) -> None:
+    class Zeros:
+        def __len__(self) -> int:
+            return 4096
+
+        def read(self, _offset: int, length: int) -> bytes:
+            return bytes(length)
+
+    wiring = Wiring({}, {"storage": Zeros()}, None, told)
+    cleanup.callback(wiring.close)
+    device = attach_block(wiring.block[0][1], cleanup)
+    assert device.readonly
+    assert device.write(0, memoryview(bytes(512))) == EUNSPEC
+
+
+def test_requests_that_no_tender_makes(told: Told) -> None:
+    """The guest may have taken over its tender: it gets nothing but its own disk."""
+    disk = Disk()
+    wiring = Wiring({}, {"storage": disk}, None, told)
+    (spec,) = (spec for _, spec in wiring.block)
+    assert isinstance(spec, BlockRemote)
+    with socket.socket(fileno=os.dup(spec.fd)) as end:
+        end.settimeout(LONG)
+        for request in [
+            b"x",
+            HEADER.pack(READ, 512, (1 << 18) - 511),
+            HEADER.pack(READ, 512, (1 << 64) - 1),
+            HEADER.pack(READ, (1 << 16) + 1, 0),
+            HEADER.pack(READ, 512, 0) + b"more",
+            HEADER.pack(WRITE, 512, 0) + bytes(511),
+            HEADER.pack(WRITE, 0xFFFFFFFF, 0),
+            HEADER.pack(77, 512, 0),
+            os.urandom(70_000),
+        ]:
+            end.send(request)
+            assert STATUS.unpack(end.recv(1 << 17))[0]
+    assert not disk.calls
+    assert len(told) == 9
+    wiring.close()
+
+
+class Peer:
+    """What answers a RemoteBlock wrongly."""
+
+    def __init__(self, cleanup: Cleanup, told: Told) -> None:
+        self.end, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        fd = theirs.detach()
+        cleanup.callback(lambda: os.close(fd))
+        cleanup.callback(self.end.close)
+        self.device = attach_block(BlockRemote(fd, 4096), cleanup, told)
+
+    def read(self) -> int:
+        return self.device.read(0, memoryview(bytearray(512)))
+
+
+@pytest.mark.parametrize("reply", [b"x", STATUS.pack(0), STATUS.pack(0) + bytes(511)])
+def test_replies_that_no_program_makes(cleanup: Cleanup, told: Told, reply: bytes) -> None:
+    peer = Peer(cleanup, told)
+    peer.end.send(reply)
+    assert [peer.read(), peer.read()] == [EUNSPEC, EUNSPEC]
+    ((_, text),) = told
+    assert "its other end gave" in text
+
+
+def test_a_program_that_is_gone(cleanup: Cleanup, told: Told) -> None:
+    peer = Peer(cleanup, told)
+    peer.end.close()
+    assert [peer.read(), peer.read()] == [EUNSPEC, EUNSPEC]
+    assert len(told) == 1
+    peer = Peer(cleanup, told)
+    threading.Timer(0.05, peer.end.close).start()
+    assert peer.read() == EUNSPEC
+
+
+def test_a_remote_disk_wants_a_seqpacket_socket(cleanup: Cleanup) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pytest.raises(DeviceError, match="not a seqpacket socket"):
+        attach_block(BlockRemote(theirs.fileno(), 4096), cleanup)
+    with open("/dev/null") as file, pytest.raises(DeviceError, match="not a seqpacket socket"):
+        attach_block(BlockRemote(file.fileno(), 4096), cleanup)
+
+
+# Network devices in Python.
+
+
+class Wire:
+    """Gives back what it is sent, doubled, and what is put into `waiting`."""
+
+    mtu = 9000
+    mac = bytes.fromhex("020000000001")
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.waiting: queue.Queue[bytes | Exception | None] = queue.Queue()
+        self.closed = 0
+
+    def send(self, frame: bytes) -> list[bytes]:
+        self.sent.append(frame)
+        if frame[0] == 0xFF:
+            raise ZeroDivisionError
+        return [frame, frame]
+
+    def receive(self) -> bytes | None:
+        frame = self.waiting.get()
+        if isinstance(frame, Exception):
+            raise frame
+        return frame
+
+    def close(self) -> None:
+        self.closed += 1
+        self.waiting.put(None)
+
+
+def test_a_network_device_in_python(told: Told) -> None:
+    wire = Wire()
+    wiring = Wiring({"service": wire}, {}, None, told)
+    ((_, spec),) = wiring.net
+    assert isinstance(spec, Descriptor)
+    assert (spec.mtu, spec.mac) == (9000, Wire.mac)
+    with socket.socket(fileno=os.dup(spec.fd)) as guest:
+        guest.settimeout(LONG)
+        guest.send(FRAME)
+        assert [guest.recv(2000), guest.recv(2000)] == [FRAME, FRAME]
+        wire.waiting.put(b"by itself")
+        assert guest.recv(2000) == b"by itself"
+        wire.waiting.put(ValueError("once"))
+        wire.waiting.put(b"again")
+        assert guest.recv(2000) == b"again"
+        guest.send(b"\xff" + FRAME)
+        guest.send(b"last words")
+        wiring.close()
+    assert wire.sent == [FRAME, b"\xff" + FRAME, b"last words"]
+    assert wire.closed == 1
+    assert [(where, type(what)) for where, what in told] == [
+        ("network device 'service'", ValueError),
+        ("network device 'service'", ZeroDivisionError),
+    ]
+
+
+def test_one_half_of_a_device_is_enough(told: Told) -> None:
+    class Source:
+        frames = iter([b"one", b"two", None])
+
+        def receive(self) -> bytes | None:
+            return next(self.frames)
+
+    class Drain:
+        def __init__(self) -> None:
+            self.frames: list[bytes] = []
+
+        def send(self, frame: bytes) -> None:
+            self.frames.append(frame)
+
+    drain = Drain()
+    wiring = Wiring({"a": Source(), "b": drain}, {}, None, told)
+    (_, source), (_, other) = wiring.net
+    assert isinstance(source, Descriptor)
+    assert isinstance(other, Descriptor)
+    with socket.socket(fileno=os.dup(source.fd)) as end:
+        end.settimeout(LONG)
+        assert [end.recv(100), end.recv(100)] == [b"one", b"two"]
+        end.send(b"nobody takes it")
+    os.write(other.fd, b"taken")
+    wiring.close()
+    assert drain.frames == [b"taken"]
+    assert not told
+
+
+# Frames on a stream.
+
+
+class Stream:
+    """A StreamNetDevice and the socket at its other end."""
+
+    def __init__(self, cleanup: Cleanup, told: Told) -> None:
+        self.end, theirs = socket.socketpair()
+        self.end.setblocking(False)
+        fd = theirs.detach()
+        cleanup.callback(lambda: os.close(fd))
+        cleanup.callback(self.end.close)
+        device = net.attach(PORT, StreamNet(fd), cleanup, lambda text: told("warn", text))
+        assert isinstance(device, StreamNetDevice)
+        self.device = device
+
+    def read(self, room: int = 2000) -> tuple[int, bytes]:
+        buffer = bytearray(room)
+        result, length = self.device.read(memoryview(buffer))
+        return result, bytes(buffer[:length])
+
+
+def framed(*frames: bytes) -> bytes:
+    return b"".join(len(frame).to_bytes(4, "big") + frame for frame in frames)
+
+
+def test_frames_of_a_stream(cleanup: Cleanup, told: Told) -> None:
+    stream = Stream(cleanup, told)
+    assert stream.read() == (AGAIN, b"")
+    frames = [FRAME, b"a" * 14, b"z" * 1518]
+    stream.end.send(framed(*frames))
+    assert [stream.read()[1] for _ in range(4)] == [*frames, b""]
+    assert stream.device.write(memoryview(FRAME)) == OK
+    assert stream.end.recv(2000) == framed(FRAME)
+    for size in (13, 1519):
+        assert stream.device.write(memoryview(bytes(size))) == EINVAL
+    stream.end.send(framed(FRAME))
+    assert stream.read(10) == (OK, FRAME[:10])
+    assert stream.read() == (AGAIN, b"")
+
+
+def test_frames_that_come_in_parts(cleanup: Cleanup, told: Told) -> None:
+    stream = Stream(cleanup, told)
+    for letter in framed(FRAME)[:-1]:
+        stream.end.send(bytes([letter]))
+        assert stream.read() == (AGAIN, b"")
+        assert not stream.device.is_ready()
+    stream.end.send(FRAME[-1:] + framed(FRAME) * 300)
+    assert [stream.read() for _ in range(301)] == [(OK, FRAME)] * 301
+    assert not told
+
+
+def test_frames_that_no_guest_takes_are_passed_over(cleanup: Cleanup, told: Told) -> None:
+    stream = Stream(cleanup, told)
+    stream.end.send(framed(b"", bytes(13), bytes(1519), bytes(60_000), FRAME))
+    assert stream.read() == (OK, FRAME)
+    assert stream.device.received.drops == 4
+    assert not told
+
+
+def test_a_stream_that_is_none_is_left(cleanup: Cleanup, told: Told) -> None:
+    stream = Stream(cleanup, told)
+    stream.end.send(b"HTTP/1.1 200 OK\r\n" * 100)
+    assert [stream.read(), stream.read()] == [(AGAIN, b"")] * 2
+    assert stream.device.gone
+    assert "sent a frame of 1213486160 bytes" in told[0][1]
+
+
+def test_what_waited_is_read_before_the_end_of_a_stream(cleanup: Cleanup, told: Told) -> None:
+    stream = Stream(cleanup, told)
+    stream.end.send(framed(FRAME, FRAME) + b"\0\0")
+    stream.end.close()
+    assert [stream.read() for _ in range(3)] == [(OK, FRAME), (OK, FRAME), (AGAIN, b"")]
+    assert stream.device.gone
+    assert stream.device.write(memoryview(FRAME)) == EUNSPEC
+    assert "its other end is gone" in told[0][1]
+
+
+def test_a_full_stream_drops_frames_whole(cleanup: Cleanup, told: Told) -> None:
+    stream = Stream(cleanup, told)
+    sent = []
+    for number in range(2000):
+        frame = number.to_bytes(4, "big") * 300
+        before = stream.device.sent.drops
+        assert stream.device.write(memoryview(frame)) == OK
+        if stream.device.sent.drops == before:
+            sent.append(frame)
+    assert 10 < len(sent) < 2000
+    arrived = b""
+    while True:
+        try:
+            arrived += stream.end.recv(5000)
+        except BlockingIOError:
+            if not stream.device.is_full():
+                break
+            stream.device.flush()
+    assert arrived == framed(*sent)
+
+
+def test_a_stream_wants_a_stream_socket(cleanup: Cleanup) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs, pytest.raises(DeviceError, match="not a stream socket"):
+        net.attach(PORT, StreamNet(theirs.fileno()), cleanup, pytest.fail)
+
+
+def test_the_locks_of_descriptors(cleanup: Cleanup, tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(4096))
+    with open(path, "r+b") as file, open(path, "r+b") as other:
+        attach_block(BlockDescriptor(file.fileno()), cleanup)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)

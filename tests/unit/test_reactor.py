@@ -1,0 +1,211 @@
+"""The one I/O thread of a program."""
+
+from __future__ import annotations
+
+import queue
+import resource
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+
+from tender.reactor import GONE, READ, WRITE, Reactor, reactor
+
+Ends = tuple[socket.socket, socket.socket]
+LONG = 20
+
+
+@pytest.fixture
+def pair() -> Iterator[Ends]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+def test_a_descriptor_is_served(pair: Ends) -> None:
+    ours, theirs = pair
+    got: queue.Queue[bytes] = queue.Queue()
+    reactor().register(ours.fileno(), READ, lambda _: got.put(ours.recv(100)))
+    try:
+        for word in (b"one", b"two"):
+            theirs.send(word)
+            assert got.get(timeout=LONG) == word
+    finally:
+        reactor().unregister(ours.fileno())
+    theirs.send(b"three")
+    reactor().call_soon(lambda: got.put(b"after"))
+    assert got.get(timeout=LONG) == b"after"
+
+
+def test_other_events(pair: Ends) -> None:
+    ours, theirs = pair
+    got: queue.Queue[int] = queue.Queue()
+
+    def once(events: int) -> None:
+        reactor().modify(ours.fileno(), 0)
+        got.put(events)
+
+    reactor().register(ours.fileno(), READ | WRITE, once)
+    assert got.get(timeout=LONG) == WRITE
+    theirs.close()
+    assert got.get(timeout=LONG) & GONE
+    reactor().unregister(ours.fileno())
+    reactor().unregister(ours.fileno())
+
+
+def test_what_cannot_be_registered(pair: Ends) -> None:
+    ours, _ = pair
+    reactor().register(ours.fileno(), READ, print)
+    with pytest.raises(FileExistsError):
+        reactor().register(ours.fileno(), READ, print)
+    reactor().unregister(ours.fileno())
+    with open(__file__) as file, pytest.raises(PermissionError):
+        reactor().register(file.fileno(), READ, print)
+    with pytest.raises((OSError, ValueError)):
+        reactor().register(-1, READ, print)
+
+
+def test_timers_come_in_order_and_can_be_cancelled() -> None:
+    got: queue.Queue[str] = queue.Queue()
+    loop = reactor()
+    cancelled = loop.call_later(0.01, lambda: got.put("cancelled"))
+    loop.call_later(0.05, lambda: got.put("late"))
+    loop.call_later(0.02, lambda: got.put("early"))
+    cancelled.cancel()
+    for number in range(3):
+        loop.call_soon(lambda number=number: got.put(str(number)))  # type: ignore[misc]
+    assert [got.get(timeout=LONG) for _ in range(5)] == ["0", "1", "2", "early", "late"]
+    assert got.empty()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_callback_that_raises_is_reported_and_survived(pair: Ends) -> None:
+    ours, theirs = pair
+    told: queue.Queue[object] = queue.Queue()
+    before, threading.excepthook = threading.excepthook, lambda args: told.put(args.exc_type)
+    try:
+        reactor().register(ours.fileno(), READ, lambda _: 1 // 0)
+        theirs.send(b"x")
+        assert told.get(timeout=LONG) is ZeroDivisionError
+        reactor().call_soon(lambda: int("x"))
+        assert told.get(timeout=LONG) is ValueError
+        reactor().call_soon(lambda: told.put("alive"))
+        assert told.get(timeout=LONG) == "alive"
+        assert told.empty()  # the descriptor that is still readable is not looked at any more
+    finally:
+        threading.excepthook = before
+    reactor().unregister(ours.fileno())
+
+
+def test_unregister_waits_for_the_callback_that_runs(pair: Ends) -> None:
+    ours, theirs = pair
+    begun, steps = threading.Event(), []
+
+    def slow(_events: int) -> None:
+        ours.recv(100)
+        begun.set()
+        time.sleep(0.2)
+        steps.append("callback")
+
+    reactor().register(ours.fileno(), READ, slow)
+    theirs.send(b"x")
+    assert begun.wait(LONG)
+    reactor().unregister(ours.fileno())
+    steps.append("unregistered")
+    assert steps == ["callback", "unregistered"]
+
+
+def test_a_callback_may_unregister_itself(pair: Ends) -> None:
+    ours, theirs = pair
+    got: queue.Queue[int] = queue.Queue()
+
+    def once(events: int) -> None:
+        assert reactor().is_here()
+        reactor().unregister(ours.fileno())
+        got.put(events)
+
+    reactor().register(ours.fileno(), READ, once)
+    theirs.send(b"x")
+    got.get(timeout=LONG)
+    with pytest.raises(queue.Empty):
+        got.get(timeout=0.05)
+    assert not reactor().is_here()
+
+
+def test_thousands_of_descriptors_from_many_threads() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4000 if hard == resource.RLIM_INFINITY else min(4000, hard - 200)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted + 200), hard))
+    pairs = [socket.socketpair() for _ in range(wanted // 2)]
+    got: queue.Queue[int] = queue.Queue()
+
+    def serve(part: list[Ends]) -> None:
+        for number, (ours, theirs) in enumerate(part):
+            reactor().register(ours.fileno(), READ, partial(take, ours))
+            theirs.send(b"x" * (number % 7 + 1))
+
+    def take(ours: socket.socket, _events: int) -> None:
+        got.put(len(ours.recv(100)))
+
+    threads = [threading.Thread(target=serve, args=(pairs[part::4],)) for part in range(4)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        sizes = [got.get(timeout=LONG) for _ in pairs]
+        assert len(sizes) == len(pairs)
+    finally:
+        for ours, theirs in pairs:
+            reactor().unregister(ours.fileno())
+            ours.close()
+            theirs.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not reactor()._entries
+
+
+def test_a_forked_child_has_a_reactor_of_its_own_and_the_parent_keeps_its() -> None:
+    code = """
+import os, queue, socket, threading
+from tender.reactor import READ, reactor
+def ask():
+    got = queue.Queue()
+    a, b = socket.socketpair()
+    reactor().register(a.fileno(), READ, lambda _: got.put(a.recv(9)))
+    b.send(b"x")
+    got.get(timeout=20)
+    reactor().unregister(a.fileno())
+ask()
+before = set(os.listdir("/proc/self/fd"))
+pid = os.fork()
+if not pid:
+    left = {fd for fd in os.listdir("/proc/self/fd") if "event" in
+            (os.readlink(f"/proc/self/fd/{fd}") if os.path.islink(f"/proc/self/fd/{fd}") else "")}
+    print("left", sorted(left), threading.active_count(), flush=True)
+    ask()
+    os._exit(0)
+print(os.waitpid(pid, 0)[1])
+ask()
+print(set(os.listdir("/proc/self/fd")) == before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "left [] 1\n0\nTrue\n", done
+
+
+def test_a_program_may_end_while_the_thread_waits() -> None:
+    code = "from tender.reactor import reactor; reactor().call_later(1000, print)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_it_starts_at_the_first_use() -> None:
+    loop = Reactor()
+    assert loop._thread is None
+    loop._forget()
