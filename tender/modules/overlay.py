@@ -44,7 +44,8 @@ class OverlayBlock(BlockDevice):
     ) -> None:
         super().__init__(name, fd, capacity, spec.sector_size, False, stop, warn)
         self.held_as = ("block",)
-        self._written: set[int] = set()  # numbers of pages
+        # A byte for each page, all of them now: what the guest does takes no more memory here.
+        self._written = bytearray(-(-capacity // PAGE))
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
         try:
             overlay = mmap.mmap(-1, capacity, flags)
@@ -72,14 +73,16 @@ class OverlayBlock(BlockDevice):
         self._overlay[offset:end] = data
         self.counters.bytes += len(data)
         if data:
-            self._written.update(range(offset // PAGE, (end - 1) // PAGE + 1))
+            first, after = offset // PAGE, -(-end // PAGE)
+            self._written[first:after] = b"\1" * (after - first)
         return lib.HVT_R_OK
 
     def _runs(self, offset: int, end: int) -> Iterator[tuple[int, int, bool]]:
         """The parts of [offset, end) that are in one place each: from, to, in the overlay."""
-        start, inside = offset, offset // PAGE in self._written
+        written = self._written
+        start, inside = offset, end > offset and bool(written[offset // PAGE])
         for page in range(offset // PAGE + 1, -(-end // PAGE)):
-            if (page in self._written) != inside:
+            if bool(written[page]) != inside:
                 yield start, page * PAGE, inside
                 start, inside = page * PAGE, not inside
         if start < end:
@@ -87,7 +90,7 @@ class OverlayBlock(BlockDevice):
 
     def _copy(self, page: int) -> bool:
         """Bring a page into the overlay that is about to be written in part."""
-        if page in self._written:
+        if self._written[page]:
             return True
         start = page * PAGE
         end = min(start + PAGE, self.capacity)
@@ -96,5 +99,5 @@ class OverlayBlock(BlockDevice):
         copied: bool = self._all(hostlib.host_pread, piece, start, self.fd) == lib.HVT_R_OK
         self.counters.bytes = before
         if copied:
-            self._written.add(page)
+            self._written[page] = 1
         return copied
