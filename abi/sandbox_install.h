@@ -20,7 +20,7 @@ static inline int sandbox_install(const void *code, uint32_t length)
     return (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program);
 }
 
-#define SANDBOX_VIOLATION 0x21535953u /* "SYS!" */
+#define SANDBOX_VIOLATION 0x53595300u /* a zero byte, "SYS" */
 
 struct sandbox_violation {
     uint32_t magic;

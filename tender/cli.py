@@ -11,7 +11,7 @@ import os
 import sys
 
 from tender import __version__, words
-from tender.errors import EXIT_FAILURE, HostError, TenderError, UsageError
+from tender.errors import EXIT_FAILURE, HostError, TenderError, UsageError, bug_text
 from tender.record import replace
 
 TYPE_CHECKING = False
@@ -60,6 +60,10 @@ def _tool(arguments: list[str]) -> int | None:
         from tender import inspect
 
         return show(inspect.main(rest))
+    if name == "policy":
+        from tender import policy
+
+        return show(policy.main(rest))
     if name == "build":
         from tender import build
 
@@ -90,6 +94,12 @@ def _run(program: str, line: CommandLine) -> int:
     try:
         outcome = machine.run(line.config, Stop(), lambda text: _say(program, text), door)
         return _report(program, line.verbose, outcome)
+    except Exception as error:
+        if isinstance(error, TenderError) or not (door and door.closed):
+            raise
+        for text in bug_text(error).split("\n"):
+            _say(program, text)
+        return EXIT_FAILURE
     finally:
         if not (door and door.closed):
             default_signals()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 
+from tender.cleanup import Cleanup
 from tender.elf import EM_AARCH64, MACHINES
 from tender.errors import HostError, UsageError
 
@@ -16,11 +17,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from tender.cleanup import Cleanup
     from tender.clock import HostClock
     from tender.config import Config
     from tender.elf import Image
-    from tender.kvm import Kvm
+    from tender.kvm import Kvm, Vm
     from tender.kvm import Vcpu as KvmVcpu
     from tender.memory import GuestMemory
     from tender.modules import Warn
@@ -31,11 +31,36 @@ if TYPE_CHECKING:
 ENVIRONMENT = "PTENDER_CPU"  # what `auto` means, for test suites
 
 
+class Warm:
+    """What of KVM can be made before there is a guest; nothing of it where something fails."""
+
+    def __init__(self) -> None:
+        self.made: tuple[Kvm, Vm, KvmVcpu] | None = None
+        self._cleanup = Cleanup()
+        try:
+            from tender import kvm
+
+            opened = kvm.Kvm(self._cleanup)
+            vm = kvm.Vm(opened, self._cleanup)
+            self.made = opened, vm, kvm.Vcpu(vm, self._cleanup)
+        except (ImportError, HostError):
+            self.close()  # whoever needs it will hear why it can't be had
+
+    def close(self) -> None:
+        self._cleanup.close()
+
+
 class Cpus:
-    """The CPUs that one guest can have."""
+    """The CPUs that one guest can have; `warm` is what there is of KVM already."""
 
     def __init__(
-        self, config: Config, image: Image, clock: HostClock, cleanup: Cleanup, stop: Stop
+        self,
+        config: Config,
+        image: Image,
+        clock: HostClock,
+        cleanup: Cleanup,
+        stop: Stop,
+        warm: Warm | None = None,
     ) -> None:
         self._config = config
         self._image = image
@@ -43,6 +68,9 @@ class Cpus:
         self._cleanup = cleanup
         self._stop = stop
         self._kvm: Kvm | None = None
+        self._made = warm.made if warm else None
+        if warm:
+            cleanup.callback(warm.close)
         self._movable = False
 
     def choose(self, warn: Warn) -> None:
@@ -112,7 +140,7 @@ class Cpus:
         except ImportError:
             raise HostError("KVM: there is none on this system: use --cpu=soft") from None
         try:
-            return kvm.Kvm(self._cleanup)
+            return self._made[0] if self._made else kvm.Kvm(self._cleanup)
         except HostError as error:
             text = f"{error}, or use --cpu=soft" if "Could not open" in str(error) else str(error)
             raise HostError(text, error.syscall, 0) from None
@@ -130,9 +158,9 @@ class Cpus:
     def _on_kvm(self, opened: Kvm, memory: GuestMemory) -> KvmVcpu:
         from tender import kvm
 
-        vm = kvm.Vm(opened, self._cleanup)
+        vm = self._made[1] if self._made else kvm.Vm(opened, self._cleanup)
         vm.set_memory(memory.pointer, memory.mapped)
-        vcpu = kvm.Vcpu(vm, self._cleanup)
+        vcpu = self._made[2] if self._made else kvm.Vcpu(vm, self._cleanup)
         self._stop.watch(vcpu.immediate_exit)
         self._cleanup.callback(lambda: self._stop.watch(0))
         return vcpu

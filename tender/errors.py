@@ -13,6 +13,20 @@ EXIT_FAILURE = 1  # the tender's own fatal errors, as solo5-hvt has it
 EXIT_USAGE = 2  # a malformed command line, in the friendly spelling
 
 
+def bug_text(error: BaseException) -> str:
+    """Where something went wrong that is ours to mend.
+
+    The lines of a traceback without the sources: a tender behind its door can't open those.
+    """
+    lines = [f"{type(error).__name__}: {error}"]
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        lines.append(f"  {code.co_filename}:{trace.tb_lineno}, in {code.co_name}")
+        trace = trace.tb_next
+    return "\n".join(lines[:40])
+
+
 class TenderError(Exception):
     """The root of all expected errors; `exit_status` is what a command ends with."""
 
@@ -91,3 +105,15 @@ class GuestFault(TenderError):
 
 class NotEmulated(GuestFault):
     """The guest did what its CPU can't do; another CPU may."""
+
+
+class SandboxViolation(TenderError):
+    """The guest's process made a system call that its sandbox does not allow, and was ended.
+
+    `syscall` is the call's name and `number` its number; both None where they are not known.
+    """
+
+    def __init__(self, syscall: str | None = None, number: int | None = None) -> None:
+        super().__init__(f"the sandbox ended the guest's process: {syscall or 'a system call'}")
+        self.syscall = syscall
+        self.number = number

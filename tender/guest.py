@@ -1,8 +1,8 @@
 """`Guest`: what programs that embed the tender see.
 
 The rule here: a guest is described when it is made, and nothing of the host is touched before it
-is started; after it has ended nothing of it is left. It runs in this process, on a thread of its
-own (or on the caller's, with `run`), without a sandbox.
+is started; after it has ended nothing of it is left. It runs in a child process of its own
+(tender/process.py), or in this one if the program wants that (tender/inprocess.py).
 """
 
 from __future__ import annotations
@@ -10,38 +10,49 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from time import monotonic
 
-from tender import machine
+from tender import cpus, messages, process
 from tender.boot import layout
 from tender.config import Config, VirtualTime
 from tender.devices import Wiring
+from tender.inprocess import InProcess
+from tender.process import Process
 from tender.record import replace
-from tender.stop import Stop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop, Future
     from collections.abc import Callable, Mapping
 
     from tender.console_capture import Console, Sink
     from tender.devices import BlockSpec, NetSpec
     from tender.machine import Outcome
 
-KICK_EVERY_S = 0.01
+KICK_EVERY_S = 0.01  # of a guest that is asked to end, until it has
+LOOK_EVERY_S = 0.5  # of who waits
+GRACE_S = 5.0
 
 
 class Guest:
-    """A unikernel in this process.
+    """A unikernel, run by this program.
 
     `kernel` is the image's path and `args` its command line. `net` and `block` say what each
     device that the manifest declares is attached to, by its name there (see tender.devices).
     `mem_mib` is the guest's memory in MiB. What it says is in `guest.console`; `console` gets it
     as well: a callable, a stream, a file or a descriptor. `dumpcore` is a folder for the core
     file of a guest that aborts. `warn` is called with one line of text when there is trouble with
-    a device; standard error if None. `cpu` is "kvm", "soft" or "auto"; `clock` gives the guest a
-    virtual time and `instructions` a limit, both of them on the software CPU.
+    a device; standard error if None. It may be called from any thread, and must not wait for the
+    guest. `cpu` is "kvm", "soft" or "auto"; `clock` gives the guest a virtual time and
+    `instructions` a limit, both of them on the software CPU. `deadline` is how many seconds the
+    guest may take, from its start; then it is stopped, and killed where that does not help.
 
-    `run`, `wait` and `stop` raise TenderError where the guest could not start (see
-    tender.errors).
+    The guest has a process of its own, with a sandbox: `sandbox` is "on", "require" (a layer that
+    this machine can't give is an error) or "off", and `user` is who it runs as where the program
+    is root's. `in_process` runs it on a thread of this program instead, without a sandbox.
+
+    All methods may be called from any thread, but for those of the guest itself: what is called
+    by its devices, its console or `warn` can't wait for its end (RuntimeError).
     """
 
     def __init__(
@@ -57,7 +68,12 @@ class Guest:
         cpu: str = "auto",
         clock: VirtualTime | None = None,
         instructions: int | None = None,
+        deadline: float | None = None,
+        sandbox: str = "on",
+        user: str | None = None,
+        in_process: bool = False,
     ) -> None:
+        more = {"sandbox": "off" if in_process else sandbox, "user": user}
         self.config = Config(
             kernel=os.fspath(kernel),
             args=args,
@@ -66,59 +82,43 @@ class Guest:
             cpu=cpu,
             clock=clock,
             instructions=instructions,
+            **{name: value for name, value in more.items() if name in Config.__annotations__},  # type: ignore[arg-type]
         )
+        self.in_process = in_process
+        self.deadline = deadline
         self._warn = warn or _to_stderr
         self._devices = net or {}, block or {}, console
         self._wiring: Wiring | None = None
-        self._stop = Stop()
-        self._begun = False
-        self._ended = False
+        self._program = os.getpid()
+        self._way: Process | InProcess = (InProcess if in_process else Process)(
+            self._warn, self._has_ended
+        )
+        self._starter = 0  # the thread that starts it, while it does
+        self._begun = self._over = self._ended = False
         # Held while the guest runs. A lock and not an Event: Ctrl-C in a wait must break neither.
         self._busy = threading.Lock()
-        self._runner = 0  # the thread that runs the guest
+        self._waiting = 0
+        self._settling = threading.Lock()
+        self._callbacks: list[Callable[[], None]] = []
         self._outcome: Outcome | None = None
         self._error: BaseException | None = None
 
-    def run(self) -> Outcome:
-        """Run the guest on this thread until it ends. Another thread can call `stop`."""
-        self._begin()
-        self._wire()
-        self._run()
-        return self._result()
-
-    def start(self) -> Guest:
-        """Run the guest on a thread of its own. `wait` and `stop` tell whether it could start."""
-        self._begin()
-        self._wire()
-        # A daemon: a guest that nobody stops does not keep the program from ending.
-        threading.Thread(target=self._run, name=f"guest {self.config.kernel}", daemon=True).start()
-        return self
-
-    def wait(self, timeout: float | None = None) -> Outcome:
-        """Wait for the guest's end; TimeoutError after `timeout` seconds, and it goes on."""
-        self._check_begun()
-        if not self._wait(-1 if timeout is None else timeout):
-            raise TimeoutError(f"the guest still runs after {timeout} s")
-        return self._result()
-
-    def stop(self) -> Outcome:
-        """End the guest, if it has not ended by itself, and say how it ended.
-
-        Any thread may call it, but the one that runs the guest (as from `warn`).
-        """
-        self._check_begun()
-        wiring = self._wiring
-        here = threading.get_ident() == self._runner or (wiring and wiring.serves_here())
-        if here and not self._ended:
-            raise RuntimeError("a guest's own thread can't wait for its end")
-        self._stop.request()
-        while not self._wait(KICK_EVERY_S):
-            self._stop.request()
-        return self._result()
+    # What it is.
 
     @property
     def running(self) -> bool:
-        return self._begun and not self._ended
+        """Whether it has been started and has not ended."""
+        return self._begun and not self._over
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How it ended; None before that, and where it could not start."""
+        return self._outcome
+
+    @property
+    def pid(self) -> int | None:
+        """The process that it runs in, or ran in."""
+        return self._way.pid
 
     @property
     def console(self) -> Console:
@@ -127,57 +127,278 @@ class Guest:
             raise RuntimeError("this guest was not started, or could not be")
         return self._wiring.console
 
+    def __repr__(self) -> str:
+        how = "not started"
+        if self._begun:
+            how = f"process {self.pid}" if self.running else "ended"
+        return f"<Guest {self.config.kernel}: {how}>"
+
+    # Starting and ending.
+
+    def start(self) -> Guest:
+        """Start it; returns when all its devices are attached and it is about to run.
+
+        Raises TenderError where it can't (see tender.errors), with the words of the command.
+        """
+        self._begin()
+        try:
+            self._launch()
+        except BaseException as error:
+            self._failed(error)
+            raise
+        finally:
+            self._starter = 0
+        if not self._way.started:
+            self._wait(None)
+            if self._error is not None:
+                raise self._error
+        return self
+
+    def run(self) -> Outcome:
+        """Start it and wait for its end. Another thread can call `stop`."""
+        if self.in_process:
+            return self._run_here()
+        self.start()
+        try:
+            return self.wait()
+        except BaseException:
+            self._way.kill()
+            raise
+
+    def wait(self, timeout: float | None = None) -> Outcome:
+        """Wait for its end; TimeoutError after `timeout` seconds, and it goes on.
+
+        Raises the TenderError of a guest that could not start.
+        """
+        self._check_waiting()
+        if not self._wait(timeout):
+            raise TimeoutError(f"the guest still runs after {timeout} s")
+        return self._result()
+
+    def stop(self, grace: float = GRACE_S) -> Outcome:
+        """End it, if it has not ended by itself, and say how it ended.
+
+        One that does not end within `grace` seconds is killed (not one in this process).
+        """
+        self._check_waiting()
+        self._way.ask_to_end()
+        patience = monotonic() + grace
+        while not self._wait(KICK_EVERY_S):
+            if monotonic() < patience or self.in_process:
+                self._way.ask_to_end()
+            else:
+                self._way.kill()
+        return self._result()
+
+    def kill(self) -> Outcome:
+        """End its process at once, whatever it is doing, and say how it ended."""
+        self._check_begun()
+        self._way.kill()
+        self._check_waiting()
+        self._wait(None)
+        return self._result()
+
     def __enter__(self) -> Guest:
         return self.start()
 
     def __exit__(self, exc_type: object, *_: object) -> None:
+        if self._program != os.getpid():
+            return  # a fork of the program leaves the block as well
         try:
             self.stop()
-        except BaseException:
+        except BaseException as error:
+            if not isinstance(error, Exception) and not self.in_process:
+                self._way.kill()  # Ctrl-C once more
             if exc_type is None:  # else the error of the with block is the one to see
                 raise
 
-    def _begin(self) -> None:
-        if self._begun:
-            raise RuntimeError("this guest was started already")
-        self._begun = True
-        self._busy.acquire()
+    # The same for asyncio.
 
-    def _wait(self, timeout: float) -> bool:
-        if not self._ended and self._busy.acquire(timeout=timeout):
-            self._busy.release()
-        return self._ended
+    async def start_async(self) -> Guest:
+        """`start`, while other tasks go on. Where its task is cancelled, the guest is killed."""
+        import asyncio
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(None, self.start)
+        except asyncio.CancelledError:
+            self._way.ask_to_end() if self.in_process else self._way.kill()
+            raise
+
+    async def wait_async(self, timeout: float | None = None) -> Outcome:
+        """`wait`, while other tasks go on."""
+        import asyncio
+
+        self._check_begun()
+        loop = asyncio.get_running_loop()
+        ended: Future[None] = loop.create_future()
+        self._when_ended(lambda: _resolve(loop, ended))
+        try:
+            await asyncio.wait_for(ended, timeout)
+        except asyncio.TimeoutError:
+            raise TimeoutError(f"the guest still runs after {timeout} s") from None
+        return self._result()
+
+    async def stop_async(self, grace: float = GRACE_S) -> Outcome:
+        """`stop`, while other tasks go on."""
+        self._check_begun()
+        patience = monotonic() + grace
+        wait_s = KICK_EVERY_S
+        while True:
+            if monotonic() < patience or self.in_process:
+                self._way.ask_to_end()
+            else:
+                self._way.kill()
+            try:
+                return await self.wait_async(wait_s)
+            except TimeoutError:
+                wait_s = min(0.1, 2 * wait_s)
+
+    async def __aenter__(self) -> Guest:
+        return await self.start_async()
+
+    async def __aexit__(self, exc_type: object, *_: object) -> None:
+        try:
+            await self.stop_async()
+        except BaseException as error:
+            if not isinstance(error, Exception) and not self.in_process:
+                self._way.kill()
+            if exc_type is None:
+                raise
+
+    # Inside.
+
+    def _begin(self) -> None:
+        with self._settling:
+            if self._begun:
+                raise RuntimeError("this guest was started already")
+            self._begun = True
+            self._starter = threading.get_ident()
+            self._busy.acquire()
+
+    def _launch(self) -> None:
+        config = replace(self.config, cpu=cpus.choice(self.config))
+        self._wiring = wiring = Wiring(*self._devices, self._report)
+        if isinstance(self._way, InProcess):
+            self._warn("in_process=True: this guest has no sandbox and no process of its own")
+            self._way.start(_wired(config, wiring), self.deadline)
+            return
+        here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            descriptors = list(dict.fromkeys([here, *wiring.descriptors]))
+            numbers = {fd: messages.FIRST_FD + index for index, fd in enumerate(descriptors)}
+            net, block, console_fd = wiring.with_descriptors(numbers)
+            config = replace(config, net=net, block=block, console_fd=console_fd)
+            job = messages.pack_job(config, len(descriptors))
+            self._way.start(job, descriptors, _request(config), self.deadline)
+        finally:
+            os.close(here)
+            wiring.handed_over()
+
+    def _run_here(self) -> Outcome:
+        assert isinstance(self._way, InProcess)
+        self._begin()
+        try:
+            config = replace(self.config, cpu=cpus.choice(self.config))
+            self._wiring = Wiring(*self._devices, self._report)
+            self._warn("in_process=True: this guest has no sandbox and no process of its own")
+        except BaseException as error:
+            self._failed(error)
+            raise
+        self._starter = 0
+        self._way.run(_wired(config, self._wiring), self.deadline)
+        self._settle()
+        return self._result()
+
+    def _failed(self, error: BaseException) -> None:
+        """It has not come as far as to have a process."""
+        if self._way.pid is None or self.in_process:
+            self._error = error
+            self._has_ended()
+
+    def _has_ended(self) -> None:
+        """Called when its process or thread has ended, by a thread that must not wait."""
+        self._over = True
+        self._busy.release()
+        if not self._waiting or self._callbacks:
+            try:
+                threading.Thread(target=self._settle, name="ptender end", daemon=True).start()
+            except RuntimeError:  # the interpreter ends
+                self._settle()
+
+    def _settle(self) -> None:
+        """Take in what is left of its devices; once."""
+        with self._settling:
+            if self._ended:
+                return
+            how = self._conclude()
+            if self._wiring is not None:
+                try:
+                    self._wiring.close(how)
+                except Exception as error:
+                    self._report("its devices", error)
+            self._ended = True
+            callbacks, self._callbacks = self._callbacks, []
+        for call in callbacks:
+            call()
+
+    def _conclude(self) -> str:
+        if self._error is not None:
+            return "it could not start"
+        try:
+            outcome = self._way.outcome()
+        except BaseException as error:
+            self._error = error
+            return "it could not start"
+        core, folder = outcome.core, self.config.dumpcore
+        if core is not None and core != os.path.join(folder or "", os.path.basename(core)):
+            outcome = replace(outcome, core=None)  # no file of the guest's
+        self._outcome = outcome
+        return f"{outcome.reason}, status {outcome.status}"
+
+    def _when_ended(self, call: Callable[[], None]) -> None:
+        with self._settling:
+            if not self._ended:
+                self._callbacks.append(call)
+                if not self._over:
+                    return
+        self._settle()
+        call()
+
+    def _wait(self, timeout: float | None) -> bool:
+        """Wait for its end and settle; False after `timeout` seconds."""
+        self._waiting += 1
+        try:
+            limit = None if timeout is None else monotonic() + timeout
+            while not self._over:
+                left = LOOK_EVERY_S if limit is None else min(LOOK_EVERY_S, limit - monotonic())
+                if left < 0 and timeout:
+                    return False
+                if self._busy.acquire(timeout=max(0.0, left)):
+                    self._busy.release()
+                elif not timeout and limit is not None:
+                    return self._over
+        finally:
+            self._waiting -= 1
+        self._settle()
+        return True
 
     def _check_begun(self) -> None:
         if not self._begun:
             raise RuntimeError("this guest was not started")
+        if self._program != os.getpid():
+            raise RuntimeError("this guest is that of the process which this one was forked from")
 
-    def _wire(self) -> None:
-        try:
-            self._wiring = wiring = Wiring(*self._devices, self._report)
-            devices = {"net": wiring.net, "block": wiring.block, "console_fd": wiring.console_fd}
-            self.config = replace(self.config, **devices)
-        except BaseException as error:
-            self._error = error
+    def _check_waiting(self) -> None:
+        self._check_begun()
+        if not self._ended and self._is_its_own_thread():
+            raise RuntimeError("a guest's own thread can't wait for its end")
 
-    def _report(self, device: str, what: BaseException | str) -> None:
-        text = what if isinstance(what, str) else f"{type(what).__name__}: {what}"
-        self._warn(f"{device}: {text}")
-
-    def _run(self) -> None:
-        self._runner = threading.get_ident()
-        how = "it could not start"
-        try:
-            if self._wiring is not None:
-                self._outcome = machine.run(self.config, self._stop, self._warn)
-                how = f"{self._outcome.reason}, status {self._outcome.status}"
-        except BaseException as error:
-            self._error = error
-        finally:
-            if self._wiring is not None:
-                self._wiring.close(how)
-            self._ended = True
-            self._busy.release()
+    def _is_its_own_thread(self) -> bool:
+        if process.on_monitor() or threading.get_ident() == self._starter:
+            return True
+        if isinstance(self._way, InProcess) and self._way.is_here():
+            return True
+        return self._wiring is not None and self._wiring.serves_here()
 
     def _result(self) -> Outcome:
         if self._error is not None:
@@ -185,6 +406,33 @@ class Guest:
         if self._outcome is None:
             raise RuntimeError("this guest has no outcome")
         return self._outcome
+
+    def _report(self, device: str, what: BaseException | str) -> None:
+        text = what if isinstance(what, str) else f"{type(what).__name__}: {what}"
+        self._warn(f"{device}: {text}")
+
+
+def _wired(config: Config, wiring: Wiring) -> Config:
+    return replace(config, net=wiring.net, block=wiring.block, console_fd=wiring.console_fd)
+
+
+def _request(config: Config) -> bytes:
+    """Which kind of child is worth having ready for a guest like this."""
+    if config.cpu == "kvm":
+        return messages.FOR_KVM
+    emulated = config.cpu == "soft" or cpus.emulated()
+    return messages.FOR_SOFT if emulated else messages.FOR_KVM
+
+
+def _resolve(loop: AbstractEventLoop, future: Future[None]) -> None:
+    def resolve() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    try:
+        loop.call_soon_threadsafe(resolve)
+    except RuntimeError:  # the loop is closed: nobody waits
+        pass
 
 
 def _to_stderr(text: str) -> None:

@@ -33,15 +33,19 @@ from tender.modules.console import Console
 from tender.modules.net import Net
 from tender.modules.poll import Poll
 from tender.modules.time import Time
+from tender.plan import Plan, held_as
 from tender.record import record, replace
 from tender.stop import Stopped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from typing import Any
 
     from tender.config import Config
+    from tender.cpus import Warm
     from tender.dumpcore import Target
+    from tender.elf import Image
     from tender.hypercalls import Halt, Module
     from tender.kvm import Vcpu as KvmVcpu
     from tender.manifest import Manifest
@@ -51,8 +55,6 @@ if TYPE_CHECKING:
     from tender.stop import Stop
     from tender.trace import Trace, Traced
     from tender.vcpu import Vcpu
-
-DEVICE_POLICIES = ("net", "net-stream", "block", "block-remote")  # files of seccomp/
 
 
 @record
@@ -79,8 +81,16 @@ class Machine:
     With a `door`, this process is the guest's: it is confined before the guest runs, for good.
     """
 
-    def __init__(self, config: Config, stop: Stop, warn: Warn, door: Door | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        stop: Stop,
+        warn: Warn,
+        door: Door | None = None,
+        warm: Warm | None = None,
+    ) -> None:
         self._cleanup = Cleanup()
+        self._warm = warm
         self._config = config
         self._stop = stop
         self._warn = warn
@@ -110,11 +120,11 @@ class Machine:
         if mem_bytes != config.mem_bytes:
             self._warn(f"adjusting memory to {mem_bytes} bytes")
         self._clock = VirtualClock(config.clock) if config.clock else HostClock()
-        self._cpus = Cpus(config, image, self._clock, cleanup, self._stop)
+        self._cpus = Cpus(config, image, self._clock, cleanup, self._stop, self._warm)
         self._cpus.choose(self._warn)
         self._attach(image.manifest)
 
-        ring_bytes = self._ring_bytes(mem_bytes)
+        ring_bytes = ring_region(config, self.image, mem_bytes, self._cpus.on_kvm, self._held_as)
         memory = self.memory = GuestMemory(
             mem_bytes - ring_bytes, ring_bytes, huge=config.hugepages
         )
@@ -143,8 +153,7 @@ class Machine:
             self._vcpu = self._with_engine(self._cpus.kvm_vcpu)
 
     def _uses_engine(self) -> bool:
-        config = self._config
-        return self._cpus.on_kvm and config.engine == "c" and config.trace is None
+        return uses_engine(self._config, self._cpus.on_kvm)
 
     def _traced(self, calls: Dispatcher) -> Traced:
         from tender import trace
@@ -154,18 +163,6 @@ class Machine:
         )
         devices = {device.handle: device.name for device in self.image.manifest.devices}
         return trace.Traced(calls, self.memory, self._trace, devices)
-
-    def _ring_bytes(self, mem_bytes: int) -> int:
-        """How much of the guest's memory the network ring takes; 0: none is offered."""
-        if not self.net.devices or not self._uses_engine():
-            return 0
-        if not all(device.in_engine for device in self.net.devices.values()):
-            return 0
-        from tender import kvm, ring
-
-        if not ring.is_worth_it(self._config.net_ring, kvm.is_hardware()):
-            return 0
-        return ring.region(mem_bytes, self.image)
 
     def _with_engine(self, vcpu: KvmVcpu) -> Vcpu[Any]:
         from tender.engine import Engine, EngineVcpu
@@ -199,7 +196,7 @@ class Machine:
 
     def _hand_over(self, door: Door) -> None:
         """From here on, this process holds what the door was told of, and no other descriptor."""
-        fds = self._fds = door.take(self._fds, self._devices())
+        fds = self._fds = door.take(self._fds, {**self.block.devices, **self.net.devices})
         self._cleanup.forget()  # the numbers are others' now, and this process ends with its guest
         if self._cpus.on_kvm:
             self._cpus.kvm_vcpu.fd = fds["vcpu"]
@@ -209,16 +206,9 @@ class Machine:
         if self._cpus.on_kvm and not self._cpus.kvm_vcpu.vm.filters_msrs:
             door.missing("MSR filter", "this KVM has none (it takes Linux 5.10)")
 
-    def policies(self) -> list[str]:
-        """The files of seccomp/ that this guest's tender is under, the busiest first."""
-        modules = ["kvm" if self._cpus.on_kvm else "soft", "console", "poll"]
-        names = {each for device in self._devices().values() for each in device.held_as}
-        modules += [name for name in DEVICE_POLICIES if name in names]
-        modules += [name for name in ("core", "trace") if name in self._fds]
-        return [*modules, "base"]
-
-    def _devices(self) -> dict[int, Any]:
-        return {**self.block.devices, **self.net.devices}
+    def plan(self) -> Plan:
+        """What this process holds while the guest runs."""
+        return Plan("kvm" if self._cpus.on_kvm else "soft", tuple(self._fds), self._held_as)
 
     def _attach(self, manifest: Manifest) -> None:
         """Open the devices that the manifest declares, all of them."""
@@ -226,6 +216,7 @@ class Machine:
         nets = assign(manifest, lib.MFT_DEV_NET_BASIC, self._net_specs)
         blocks = assign(manifest, lib.MFT_DEV_BLOCK_BASIC, self._block_specs)
         check_all_attached(manifest, [*nets, *blocks])
+        self._held_as = {handle: held_as(spec) for handle, spec in [*nets.items(), *blocks.items()]}
         by_handle = {device.handle: device for device in manifest.devices}
         if config.dumpcore is not None:
             from tender import dumpcore
@@ -260,12 +251,15 @@ class Machine:
             told[handle] = Attached(mac=device.mac, mtu=device.mtu)
         return told
 
-    def run(self) -> Outcome:
-        """Run the guest to its end."""
+    def start(self) -> None:
+        """Close the door, if there is one, and start what runs beside the guest."""
         if self._door:
-            self._door.close(self.policies(), self._ring.start if self._ring else None)
+            self._door.close(self.plan(), self._ring.start if self._ring else None)
         elif self._ring:
             self._ring.start()
+
+    def run(self) -> Outcome:
+        """Run the guest to its end."""
         try:
             halt = self._run()
         except Stopped:
@@ -327,19 +321,31 @@ class Machine:
         return {name: counters_dict(cell) for name, cell in cells.items()}
 
 
-def run(config: Config, stop: Stop, warn: Warn, door: Door | None = None) -> Outcome:
+def run(
+    config: Config,
+    stop: Stop,
+    warn: Warn,
+    door: Door | None = None,
+    *,
+    started: Callable[[], None] | None = None,
+    warm: Warm | None = None,
+) -> Outcome:
     """Run a guest on this thread until it ends or `stop` is requested.
 
     Raises TenderError where it can't start. `warn` gets one line of text for each trouble on
-    the way. Nothing is left behind, whatever happens.
+    the way. `started` is called when all is open and the guest is about to run; `warm` is what
+    was made for it in advance. Nothing is left behind, whatever happens.
 
     With a `door` (tender/sandbox.py), this process is confined to the guest's devices before the
     guest runs, and stays so: all that is left for it to do is to say how the guest ended.
     """
     stop.enter()
     try:
-        machine = Machine(config, stop, warn, door)
+        machine = Machine(config, stop, warn, door, warm)
         try:
+            machine.start()
+            if started is not None:
+                started()
             return machine.run()
         finally:
             machine.close()
@@ -349,6 +355,32 @@ def run(config: Config, stop: Stop, warn: Warn, door: Door | None = None) -> Out
         return Outcome("stopped", EXIT_FAILURE, signo=stop.signo)  # before it had begun
     finally:
         stop.leave()
+
+
+def uses_engine(config: Config, on_kvm: bool) -> bool:
+    """Whether engine.c answers what it can; else it is Python's handlers that answer all."""
+    return on_kvm and config.engine == "c" and config.trace is None
+
+
+def ring_region(
+    config: Config,
+    image: Image,
+    mem_bytes: int,
+    on_kvm: bool,
+    devices: Mapping[int, tuple[str, ...]],
+) -> int:
+    """How much of the guest's memory the network ring takes; 0: none is offered.
+
+    `devices`: as a Plan has them. The ring is engine.c's, so all networks must be.
+    """
+    networks = {name for names in devices.values() for name in names if name.startswith("net")}
+    if networks != {"net"} or not uses_engine(config, on_kvm):
+        return 0
+    from tender import kvm, ring
+
+    if not ring.is_worth_it(config.net_ring, kvm.is_hardware()):
+        return 0
+    return ring.region(mem_bytes, image)
 
 
 def _boot(machine: int) -> Any:

@@ -14,36 +14,25 @@ import os
 from tender import filter, layers
 from tender._sandbox import ffi, lib
 from tender.errors import HostError, SandboxError, UsageError
+from tender.plan import SLOTS, SLOTS_END, slot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Protocol
 
+    from tender.plan import Plan
+
     class Device(Protocol):
-        """A device of the guest: its descriptor, and what the policies call that."""
+        """A device of the guest."""
 
         fd: int
-        held_as: tuple[str, ...]
 
-
-# Where each descriptor is when the door is closed. Fixed, so that one command line has one filter.
-SLOTS = {
-    "console": 1, "stderr": 2, "vcpu": 3, "kick": 4, "core": 5, "pagemap": 6, "keeper": 7,
-    "trace": 8, "report": 9, "sync": 10,
-}  # fmt: skip
-FIRST_DEVICE = 16  # and its handle in the manifest
-SLOTS_END = FIRST_DEVICE + 64
 
 NOBODY = 65534
 MALLOC_ROOM = 64 << 20  # bytes by which the tender's own memory may grow
 TRANSLATOR_ROOM = 3 << 29  # ... where a CPU in software keeps what it has translated
 SIGKILL = 9
-
-
-def slot(handle: int) -> int:
-    """The descriptor of the device with this handle."""
-    return FIRST_DEVICE + handle
 
 
 def parse_user(text: str) -> tuple[int, int]:
@@ -109,7 +98,6 @@ class Door:
         self._layers: list[str] = []
         self.report = report
         self.closed = False
-        self.held: dict[str, list[int]] = {}
         filter.load()
 
     def take(self, single: Mapping[str, int], devices: Mapping[int, Device]) -> dict[str, int]:
@@ -128,23 +116,22 @@ class Door:
             raise SandboxError(f"sandbox: descriptors: {os.strerror(error.errno or 0)}") from None
         for handle, device in devices.items():
             device.fd = slot(handle)
-        self.held = held(single, {handle: each.held_as for handle, each in devices.items()})
+        if self.report is not None:
+            self.report = SLOTS["report"]
         self._layers.append("descriptors")
         return {name: SLOTS[name] for name in single}
 
-    def close(
-        self, modules: list[str], start_threads: Callable[[bytes], None] | None = None
-    ) -> None:
+    def close(self, plan: Plan, start_threads: Callable[[bytes], None] | None = None) -> None:
         """Give everything else away. `start_threads` is called with the filter of its thread.
 
         Raises SandboxError; then too much is gone to go on, and the process is to end.
         """
-        modules = [*modules, "report"] if self.report is not None else modules
         trap = self.report is not None
-        main = filter.compile(filter.build(modules, self.held), trap=trap)
-        thread = filter.compile(filter.build(["ring"], self.held), trap=trap)
-        address_space = layers.memory_bytes()
-        address_space += TRANSLATOR_ROOM if "soft" in modules else MALLOC_ROOM
+        held = plan.held()
+        main = filter.compile(filter.build(plan.policies(), held), trap=trap)
+        thread = filter.compile(filter.build(plan.thread_policies(), held), trap=trap)
+        room = TRANSLATOR_ROOM if plan.cpu == "soft" else MALLOC_ROOM
+        address_space = layers.memory_bytes() + room
         self._become_nobody()
         self._layer("Landlock", layers.landlock)
         if start_threads:
@@ -186,12 +173,3 @@ class Door:
         if self._require:
             raise SandboxError(f"{text} (--sandbox=require)")
         self._tell(text)
-
-
-def held(single: Mapping[str, int], devices: Mapping[int, tuple[str, ...]]) -> dict[str, list[int]]:
-    """What a policy means by `@name`, once all is in its slot."""
-    numbers = {name: [SLOTS[name]] for name in single}
-    for handle, names in sorted(devices.items()):
-        for name in names:
-            numbers.setdefault(name, []).append(slot(handle))
-    return numbers

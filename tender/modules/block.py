@@ -58,7 +58,6 @@ class BlockDevice:
         self.capacity = capacity
         self.sector_size = sector_size
         self.readonly = readonly
-        self.held_as = ("block",) if readonly else ("block", "block-writable")  # in seccomp/
         self._stop = stop
         self.counters = new_counters()
         self.trouble = Trouble(f"block device '{name}'", warn)

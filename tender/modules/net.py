@@ -50,7 +50,6 @@ class NetDevice:
         self.sent = new_counters()
         self._trouble = Trouble(f"network device '{name}'", warn)
         self._is_socket = is_socket
-        self.held_as: tuple[str, ...] = ("net",)  # in seccomp/
 
     def read(self, data: memoryview) -> tuple[int, int]:
         """Receive one frame into `data`: a result code and the frame's length."""

@@ -43,7 +43,6 @@ class OverlayBlock(BlockDevice):
         cleanup: Cleanup,
     ) -> None:
         super().__init__(name, fd, capacity, spec.sector_size, False, stop, warn)
-        self.held_as = ("block",)
         # A byte for each page, all of them now: what the guest does takes no more memory here.
         self._written = bytearray(-(-capacity // PAGE))
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE

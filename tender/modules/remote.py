@@ -39,7 +39,6 @@ class RemoteBlock(BlockDevice):
 
     def __init__(self, name: str, spec: BlockRemote, stop: Stop, warn: Warn) -> None:
         super().__init__(name, spec.fd, spec.capacity, spec.sector_size, spec.readonly, stop, warn)
-        self.held_as = ("block-remote",)
         self._gone = False
         os.set_blocking(spec.fd, False)
 

@@ -30,7 +30,6 @@ class StreamNetDevice(NetDevice):
 
     def __init__(self, name: str, handle: int, fd: int, mac: bytes, mtu: int, warn: Warn) -> None:
         super().__init__(name, handle, fd, mac, mtu, warn, is_socket=True)
-        self.held_as = ("net-stream",)
         self._buffer = memoryview(bytearray(_ROOM))
         self._start = self._end = 0  # what is kept of it
         self._unsent = b""  # the rest of a frame
