@@ -104,7 +104,8 @@ def test_a_consumer_can_not_wait_for_its_guest(guest: Build) -> None:
     def stop(_: bytes) -> None:
         running.stop()
 
-    running = Guest(guest("flood"), mem_mib=8, console=stop, warn=told.append).start()
+    running = made(guest("flood"), console=stop, warn=told.append)
+    running.start()
     running.console.wait_for("flood 100", LONG)
     assert running.stop().reason == "stopped"
     assert told[0].startswith("console: RuntimeError: ")
@@ -212,9 +213,11 @@ class Disk:
             raise self.error
 
 
-def test_a_disk_in_python(guest: Build) -> None:
+@pytest.mark.parametrize("in_process", [False, True])
+def test_a_disk_in_python(guest: Build, in_process: bool) -> None:
     disk = Disk()
-    outcome, text = run(guest("block"), block={"storage": disk})
+    options = {"in_process": in_process, "warn": str}
+    outcome, text = run(guest("block"), block={"storage": disk}, **options)
     assert (outcome.status, "SUCCESS" in text) == (0, True)
     assert disk.content.count(0) < 6000
     assert outcome.stats["block:storage"]["bytes"] == 16384
@@ -287,9 +290,11 @@ class Pinger:
         return ping_frame(frame[6:12], self.left)
 
 
-def test_a_network_in_python(guest: Build) -> None:
+@pytest.mark.parametrize("in_process", [False, True])
+def test_a_network_in_python(guest: Build, in_process: bool) -> None:
     net = Pinger(100)
-    with made(guest("ping"), "--limit=100", net={"service": net}) as running:
+    options: Any = {"in_process": in_process, "warn": str}
+    with made(guest("ping"), "--limit=100", net={"service": net}, **options) as running:
         assert net.done.wait(LONG)
         assert running.wait(LONG).status == 0
     assert "answered 100 pings" in running.console.text
