@@ -85,8 +85,10 @@ class Reactor:
             self._start()
 
     def modify(self, fd: int, events: int) -> None:
-        """Wait for other events of a registered descriptor."""
-        self._epoll.modify(fd, events)
+        """Wait for other events of a registered descriptor; one that is not is left so."""
+        with self._lock:
+            if fd in self._entries:
+                self._epoll.modify(fd, events)
 
     def unregister(self, fd: int) -> None:
         """Look at `fd` no more; it may be closed after this.

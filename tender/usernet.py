@@ -107,15 +107,16 @@ def _forwards(spec: UserNet, where: str) -> Iterator[tuple[str, str, int, int]]:
     for option, forward in (("-t", spec.forward), ("-u", spec.forward_udp)):
         for outside, inside in forward.items():
             address, _, port = str(outside).rpartition(":")
-            address = (address or spec.host_address).strip("[]")
+            address = address or spec.host_address
             try:
-                ipaddress.ip_address(address)
+                ipaddress.IPv4Address(address)
                 numbers = int(port), int(inside)
             except ValueError:
                 numbers = 0, 0
             if not all(0 < number < 1 << 16 for number in numbers):
                 raise DeviceError(
-                    f"{where}: forward {outside}:{inside} is not [ADDRESS:]PORT:PORT, as 8080:80"
+                    f"{where}: forward {outside}:{inside} is not [ADDRESS:]PORT:PORT, as 8080:80 "
+                    "(with an IPv4 address)"
                 )
             yield option, address, *numbers
 
@@ -134,9 +135,8 @@ def _why(spec: UserNet, told: str) -> str:
 
 def _bind_error(option: str, address: str, port: int) -> str:
     """Why nobody can have this port now; empty if one can."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     kind = socket.SOCK_STREAM if option == "-t" else socket.SOCK_DGRAM
-    with socket.socket(family, kind) as probe:
+    with socket.socket(socket.AF_INET, kind) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, kind == socket.SOCK_STREAM)
         try:
             probe.bind((address, port))

@@ -22,7 +22,10 @@ import pytest
 from tender import words
 from tests.guest.conftest import PTENDER, ROOT, Namespace
 
-DOCUMENTS = ["README.md", *(f"docs/guide-{who}.md" for who in ("operators", "guests", "library"))]
+DOCUMENTS = [
+    "README.md",
+    *(f"docs/guide-{who}.md" for who in ("operators", "guests", "library", "testing")),
+]
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ENDED = "--ended--"
 PATIENCE_S = 60

@@ -1,0 +1,312 @@
+"""Guests on the network of an ordinary user: passt, as installed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tender import Guest, UserNet, usernet
+from tender.errors import DeviceError
+from tests.guest.conftest import PTENDER, Build, Run
+from tests.guest.ordinary import ordinary
+
+pytestmark = pytest.mark.usefixtures("cpu")
+
+LONG = 60
+WHERE = "network device 'service'"
+GUEST_MAC = bytes.fromhex("020000000009")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def passt() -> None:
+    if shutil.which("passt") is None:
+        pytest.skip("passt is not installed: apt install passt")
+    try:
+        usernet.wait_for_end(usernet.start(UserNet(), WHERE))
+    except DeviceError as error:
+        if "External interface not usable" in str(error):
+            pytest.skip("this machine has no default route, which passt needs")
+        raise
+
+
+def free_port(kind: int = socket.SOCK_STREAM) -> int:
+    with socket.socket(socket.AF_INET, kind) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def page(port: int, address: str = "127.0.0.1") -> str:
+    with urllib.request.urlopen(f"http://{address}:{port}/", timeout=LONG) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+def echo(port: int, data: bytes) -> bytes:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+        asker.settimeout(1)
+        for _ in range(LONG):
+            asker.sendto(data, ("127.0.0.1", port))
+            try:
+                return asker.recv(2000)
+            except TimeoutError:
+                continue
+    raise AssertionError("no echo")
+
+
+def passts(port: int) -> list[str]:
+    """The command lines of those that run and have this port."""
+    listed = subprocess.run(["ps", "-wweo", "stat,args"], capture_output=True, text=True).stdout
+    lines = [line for line in listed.splitlines() if re.search(rf"passt.*/{port}:", line)]
+    return [line for line in lines if not line.startswith("Z")]
+
+
+def wait_until_gone(port: int) -> None:
+    deadline = time.monotonic() + LONG
+    while passts(port):
+        assert time.monotonic() < deadline, passts(port)
+        time.sleep(0.02)
+
+
+@contextmanager
+def command(*words: object, says: str = "listening") -> Iterator[subprocess.Popen[str]]:
+    """A guest of the command, ready when it has said `says`; killed at the end."""
+    with subprocess.Popen(
+        [str(word) for word in words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        seen = ""
+        for line in process.stdout:
+            seen += line
+            if says in line:
+                break
+        else:
+            pytest.fail(f"the guest ended: {seen}{process.stderr.read()}")
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("engine", ["c", "python"])
+def test_a_page_and_an_echo(guest: Build, engine: str) -> None:
+    port, udp = free_port(), free_port(socket.SOCK_DGRAM)
+    net = f"service=user:{port}:80,udp:{udp}:7"
+    words = ["--engine", engine, "--mem=8", "--net", net, guest("web"), "--limit=3"]
+    with command(PTENDER, *words) as process:
+        for number in (1, 2):
+            assert f"this is request {number}." in page(port)
+        for size in (1, 500, 1400):
+            assert echo(udp, bytes(size)) == bytes(size)
+        page(port)
+        assert process.wait(LONG) == 0
+        assert process.stdout
+        assert "answered 3 requests" in process.stdout.read()
+    wait_until_gone(port)
+
+
+def test_as_an_ordinary_user_without_kvm(guest: Build) -> None:
+    """The second example of README.md."""
+    port = free_port()
+    folder = Path(tempfile.mkdtemp(prefix="ptender-"))
+    try:
+        folder.chmod(0o755)
+        kernel = Path(shutil.copy(guest("web"), folder))
+        kernel.chmod(0o644)
+        words = [PTENDER, "--cpu=soft", "--mem=8", "--net", f"service=user:{port}:80", kernel]
+        with command(*ordinary(folder / "root", words)) as process:
+            assert "Hello from a unikernel" in page(port)
+            assert passts(port)
+            process.terminate()
+            assert process.wait(LONG) == 1
+            assert process.stderr
+            assert process.stderr.read() == "ptender: Exiting on signal 15\n"
+        wait_until_gone(port)
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("signo", [signal.SIGTERM, signal.SIGKILL])
+def test_passt_ends_with_the_guest(guest: Build, signo: int) -> None:
+    port = free_port()
+    with command(PTENDER, "--mem=8", "--net", f"user:{port}:80", guest("web")) as process:
+        assert len(passts(port)) == 1
+        process.send_signal(signo)
+        process.wait(LONG)
+        wait_until_gone(port)
+    # The port can be had again at once.
+    with command(PTENDER, "--mem=8", "--net", f"user:{port}:80", guest("web")):
+        assert "Hello" in page(port)
+
+
+def test_the_guest_goes_on_without_passt(guest: Build) -> None:
+    port = free_port()
+    with command(PTENDER, "--mem=8", "--net", f"user:{port}:80", guest("web")) as process:
+        listed = subprocess.run(["ps", "-wweo", "pid,args"], capture_output=True, text=True).stdout
+        (pid,) = [line.split()[0] for line in listed.splitlines() if f"/{port}:80" in line
+                  and "passt --" in line]  # fmt: skip
+        os.kill(int(pid), signal.SIGKILL)
+        assert process.stderr
+        assert "its other end is gone; the guest goes on" in process.stderr.readline()
+        assert process.poll() is None
+        process.terminate()
+        assert process.wait(LONG) == 1
+
+
+def test_two_guests_of_a_program(guest: Build) -> None:
+    Guest(guest("exit"), mem_mib=8).run()  # what the first guest of a program leaves stays
+    ports = [free_port(), free_port()]
+    descriptors = os.listdir("/proc/self/fd")
+    guests = [
+        Guest(guest("web"), mem_mib=8, net={"service": UserNet(forward={port: 80})}).start()
+        for port in ports
+    ]
+    for running, port in zip(guests, ports, strict=True):
+        running.console.wait_for("listening", LONG)
+        assert "this is request 1." in page(port)
+    for running, port in zip(guests, ports, strict=True):
+        assert running.stop().reason == "stopped"
+        assert not passts(port)
+    assert os.listdir("/proc/self/fd") == descriptors
+
+
+def test_another_address_of_both_sides(guest: Build) -> None:
+    port = free_port()
+    net = UserNet(
+        {f"0.0.0.0:{port}": 80}, address="192.168.9.7/28", gateway="192.168.9.1", mtu=1280
+    )
+    with Guest(guest("web"), "--ipv4=192.168.9.7/28", mem_mib=8, net={"service": net}) as running:
+        running.console.wait_for("listening on 192.168.9.7/28, mac .*, mtu 1280", LONG)
+        assert "request 1." in page(port, "127.0.0.2")
+
+
+def test_what_bad_words_get(ptender: Run, guest: Build) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+    ):
+        udp.bind(("127.0.0.1", 0))
+        port, udp_port = taken.getsockname()[1], udp.getsockname()[1]
+        for words, message in [
+            (f"user:{port}:80", f"TCP port {port} of 127.0.0.1: Address already in use"),
+            (f"user:udp:{udp_port}:7", f"UDP port {udp_port} of 127.0.0.1: Address already in use"),
+            ("user:192.0.2.77:8080:80", "TCP port 8080 of 192.0.2.77: Cannot assign"),
+            ("user:x", "'x' is none of PORT:PORT"),
+            ("user:80", "'80' is none of PORT:PORT"),
+            ("user:0:80", "'0:80' is none of PORT:PORT"),
+            ("user:[::1]:8080:80", "forward [::1]:8080:80 is not [ADDRESS:]PORT:PORT"),
+            ("user:80:65536", "'80:65536' is none of PORT:PORT"),
+            ("user::80:80", "':80:80' is none of PORT:PORT"),
+            ("user:8080:80,8080:81", "port 8080 is forwarded twice"),
+            ("user,create", "'create' is none of PORT:PORT"),
+            ("user,addr=10.0.0.2", "addr wants an address with its length"),
+            ("user,gateway=10.9.0.1", "they want one network"),
+            ("user,gateway=x", "Expected 4 octets"),
+            ("user,mtu=1", "mtu 1 is not"),
+            ("user,mac=01:00:00:00:00:00", "is not a unicast MAC"),
+        ]:
+            done = ptender("--mem=8", "--net", words, guest("web"))
+            assert done.returncode in (1, 2)
+            assert re.fullmatch(f"ptender: .*{re.escape(message)}.*\n", done.stderr), done
+
+
+def test_without_passt(ptender: Run, guest: Build, tmp_path: Path) -> None:
+    done = ptender("--mem=8", "--net", "user", guest("web"), env={**os.environ, "PATH": "/none"})
+    assert done.returncode == 1
+    assert done.stderr == f"ptender: {WHERE}: passt is not installed: apt install passt\n"
+    (tmp_path / "passt").write_text("#!/bin/sh\necho first >&2; echo second >&2; exit 3\n")
+    (tmp_path / "passt").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = ptender("--mem=8", "--net", "user", guest("web"), env={**os.environ, "PATH": path})
+    assert done.stderr == f"ptender: {WHERE}: passt: first\n"
+    with pytest.raises(DeviceError, match=r"forward 8080:99999 is not \[ADDRESS:\]PORT:PORT"):
+        Guest(guest("web"), net={"service": UserNet({8080: 99999})}).run()
+
+
+# The network itself, with a test in the place of the guest.
+
+
+class Link:
+    """The guest's end of a UserNet."""
+
+    def __init__(self, net: UserNet) -> None:
+        self.end = socket.socket(fileno=usernet.start(net, WHERE))
+        self.end.settimeout(LONG)
+        self.rest = b""
+
+    def send(self, frame: bytes) -> None:
+        self.end.sendall(len(frame).to_bytes(4, "big") + frame)
+
+    def receive(self) -> bytes:
+        while len(self.rest) < 4 or len(self.rest) < 4 + int.from_bytes(self.rest[:4], "big"):
+            self.rest += self.end.recv(1 << 16)
+        size = int.from_bytes(self.rest[:4], "big")
+        frame, self.rest = self.rest[4 : 4 + size], self.rest[4 + size :]
+        return frame
+
+
+def ipv4(payload: bytes, protocol: int, source: str, target: str) -> bytes:
+    head = b"\x45\0" + (20 + len(payload)).to_bytes(2, "big") + b"\0\1\0\0\x40"
+    head += bytes([protocol, 0, 0]) + socket.inet_aton(source) + socket.inet_aton(target)
+    total = sum(int.from_bytes(head[at : at + 2], "big") for at in range(0, 20, 2))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return head[:10] + (total ^ 0xFFFF).to_bytes(2, "big") + head[12:] + payload
+
+
+def udp(data: bytes, source: int, target: int) -> bytes:
+    words = [source, target, 8 + len(data), 0]
+    return b"".join(word.to_bytes(2, "big") for word in words) + data
+
+
+def test_dhcp_tells_what_was_asked_for() -> None:
+    link = Link(UserNet(address="10.7.0.9/16", gateway="10.7.0.1", mtu=1400))
+    ask = bytes([1, 1, 6, 0]) + b"abcd" + bytes(20) + GUEST_MAC + bytes(10 + 192)
+    ask += bytes.fromhex("63825363") + bytes([53, 1, 1, 55, 3, 1, 3, 26, 255])
+    frame = ipv4(udp(ask, 68, 67), 17, "0.0.0.0", "255.255.255.255")
+    link.send(b"\xff" * 6 + GUEST_MAC + b"\x08\x00" + frame)
+    offer = link.receive()
+    link.end.close()
+    assert socket.inet_ntoa(offer[58:62]) == "10.7.0.9"  # yiaddr
+    assert bytes([1, 4, 255, 255, 0, 0]) in offer  # the netmask
+    assert bytes([3, 4, 10, 7, 0, 1]) in offer  # the router
+    assert bytes([26, 2]) + (1400).to_bytes(2, "big") in offer
+    assert offer[6:12] == bytes.fromhex("52550a070001")  # no address of the host's own
+
+
+@pytest.mark.parametrize("reaches", [False, True])
+def test_the_host_is_reached_only_where_asked(reaches: bool) -> None:
+    link = Link(UserNet(reach_host=reaches))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server, link.end:
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(LONG if reaches else 0.5)
+        data = udp(b"to the host", 4000, server.getsockname()[1])
+        frame = ipv4(data, 17, "10.0.0.2", "10.0.0.1")
+        link.send(bytes.fromhex("52550a000001") + GUEST_MAC + b"\x08\x00" + frame)
+        if reaches:
+            assert server.recv(100) == b"to the host"
+        else:
+            with pytest.raises(TimeoutError):
+                server.recv(100)
+
+
+def test_words_of_passt() -> None:
+    net: Any = UserNet({8080: 80, "10.1.1.1:8081": 81}, {"0.0.0.0:53": 53})
+    words = usernet.arguments(net, WHERE)
+    assert "127.0.0.1/8080:80" in words
+    assert "10.1.1.1/8081:81" in words
+    assert words[-2:] == ["-u", "0.0.0.0/53:53"]
