@@ -32,7 +32,8 @@ class Lab:
     """What a test's fixtures have in common.
 
     `folders` are where images are looked for. `artifacts` gives the folder for what a failed
-    test leaves. `cpu` is what guests run on, `patience` the timeout of verbs that have none, in
+    test leaves, `scratch` one for what is removed with the test. `cpu` is what guests run on,
+    `trace` whether their hypercalls are kept, `patience` the timeout of verbs that have none, in
     seconds, and `seed` what all chance comes from.
     """
 
@@ -41,6 +42,7 @@ class Lab:
         name: str,
         folders: list[Path],
         artifacts: Callable[[], Path],
+        scratch: Callable[[], Path] | None = None,
         *,
         cpu: str = "auto",
         patience: float = 60.0,
@@ -59,6 +61,7 @@ class Lab:
         self._folders = folders
         self._artifacts = artifacts
         self._trace = trace
+        self._new_folder = scratch or (lambda: Path(tempfile.mkdtemp(prefix="ptender-")))
         self._folder: Path | None = None  # for what is gone after a test that has passed
         self._closed = False
 
@@ -151,7 +154,7 @@ class Lab:
 
     def _scratch(self) -> Path:
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="ptender-"))
+            self._folder = self._new_folder()
         return self._folder
 
     # ---- What is kept ----

@@ -18,7 +18,7 @@ from tender.testing import packets, pcapng
 from tender.testing.faults import REORDER_HOLD_S, Chance, Delivery, Fault, apply
 from tender.testing.host import Host
 from tender.testing.timeline import RealTime
-from tender.testing.virtual import VirtualTimeline
+from tender.testing.virtual import Stuck, VirtualTimeline
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from tender.testing.timeline import Timeline
     from tender.testing.virtual import Participant
 
-CAPTURE_BYTES = 16 << 20
+CAPTURE_BYTES = 32 << 20
 LATENCY_S = 0.0001  # of a link in virtual time: an instant that is never the same instant
 QUEUE_BYTES = 1 << 20  # of a guest's port; the kernel may give less
+FRAMES_AT_ONCE = 100_000  # of a guest in virtual time, in one instant
 BURST = 256  # frames that are read from a port at a time
 FRAME_MAX = 65536 + 18
 _CUT = "dropped: the link is cut"
@@ -303,6 +304,8 @@ class GuestPort(Port):
             if not frame:
                 return False
             self._collected.append(frame)
+            if len(self._collected) > FRAMES_AT_ONCE:
+                raise Stuck(f"{self.name}: the guest sends without end and never waits")
         return True
 
     def take(self) -> list[bytes]:
@@ -350,8 +353,8 @@ class Switch(Faulty):
     With `virtual`, its guests run on the software CPU in virtual time, which goes on only while
     the test waits. `seed` is what all chance comes from. `latency` is that of every link, in
     seconds (100 µs in virtual time, else none). `patience` is how long a verb without a timeout
-    waits, in seconds, and how long a guest may take to start. The last `capture_bytes` bytes of
-    frames are kept.
+    waits, in seconds, and how long a guest may take to start. About `capture_bytes` bytes of
+    memory are for the last frames.
     """
 
     def __init__(
