@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tender.testing.disk import DiskImage
-from tender.testing.switch import GuestPort, Switch
+from tender.testing.port import GuestPort
+from tender.testing.switch import Switch
 from tender.testing.unikernel import Unikernel
 
 TYPE_CHECKING = False
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 LAST_LINES = 40  # in a report; all of it is in the folder
+LINE_MAX = 200  # letters
 END_S = 10.0  # for a guest to end, before it is killed
 
 
@@ -244,4 +246,8 @@ def _tail(title: str, lines: list[str]) -> list[str]:
     if not lines:
         return [f"{title}: none"]
     left_out = f" (the last {LAST_LINES} of {len(lines)})" if len(lines) > LAST_LINES else ""
-    return [f"{title}{left_out}:", *(f"  {line}" for line in lines[-LAST_LINES:])]
+    return [f"{title}{left_out}:", *(f"  {_cut(line)}" for line in lines[-LAST_LINES:])]
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= LINE_MAX else f"{line[:LINE_MAX]}..."

@@ -15,7 +15,8 @@ from tender.errors import DeviceError
 from tender.testing import packets
 from tender.testing.faults import Chance, Fault, apply
 from tender.testing.packets import Arp, Frame
-from tender.testing.switch import GuestPort, Switch
+from tender.testing.port import GuestPort
+from tender.testing.switch import Switch
 from tender.testing.virtual import GO, SYNC, Stuck
 
 
@@ -384,7 +385,7 @@ def test_a_guest_that_ends_leaves_the_others_alone() -> None:
 
 
 def test_a_guest_that_sends_without_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tender.testing.switch.FRAMES_AT_ONCE", 50)
+    monkeypatch.setattr("tender.testing.port.FRAMES_AT_ONCE", 50)
     with Switch(virtual=True) as switch:
         player = Player(switch.port())
         for _ in range(51):
