@@ -13,12 +13,16 @@ import pytest
 
 from tender import filter, plan
 from tender.plan import Plan
+from tender.policy import disassemble
 from tender.rules import LE, Rule
 
 ROOT = Path(__file__).parents[2]
 NUMBERS = 480  # of system calls: more than any kernel has
 X32 = 0x40000000
 HIGH = 1 << 32  # beyond an int
+# Linux lets these pass every filter (kernel/seccomp.c, from 6.14 on): only the code that a uprobe
+# has put in place may make them, and from elsewhere they do nothing (SIGILL, ENXIO).
+UPROBES = {335, 336} if platform.machine() == "x86_64" else set()
 
 DEVICES = {1: ("net",), 2: ("net",), 3: ("block", "block-writable"), 4: ("block",)}
 OTHERS = {1: ("net-stream",), 2: ("block-remote",)}
@@ -88,7 +92,8 @@ def matching(rule: Rule) -> list[int]:
 def variations(rule: Rule) -> Iterable[list[int]]:
     """The same with one argument that is another descriptor, request, flag or number."""
     for each in rule.compares:
-        for other in (each.value + 1, each.value ^ each.mask, 99, each.value | HIGH, each.value | 4):
+        value = each.value
+        for other in (value + 1, value ^ each.mask, 99, value | HIGH, value | 4):
             arguments = matching(rule)
             arguments[each.argument] = other & (1 << 64) - 1
             yield arguments
@@ -101,7 +106,7 @@ def variations(rule: Rule) -> Iterable[list[int]]:
 @pytest.mark.parametrize(("name", "rules", "trap"), policies(), ids=lambda value: str(value)[:30])
 def test_every_number(name: str, rules: list[Rule], trap: bool) -> None:
     """All system calls there are and more, with all arguments 0; x32's too."""
-    cases: list[Case] = [(number,) for number in range(NUMBERS)]
+    cases: list[Case] = [(number,) for number in range(NUMBERS) if number not in UPROBES]
     cases += [(number | X32,) for number in (0, 1, 9, 16, 59, 231)]
     check(rules, trap, cases)
 
@@ -126,6 +131,7 @@ import ctypes, mmap, os, sys
 from tender import filter, layers
 from tender._sandbox import lib
 from tender.plan import Plan
+from tender.policy import disassemble
 memory = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
 memory.write(bytes.fromhex("b814000000cd80c3"))  # mov eax, 20 (getpid); int 0x80; ret
 call = ctypes.CFUNCTYPE(ctypes.c_long)(ctypes.addressof(ctypes.c_char.from_buffer(memory)))
@@ -145,10 +151,12 @@ def test_a_filter_is_the_same_each_time() -> None:
         assert filter.compile(rules, trap=trap) == filter.compile(rules, trap=trap)
 
 
-def test_an_embedded_guests_filter_differs_in_one_word() -> None:
+def test_what_is_not_allowed_ends_the_process_or_tells_first() -> None:
     rules = policies()[0][1]
-    kill, trap = filter.compile(rules), filter.compile(rules, trap=True)
-    differ = [at for at in range(0, len(kill), 8) if kill[at : at + 8] != trap[at : at + 8]]
-    assert len(kill) == len(trap)
-    assert [kill[at : at + 8].hex() for at in differ] == ["0600000000000080"]
-    assert [trap[at : at + 8].hex() for at in differ] == ["0600000000000300"]
+    kill, trap = "ret  kill process", "ret  trap"
+    plain = disassemble(filter.compile(rules))
+    told = disassemble(filter.compile(rules, trap=True))
+    assert [line for line in plain if "ret" in line] == ["ret  allow", kill]
+    assert [line for line in told if "ret" in line] == [trap, "ret  allow", kill]
+    architecture = next(line for line in told if line.startswith("jeq"))
+    assert int(architecture.split()[-1]) == told.index(kill), "another architecture is not told"

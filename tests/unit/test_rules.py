@@ -102,17 +102,14 @@ def test_a_policy_file(name: str) -> None:
 
 
 def test_each_file_is_somebodys_and_the_other_way_round() -> None:
-    devices = {
-        handle: plan.held_as(spec)
-        for handle, spec in enumerate(
-            (
-                Tap("tap0"),
-                StreamNet(3),
-                BlockFile("disk.img"),
-                BlockRemote(4, 512, 512, False),
-            )
-        )
-    }
+    remote = BlockRemote(4, 512, readonly=False)
+    kinds = [
+        plan.held_as(Tap("tap0")),
+        plan.held_as(StreamNet(3)),
+        plan.held_as(BlockFile("disk.img")),
+        plan.held_as(remote),
+    ]
+    devices = dict(enumerate(kinds))
     used = set()
     for cpu in ("kvm", "soft"):
         whole = plan.Plan(cpu, tuple(plan.SLOTS), devices)
