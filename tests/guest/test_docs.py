@@ -23,7 +23,10 @@ import pytest
 from tender import words
 from tests.guest.conftest import PTENDER, ROOT, Namespace
 
-DOCUMENTS = ["README.md", *(f"docs/guide-{who}.md" for who in ("operators", "guests", "library"))]
+DOCUMENTS = [
+    "README.md",
+    *(f"docs/guide-{who}.md" for who in ("operators", "guests", "library", "devices")),
+]
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ENDED = "--ended--"
 PATIENCE_S = 60
@@ -96,7 +99,7 @@ def sessions(block: str) -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_the_sessions_of_a_document(namespace: Namespace, tmp_path: Path, document: str) -> None:
     (tmp_path / "guest-bindings").symlink_to(ROOT / "guest-bindings")
-    if "=user" in (ROOT / document).read_text():
+    if re.search("=user|UserNet", (ROOT / document).read_text()):
         if shutil.which("passt") is None:
             pytest.skip("passt is not installed: apt install passt")
         namespace.tap("out0", "192.0.2.2/24")  # passt wants a way out, be it one to nowhere
