@@ -53,11 +53,16 @@ class Tap:
 
 @record
 class Descriptor:
-    """An open descriptor: a tap, or a socket that carries one frame per message."""
+    """An open descriptor: a tap, or a socket that carries one frame per message.
+
+    `sync_fd` is a seqpacket socket on which those on this network agree on their virtual time
+    (tender/rendezvous.py); one for a guest, which must have a virtual clock.
+    """
 
     fd: int
     mtu: int | None = None  # None: the tap's, or 1500 for a socket
     mac: bytes | None = None
+    sync_fd: int | None = None
 
 
 @record

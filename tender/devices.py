@@ -141,8 +141,8 @@ class Wiring:
     @property
     def descriptors(self) -> list[int]:
         """Every descriptor of the guest's, each once: what a child process gets a copy of."""
-        devices = [getattr(spec, "fd", None) for _, spec in (*self.net, *self.block)]
-        return [self.console_fd, *(fd for fd in devices if fd is not None)]
+        devices = [fd for _, spec in (*self.net, *self.block) for fd in _descriptors(spec).values()]
+        return [self.console_fd, *devices]
 
     def with_descriptors(
         self, numbers: Mapping[int, int]
@@ -182,7 +182,11 @@ class Wiring:
         where = f"network device '{name}'"
         attached: Any
         if isinstance(spec, (Descriptor, StreamNet)):
-            return replace(spec, fd=self._copy(spec.fd, f"@{spec.fd}: Could not attach interface"))
+            copies = {
+                name: self._copy(fd, f"@{fd}: Could not attach interface")
+                for name, fd in _descriptors(spec).items()
+            }
+            return replace(spec, **copies)
         if isinstance(spec, Tap):
             return spec
         if isinstance(spec, UserNet):
@@ -232,8 +236,7 @@ class Wiring:
         detach = getattr(spec, "detach", None)
         if detach is not None:
             self._cleanup.callback(detach)
-        if isinstance(getattr(attached, "fd", None), int):
-            self._owned.append(attached.fd)
+        self._owned += _descriptors(attached).values()
         return attached
 
     def _start(self, service: _Service) -> Any:
@@ -263,8 +266,14 @@ _NO_BLOCK = (
 
 
 def _renumbered(spec: Any, numbers: Mapping[int, int]) -> Any:
-    fd = getattr(spec, "fd", None)
-    return spec if fd is None else replace(spec, fd=numbers[fd])
+    changes = {name: numbers[fd] for name, fd in _descriptors(spec).items()}
+    return replace(spec, **changes) if changes else spec
+
+
+def _descriptors(spec: Any) -> dict[str, int]:
+    """The open descriptors of a value, by field."""
+    found = {name: getattr(spec, name, None) for name in ("fd", "sync_fd")}
+    return {name: fd for name, fd in found.items() if isinstance(fd, int)}
 
 
 class _Service:

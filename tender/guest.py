@@ -98,6 +98,7 @@ class Guest:
         # Held while the guest runs. A lock and not an Event: Ctrl-C in a wait must break neither.
         self._busy = threading.Lock()
         self._waiting = 0
+        self._launching = threading.Lock()  # held while it is started: its devices are in use
         self._settling = threading.Lock()
         self._callbacks: list[Callable[[], None]] = []
         self._outcome: Outcome | None = None
@@ -148,6 +149,7 @@ class Guest:
             raise
         finally:
             self._starter = 0
+            self._launching.release()
         if not self._way.started:
             self._wait(None)
             if self._error is not None:
@@ -274,6 +276,7 @@ class Guest:
             self._begun = True
             self._starter = threading.get_ident()
             self._busy.acquire()
+            self._launching.acquire()
 
     def _launch(self) -> None:
         config = replace(self.config, cpu=cpus.choice(self.config))
@@ -304,7 +307,9 @@ class Guest:
         except BaseException as error:
             self._failed(error)
             raise
-        self._starter = 0
+        finally:
+            self._starter = 0
+            self._launching.release()
         self._way.run(_wired(config, self._wiring), self.deadline)
         self._settle()
         return self._result()
@@ -327,7 +332,7 @@ class Guest:
 
     def _settle(self) -> None:
         """Take in what is left of its devices; once."""
-        with self._settling:
+        with self._launching, self._settling:
             if self._ended:
                 return
             how = self._conclude()

@@ -13,7 +13,7 @@ from tender._abi import lib
 from tender.boot import bootinfo, layout
 from tender.cleanup import Cleanup
 from tender.clock import HostClock, VirtualClock
-from tender.config import assign, check_all_attached, usable_memory
+from tender.config import Descriptor, assign, check_all_attached, usable_memory
 from tender.cpus import Cpus
 from tender.elf import EM_AARCH64
 from tender.errors import (
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from tender.kvm import Vcpu as KvmVcpu
     from tender.manifest import Manifest
     from tender.modules import Warn
+    from tender.rendezvous import Rendezvous
     from tender.ring import Ring
     from tender.sandbox import Door
     from tender.stop import Stop
@@ -192,6 +193,9 @@ class Machine:
             fds["trace"] = trace.open_file(self._config.trace, self._cleanup)
         if self._target is not None:
             fds |= self._target.fds
+        for _, spec in self._net_specs:
+            if isinstance(spec, Descriptor) and spec.sync_fd is not None:
+                fds["sync"] = spec.sync_fd
         return fds
 
     def _hand_over(self, door: Door) -> None:
@@ -238,8 +242,19 @@ class Machine:
         self.console = Console(
             self._fds["console"], self._stop, self._warn, self._config.console_limit
         )
-        self.poll = Poll(self.net, self._stop, self._clock)
+        self.poll = Poll(self.net, self._stop, self._clock, self._rendezvous())
         return [self.console, Time(self._clock), self.poll, self.block, self.net]
+
+    def _rendezvous(self) -> Rendezvous | None:
+        """Where this guest's virtual time is agreed on with others, if it is."""
+        if "sync" not in self._fds:
+            return None
+        from tender.rendezvous import open_rendezvous
+
+        rendezvous = open_rendezvous(self._fds["sync"], self._clock, self._stop)
+        for port in self.net.devices.values():
+            port.wait_for_room = rendezvous.wait_for_room
+        return rendezvous
 
     def _attached(self) -> dict[int, Attached]:
         """What the guest is told of its devices, by handle."""

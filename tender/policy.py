@@ -191,10 +191,15 @@ def instructions(compiled: bytes) -> list[tuple[int, int, int, int]]:
 
 def bpf_text(shown: Shown) -> str:
     """The filters, as an assembler would have them (linux/bpf_common.h)."""
-    main = ["the guest's thread:", *_disassemble(filter.compile(shown.main))]
+    main = ["the guest's thread:", *_numbered(disassemble(filter.compile(shown.main)))]
     if not shown.ring:
         return "\n".join(main)
-    return "\n".join([*main, "", "the ring's thread:", *_disassemble(filter.compile(shown.ring))])
+    ring = _numbered(disassemble(filter.compile(shown.ring)))
+    return "\n".join([*main, "", "the ring's thread:", *ring])
+
+
+def _numbered(lines: list[str]) -> list[str]:
+    return [f"  {at:04}  {line}" for at, line in enumerate(lines)]
 
 
 _JUMPS = {0x05: "jmp", 0x15: "jeq", 0x25: "jgt", 0x35: "jge", 0x45: "jset"}
@@ -202,7 +207,8 @@ _OTHERS = {0x20: "ld", 0x54: "and", 0x06: "ret"}
 _ACTIONS = {0x7FFF0000: "allow", 0x80000000: "kill process", 0x00030000: "trap"}
 
 
-def _disassemble(compiled: bytes) -> list[str]:
+def disassemble(compiled: bytes) -> list[str]:
+    """The instructions of a filter, in words; jumps name their targets."""
     lines = []
     for at, (code, jt, jf, k) in enumerate(instructions(compiled)):
         if code in _JUMPS and code != 0x05:
@@ -215,7 +221,7 @@ def _disassemble(compiled: bytes) -> list[str]:
             line = f"ld   [{k}]{_FIELDS.get(k, '')}"
         else:
             line = f"{_OTHERS.get(code, hex(code)):<4} {k:#x}"
-        lines.append(f"  {at:04}  {line}")
+        lines.append(line)
     return lines
 
 

@@ -129,7 +129,8 @@ class Door:
         trap = self.report is not None
         held = plan.held()
         main = filter.compile(filter.build(plan.policies(), held), trap=trap)
-        thread = filter.compile(filter.build(plan.thread_policies(), held), trap=trap)
+        alongside = plan.thread_policies()
+        thread = filter.compile(filter.build(alongside, held), trap=trap) if alongside else b""
         room = TRANSLATOR_ROOM if plan.cpu == "soft" else MALLOC_ROOM
         address_space = layers.memory_bytes() + room
         self._become_nobody()

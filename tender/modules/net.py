@@ -19,6 +19,8 @@ from tender.modules import Trouble, new_counters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tender.cleanup import Cleanup
     from tender.config import NetValue
     from tender.hypercalls import Handler
@@ -49,6 +51,7 @@ class NetDevice:
         self.received = new_counters()
         self.sent = new_counters()
         self._trouble = Trouble(f"network device '{name}'", warn)
+        self.wait_for_room: Callable[[int], None] | None = None  # where no frame may be lost
         self._is_socket = is_socket
 
     def read(self, data: memoryview) -> tuple[int, int]:
@@ -81,7 +84,15 @@ class NetDevice:
         return lib.HVT_R_OK
 
     def _send(self, data: memoryview) -> None:
-        os.writev(self.fd, [data])
+        while True:
+            try:
+                os.writev(self.fd, [data])
+            except BlockingIOError:
+                if self.wait_for_room is None:
+                    raise
+                self.wait_for_room(self.fd)
+            else:
+                return
 
     def _not_sent(self, error: int) -> int:
         self.sent.drops += 1

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tender.memory import GuestMemory
     from tender.modules.net import Net
     from tender.modules.stream import StreamNetDevice
+    from tender.rendezvous import Rendezvous
     from tender.stop import Stop
 
 _POLL = Layout("hvt_poll")
@@ -33,11 +34,14 @@ _DEAD = hostlib.POLLERR | hostlib.POLLHUP | hostlib.POLLNVAL
 class Poll:
     """Waits for the devices of `net`."""
 
-    def __init__(self, net: Net, stop: Stop, clock: HostClock) -> None:
+    def __init__(
+        self, net: Net, stop: Stop, clock: HostClock, rendezvous: Rendezvous | None = None
+    ) -> None:
         self.counters = new_counters()
         self._net = net
         self._stop = stop
         self._clock = clock
+        self._rendezvous = rendezvous
         self._streams: dict[int, StreamNetDevice] = {}  # by their index in the pollset
         self.in_engine = all(device.in_engine for device in net.devices.values())
         self.begun = 0  # the deadline of this call, in ns, where the engine has begun it
@@ -51,9 +55,13 @@ class Poll:
         block = memory.at(_POLL, gpa)
         timeout_ns = block.timeout_nsecs
         self.counters.calls += 1
-        virtual = self._clock.virtual and timeout_ns < _FOREVER_NS
+        shared = self._rendezvous is not None
+        virtual = self._clock.virtual and (shared or timeout_ns < _FOREVER_NS)
         ready_set = self._wait(0 if virtual else timeout_ns)
-        if virtual and not ready_set:
+        if self._rendezvous is not None and not ready_set:
+            self._rendezvous.wait(timeout_ns if timeout_ns < _FOREVER_NS else None)
+            ready_set = self._wait(0)
+        elif virtual and not ready_set:
             self._clock.advance(timeout_ns)
         block.ready_set = ready_set
         block.ret = bin(ready_set).count("1")

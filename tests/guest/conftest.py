@@ -16,7 +16,12 @@ BINDINGS = ROOT / "guest-bindings"
 PTENDER = Path(sys.executable).with_name("ptender")
 CPUS = ("kvm", "soft")
 NEEDS_FP = {"fp"}  # guests that are built with floating point
-NEEDS = {"ping": ["net"], "ping2": ["net"], "web": ["net", "tcp"]}  # sources beside their own
+NEEDS = {
+    "ping": ["net"],
+    "ping2": ["net"],
+    "talk": ["net"],
+    "web": ["net", "tcp"],
+}  # sources beside their own
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Build = Callable[[str], Path]

@@ -25,7 +25,7 @@ from tests.guest.conftest import PTENDER, ROOT, Namespace
 
 DOCUMENTS = [
     "README.md",
-    *(f"docs/guide-{who}.md" for who in ("operators", "guests", "library", "devices")),
+    *(f"docs/guide-{who}.md" for who in ("operators", "guests", "library", "devices", "testing")),
 ]
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ENDED = "--ended--"

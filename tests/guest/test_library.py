@@ -126,8 +126,8 @@ def test_nothing_is_left_of_many_guests(guest: Build) -> None:
     mappings = len(Path("/proc/self/maps").read_text().splitlines())
     for _ in range(10):
         once()
-    assert os.listdir("/proc/self/fd") == descriptors
-    assert threading.active_count() == threads
+    assert set(os.listdir("/proc/self/fd")) <= set(descriptors)
+    assert threading.active_count() <= threads
     assert len(Path("/proc/self/maps").read_text().splitlines()) <= mappings + 5
 
 

@@ -1,0 +1,205 @@
+"""A disk for a test: in memory, a copy where it comes from a file, with faults.
+
+The rule here: what a test gave is never changed; what the guest has written is in `data`. A fault
+gives the guest an error or time, and never a wrong byte.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import random
+import threading
+from collections import deque
+
+from tender.config import SECTOR_SIZE
+from tender.errors import DeviceError
+from tender.testing.faults import Chance
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LOG_LINES = 10_000  # operations that are remembered
+
+
+class DiskFault:
+    """A fault of a disk, in force until `clear()` or to the end of its `with` block.
+
+    `hits` counts the operations that it did something to.
+    """
+
+    def __init__(
+        self, disk: DiskImage, operation: str, check: Callable[[DiskFault, int], None]
+    ) -> None:
+        self.hits = 0
+        self.count = 0  # operations that it saw
+        self.written = 0  # bytes
+        self._disk = disk
+        self._operation = operation
+        self._check = check
+
+    def see(self, operation: str, length: int) -> None:
+        """An operation of the guest: may raise OSError for it, or take its time."""
+        if operation == self._operation or self._operation == "any":
+            self.count += 1
+            self._check(self, length)
+
+    def clear(self) -> None:
+        self._disk.remove(self)
+
+    def __enter__(self) -> DiskFault:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+
+class DiskImage:
+    """A block device for `block={"storage": disk}`.
+
+    `content` is a size in bytes, the content, or the path of a file, of which the guest sees a
+    copy. `log` has the last operations as lines of text.
+    """
+
+    def __init__(
+        self,
+        content: int | bytes | bytearray | str | os.PathLike[str],
+        *,
+        readonly: bool = False,
+        sector_size: int = SECTOR_SIZE,
+        seed: object = 0,
+    ) -> None:
+        self.readonly = readonly
+        self.sector_size = sector_size
+        self.log: deque[str] = deque(maxlen=LOG_LINES)
+        self.reads = self.writes = 0
+        self._map = _map(content)
+        self._lock = threading.Lock()
+        self._faults: list[DiskFault] = []
+        self._rng = random.Random(f"{seed}/disk")
+        self._closing = threading.Event()
+
+    @property
+    def capacity(self) -> int:
+        """In bytes."""
+        return len(self._map)
+
+    @property
+    def data(self) -> bytes:
+        """All that is on it, as it is now."""
+        with self._lock:
+            return self._map[:]
+
+    def read(self, offset: int, length: int) -> bytes:
+        self.reads += 1
+        self._see("read", offset, length)
+        with self._lock:
+            return self._map[offset : offset + length]
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.writes += 1
+        self._see("write", offset, len(data))
+        with self._lock:
+            self._map[offset : offset + len(data)] = data
+
+    def _see(self, operation: str, offset: int, length: int) -> None:
+        what = f"{operation} {length} bytes at {offset}"
+        try:
+            for fault in list(self._faults):
+                fault.see(operation, length)
+        except OSError as error:
+            self.log.append(f"{what}: {error.strerror}")
+            raise
+        self.log.append(what)
+
+    # ---- Faults ----
+
+    def fail_read(
+        self,
+        nth: int | None = None,
+        *,
+        every: int | None = None,
+        probability: float | None = None,
+        error: int = errno.EIO,
+    ) -> DiskFault:
+        """Let the nth read from now on fail, every Nth, some, or without arguments all."""
+        return self._fail("read", nth, Chance(every, probability), error)
+
+    def fail_write(
+        self,
+        nth: int | None = None,
+        *,
+        every: int | None = None,
+        probability: float | None = None,
+        error: int = errno.EIO,
+    ) -> DiskFault:
+        """The same for writes. What fails is not written."""
+        return self._fail("write", nth, Chance(every, probability), error)
+
+    def _fail(self, operation: str, nth: int | None, chance: Chance, error: int) -> DiskFault:
+        if nth is not None and nth < 1:
+            raise ValueError(f"nth={nth}: count from 1, the next one")
+
+        def check(fault: DiskFault, _length: int) -> None:
+            hit = chance.hits(fault.count, self._rng) if nth is None else fault.count == nth
+            if hit:
+                fault.hits += 1
+                raise OSError(error, os.strerror(error))
+
+        return self._add(DiskFault(self, operation, check))
+
+    def enospc(self, after: int = 0) -> DiskFault:
+        """Let the disk be full once `after` more bytes were written."""
+
+        def check(fault: DiskFault, length: int) -> None:
+            if fault.written + length > after:
+                fault.hits += 1
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            fault.written += length
+
+        return self._add(DiskFault(self, "write", check))
+
+    def slow(self, seconds: float) -> DiskFault:
+        """Let each read and write take `seconds` longer, of real time."""
+
+        def check(fault: DiskFault, _length: int) -> None:
+            fault.hits += 1
+            self._closing.wait(seconds)
+
+        return self._add(DiskFault(self, "any", check))
+
+    def clear_faults(self) -> None:
+        self._faults = []
+
+    def _add(self, fault: DiskFault) -> DiskFault:
+        self._faults = [*self._faults, fault]
+        return fault
+
+    def remove(self, fault: DiskFault) -> None:
+        """Take one fault away."""
+        self._faults = [each for each in self._faults if each is not fault]
+
+    def close(self) -> None:
+        """The test is over: nothing is slow any more. The content can still be read."""
+        self._closing.set()
+
+
+def _map(content: int | bytes | bytearray | str | os.PathLike[str]) -> mmap.mmap:
+    """Memory with that content, which is nobody else's."""
+    if isinstance(content, (str, os.PathLike)):
+        try:
+            with open(content, "rb") as file:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except OSError as error:
+            raise DeviceError(f"{os.fspath(content)}: {os.strerror(error.errno or 0)}") from None
+        except ValueError:
+            raise DeviceError(f"{os.fspath(content)}: an empty file is no disk") from None
+    size = content if isinstance(content, int) else len(content)
+    if size <= 0:
+        raise DeviceError(f"a disk of {size} bytes is none")
+    memory = mmap.mmap(-1, size)
+    if not isinstance(content, int):
+        memory[:] = bytes(content)
+    return memory

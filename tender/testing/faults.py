@@ -1,0 +1,182 @@
+"""What a bad network does to frames: functions of a frame and of a seeded random generator.
+
+The rule here: no clock and no I/O. A fault turns the deliveries of one frame into others; what
+counts and what is random in it belongs to one direction of one link, so that what other links do,
+and when, changes nothing.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+HEADER_SIZE = 14  # Ethernet's: a card would not take a frame with damage in there
+REORDER_HOLD_S = 0.1
+
+
+@dataclass
+class Delivery:
+    """A frame that is to arrive after `delay_ns`; `note` says what was done to it.
+
+    `done`: it has arrived, or another delivery has taken its place.
+    """
+
+    frame: bytes
+    delay_ns: int = 0
+    note: str = ""
+    done: bool = False
+
+    def noted(self, note: str) -> Delivery:
+        self.note = f"{self.note}, {note}" if self.note else note
+        return self
+
+
+class Chance:
+    """Which frames are hit: every Nth, each with a probability, or all."""
+
+    def __init__(self, every: int | None, probability: float | None) -> None:
+        if every is not None and probability is not None:
+            raise ValueError("a fault hits every=N frames or with a probability, not both")
+        if every is not None and every < 1:
+            raise ValueError(f"every={every}: count from 1, which is every frame")
+        if probability is not None and not 0 <= probability <= 1:
+            raise ValueError(f"probability={probability} is not between 0 and 1")
+        self.every = every
+        self.probability = probability
+
+    def hits(self, count: int, rng: random.Random) -> bool:
+        """Whether it hits the frame that is number `count`, from 1."""
+        if self.every is not None:
+            return count % self.every == 0
+        return self.probability is None or rng.random() < self.probability
+
+    def __str__(self) -> str:
+        if self.every is not None:
+            return f"every={self.every}"
+        return "" if self.probability is None else f"probability={self.probability:g}"
+
+
+class Effect:
+    """One fault on one direction of one link."""
+
+    def __init__(self, fault: Fault, link: str) -> None:
+        self._fault = fault
+        self._rng = random.Random(f"{fault.seed}/{link}")
+        self._count = 0
+        self._held: Delivery | None = None
+
+    def apply(self, delivery: Delivery) -> list[Delivery]:
+        """What becomes of a frame; an empty list: it is lost."""
+        self._count += 1
+        fault = self._fault
+        fault.seen += 1
+        if not fault.chance.hits(self._count, self._rng):
+            return self._after(delivery)
+        fault.hits += 1
+        return getattr(self, f"_{fault.kind}")(delivery)  # type: ignore[no-any-return]
+
+    def _after(self, delivery: Delivery) -> list[Delivery]:
+        """This frame, and behind it the one that was held back for it."""
+        held, self._held = self._held, None
+        if held is None or held.done:
+            return [delivery]
+        held.done = True
+        return [delivery, Delivery(held.frame, delivery.delay_ns, held.note)]
+
+    def _drop(self, _: Delivery) -> list[Delivery]:
+        return []
+
+    def _delay(self, delivery: Delivery) -> list[Delivery]:
+        fault = self._fault
+        late_s = fault.seconds + (self._rng.random() * 2 - 1) * fault.jitter
+        delivery.delay_ns += max(0, round(late_s * 1e9))
+        return [delivery.noted("delayed")]
+
+    def _duplicate(self, delivery: Delivery) -> list[Delivery]:
+        return [delivery, Delivery(delivery.frame, delivery.delay_ns, delivery.note).noted("copy")]
+
+    def _corrupt(self, delivery: Delivery) -> list[Delivery]:
+        data = bytearray(delivery.frame)
+        if len(data) > HEADER_SIZE:
+            at = self._rng.randrange(HEADER_SIZE, len(data))
+            data[at] ^= 1 << self._rng.randrange(8)
+            delivery.noted(f"corrupted at byte {at}")
+        delivery.frame = bytes(data)
+        return [delivery]
+
+    def _reorder(self, delivery: Delivery) -> list[Delivery]:
+        """Hold it back until the next one has passed, or for a while if none comes."""
+        before = self._after(delivery)[1:]
+        self._held = Delivery(
+            delivery.frame, delivery.delay_ns + round(self._fault.seconds * 1e9), delivery.note
+        ).noted("reordered")
+        return [*before, self._held]
+
+
+ORDER = ("drop", "corrupt", "duplicate", "delay", "reorder")  # in which they are met on a link
+
+
+class Fault:
+    """A fault that is in force until `clear()`, or to the end of its `with` block.
+
+    `seen` and `hits` count the frames that it saw and those that it did something to.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        chance: Chance,
+        seed: str,
+        clear: Callable[[Fault], None],
+        *,
+        seconds: float = 0.0,
+        jitter: float = 0.0,
+        direction: str = "to",
+    ) -> None:
+        if direction not in ("to", "from", "both"):
+            raise ValueError(f"direction={direction!r} is none of 'to', 'from', 'both'")
+        if seconds < 0 or jitter < 0:
+            raise ValueError("a frame can't arrive before it was sent")
+        self.kind = kind
+        self.chance = chance
+        self.seed = seed
+        self.seconds = seconds
+        self.jitter = jitter
+        self.direction = direction
+        self.seen = 0
+        self.hits = 0
+        self._clear = clear
+        self._effects: dict[str, Effect] = {}
+
+    def effect(self, link: str) -> Effect:
+        if link not in self._effects:
+            self._effects[link] = Effect(self, link)
+        return self._effects[link]
+
+    def clear(self) -> None:
+        """Take the fault away; frames that are delayed already arrive late all the same."""
+        self._clear(self)
+
+    def __enter__(self) -> Fault:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+    def __str__(self) -> str:
+        return f"{self.kind}({self.chance})"
+
+
+def apply(faults: list[Fault], link: str, frame: bytes) -> tuple[list[Delivery], str]:
+    """What becomes of a frame on a link: its deliveries, and if there are none, why."""
+    deliveries = [Delivery(frame)]
+    for fault in sorted(faults, key=lambda fault: ORDER.index(fault.kind)):
+        effect = fault.effect(link)
+        deliveries = [after for each in deliveries for after in effect.apply(each)]
+        if not deliveries:
+            return [], f"dropped by {fault}"
+    return deliveries, ""

@@ -1,0 +1,244 @@
+"""All that one test has of the harness: its guests, switches and disks, and what is kept of them.
+
+The rule here: what a test makes ends with it, in the reverse order, whatever else goes wrong.
+Nothing is written before a test has failed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+import time
+import traceback
+from contextlib import contextmanager
+from pathlib import Path
+
+from tender.testing.disk import DiskImage
+from tender.testing.switch import GuestPort, Switch
+from tender.testing.unikernel import Unikernel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+LAST_LINES = 40  # in a report; all of it is in the folder
+END_S = 10.0  # for a guest to end, before it is killed
+
+
+class Lab:
+    """What a test's fixtures have in common.
+
+    `folders` are where images are looked for. `artifacts` gives the folder for what a failed
+    test leaves. `cpu` is what guests run on, `patience` the timeout of verbs that have none, in
+    seconds, and `seed` what all chance comes from.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folders: list[Path],
+        artifacts: Callable[[], Path],
+        *,
+        cpu: str = "auto",
+        patience: float = 60.0,
+        seed: str | None = None,
+        trace: bool = True,
+    ) -> None:
+        self.name = name
+        self.cpu = cpu
+        self.patience = patience
+        self.seed = name if seed is None else seed
+        self.guests: list[Unikernel] = []
+        self.switches: list[Switch] = []
+        self.disks: list[DiskImage] = []
+        self.subtests: list[str] = []  # what became of each, as lines
+        self.failures: list[str] = []  # of sub-tests after which the test went on
+        self._folders = folders
+        self._artifacts = artifacts
+        self._trace = trace
+        self._folder: Path | None = None  # for what is gone after a test that has passed
+        self._closed = False
+
+    # ---- Making ----
+
+    def find(self, kernel: str | os.PathLike[str]) -> Path:
+        """An image by its path, relative to the test's folder or to pytest's root."""
+        for folder in self._folders:
+            if (folder / kernel).is_file():
+                return folder / kernel
+        places = " or in ".join(dict.fromkeys(map(str, self._folders)))
+        raise FileNotFoundError(f"there is no image {str(kernel)!r} in {places}")
+
+    def start(
+        self, kernel: str | os.PathLike[str], *args: str, start: bool = True, **options: Any
+    ) -> Unikernel:
+        """See the fixture `unikernel`."""
+        options = {"cpu": self.cpu, "patience": self.patience, **options}
+        if self._trace:
+            options.setdefault("trace", self._scratch() / f"{len(self.guests)}.trace")
+        for port in (options.get("net") or {}).values():
+            if isinstance(port, GuestPort) and port.switch not in self.switches:
+                self.switches.append(port.switch)  # one that the test has made by itself
+        guest = Unikernel(self.find(kernel), *args, **options)
+        self.guests.append(guest)
+        if start:
+            guest.start()
+        return guest
+
+    def switch(self, *, virtual: bool = False) -> Switch:
+        switch = Switch(virtual=virtual, seed=self.seed, patience=self.patience)
+        self.switches.append(switch)
+        return switch
+
+    def disk(self, content: Any, **options: Any) -> DiskImage:
+        """See the fixture `blockimage`."""
+        if isinstance(content, (str, Path)):
+            content = self.find(content)
+        disk = DiskImage(content, seed=self.seed, **options)
+        self.disks.append(disk)
+        return disk
+
+    # ---- Sub-tests ----
+
+    @contextmanager
+    def subtest(self, name: str, go_on: bool = False) -> Iterator[None]:
+        """See the fixture `subtest`."""
+        print(f"sub-test: {name}")
+        began = time.monotonic()
+        try:
+            yield
+        except Exception as error:
+            self._subtest_ended(name, began, f"FAILED: {type(error).__name__}: {error}")
+            if not go_on:
+                raise
+            self.failures.append(f"{name}\n{traceback.format_exc()}")
+        except BaseException as error:
+            self._subtest_ended(name, began, type(error).__name__)
+            raise
+        else:
+            self._subtest_ended(name, began, "passed")
+
+    def _subtest_ended(self, name: str, began: float, how: str) -> None:
+        line = f"{name}: {how} ({time.monotonic() - began:.2f} s)"
+        self.subtests.append(line)
+        print(f"sub-test: {line}")
+
+    # ---- The end ----
+
+    def close(self) -> None:
+        """End all guests, then close what they were attached to. Idempotent.
+
+        Raises the first error of a guest that could not start and that nobody has asked.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        errors = [error for guest in reversed(self.guests) if (error := _end(guest))]
+        for switch in self.switches:
+            switch.close()
+        for disk in self.disks:
+            disk.close()
+        if errors:
+            raise errors[-1]
+
+    def clean(self) -> None:
+        """Remove what was for a report only."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _scratch(self) -> Path:
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="ptender-"))
+        return self._folder
+
+    # ---- What is kept ----
+
+    def folder(self) -> Path:
+        """Where this test leaves what it leaves."""
+        return self._artifacts() / re.sub(r"[^\w.=-]+", "_", self.name).strip("_")[-150:]
+
+    def forget(self) -> None:
+        """The test runs now: what an earlier run has left says nothing any more."""
+        shutil.rmtree(self.folder(), ignore_errors=True)
+
+    def keep(self) -> list[tuple[str, str]]:
+        """A failed test: end all guests, fill the folder; titles and texts for the report."""
+        try:
+            self.close()
+        except Exception as error:
+            self.failures.append(f"ending the guests: {error}")
+        folder = self.folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        sections = [
+            *(self._keep_guest(folder, number, guest) for number, guest in enumerate(self.guests)),
+            *(self._keep_switch(folder, number, each) for number, each in enumerate(self.switches)),
+            *(self._keep_disk(folder, number, disk) for number, disk in enumerate(self.disks)),
+        ]
+        if self.subtests:
+            sections.append(("sub-tests", "\n".join(self.subtests)))
+        about = f"{folder}\nchance: seed {self.seed!r} (--ptender-seed)"
+        return [*sections, ("artifacts", about)]
+
+    def _keep_guest(self, folder: Path, number: int, guest: Unikernel) -> tuple[str, str]:
+        name = f"guest{number}-{Path(guest.kernel).stem}"
+        outcome = describe_end(guest)
+        (folder / f"{name}.outcome.txt").write_text(outcome + "\n")
+        parts = [outcome]
+        if (console := guest.said_last()) is not None:
+            (folder / f"{name}.console.txt").write_bytes(console)
+            parts += _tail("console", console.decode(errors="replace").splitlines())
+        trace = guest.config.trace
+        if isinstance(trace, str) and os.path.exists(trace):
+            path = folder / f"{name}.trace.jsonl"
+            shutil.copyfile(trace, path)
+            parts += _tail("hypercalls", path.read_text(errors="replace").splitlines())
+        return f"guest {number}: {guest.kernel}", "\n".join(parts)
+
+    def _keep_switch(self, folder: Path, number: int, switch: Switch) -> tuple[str, str]:
+        path = folder / f"switch{number}.pcapng"
+        switch.save(path)
+        return f"switch {number}", "\n".join([str(path), *_tail("packets", switch.lines())])
+
+    def _keep_disk(self, folder: Path, number: int, disk: DiskImage) -> tuple[str, str]:
+        path = folder / f"disk{number}.log.txt"
+        path.write_text("".join(f"{line}\n" for line in disk.log))
+        return f"disk {number}", "\n".join(_tail("operations", list(disk.log)))
+
+
+def _end(guest: Unikernel) -> BaseException | None:
+    """End a guest whatever it does; what kept it from starting, if nobody was told yet."""
+    try:
+        guest.stop()
+    except RuntimeError:
+        pass  # it was never started
+    except Exception as error:
+        told, guest.told_error = guest.told_error, True
+        return None if told else error
+    return None
+
+
+def describe_end(guest: Unikernel) -> str:
+    """How a guest ended, for people."""
+    try:
+        outcome = guest.wait(END_S)
+    except Exception as error:
+        return f"it has no outcome: {type(error).__name__}: {error}"
+    lines = [f"ended: {outcome.reason}, status {outcome.status}"]
+    lines += [f"error: {outcome.error}"] if outcome.error else []
+    if outcome.trap:
+        lines.append(
+            "trap: " + " ".join(f"{key}={value:#x}" for key, value in outcome.trap.items())
+        )
+    for name, counters in outcome.stats.items():
+        lines.append(f"{name}: " + " ".join(f"{key}={value}" for key, value in counters.items()))
+    return "\n".join([*lines, *(f"trouble: {text}" for text in guest.trouble)])
+
+
+def _tail(title: str, lines: list[str]) -> list[str]:
+    if not lines:
+        return [f"{title}: none"]
+    left_out = f" (the last {LAST_LINES} of {len(lines)})" if len(lines) > LAST_LINES else ""
+    return [f"{title}{left_out}:", *(f"  {line}" for line in lines[-LAST_LINES:])]

@@ -1,0 +1,297 @@
+"""Ethernet, ARP, IPv4, ICMP, UDP and TCP: as much as a host in a test needs.
+
+The rule here: functions of bytes, no I/O. A frame that is cut short or makes no sense is None
+where it is parsed, never an exception. Sources: RFC 826 (ARP), 791 (IPv4), 792 (ICMP), 768 (UDP),
+9293 (TCP), 1071 (the checksum).
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from ipaddress import AddressValueError, IPv4Address
+
+ARP, IPV4 = 0x0806, 0x0800  # ethertypes
+ICMP, TCP, UDP = 1, 6, 17  # IPv4 protocols
+ARP_REQUEST, ARP_REPLY = 1, 2
+ECHO_REPLY, ECHO_REQUEST = 0, 8
+FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10  # flags of TCP
+BROADCAST = b"\xff" * 6
+HEADER_SIZE = 14  # of Ethernet
+FRAME_MIN = 60  # what a network card makes of a shorter frame; not done here
+_TTL = 64
+_DONT_FRAGMENT = 0x4000
+
+_ETHERNET = struct.Struct("!6s6sH")
+_ARP = struct.Struct("!HHBBH6s4s6s4s")
+_IPV4 = struct.Struct("!BBHHHBBH4s4s")
+_ICMP = struct.Struct("!BBHHH")
+_UDP = struct.Struct("!HHHH")
+_TCP = struct.Struct("!HHIIBBHHH")
+
+
+@dataclass(frozen=True)
+class Frame:
+    """An Ethernet frame; `payload` is what follows its header of 14 bytes."""
+
+    to: bytes
+    sender: bytes
+    ethertype: int
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class Arp:
+    """A question for the MAC of an IPv4 address, or the answer."""
+
+    operation: int  # ARP_REQUEST, ARP_REPLY
+    sender_mac: bytes
+    sender: str
+    target_mac: bytes
+    target: str
+
+
+@dataclass(frozen=True)
+class Packet:
+    """An IPv4 packet, whole and with a good checksum."""
+
+    sender: str
+    to: str
+    protocol: int
+    payload: bytes
+    ttl: int = _TTL
+
+
+@dataclass(frozen=True)
+class Echo:
+    """A ping or its answer."""
+
+    kind: int  # ECHO_REQUEST, ECHO_REPLY
+    ident: int
+    seq: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Datagram:
+    """A UDP datagram, with where it came from and where it goes to."""
+
+    sender: str
+    source: int
+    to: str
+    port: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A TCP segment; its options are left out."""
+
+    source: int
+    port: int
+    seq: int
+    ack: int
+    flags: int
+    window: int
+    data: bytes = b""
+
+
+def mac_text(mac: bytes) -> str:
+    return mac.hex(":")
+
+
+def parse_mac(text: str) -> bytes:
+    """`02:00:00:00:00:01` -> 6 bytes; ValueError for anything else."""
+    mac = bytes.fromhex(text.replace(":", " "))
+    if len(mac) != 6:
+        raise ValueError(f"{text!r} is not a MAC address, as in 02:00:00:00:00:01")
+    return mac
+
+
+def checksum(data: bytes) -> int:
+    """The internet checksum of `data` (RFC 1071); of data with a good one in it, 0."""
+    if len(data) % 2:
+        data += b"\0"
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total > 0xFFFF:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def _packed(address: str) -> bytes:
+    return IPv4Address(address).packed
+
+
+def _pseudo_header(sender: str, to: str, protocol: int, length: int) -> bytes:
+    return _packed(sender) + _packed(to) + struct.pack("!BBH", 0, protocol, length)
+
+
+# ---- Building ----
+
+
+def build_frame(frame: Frame) -> bytes:
+    return _ETHERNET.pack(frame.to, frame.sender, frame.ethertype) + frame.payload
+
+
+def build_arp(arp: Arp) -> bytes:
+    """The payload of an ARP frame."""
+    addresses = arp.sender_mac, _packed(arp.sender), arp.target_mac, _packed(arp.target)
+    return _ARP.pack(1, IPV4, 6, 4, arp.operation, *addresses)
+
+
+def build_ipv4(packet: Packet, ident: int = 0) -> bytes:
+    length = _IPV4.size + len(packet.payload)
+    ends = _packed(packet.sender), _packed(packet.to)
+    fields = [0x45, 0, length, ident, _DONT_FRAGMENT, packet.ttl, packet.protocol, 0, *ends]
+    fields[7] = checksum(_IPV4.pack(*fields))
+    return _IPV4.pack(*fields) + packet.payload
+
+
+def build_echo(echo: Echo) -> bytes:
+    fields = echo.kind, 0
+    rest = echo.ident, echo.seq
+    total = checksum(_ICMP.pack(*fields, 0, *rest) + echo.data)
+    return _ICMP.pack(*fields, total, *rest) + echo.data
+
+
+def build_udp(datagram: Datagram) -> bytes:
+    length = _UDP.size + len(datagram.data)
+    pseudo = _pseudo_header(datagram.sender, datagram.to, UDP, length)
+    ports = datagram.source, datagram.port
+    total = checksum(pseudo + _UDP.pack(*ports, length, 0) + datagram.data) or 0xFFFF
+    return _UDP.pack(*ports, length, total) + datagram.data
+
+
+def build_tcp(sender: str, to: str, segment: Segment) -> bytes:
+    head = segment.source, segment.port, segment.seq, segment.ack, 5 << 4, segment.flags
+    pseudo = _pseudo_header(sender, to, TCP, _TCP.size + len(segment.data))
+    total = checksum(pseudo + _TCP.pack(*head, segment.window, 0, 0) + segment.data)
+    return _TCP.pack(*head, segment.window, total, 0) + segment.data
+
+
+# ---- Parsing ----
+
+
+def parse_frame(data: bytes) -> Frame | None:
+    if len(data) < HEADER_SIZE:
+        return None
+    to, sender, ethertype = _ETHERNET.unpack_from(data)
+    return Frame(to, sender, ethertype, data[HEADER_SIZE:])
+
+
+def parse_arp(payload: bytes) -> Arp | None:
+    """An ARP message about IPv4 on Ethernet."""
+    if len(payload) < _ARP.size:
+        return None
+    *kind, operation, sender_mac, sender, target_mac, target = _ARP.unpack_from(payload)
+    if kind != [1, IPV4, 6, 4]:
+        return None
+    return Arp(
+        operation, sender_mac, str(IPv4Address(sender)), target_mac, str(IPv4Address(target))
+    )
+
+
+def parse_ipv4(payload: bytes) -> Packet | None:
+    """A whole packet that is not a fragment; what was added behind it is left out."""
+    if len(payload) < _IPV4.size:
+        return None
+    version, _, length, _, fragment, ttl, protocol, _, sender, to = _IPV4.unpack_from(payload)
+    header = (version & 15) * 4
+    if version >> 4 != 4 or not _IPV4.size <= header <= length <= len(payload):
+        return None
+    if fragment & 0x3FFF or checksum(payload[:header]):
+        return None
+    ends = str(IPv4Address(sender)), str(IPv4Address(to))
+    return Packet(*ends, protocol, payload[header:length], ttl)
+
+
+def parse_echo(payload: bytes) -> Echo | None:
+    if len(payload) < _ICMP.size or checksum(payload):
+        return None
+    kind, code, _, ident, seq = _ICMP.unpack_from(payload)
+    if code or kind not in (ECHO_REQUEST, ECHO_REPLY):
+        return None
+    return Echo(kind, ident, seq, payload[_ICMP.size :])
+
+
+def parse_udp(packet: Packet) -> Datagram | None:
+    payload = packet.payload
+    if packet.protocol != UDP or len(payload) < _UDP.size:
+        return None
+    source, port, length, total = _UDP.unpack_from(payload)
+    if not _UDP.size <= length <= len(payload):
+        return None
+    if total and checksum(_pseudo_header(packet.sender, packet.to, UDP, length) + payload[:length]):
+        return None
+    return Datagram(packet.sender, source, packet.to, port, payload[_UDP.size : length])
+
+
+def parse_tcp(packet: Packet) -> Segment | None:
+    payload = packet.payload
+    if packet.protocol != TCP or len(payload) < _TCP.size:
+        return None
+    source, port, seq, ack, words, flags, window, _, _ = _TCP.unpack_from(payload)
+    header = (words >> 4) * 4
+    pseudo = _pseudo_header(packet.sender, packet.to, TCP, len(payload))
+    if not _TCP.size <= header <= len(payload) or checksum(pseudo + payload):
+        return None
+    return Segment(source, port, seq, ack, flags, window, payload[header:])
+
+
+# ---- Words ----
+
+
+def describe(data: bytes) -> str:
+    """One line about a frame, for people."""
+    frame = parse_frame(data)
+    if frame is None:
+        return f"{len(data)} bytes, too short for a frame"
+    ends = f"{mac_text(frame.sender)} > {mac_text(frame.to)}"
+    text = None
+    if frame.ethertype == ARP:
+        text = _describe_arp(frame.payload)
+    elif frame.ethertype == IPV4:
+        packet = parse_ipv4(frame.payload)
+        text = _describe_packet(packet) if packet else "IPv4, damaged or a fragment"
+    return f"{ends}, {text or f'type {frame.ethertype:#06x}'}, {len(data)} bytes"
+
+
+def _describe_arp(payload: bytes) -> str:
+    arp = parse_arp(payload)
+    if arp is None:
+        return "ARP, damaged"
+    if arp.operation == ARP_REQUEST:
+        return f"ARP who has {arp.target}, tell {arp.sender}"
+    return f"ARP {arp.sender} is at {mac_text(arp.sender_mac)}"
+
+
+def _describe_packet(packet: Packet) -> str:
+    if packet.protocol == ICMP and (echo := parse_echo(packet.payload)):
+        kind = "ping" if echo.kind == ECHO_REQUEST else "answer"
+        return f"{packet.sender} > {packet.to} {kind} seq {echo.seq}"
+    if datagram := parse_udp(packet):
+        return (
+            f"{packet.sender}:{datagram.source} > {packet.to}:{datagram.port} "
+            f"UDP {len(datagram.data)} bytes"
+        )
+    if segment := parse_tcp(packet):
+        return (
+            f"{packet.sender}:{segment.source} > {packet.to}:{segment.port} "
+            f"TCP {flags_text(segment.flags)} seq {segment.seq} ack {segment.ack} "
+            f"{len(segment.data)} bytes"
+        )
+    known = packet.protocol in (ICMP, UDP, TCP)
+    return f"{packet.sender} > {packet.to} protocol {packet.protocol}{', damaged' * known}"
+
+
+def flags_text(flags: int) -> str:
+    names = {SYN: "SYN", FIN: "FIN", RST: "RST", PSH: "PSH", ACK: "ACK"}
+    return "+".join(name for bit, name in names.items() if flags & bit) or "none"
+
+
+def is_address(text: str) -> bool:
+    try:
+        IPv4Address(text)
+    except AddressValueError:
+        return False
+    return True

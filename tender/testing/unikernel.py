@@ -1,0 +1,246 @@
+"""A guest in a test: `Guest` with the verbs of a test.
+
+The rule here: where the guest's network is in virtual time, every verb that waits lets that time go
+on, and every other one finds the guest where it waits; what a verb sees is the same on every run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+
+from tender.config import VIRTUAL_START_NS, VirtualTime
+from tender.errors import DeviceError
+from tender.guest import Guest
+from tender.reactor import reactor
+from tender.record import replace
+from tender.testing.switch import GuestPort
+from tender.testing.virtual import Stuck, VirtualTimeline
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+    from tender.console_capture import Console as Captured
+    from tender.machine import Outcome
+    from tender.testing.virtual import Participant
+
+LOOK_EVERY_S = 0.02
+ROUNDS = 5  # of the reactor, in which a console's queue is emptied
+END_S = 10.0  # of real time, for a guest that has left virtual time to be gone
+
+
+class Console:
+    """The guest's output: `text`, `data`, `lines()`, and `wait_for`."""
+
+    def __init__(self, guest: Unikernel) -> None:
+        self._guest = guest
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._guest.captured, name)
+
+    def wait_for(
+        self, pattern: str | re.Pattern[str], timeout: float | None = None
+    ) -> re.Match[str]:
+        """Wait until `pattern` is found in the output (re.search, `^` and `$` at every line).
+
+        What was said before counts. Raises TimeoutError after `timeout` seconds (of virtual time,
+        where the guest has that), and tender.errors.GuestEnded when the guest has ended without.
+        """
+        guest = self._guest
+        seconds = guest.patience if timeout is None else timeout
+        if guest.participant is None:
+            return guest.captured.wait_for(pattern, seconds)
+        wanted = re.compile(pattern, re.MULTILINE) if isinstance(pattern, str) else pattern
+        guest.wait_virtually(lambda: wanted.search(guest.said()), seconds)
+        try:
+            return guest.captured.wait_for(wanted, END_S if guest.participant.gone else 0)
+        except TimeoutError as error:
+            text = str(error).replace("within 0 s", f"within {seconds:g} s of virtual time")
+            raise TimeoutError(text) from None
+
+
+class Unikernel(Guest):
+    """A guest of a test: made and started by the fixture `unikernel`, ended with the test.
+
+    `patience` is how long a verb without a timeout waits, in seconds, and `trace` the file that
+    its hypercalls are written to. All else is Guest's.
+    """
+
+    def __init__(
+        self,
+        kernel: str | os.PathLike[str],
+        *args: str,
+        net: Mapping[str, Any] | None = None,
+        patience: float = 60.0,
+        trace: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> None:
+        self.patience = patience
+        self.ports = [each for each in (net or {}).values() if isinstance(each, GuestPort)]
+        self.participant: Participant | None = None
+        self.trouble: list[str] = []  # what the host had with its devices
+        self.told_error = False  # somebody knows that it could not start
+        self.kernel = str(kernel)
+        self._timeline = _shared_time(self.ports)
+        if self._timeline is not None and options.get("cpu") not in (None, "auto", "soft"):
+            raise DeviceError(
+                f"a guest in virtual time runs on the software CPU, not on cpu={options['cpu']!r}"
+            )
+        options.setdefault("warn", self.trouble.append)
+        super().__init__(kernel, *args, net=net, **options)
+        self.config = replace(self.config, trace=None if trace is None else os.fspath(trace))
+
+    def start(self) -> Unikernel:
+        """Start it beside the test."""
+        if self._timeline is not None:
+            self.participant = self._timeline.join(self.kernel, self.ports)
+            clock = VirtualTime(VIRTUAL_START_NS + self._timeline.now_ns())
+            self.config = replace(self.config, cpu="soft", clock=self.config.clock or clock)
+        try:
+            super().start()
+        except BaseException:
+            self.told_error = True
+            if self._timeline is not None and self.participant is not None:
+                self._timeline.leave(self.participant)
+            raise
+        return self
+
+    # ---- Waiting ----
+
+    def wait(self, timeout: float | None = None) -> Outcome:
+        """Wait for the guest's end; TimeoutError after `timeout` seconds, and it goes on."""
+        seconds = self.patience if timeout is None else timeout
+        if self.participant is None:
+            return _as_test_sees(super().wait(seconds))
+        participant = self.participant
+        if not self.wait_virtually(lambda: participant.gone, seconds):
+            raise TimeoutError(f"the guest still runs after {seconds:g} s of virtual time")
+        return _as_test_sees(super().wait(END_S))
+
+    def wait_until(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
+        """Wait until `predicate()` is true, and give what it gave; TimeoutError if it is not."""
+        seconds = self.patience if timeout is None else timeout
+        values: list[Any] = [None]
+
+        def look() -> Any:
+            values[0] = predicate()
+            return values[0]
+
+        if self.participant is not None:
+            done = self.wait_virtually(lambda: self.said() is not None and look(), seconds)
+        else:
+            done = _poll(look, seconds)
+        if not done:
+            name = getattr(predicate, "__name__", repr(predicate))
+            raise TimeoutError(f"{name} was still not true after {seconds:g} s")
+        return values[0]
+
+    def wait_virtually(self, predicate: Callable[[], Any], seconds: float) -> bool:
+        """Let virtual time go on until `predicate` is true, or this guest has ended."""
+        if self._timeline is None or self.participant is None:
+            raise RuntimeError("this guest has no virtual time")
+        participant = self.participant
+        return self._timeline.wait(lambda: predicate() or participant.gone, seconds) and bool(
+            predicate()
+        )
+
+    def said(self) -> str:
+        """The output up to where the guest waits now."""
+        # The guest has written it before it said that it waits: it is in the socket at least.
+        empty = threading.Event()
+
+        def again(rounds: int) -> None:
+            if rounds:
+                reactor().call_soon(lambda: again(rounds - 1))
+            else:
+                empty.set()
+
+        again(ROUNDS)
+        empty.wait(END_S)
+        return self.captured.text
+
+    def said_last(self) -> bytes | None:
+        """What is kept of the output; None where it was never started."""
+        try:
+            return self.captured.data
+        except RuntimeError:
+            return None
+
+    @property
+    def captured(self) -> Captured:
+        """The console as Guest has it."""
+        return super().console
+
+    @property
+    def console(self) -> Any:
+        """The guest's output, and waiting for it."""
+        return Console(self)
+
+    # ---- The end ----
+
+    def stop(self, *args: Any, **options: Any) -> Outcome:
+        """End the guest and say how it ended; status 0 if it was asked to and nothing else."""
+        self._rest()
+        try:
+            return _as_test_sees(super().stop(*args, **options))
+        finally:
+            self._rest()
+
+    def crash(self) -> Outcome:
+        """End the guest at once, as a power cut does: nothing in it or its tender is asked."""
+        self._rest()
+        try:
+            return self.stop() if self.in_process else self.kill()
+        finally:
+            self._rest()
+
+    def _rest(self) -> None:
+        """In virtual time, let every guest come to where it waits, or be found to have ended."""
+        if self._timeline is not None:
+            try:
+                self._timeline.settle()
+            except Stuck:
+                pass  # it is about to be ended
+
+    # ---- The network ----
+
+    def block_link(self) -> None:
+        """Cut the cables of all its ports on switches."""
+        for port in self.ports:
+            port.cut()
+
+    def unblock_link(self) -> None:
+        """Put them in again."""
+        for port in self.ports:
+            port.restore()
+
+    def __repr__(self) -> str:
+        return f"<{self.kernel}, {'running' if self.running else 'not running'}>"
+
+
+def _shared_time(ports: list[GuestPort]) -> VirtualTimeline | None:
+    """The virtual time that the ports of one guest share, None: real time."""
+    timelines = {id(port.switch.timeline): port.switch.timeline for port in ports}
+    virtual = [each for each in timelines.values() if isinstance(each, VirtualTimeline)]
+    if virtual and len(timelines) > 1:
+        raise DeviceError("a guest has one time: its ports are on a virtual switch and another")
+    return virtual[0] if virtual else None
+
+
+def _as_test_sees(outcome: Outcome) -> Outcome:
+    """A test that stops a guest has got what it wanted: that is no failure."""
+    asked = outcome.reason == "stopped" and not outcome.signo
+    return replace(outcome, status=0) if asked else outcome
+
+
+def _poll(look: Callable[[], Any], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not look():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(LOOK_EVERY_S)
+    return True

@@ -1,0 +1,226 @@
+"""When things happen on a switch: in virtual time, the same on every run.
+
+The rule here: a conservative simulation on the thread of the test. Time goes on only while the test
+waits, and only when every guest waits as well: each tells at its POLL hypercall what time it has
+and how long it would sleep (tender/modules/poll.py is the other side), and stays there until it is
+woken. Guests are woken one at a time, in the order in which they joined, so nothing depends on how
+fast anything is. Source of the idea: Chandy and Misra, Distributed simulation (1979).
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import select
+import socket
+import struct
+import threading
+from itertools import count
+from time import monotonic
+
+from tender.config import VIRTUAL_START_NS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Protocol
+
+    class FramePort(Protocol):
+        """What a guest's port on the switch does for the simulation."""
+
+        participant: Participant | None
+
+        def fileno(self) -> int: ...
+        def collect(self) -> bool: ...
+        def take(self) -> list[bytes]: ...
+        def sent(self, frame: bytes) -> None: ...
+        def flush(self) -> bool: ...
+        def unplug(self) -> None: ...
+
+
+FOREVER = (1 << 64) - 1  # a deadline that never comes
+SYNC = struct.Struct("=QQ")  # from the tender: its time, and until when it would sleep
+GO = struct.Struct("=Q")  # to the tender: what time it is
+
+
+class Stuck(TimeoutError):
+    """Virtual time can't go on."""
+
+
+class Participant:
+    """A guest in virtual time. `sync_fd` is its tender's end, to be given away."""
+
+    def __init__(self, simulation: VirtualTimeline, name: str, ports: Sequence[FramePort]) -> None:
+        self.name = name
+        self.gone = False
+        self.running = True  # until its first rendezvous
+        self.now_ns = simulation.now_ns()  # of the switch's time
+        self.deadline_ns = FOREVER
+        self.due = False  # frames wait for it
+        self._ports = list(ports)
+        self._begun_ns = self.now_ns  # when its own clock said 0
+        self._simulation = simulation
+        self._sync, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._sync.setblocking(False)
+        self.sync_fd: int | None = theirs.detach()
+        for port in self._ports:
+            port.participant = self
+
+    def give_fd(self) -> int | None:
+        """The tender's end, which is the receiver's to close from now on; it is given once."""
+        fd, self.sync_fd = self.sync_fd, None
+        return fd
+
+    def next_ns(self) -> int:
+        """When it is to be woken if nothing happens."""
+        return self.now_ns if self.due else self.deadline_ns
+
+    def settle(self, deadline_s: float) -> None:
+        """Wait until it waits for us, or has ended; deadline_s: of time.monotonic()."""
+        poll = select.poll()
+        poll.register(self._sync, select.POLLIN)
+        for port in self._ports:
+            if port.fileno() >= 0:
+                poll.register(port.fileno(), select.POLLIN)
+        while self.running:
+            ready = poll.poll(max(0.0, deadline_s - monotonic()) * 1000)
+            if not ready:
+                raise Stuck(
+                    f"guest {self.name} has been busy for too long (real time) without waiting "
+                    "for its network: virtual time can't go on"
+                )
+            # First the rendezvous: what was sent before it is there then.
+            self._hear()
+            for port in self._ports:
+                port.collect()
+        self._send_on()
+
+    def _hear(self) -> None:
+        try:
+            message = self._sync.recv(SYNC.size)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            message = b""
+        self.running = False
+        if len(message) < SYNC.size:
+            self.gone = True
+            return
+        now_ns, deadline_ns = SYNC.unpack(message)
+        self.now_ns = max(self.now_ns, now_ns + self._begun_ns)
+        self.deadline_ns = min(FOREVER, deadline_ns + self._begun_ns)
+        if deadline_ns == FOREVER:
+            self.deadline_ns = FOREVER
+
+    def _send_on(self) -> None:
+        """What it has sent goes to the switch at the guest's time."""
+        for port in self._ports:
+            for frame in port.take():
+                self._simulation.call_at(
+                    self.now_ns,
+                    lambda port=port, frame=frame: port.sent(frame),  # type: ignore[misc]
+                )
+
+    def wake(self, now_ns: int) -> None:
+        """Let it go on: it is `now_ns`, or later where its own clock is ahead."""
+        self.now_ns = max(self.now_ns, now_ns)
+        self.due = False
+        for port in self._ports:
+            if not port.flush():
+                self.due = True  # its queue is full: the rest comes when it waits again
+        self.running = True
+        try:
+            self._sync.send(GO.pack(self.now_ns - self._begun_ns))
+        except (BrokenPipeError, ConnectionResetError):
+            self.running, self.gone = False, True
+
+    def close(self) -> None:
+        """It has ended: its links are closed, and it may not come back."""
+        self.gone, self.running = True, False
+        for port in self._ports:
+            port.unplug()
+        fd = self.give_fd()
+        if fd is not None:
+            os.close(fd)
+        self._sync.close()
+
+
+class VirtualTimeline:
+    """Virtual time, with the guests that live in it."""
+
+    virtual = True
+
+    def __init__(self, patience_s: float) -> None:
+        self.lock = threading.RLock()
+        self.start_ns = VIRTUAL_START_NS
+        self.patience_s = patience_s  # of real time, for a guest that does not wait
+        self._now_ns = 0
+        self._events: list[tuple[int, int, Callable[[], object]]] = []
+        self._numbers = count()
+        self.participants: list[Participant] = []
+
+    def now_ns(self) -> int:
+        return self._now_ns
+
+    def call_at(self, when_ns: int, function: Callable[[], object]) -> None:
+        heapq.heappush(self._events, (max(when_ns, self._now_ns), next(self._numbers), function))
+
+    def notify(self) -> None:
+        """Who waits looks after each step anyway."""
+
+    def join(self, name: str, ports: Sequence[FramePort]) -> Participant:
+        """A guest that is about to start."""
+        self.settle()  # the others are where they are, whatever the host is doing
+        participant = Participant(self, name, ports)
+        self.participants.append(participant)
+        return participant
+
+    def leave(self, participant: Participant) -> None:
+        """It did not start after all."""
+        participant.close()
+        if participant in self.participants:
+            self.participants.remove(participant)
+
+    def settle(self) -> None:
+        """Wait until every guest waits."""
+        deadline_s = monotonic() + self.patience_s
+        for participant in self.participants:
+            if participant.running:
+                participant.settle(deadline_s)
+        for participant in [each for each in self.participants if each.gone]:
+            self.participants.remove(participant)
+            participant.close()
+
+    def wait(self, predicate: Callable[[], object], timeout_s: float) -> bool:
+        """Let time go on until `predicate` is true, for up to `timeout_s` virtual seconds."""
+        with self.lock:
+            deadline_ns = self._now_ns + round(timeout_s * 1e9)
+            self.settle()
+            while not predicate():
+                if not self._step(deadline_ns):
+                    return bool(predicate())
+            return True
+
+    def _step(self, limit_ns: int) -> bool:
+        """Go on to the next instant at which something happens; False at `limit_ns`."""
+        times = [participant.next_ns() for participant in self.participants]
+        if self._events:
+            times.append(self._events[0][0])
+        next_ns = max(self._now_ns, min(times, default=FOREVER))
+        if next_ns > limit_ns:
+            self._now_ns = limit_ns
+            return False
+        self._now_ns = next_ns
+        while self._events and self._events[0][0] <= next_ns:
+            heapq.heappop(self._events)[2]()
+        for participant in list(self.participants):
+            if participant.next_ns() <= next_ns:
+                participant.wake(next_ns)
+                self.settle()
+        return True
+
+    def close(self) -> None:
+        for participant in self.participants:
+            participant.close()
+        self.participants.clear()
+        self._events.clear()

@@ -1,0 +1,434 @@
+"""The harness as its users have it: pytest runs of their own, with guests and failures."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.guest.conftest import BINDINGS, PTENDER, Build
+
+pytest_plugins = "pytester"
+pytestmark = pytest.mark.usefixtures("cpu")
+
+EXAMPLE = """
+def test_answers_ping(unikernel, switch):
+    guest = unikernel("ping.hvt", net={"service0": switch.port()})
+    host = switch.host("10.0.0.1/24")
+    assert host.ping("10.0.0.2", count=100).received == 100
+    switch.drop(every=3)
+    assert host.ping("10.0.0.2", count=9).received == 6
+    assert guest.stop().status == 0
+"""
+
+SHORT = EXAMPLE.replace("service0", "service").replace("100", "5")  # for the sample guest
+
+
+@pytest.fixture
+def images(pytester: pytest.Pytester, guest: Build) -> Path:
+    """The folder of the inner tests, with images beside them."""
+    for name in ("ping", "talk", "web", "hello", "disk"):
+        shutil.copy(guest(name), pytester.path)
+    return pytester.path
+
+
+def run(pytester: pytest.Pytester, source: str, *words: str) -> pytest.RunResult:
+    """One test file, run by a pytest of its own."""
+    pytester.makepyfile(source)
+    return pytester.runpytest_subprocess("-p", "no:cacheprovider", *words)
+
+
+def service0(folder: Path) -> None:
+    """A ping.hvt whose network device is called service0."""
+    sources = folder / "sources"
+    shutil.copytree(BINDINGS / "samples", sources)
+    for name in ("ping.c", "ping.json"):
+        text = (sources / name).read_text()
+        (sources / name).write_text(text.replace('"service"', '"service0"'))
+    words = [PTENDER, "build", sources / "ping.c", sources / "net.c"]
+    words += ["--manifest", sources / "ping.json", "-o", folder / "ping.hvt"]
+    subprocess.run([str(word) for word in words], check=True)
+
+
+def test_the_example_of_the_readme(pytester: pytest.Pytester) -> None:
+    service0(pytester.path)
+    run(pytester, EXAMPLE).assert_outcomes(passed=1)
+
+
+def test_nothing_is_imported_by_a_pytest_without_guests(pytester: pytest.Pytester) -> None:
+    source = """
+        import sys
+        def test_nothing():
+            assert not [name for name in sys.modules if name.startswith("tender.testing.")
+                        and name != "tender.testing.plugin"]
+    """
+    run(pytester, source).assert_outcomes(passed=1)
+
+
+FAILING = """
+def test_fails(unikernel, switch, blockimage):
+    ping = unikernel("ping.hvt", net={"service": switch.port("wire")}, mem_mib=8)
+    disk = unikernel("disk.hvt", "a note", block={"storage": blockimage(1 << 20)}, mem_mib=8)
+    assert disk.wait().status == 0
+    host = switch.host("10.0.0.1/24")
+    assert host.ping("10.0.0.2", count=2).received == 3
+"""
+
+
+def test_a_failed_test_leaves_what_it_needs_to_be_understood(
+    pytester: pytest.Pytester, images: Path
+) -> None:
+    result = run(pytester, FAILING, "--ptender-artifacts=left")
+    result.assert_outcomes(failed=1)
+    (folder,) = (images / "left").iterdir()
+    assert folder.name.endswith("test_fails")
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [
+        "disk0.log.txt",
+        "guest0-ping.console.txt",
+        "guest0-ping.outcome.txt",
+        "guest0-ping.trace.jsonl",
+        "guest1-disk.console.txt",
+        "guest1-disk.outcome.txt",
+        "guest1-disk.trace.jsonl",
+        "switch0.pcapng",
+    ]
+    assert "ended: halted, status 0" in (folder / "guest1-disk.outcome.txt").read_text()
+    assert "NET_WRITE" in (folder / "guest0-ping.trace.jsonl").read_text()
+    told = result.stdout.str()
+    for text in (
+        "ptender: guest 0",
+        "ended: stopped, status 0",
+        "listening on 10.0.0.2/24",
+        '"call": "NET_READ"',
+        "10.0.0.1 > 10.0.0.2 ping seq 2",
+        "write 512 bytes at 0",
+        str(folder),
+        "--ptender-seed",
+    ):
+        assert text in told, text
+
+
+def test_a_test_that_passes_leaves_nothing(pytester: pytest.Pytester, images: Path) -> None:
+    run(pytester, FAILING, "--ptender-artifacts=left").assert_outcomes(failed=1)
+    assert list((images / "left").iterdir())
+    good = FAILING.replace("received == 3", "received == 2")
+    run(pytester, good, "--ptender-artifacts=left").assert_outcomes(passed=1)
+    assert not list((images / "left").iterdir())
+
+
+def test_without_an_option_it_is_left_in_a_folder_of_pytests(
+    pytester: pytest.Pytester, images: Path
+) -> None:
+    result = run(pytester, FAILING, f"--basetemp={images}/temp")
+    result.assert_outcomes(failed=1)
+    assert list(images.glob("temp/ptender/*test_fails/switch0.pcapng"))
+
+
+def test_in_parallel(pytester: pytest.Pytester, images: Path) -> None:
+    source = SHORT
+    more = source.replace("test_answers_ping", "test_again")
+    result = run(pytester, source + more + FAILING, "-n2", "--ptender-artifacts=left")
+    result.assert_outcomes(passed=2, failed=1)
+    assert list(images.glob("left/*/switch0.pcapng"))
+    result.stdout.fnmatch_lines(["*ptender: guest 0*"])
+
+
+def test_errors_say_what_would_be_right(pytester: pytest.Pytester, images: Path) -> None:
+    source = """
+        import pytest
+        from tender.errors import DeviceError, GuestEnded, ImageError
+
+        def test_no_image(unikernel):
+            with pytest.raises(FileNotFoundError, match="there is no image 'nothing.hvt' in /"):
+                unikernel("nothing.hvt")
+
+        def test_no_device(unikernel):
+            with pytest.raises(DeviceError, match="All declared devices must be attached"):
+                unikernel("ping.hvt")
+
+        def test_one_port_two_guests(unikernel, switch):
+            port = switch.port("p")
+            unikernel("ping.hvt", net={"service": port}, mem_mib=8)
+            with pytest.raises(DeviceError, match="p of the switch is attached to a guest"):
+                unikernel("ping.hvt", net={"service": port}, mem_mib=8)
+
+        def test_it_ends_without_a_word(unikernel):
+            guest = unikernel("hello.hvt", mem_mib=8)
+            with pytest.raises(GuestEnded, match="did not say 'Goodbye'"):
+                guest.console.wait_for("Goodbye")
+
+        def test_it_waits_for_ever(unikernel, switch):
+            guest = unikernel("ping.hvt", net={"service": switch.port()}, mem_mib=8)
+            guest.console.wait_for("listening on (.*)/24")
+            with pytest.raises(TimeoutError, match="still runs after 0.1 s"):
+                guest.wait(timeout=0.1)
+            with pytest.raises(TimeoutError, match="did not say 'Goodbye' within 0.1 s"):
+                guest.console.wait_for("Goodbye", timeout=0.1)
+            with pytest.raises(TimeoutError, match="never was still not true"):
+                def never():
+                    return False
+                guest.wait_until(never, timeout=0.1)
+
+        def test_it_is_not_for_virtual_time(unikernel, switch, virtual_switch):
+            with pytest.raises(DeviceError, match="runs on the software CPU, not on cpu='kvm'"):
+                unikernel("ping.hvt", net={"service": virtual_switch.port()}, cpu="kvm")
+            with pytest.raises(DeviceError, match="a guest has one time"):
+                unikernel("ping.hvt", net={"a": virtual_switch.port(), "b": switch.port()})
+    """
+    run(pytester, source).assert_outcomes(passed=6)
+
+
+def test_the_verbs_of_a_guest(pytester: pytest.Pytester, images: Path) -> None:
+    source = """
+        def test_verbs(unikernel, switch):
+            guest = unikernel("ping.hvt", net={"service": switch.port()}, mem_mib=8)
+            host = switch.host("10.0.0.1/24")
+            assert guest.console.wait_for(r"mac ([0-9a-f:]+)")[1] == host.arp("10.0.0.2")
+            assert host.ping("10.0.0.2", count=3).received == 3
+            guest.block_link()
+            assert host.ping("10.0.0.2", count=2, timeout=0.2, interval=0.1).received == 0
+            guest.unblock_link()
+            assert host.ping("10.0.0.2", count=3).received == 3
+            assert guest.wait_until(lambda: guest.console.lines()[-1]).startswith("listening")
+            assert guest.crash().reason in ("killed", "stopped")
+            assert not guest.running
+            assert host.ping("10.0.0.2", timeout=0.1).received == 0
+            again = unikernel("ping.hvt", net={"service": guest.ports[0]}, mem_mib=8)
+            assert host.ping("10.0.0.2", count=3).received == 3
+            assert unikernel.guests == [guest, again]
+
+        def test_a_guest_for_later(unikernel, switch):
+            guest = unikernel("ping.hvt", net={"service": switch.port()}, start=False)
+            assert not guest.running
+            with guest:
+                assert guest.running
+            unikernel("hello.hvt", start=False)
+
+        def test_the_web(unikernel, switch):
+            guest = unikernel("web.hvt", "--limit=2", net={"service": switch.port()}, mem_mib=16)
+            host = switch.host("10.0.0.1/24")
+            status, body = host.http_get("10.0.0.2")
+            assert (status, b"Hello from a unikernel" in body) == (200, True)
+            switch.drop(probability=0.2)
+            switch.delay(0.001, jitter=0.001)
+            assert host.http_get("10.0.0.2", timeout=30)[0] == 200
+            assert guest.wait().status == 0
+    """
+    run(pytester, source).assert_outcomes(passed=3)
+
+
+def test_faults_of_a_disk(pytester: pytest.Pytester, images: Path) -> None:
+    source = """
+        import time
+        from pathlib import Path
+
+        def starts(unikernel, disk, *note):
+            guest = unikernel("disk.hvt", *note, block={"storage": disk}, mem_mib=8)
+            guest.wait()
+            return guest
+
+        def test_a_disk(unikernel, blockimage):
+            disk = blockimage(1 << 20)
+            assert starts(unikernel, disk, "water", "the plants").console.wait_for("Started 1")
+            assert b"water the plants" in disk.data
+            assert "told: water the plants" in starts(unikernel, disk).console.text
+            assert (disk.reads, disk.writes) == (4, 2)
+
+        def test_errors(unikernel, blockimage):
+            disk = blockimage(bytes(1 << 16))
+            with disk.fail_read(nth=1) as fault:
+                assert "the first block can't be read" in starts(unikernel, disk).console.text
+            assert fault.hits == 1
+            with disk.fail_read(nth=2):  # that of what was written
+                assert "the first block can't be written" in starts(unikernel, disk).console.text
+            with disk.fail_write():
+                assert "the first block can't be written" in starts(unikernel, disk).console.text
+            with disk.enospc():
+                assert "the first block can't be written" in starts(unikernel, disk).console.text
+            with disk.enospc(after=512):
+                guest = starts(unikernel, disk)
+                assert guest.wait().status == 0
+                assert "first block can't be written" in starts(unikernel, disk).console.text
+            assert any("No space left" in line for line in disk.log)
+
+        def test_trouble_is_told_to_the_test_and_not_to_the_terminal(unikernel, blockimage, capfd):
+            disk = blockimage(1 << 16)
+            disk.fail_read()
+            guest = starts(unikernel, disk)
+            assert any("Input/output error" in text for text in guest.trouble)
+            assert capfd.readouterr().err == ""
+
+        def test_slowness(unikernel, blockimage):
+            disk = blockimage(1 << 16)
+            began = time.monotonic()
+            with disk.slow(0.2):
+                starts(unikernel, disk)
+            assert time.monotonic() - began >= 0.6
+
+        def test_a_file_stays_as_it_was(unikernel, blockimage):
+            path = Path(__file__).with_name("disk.img")
+            path.write_bytes(bytes(8192))
+            disk = blockimage("disk.img")
+            starts(unikernel, disk, "a note")
+            assert b"a note" in disk.data
+            assert path.read_bytes() == bytes(8192)
+    """
+    run(pytester, source).assert_outcomes(passed=5)
+
+
+def test_sub_tests(pytester: pytest.Pytester, images: Path) -> None:
+    source = """
+        def test_stops(unikernel, subtest):
+            with subtest("it boots"):
+                guest = unikernel("hello.hvt", mem_mib=8)
+                guest.console.wait_for("Hello")
+            with subtest("it is polite"):
+                assert "please" in guest.console.text
+            with subtest("never"):
+                assert 0
+
+        def test_goes_on(subtest):
+            with subtest("one", go_on=True):
+                assert 1 == 2
+            with subtest("two", go_on=True):
+                assert 3 == 3
+    """
+    result = run(pytester, source)
+    result.assert_outcomes(failed=2)
+    told = result.stdout.str()
+    assert "it boots: passed" in told
+    assert "it is polite: FAILED" in told
+    assert "sub-test: never" not in told
+    assert "1 sub-test(s) failed" in told
+    assert "two: passed" in told
+
+
+def test_a_shell_where_a_test_fails(pytester: pytest.Pytester, images: Path) -> None:
+    source = """
+        def test_fails(unikernel, switch):
+            guest = unikernel("ping.hvt", net={"service": switch.port()}, mem_mib=8)
+            host = switch.host("10.0.0.1/24")
+            unikernel.shell()
+            assert host.ping("10.0.0.2", count=2).received == 3
+    """
+    pytester.makepyfile(source)
+    typed = b'print("SHELL", host.ping("10.0.0.2", count=4).received, guest.running)\n'
+    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--ptender-interactive"]
+    stdin = typed + b"raise SystemExit\n" + typed
+    result = pytester.run(*words, stdin=stdin)
+    told = result.stdout.str()
+    result.assert_outcomes(failed=1)
+    assert "unikernel.shell() in test_a_shell" in result.stderr.str()
+    assert told.count("SHELL 4 True") == 2
+    assert run(pytester, source, "--ptender-interactive", "-n2").ret != 0
+
+
+def test_the_build_of_a_guest(pytester: pytest.Pytester) -> None:
+    shutil.copytree(BINDINGS / "samples", pytester.path / "src")
+    source = """
+        def test_ping(unikernel, switch):
+            image = unikernel.build("src/ping.c", "src/net.c", manifest="src/ping.json")
+            unikernel(image, "--ipv4=10.0.0.7/24", net={"service": switch.port()}, mem_mib=8)
+            assert switch.host("10.0.0.1/24").ping("10.0.0.7").received == 1
+    """
+    run(pytester, source).assert_outcomes(passed=1)
+
+
+VIRTUAL = """
+import hashlib
+import os
+import pytest
+
+@pytest.mark.parametrize("run", range(5))
+@pytest.mark.parametrize("seed", ["a", "b"])
+def test_two_guests_on_a_bad_network(unikernel, virtual_switch, run, seed):
+    switch = virtual_switch
+    switch.seed = seed
+    switch.drop(probability=0.2)
+    switch.delay(0.003, jitter=0.003)
+    switch.reorder(every=5)
+    host = switch.host("10.0.0.9/24")
+    one = unikernel("talk.hvt", "--ipv4=10.0.0.2/24", "--peer=10.0.0.3",
+                    net={"service": switch.port("one")}, mem_mib=8)
+    two = unikernel("talk.hvt", "--ipv4=10.0.0.3/24", "--peer=10.0.0.2",
+                    net={"service": switch.port("two")}, mem_mib=8)
+    one.console.wait_for("heard 3")
+    host.ping("10.0.0.2", count=5)
+    assert one.wait().status == two.wait().status == 0
+    assert switch.now > 1
+    digest = hashlib.sha256(switch.packets() + one.console.data + two.console.data).hexdigest()
+    with open(f"digest-{seed}-{run}", "w") as file:
+        file.write(digest)
+"""
+
+
+def test_virtual_time_is_the_same_on_every_run(pytester: pytest.Pytester, images: Path) -> None:
+    run(pytester, VIRTUAL, "-n2").assert_outcomes(passed=10)
+    digests = {
+        seed: {path.read_text() for path in images.glob(f"digest-{seed}-*")} for seed in "ab"
+    }
+    assert [len(each) for each in digests.values()] == [1, 1]
+    assert digests["a"] != digests["b"]
+
+
+def test_verbs_in_virtual_time(pytester: pytest.Pytester, images: Path) -> None:
+    source = """
+        import pytest
+        from tender.testing import packets as p
+
+        def test_an_hour(unikernel, virtual_switch):
+            switch = virtual_switch
+            guest = unikernel("ping.hvt", net={"service": switch.port()}, mem_mib=8)
+            host = switch.host("10.0.0.1/24")
+            assert host.ping("10.0.0.2", count=100).received == 100
+            switch.drop(every=3)
+            assert host.ping("10.0.0.2", count=9).received == 6
+            now = switch.now
+            with pytest.raises(TimeoutError, match="3600 s of virtual time"):
+                guest.console.wait_for("never", timeout=3600)
+            assert switch.now - now == pytest.approx(3600)
+            guest.block_link()
+            assert host.ping("10.0.0.2", count=2).received == 0
+            guest.unblock_link()
+            switch.clear_faults()
+            guest.crash()
+            assert host.ping("10.0.0.2", count=2).received == 0
+            again = unikernel("ping.hvt", "--limit=1", net={"service": guest.ports[0]}, mem_mib=8)
+            assert host.ping("10.0.0.2").received == 1
+            assert again.wait().status == 0
+            assert "answered 1" in again.console.text
+
+        def test_a_burst_is_not_lost(unikernel, virtual_switch):
+            switch = virtual_switch
+            guest = unikernel("ping.hvt", net={"service": switch.port()}, mem_mib=8)
+            host = switch.host("10.0.0.1/24")
+            to = p.parse_mac(host.arp("10.0.0.2"))
+            for seq in range(2000):
+                echo = p.build_echo(p.Echo(p.ECHO_REQUEST, 1, seq, bytes(1000)))
+                packet = p.build_ipv4(p.Packet("10.0.0.1", "10.0.0.2", p.ICMP, echo))
+                host.send(p.build_frame(p.Frame(to, host.mac, p.IPV4, packet)))
+            def is_ipv4(frame):
+                return frame[12:14] == b"\\x08\\x00"
+
+            for seq in range(2000):
+                answer = p.parse_ipv4(host.expect(is_ipv4, timeout=5)[14:])
+                assert p.parse_echo(answer.payload).seq == seq
+    """
+    run(pytester, source).assert_outcomes(passed=2)
+
+
+def test_a_user_without_any_right(pytester: pytest.Pytester, images: Path, cpu: str) -> None:
+    """As somebody who is nobody: no capabilities, so no taps, and no KVM asked for."""
+    if cpu != "soft":
+        pytest.skip("this is about machines without KVM")
+    nobody = ["unshare", "--user", sys.executable]
+    if subprocess.run([*nobody, "-c", "pass"], capture_output=True).returncode:
+        pytest.skip("this machine has no user namespaces for us")
+    pytester.makepyfile(SHORT)
+    words = ["-m", "pytest", "-p", "no:cacheprovider", "--ptender-cpu=soft"]
+    assert b"65534" in subprocess.check_output([*nobody, "-c", "import os; print(os.geteuid())"])
+    pytester.run(*nobody, *words).assert_outcomes(passed=1)

@@ -1,0 +1,162 @@
+"""The compiled filters, tried call by call in the kernel: allowed is what the policy says."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pytest
+
+from tender import filter, plan
+from tender.plan import Plan
+from tender.policy import disassemble
+from tender.rules import LE, Rule
+
+ROOT = Path(__file__).parents[2]
+NUMBERS = 480  # of system calls: more than any kernel has
+X32 = 0x40000000
+HIGH = 1 << 32  # beyond an int
+# Linux lets these pass every filter (kernel/seccomp.c, from 6.14 on): only the code that a uprobe
+# has put in place may make them, and from elsewhere they do nothing (SIGILL, ENXIO).
+UPROBES = {335, 336} if platform.machine() == "x86_64" else set()
+
+DEVICES = {1: ("net",), 2: ("net",), 3: ("block", "block-writable"), 4: ("block",)}
+OTHERS = {1: ("net-stream",), 2: ("block-remote",)}
+USUAL = ("console", "stderr")
+PLANS = {
+    "kvm": Plan("kvm", (*USUAL, "vcpu"), DEVICES),
+    "kvm with everything": Plan("kvm", tuple(plan.SLOTS), {**DEVICES, 5: ("net-stream",)}),
+    "soft": Plan("soft", USUAL, DEVICES),
+    "a child on KVM": Plan("kvm", (*USUAL, "vcpu", "report"), OTHERS),
+    "a child on the software CPU": Plan("soft", (*USUAL, "report"), {}),
+}
+
+Case = tuple[int, ...]
+
+
+def policies() -> list[tuple[str, list[Rule], bool]]:
+    """Each policy by a name: its rules, and whether a violation is told."""
+    found = [
+        (name, filter.build(each.policies(), each.held()), "report" in each.single)
+        for name, each in PLANS.items()
+    ]
+    everything = PLANS["kvm with everything"]
+    ring = filter.build(everything.thread_policies(), everything.held())
+    return [*found, ("the ring's thread", ring, False)]
+
+
+def run(compiled: bytes, cases: Sequence[Case]) -> list[str]:
+    """What became of each call."""
+    task = {"filter": compiled.hex(), "cases": cases}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.unit.syscalls"],
+        input=json.dumps(task),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        timeout=100,
+    )
+    results: list[str] = json.loads(done.stdout)
+    return results
+
+
+def expected(rules: Iterable[Rule], names: dict[int, str], case: Case) -> bool:
+    arguments = (*case[1:], 0, 0, 0, 0, 0, 0)[:6]
+    return any(rule.allows(names.get(case[0], ""), arguments) for rule in rules)
+
+
+def check(rules: list[Rule], trap: bool, cases: list[Case]) -> None:
+    names = {filter.syscall_number(rule.call): rule.call for rule in rules}
+    wrong = []
+    for case, result in zip(cases, run(filter.compile(rules, trap=trap), cases), strict=True):
+        allowed = expected(rules, names, case)
+        # A call that is allowed may end its process in its own way; SIGSYS is the filter's.
+        if (result == "SIGSYS") == allowed:
+            wrong.append((filter.syscall_name(case[0]), case, allowed, result))
+    assert not wrong, "call, case, allowed by the policy, what happened"
+
+
+def matching(rule: Rule) -> list[int]:
+    """Arguments that hold, and nothing else that is set."""
+    arguments = [0] * 5
+    for each in rule.compares:
+        arguments[each.argument] |= each.value
+    return arguments
+
+
+def variations(rule: Rule) -> Iterable[list[int]]:
+    """The same with one argument that is another descriptor, request, flag or number."""
+    for each in rule.compares:
+        value = each.value
+        for other in (value + 1, value ^ each.mask, 99, value | HIGH, value | 4):
+            arguments = matching(rule)
+            arguments[each.argument] = other & (1 << 64) - 1
+            yield arguments
+        if each.op == LE:
+            arguments = matching(rule)
+            arguments[each.argument] = 0
+            yield arguments
+
+
+@pytest.mark.parametrize(("name", "rules", "trap"), policies(), ids=lambda value: str(value)[:30])
+def test_every_number(name: str, rules: list[Rule], trap: bool) -> None:
+    """All system calls there are and more, with all arguments 0; x32's too."""
+    cases: list[Case] = [(number,) for number in range(NUMBERS) if number not in UPROBES]
+    cases += [(number | X32,) for number in (0, 1, 9, 16, 59, 231)]
+    check(rules, trap, cases)
+
+
+@pytest.mark.parametrize(("name", "rules", "trap"), policies(), ids=lambda value: str(value)[:30])
+def test_pinned_arguments(name: str, rules: list[Rule], trap: bool) -> None:
+    """Each rule as it stands, and with each of its arguments as it must not be."""
+    cases: list[Case] = []
+    for rule in rules:
+        number = filter.syscall_number(rule.call)
+        cases.append((number, *matching(rule)))
+        cases += [(number, *arguments) for arguments in variations(rule)]
+    assert any(rule.compares for rule in rules)
+    check(rules, trap, cases)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="int 0x80 is x86's")
+def test_no_call_of_another_architecture() -> None:
+    """`int 0x80` means 32-bit numbers, where 4 is write and 11 is execve."""
+    code = """
+import ctypes, mmap, os, sys
+from tender import filter, layers
+from tender._sandbox import lib
+from tender.plan import Plan
+from tender.policy import disassemble
+memory = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+memory.write(bytes.fromhex("b814000000cd80c3"))  # mov eax, 20 (getpid); int 0x80; ret
+call = ctypes.CFUNCTYPE(ctypes.c_long)(ctypes.addressof(ctypes.c_char.from_buffer(memory)))
+plan = Plan("kvm", ("stderr",), {})
+compiled = filter.compile(filter.build(plan.policies(), plan.held()))
+layers.prctl(lib.PR_SET_NO_NEW_PRIVS, 1)
+filter.install(compiled)
+call()
+os._exit(0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT)
+    assert done.returncode in (-31, -11), done  # SIGSYS, or no such gate in this kernel (SIGSEGV)
+
+
+def test_a_filter_is_the_same_each_time() -> None:
+    for _, rules, trap in policies()[:-1]:  # the ring's names this process
+        assert filter.compile(rules, trap=trap) == filter.compile(rules, trap=trap)
+
+
+def test_what_is_not_allowed_ends_the_process_or_tells_first() -> None:
+    rules = policies()[0][1]
+    kill, trap = "ret  kill process", "ret  trap"
+    plain = disassemble(filter.compile(rules))
+    told = disassemble(filter.compile(rules, trap=True))
+    assert [line for line in plain if "ret" in line] == ["ret  allow", kill]
+    assert [line for line in told if "ret" in line] == [trap, "ret  allow", kill]
+    architecture = next(line for line in told if line.startswith("jeq"))
+    assert int(architecture.split()[-1]) == told.index(kill), "another architecture is not told"

@@ -1,0 +1,180 @@
+"""What a program and the processes of its guests say to each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tender import errors, messages
+from tender.config import BlockFile, Config, Descriptor, Tap, VirtualTime
+from tender.errors import ConfigError, GuestFault, HostError, TenderError
+from tender.machine import Outcome
+from tender.messages import Malformed
+
+OUTCOME = Outcome(
+    "fault",
+    1,
+    error=GuestFault("Invalid guest access: gpa=0x1, len=0x2", 1, 2, 5),
+    trap={"rip": (1 << 64) - 1},
+    core="/tmp/core.solo5-hvt.12.3",
+    stats={"block:storage": {"calls": 3, "bytes": 1 << 63}},
+)
+
+
+def test_a_job_arrives_as_it_was_sent() -> None:
+    config = Config(
+        "/a/\udcff.hvt",
+        ("--x=\u00e4", "\udc80"),
+        net=(("service", Tap("tap0", addr=("10.0.0.1/24",), mac=b"\2\0\0\0\0\1")),),
+        block=((None, BlockFile("disk.img", readonly=True)),),
+        clock=VirtualTime(5),
+    )
+    assert messages.unpack_job(messages.pack_job(config, 7)) == (config, 7)
+    path: Any = Path("/x/disk.img")
+    got, _ = messages.unpack_job(
+        messages.pack_job(Config("k", block=((None, BlockFile(path)),)), 1)
+    )
+    assert got.block == ((None, BlockFile("/x/disk.img")),)
+    wrong: Any = object()
+    with pytest.raises(ConfigError, match="can be given"):
+        messages.pack_job(Config("k", dumpcore=wrong), 1)
+
+
+@pytest.mark.parametrize(("letters", "count"), [(0, 1), (5000, 100), (2_000_000, 700)])
+def test_any_number_of_descriptors(letters: int, count: int) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, open("/dev/null") as null:
+        config = Config("k", ("x" * letters,), net=((None, Descriptor(1)),))
+        messages.send_job(ours, messages.pack_job(config, count), [null.fileno()] * count)
+        job = messages.receive_job(theirs)
+        assert job is not None
+        got, descriptors = job
+        assert got == config
+        assert len(set(descriptors)) == count
+        for fd in descriptors:
+            os.close(fd)
+        ours.close()
+        assert messages.receive_job(theirs) is None
+
+
+def test_an_outcome_arrives_as_it_was_sent() -> None:
+    kind, value = messages.parse(messages.pack_outcome(OUTCOME))
+    assert kind == "outcome"
+    got = Outcome(**value)
+    assert got.error is not OUTCOME.error
+    assert vars(got.error) == vars(OUTCOME.error)
+    assert str(got.error) == str(OUTCOME.error)
+    assert {**vars(got), "error": None} == {**vars(OUTCOME), "error": None}
+
+
+def test_every_error_arrives_as_what_it_was() -> None:
+    for name, error in vars(errors).items():
+        if isinstance(error, type) and issubclass(error, TenderError):
+            made = error("what is wrong")
+            kind, got = messages.parse(messages.pack("error", messages.pack_error(made)))
+            assert kind == "error"
+            assert isinstance(made, type(got)), name
+    _, got = messages.parse(messages.pack("error", messages.pack_error(HostError("x", "mmap", 12))))
+    assert (str(got), got.syscall, got.errno) == ("x: Cannot allocate memory", "mmap", 12)
+
+
+def test_what_is_shown_is_one_line_without_controls() -> None:
+    _, text = messages.parse(messages.pack("warn", "a\nb\x1b[2Jc"))
+    assert text == "a\\nb\\x1b[2Jc"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"reason": "sandbox"},
+        {"reason": None},
+        {"status": "0"},
+        {"status": True},
+        {"status": 1 << 40},
+        {"signo": -1},
+        {"signo": 1000},
+        {"error": {"type": "SystemExit", "text": ""}},
+        {"error": {"type": "HostError", "text": 5}},
+        {"error": {"type": "HostError", "text": "", "errno": "x"}},
+        {"error": {"type": "GuestFault", "text": "x" * 100_000}},
+        {"trap": [1]},
+        {"trap": {"rip": -1}},
+        {"trap": {str(each): each for each in range(1000)}},
+        {"core": "/etc/passwd"},
+        {"core": "a\0core.solo5-hvt.1"},
+        {"stats": None},
+        {"stats": {"x": {"y": 1.5}}},
+        {"stats": {str(each): {} for each in range(10_000)}},
+    ],
+)
+def test_an_outcome_is_checked_field_by_field(change: dict[str, Any]) -> None:
+    message = json.loads(messages.pack_outcome(OUTCOME))
+    message["outcome"].update(change)
+    with pytest.raises(Malformed):
+        messages.parse(json.dumps(message).encode())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        b'{"outcome": 1}',
+        b'{"import": "os"}',
+        b'{"warn": "a", "started": 1}',
+        b'{"started": 2}',
+        b"[" * 60_000,
+        b'{"warn": ' + b"9" * 60_000 + b"}",
+        b'{"warn": "' + b"x" * 70_000 + b'"}',
+        b"\0",
+        b"\0SYS" + bytes(7),
+        b"\x80\x05N.",
+    ],
+)
+def test_what_is_no_message(data: bytes) -> None:
+    with pytest.raises(Malformed):
+        messages.parse(data)
+
+
+def test_a_violation_names_a_system_call() -> None:
+    record = messages.VIOLATION.pack(messages.VIOLATION_MAGIC, 41, 0xC000003E)
+    assert messages.parse(record) == ("violation", 41)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
+    max_leaves=20,
+)
+
+
+@given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_are_a_message_or_malformed(data: bytes) -> None:
+    try:
+        messages.parse(data)
+    except Malformed:
+        pass
+
+
+@given(
+    st.sampled_from(["outcome", "error", "warn", "bug", "started"]),
+    json_values
+    | st.fixed_dictionaries(
+        {"reason": st.sampled_from(["halted", "stopped"]), "status": st.integers(0, 255)},
+        optional=dict.fromkeys(("signo", "error", "trap", "core", "stats"), json_values),
+    ),
+)
+def test_any_value_is_a_message_or_malformed(kind: str, value: object) -> None:
+    try:
+        messages.parse(json.dumps({kind: value}).encode())
+    except Malformed:
+        pass

@@ -1,0 +1,147 @@
+"""The policies in seccomp/: how they are read, and that all of them are whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tender import filter, plan, rules
+from tender.config import (
+    BlockDescriptor,
+    BlockFile,
+    BlockRemote,
+    Descriptor,
+    StreamNet,
+    Tap,
+    UserNet,
+)
+
+FOLDER = Path(filter.__file__).parents[1] / "seccomp"
+FILES = sorted(path.stem for path in FOLDER.glob("*.policy"))
+NUMBERS = {"KVM_RUN": 0xAE80, "PROT_EXEC": 4, "A": 1, "B": 2}
+ARGUMENTS = (0, 0, 0, 0, 0, 0)
+
+
+def expand(line: str, **held: list[int]) -> list[rules.Rule]:
+    return rules.expand(rules.parse(line), held, NUMBERS.__getitem__)
+
+
+def allows(line: str, *arguments: int, **held: list[int]) -> bool:
+    call = line.partition("(")[0]
+    given = (*arguments, *ARGUMENTS)[:6]
+    return any(rule.allows(call, given) for rule in expand(line, **held))
+
+
+def test_an_entry() -> None:
+    (entry,) = rules.parse("# a comment\n\nioctl(@vcpu, KVM_RUN)   -- let the guest run\n")
+    assert (entry.call, entry.arguments) == ("ioctl", ("@vcpu", "KVM_RUN"))
+    assert entry.reason == "let the guest run"
+    assert str(entry) == "ioctl(@vcpu, KVM_RUN)"
+    assert entry.names == ["vcpu"]
+
+
+def test_a_descriptor_is_one_that_is_held() -> None:
+    line = "read(@net) -- x"
+    assert allows(line, 17, net=[17, 18])
+    assert allows(line, 18, net=[17, 18])
+    assert not allows(line, 19, net=[17, 18])
+    assert expand(line) == []  # nothing is held, so nothing is allowed
+
+
+def test_the_kernel_takes_half_a_register_for_an_int() -> None:
+    assert allows("read(@net) -- x", 17 | 1 << 32, net=[17])
+    assert allows("mmap(_, _, _, _, -1) -- x", 0, 0, 0, 0, -1)
+    assert allows("mmap(_, _, _, _, -1) -- x", 0, 0, 0, 0, 0xFFFFFFFF)
+    assert not allows("mmap(_, _, _, _, -1) -- x", 0, 0, 0, 0, 0)
+    assert not allows("ppoll(_, _, _, 0L) -- x", 0, 0, 0, 1 << 32)
+    assert allows("ppoll(_, _, _, 0L) -- x")
+
+
+def test_flags_limits_and_any() -> None:
+    assert allows("f(A|B) -- x", 3)
+    assert not allows("f(A|B) -- x", 1)
+    assert allows("f(!PROT_EXEC) -- x", 3)
+    assert not allows("f(!PROT_EXEC) -- x", 7)
+    assert allows("f(<=64) -- x", 64)
+    assert not allows("f(<=64) -- x", 65)
+    assert not allows("f(<=64) -- x", 1 << 32)
+    assert allows("f(_, 0x10) -- x", 12345, 16)
+    assert allows("f() -- x", 1, 2, 3)
+    assert not rules.Rule("f", (), rules.Entry("f", (), "x")).allows("g", ARGUMENTS)
+
+
+def test_every_choice_of_two_descriptors_is_a_rule() -> None:
+    assert len(expand("f(@a, @b) -- x", a=[1, 2], b=[3, 4, 5])) == 6
+
+
+@pytest.mark.parametrize(
+    "line", ["read(@net)", "read(@net) --", "read @net -- x", "read(@net -- x", "read(@net) y -- x"]
+)
+def test_a_line_that_is_no_entry(line: str) -> None:
+    with pytest.raises(rules.PolicyError, match="policy: no CALL"):
+        rules.parse(line)
+
+
+def test_an_unknown_constant() -> None:
+    with pytest.raises(rules.PolicyError, match=r"abi/sandbox\.cdef has no O_NONSENSE"):
+        filter.constant("O_NONSENSE")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_policy_file(name: str) -> None:
+    text = (FOLDER / f"{name}.policy").read_text()
+    assert text.startswith("# "), "it says whose it is"
+    entries = rules.parse(text)
+    assert len({str(entry) for entry in entries}) == len(entries), "no entry twice"
+    held = {each: [plan.SLOTS.get(each, 17)] for entry in entries for each in entry.names}
+    for entry in entries:
+        (rule, *_) = rules.expand([entry], held, filter.constant)
+        assert filter.syscall_number(rule.call) >= 0, f"x86_64 has no {rule.call}"
+        assert not entry.reason.endswith(".") or entry.reason.endswith("...")
+
+
+def test_each_file_is_somebodys_and_the_other_way_round() -> None:
+    remote = BlockRemote(4, 512, readonly=False)
+    kinds = [
+        plan.held_as(Tap("tap0")),
+        plan.held_as(StreamNet(3)),
+        plan.held_as(BlockFile("disk.img")),
+        plan.held_as(remote),
+    ]
+    devices = dict(enumerate(kinds))
+    used = set()
+    for cpu in ("kvm", "soft"):
+        whole = plan.Plan(cpu, tuple(plan.SLOTS), devices)
+        used |= {*whole.policies(), *whole.thread_policies()}
+    assert used == set(FILES)
+    names = {name for file in FILES for entry in filter.policy(file) for name in entry.names}
+    assert names <= {*plan.SLOTS, *(name for each in devices.values() for name in each)}
+
+
+def test_what_a_device_is_called() -> None:
+    assert plan.held_as(Descriptor(3)) == ("net",)
+    assert plan.held_as(UserNet()) == ("net-stream",)
+    assert plan.held_as(BlockFile("x")) == ("block", "block-writable")
+    assert plan.held_as(BlockFile("x", readonly=True)) == ("block",)
+    assert plan.held_as(BlockFile("x", overlay=True)) == ("block",)
+    assert plan.held_as(BlockDescriptor(3, readonly=True)) == ("block",)
+    assert plan.held_as(BlockDescriptor(3)) == ("block", "block-writable")
+
+
+def test_no_policy_opens_anything() -> None:
+    """What a tender must not do, whatever else a policy comes to hold."""
+    calls = {entry.call for name in FILES for entry in filter.policy(name)}
+    never = "open openat openat2 creat socket connect bind execve execveat clone clone3 fork vfork "
+    never += "ptrace process_vm_readv process_vm_writev kill tkill mount unshare setns bpf "
+    never += "io_uring_setup userfaultfd memfd_create dup dup2 dup3 fcntl prctl seccomp chmod "
+    assert not calls & set(never.split())
+
+
+def test_only_the_translator_has_memory_to_execute() -> None:
+    for name in FILES:
+        for entry in filter.policy(name):
+            if entry.call in ("mmap", "mprotect", "pkey_mprotect", "shmat", "mremap"):
+                words = " ".join(entry.arguments)
+                assert "PROT" in words, "protection is pinned"
+                assert ("PROT_EXEC" in words) <= (name == "soft")

@@ -1,0 +1,390 @@
+"""The switch, its hosts and its faults, without guests: at the end of a port is a socket here."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tender.errors import DeviceError
+from tender.testing import packets
+from tender.testing.faults import Chance, Fault, apply
+from tender.testing.packets import Arp, Frame
+from tender.testing.switch import GuestPort, Switch
+from tender.testing.virtual import GO, SYNC, Stuck
+
+
+@pytest.fixture
+def switch() -> Iterator[Switch]:
+    with Switch(seed="test", patience=5) as value:
+        yield value
+
+
+def plug(port: GuestPort) -> socket.socket:
+    """The guest's end of a port."""
+    spec = port.attach()
+    end = socket.socket(fileno=spec.fd)
+    end.settimeout(5)
+    return end
+
+
+def frame(to: bytes, sender: bytes, data: bytes = b"data") -> bytes:
+    return packets.build_frame(Frame(to, sender, 0x1234, data))
+
+
+def silent(end: socket.socket) -> bool:
+    end.settimeout(0.1)
+    try:
+        end.recv(2000)
+    except TimeoutError:
+        return True
+    finally:
+        end.settimeout(5)
+    return False
+
+
+# ---- Switching ----
+
+
+def test_an_unknown_address_is_flooded_and_a_known_one_is_not(switch: Switch) -> None:
+    ports = [switch.port() for _ in range(3)]
+    a, b, c = map(plug, ports)
+    first = frame(ports[1].mac, ports[0].mac)
+    a.send(first)
+    assert b.recv(2000) == c.recv(2000) == first  # nobody has heard of b yet
+    b.send(frame(ports[0].mac, ports[1].mac))
+    assert a.recv(2000)[6:12] == ports[1].mac
+    a.send(first)
+    assert b.recv(2000) == first
+    assert silent(c)
+    for end in (a, b, c):
+        end.close()
+
+
+def test_a_guest_that_has_moved_is_found_again(switch: Switch) -> None:
+    host, port = switch.host("10.0.0.1/24"), switch.port()
+    end = plug(port)
+    end.send(frame(packets.BROADCAST, b"\x02abcde"))
+    host.expect(b"data")
+    end.close()
+    port.detach()
+    other = switch.port()
+    end = plug(other)
+    end.send(frame(packets.BROADCAST, b"\x02abcde"))
+    host.expect(b"data")
+    host.send(frame(b"\x02abcde", host.mac, b"for you"))
+    assert b"for you" in end.recv(2000)
+    end.close()
+
+
+def test_a_port_has_one_guest_at_a_time(switch: Switch) -> None:
+    port = switch.port("web")
+    end = plug(port)
+    with pytest.raises(DeviceError, match="web of the switch is attached to a guest already"):
+        port.attach()
+    port.detach()
+    port.detach()
+    plug(port).close()
+    end.close()
+    with pytest.raises(ValueError, match="has a port 'web' already"):
+        switch.port("web")
+
+
+def test_what_a_guest_sends_last_is_not_lost(switch: Switch) -> None:
+    host, port = switch.host("10.0.0.1/24"), switch.port()
+    end = plug(port)
+    for number in range(50):
+        end.send(frame(packets.BROADCAST, port.mac, b"number %d." % number))
+    end.close()
+    port.detach()
+    host.expect(b"number 49.", timeout=0)
+
+
+def test_a_guest_that_does_not_read_loses_frames_and_nobody_waits(switch: Switch) -> None:
+    host, port = switch.host("10.0.0.1/24"), switch.port()
+    end = plug(port)
+    for _ in range(5000):
+        host.send(frame(port.mac, host.mac, bytes(1000)))
+    assert any("queue is full" in line for line in switch.lines())
+    end.close()
+
+
+def test_nothing_is_left_of_a_switch() -> None:
+    with Switch() as first:
+        plug(first.port()).close()  # the reactor stays
+    before = os.listdir("/proc/self/fd")
+    for _ in range(3):
+        with Switch() as switch:
+            ends = [plug(switch.port()) for _ in range(20)]
+        for end in ends:
+            end.close()
+    with Switch(virtual=True) as switch:
+        spec = switch.port().attach()
+        os.close(spec.fd)
+        os.close(spec.sync_fd or 0)
+    assert os.listdir("/proc/self/fd") == before
+
+
+# ---- Hosts ----
+
+
+def test_hosts_ping_each_other(switch: Switch) -> None:
+    a, b = switch.host("10.0.0.1/24"), switch.host("10.0.0.2/24", mac="02:00:00:00:00:99")
+    result = a.ping("10.0.0.2", count=5)
+    assert (result.sent, result.received, result.lost, len(result.rtts)) == (5, 5, 0, 5)
+    assert all(0 <= rtt < 5 for rtt in result.rtts)
+    assert a.arp("10.0.0.2") == "02:00:00:00:00:99"
+    assert b.arp("10.0.0.1") == packets.mac_text(a.mac)
+
+
+def test_nobody_is_there(switch: Switch) -> None:
+    host = switch.host("10.0.0.1/24")
+    assert host.ping("10.0.0.9", count=3, timeout=0.2).received == 0
+    with pytest.raises(TimeoutError, match=r"who has 10\.0\.0\.9, tell 10\.0\.0\.1"):
+        host.arp("10.0.0.9", timeout=0.1)
+    with pytest.raises(ValueError, match=r"192\.168\.0\.1 is not in 10\.0\.0\.0/24"):
+        host.ping("192.168.0.1")
+    with pytest.raises(ValueError, match="not an IPv4 address"):
+        host.ping("example")
+
+
+def test_a_gateway_takes_what_goes_elsewhere(switch: Switch) -> None:
+    host = switch.host("10.0.0.1/24", gateway="10.0.0.254")
+    gateway = switch.host("10.0.0.254/24", mac="02:00:00:00:00:fe")
+    host.udp_send("192.168.0.1", 7, b"far away")
+    assert packets.parse_frame(gateway.expect(b"far away")).to == gateway.mac  # type: ignore[union-attr]
+
+
+def test_udp(switch: Switch) -> None:
+    a, b = switch.host("10.0.0.1/24"), switch.host("10.0.0.2/24")
+    there = b.udp(7)
+    here = a.udp()
+    here.send("10.0.0.2", 7, b"hello")
+    datagram = there.receive()
+    assert (datagram.data, datagram.sender, datagram.source) == (b"hello", "10.0.0.1", here.number)
+    there.send(datagram.sender, datagram.source, b"and back")
+    assert here.receive().data == b"and back"
+    with pytest.raises(TimeoutError, match="no datagram came to UDP port 7"):
+        there.receive(timeout=0.05)
+
+
+def test_expect_takes_bytes_functions_and_says_what_came(switch: Switch) -> None:
+    host, port = switch.host("10.0.0.1/24"), switch.port()
+    end = plug(port)
+    end.send(frame(packets.BROADCAST, port.mac, b"one"))
+    end.send(frame(packets.BROADCAST, port.mac, b"two"))
+    assert host.expect(lambda data: len(data) == 17, timeout=5).endswith(b"one")
+    assert host.expect(b"two").endswith(b"two")
+    end.send(frame(packets.BROADCAST, port.mac, b"three"))
+    with pytest.raises(TimeoutError, match=r"instead, 1 came.*\n.*type 0x1234"):
+        host.expect(b"four", timeout=0.3)
+    with pytest.raises(TypeError, match="none of bytes, a function"):
+        host.expect(4)
+    end.close()
+
+
+def test_scapy_is_welcome_and_not_needed(switch: Switch) -> None:
+    scapy: Any = pytest.importorskip("scapy.all", reason="scapy is not installed")
+    a, b = switch.host("10.0.0.1/24"), switch.host("10.0.0.2/24", mac="02:00:00:00:00:02")
+    a.send(scapy.Ether(dst="02:00:00:00:00:02", src="02:00:00:00:00:01")
+           / scapy.IP(src="10.0.0.1", dst="10.0.0.2") / scapy.UDP(dport=7) / b"hi")  # fmt: skip
+    assert b.expect(scapy.UDP)[scapy.UDP].dport == 7
+
+
+# ---- Faults ----
+
+
+def test_every_third_is_dropped_on_one_way_only(switch: Switch) -> None:
+    a, b = switch.host("10.0.0.1/24"), switch.host("10.0.0.2/24")
+    assert a.ping("10.0.0.2").received == 1
+    with b.port.drop(every=3) as fault:
+        assert a.ping("10.0.0.2", count=9, timeout=0.1, interval=0.05).received == 6
+        assert (fault.seen, fault.hits) == (9, 3)
+    assert a.ping("10.0.0.2", count=3).received == 3
+    assert sum("dropped by drop(every=3)" in line for line in switch.lines()) == 3
+
+
+def test_both_directions_count_for_themselves(switch: Switch) -> None:
+    a, b = switch.host("10.0.0.1/24"), switch.host("10.0.0.2/24")
+    assert a.ping("10.0.0.2").received == 1
+    b.port.drop(every=3, direction="both")
+    assert a.ping("10.0.0.2", count=9, timeout=0.1, interval=0.05).received == 4
+
+
+def test_a_cut_link_and_its_repair(switch: Switch) -> None:
+    a, b = switch.host("10.0.0.1/24"), switch.host("10.0.0.2/24")
+    a.arp("10.0.0.2")
+    b.port.cut()
+    assert a.ping("10.0.0.2", timeout=0.1).received == 0
+    b.port.restore()
+    assert a.ping("10.0.0.2").received == 1
+    assert any("the link is cut" in line for line in switch.lines())
+
+
+def test_delays_duplicates_damage_and_reordering_reach_the_receiver(switch: Switch) -> None:
+    host, port = switch.host("10.0.0.1/24"), switch.port()
+    end = plug(port)
+
+    def sent(*names: bytes) -> list[bytes]:
+        for name in names:
+            host.send(frame(port.mac, host.mac, name))
+        got: list[bytes] = []
+        while not silent_for(end, got):
+            pass
+        return got
+
+    with switch.delay(0.05):
+        assert sent(b"late") == [b"late"]
+    with switch.duplicate(every=2):
+        assert sent(b"1", b"2", b"3") == [b"1", b"2", b"2", b"3"]
+    with switch.reorder(every=2):
+        assert sent(b"1", b"2", b"3", b"4") == [b"1", b"3", b"2", b"4"]
+    with switch.corrupt():
+        (broken,) = sent(b"aaaa")
+        assert broken != b"aaaa"
+        assert bin(int.from_bytes(broken, "big") ^ int.from_bytes(b"aaaa", "big")).count("1") == 1
+    assert sent(b"fine") == [b"fine"]
+    end.close()
+
+
+def silent_for(end: socket.socket, got: list[bytes]) -> bool:
+    end.settimeout(0.3)
+    try:
+        got.append(end.recv(2000)[packets.HEADER_SIZE :])
+    except TimeoutError:
+        return True
+    return False
+
+
+def outcomes(seed: str, kind: str = "drop", **options: Any) -> list[list[tuple[bytes, int]]]:
+    """What one fault makes of 200 frames."""
+    fault = Fault(kind, Chance(None, 0.3), seed, lambda _: None, **options)
+    many = []
+    for number in range(200):
+        deliveries, _ = apply([fault], "to port0", frame(bytes(6), bytes(6), b"%d" % number))
+        many.append([(each.frame, each.delay_ns) for each in deliveries])
+    return many
+
+
+@pytest.mark.parametrize("kind", ["drop", "delay", "duplicate", "corrupt", "reorder"])
+def test_chance_is_the_same_for_the_same_seed(kind: str) -> None:
+    options = {"seconds": 0.1, "jitter": 0.05} if kind == "delay" else {}
+    assert outcomes("a", kind, **options) == outcomes("a", kind, **options)
+    assert outcomes("a", kind, **options) != outcomes("b", kind, **options)
+
+
+def test_two_faults_do_not_have_the_same_chance(switch: Switch) -> None:
+    assert switch.drop(probability=0.5).seed != switch.drop(probability=0.5).seed
+    assert switch.drop(probability=0.5, seed=7).seed == switch.drop(probability=0.5, seed=7).seed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every": 0}, "count from 1"),
+        ({"probability": 2.0}, "not between 0 and 1"),
+        ({"every": 2, "probability": 0.5}, "not both"),
+        ({"direction": "up"}, "none of 'to', 'from', 'both'"),
+    ],
+)
+def test_a_fault_that_makes_no_sense(switch: Switch, options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        switch.drop(**options)
+
+
+# ---- Packets ----
+
+
+def test_the_packets_are_kept(switch: Switch, tmp_path: Path) -> None:
+    a, _ = switch.host("10.0.0.1/24", name="a"), switch.host("10.0.0.2/24", name="b")
+    a.ping("10.0.0.2")
+    switch.save(tmp_path / "x.pcapng")
+    assert (tmp_path / "x.pcapng").read_bytes() == switch.packets()
+    text = "\n".join(switch.lines())
+    assert "<- a: " in text
+    assert "-> b: " in text
+    assert "10.0.0.1 > 10.0.0.2 ping seq 1" in text
+
+
+# ---- Virtual time, with a guest that is played by the test ----
+
+
+class Player:
+    """The tender's side of a rendezvous, by hand."""
+
+    def __init__(self, port: GuestPort) -> None:
+        spec = port.attach()
+        self.wire = socket.socket(fileno=spec.fd)
+        self.sync = socket.socket(fileno=spec.sync_fd)
+        self.sync.settimeout(0.2)
+
+    def sleeps(self, now_ns: int, until_ns: int) -> None:
+        self.sync.send(SYNC.pack(now_ns, until_ns))
+
+    def woken(self) -> int:
+        return int(GO.unpack(self.sync.recv(100))[0])
+
+    def close(self) -> None:
+        self.wire.close()
+        self.sync.close()
+
+
+def test_time_goes_to_the_next_thing_that_happens() -> None:
+    with Switch(virtual=True) as switch:
+        player = Player(switch.port())
+        player.sleeps(5, 1000)
+        assert not switch.timeline.wait(lambda: False, 500e-9)
+        assert switch.timeline.now_ns() == 500
+        player.wire.send(frame(packets.BROADCAST, b"\x02abcde"))
+        with pytest.raises(TimeoutError):
+            player.woken()
+        player.close()
+
+
+def test_a_guest_is_woken_at_its_deadline_and_for_a_frame() -> None:
+    with Switch(virtual=True, latency=1e-6, patience=0.3) as switch:
+        host = switch.host("10.0.0.1/24")
+        port = switch.port()
+        player = Player(port)
+        player.sleeps(0, 10_000)
+        host.send(frame(port.mac, host.mac, b"for you"))
+        with pytest.raises(Stuck, match="busy for too long"):
+            switch.timeline.wait(lambda: False, 1)  # it was woken, and does not come back
+        assert player.woken() == 1000
+        assert b"for you" in player.wire.recv(2000)
+        player.sleeps(1500, 3000)
+        with pytest.raises(Stuck):
+            switch.timeline.wait(lambda: False, 1)
+        assert player.woken() == 3000
+        player.close()
+        assert not switch.timeline.wait(lambda: False, 1)
+        assert switch.now == pytest.approx(1 + 3e-6, abs=1e-6)
+
+
+def test_a_guest_that_ends_leaves_the_others_alone() -> None:
+    with Switch(virtual=True) as switch:
+        host, port = switch.host("10.0.0.1/24"), switch.port()
+        player = Player(port)
+        announcement = Arp(packets.ARP_REQUEST, port.mac, "10.0.0.2", bytes(6), "10.0.0.2")
+        player.wire.send(
+            packets.build_frame(
+                Frame(packets.BROADCAST, port.mac, packets.ARP, packets.build_arp(announcement))
+            )
+        )
+        player.close()
+        assert host.arp("10.0.0.2") == packets.mac_text(port.mac)  # its last word was heard
+        assert host.ping("10.0.0.2", count=2).received == 0
+        assert any("no guest is attached" in line for line in switch.lines())
+        Player(port).close()  # another guest may have the port
+
+
+def test_messages_have_the_layout_that_the_tender_writes() -> None:
+    from tender import rendezvous
+
+    assert SYNC.format == rendezvous._SYNC.format
+    assert GO.size == rendezvous._GO.size == struct.calcsize("=Q")
