@@ -31,6 +31,9 @@ logged() {
 # needs_command PACKAGE COMMAND: name the package if the command is not there.
 needs_command() { PATH=$PATH:/usr/sbin:/sbin command -v "$2" >/dev/null || echo "$1"; }
 
+# needs_library PACKAGE LIBRARY: name the package if the library is not there.
+needs_library() { PATH=$PATH:/usr/sbin:/sbin ldconfig -p | grep -q "$2" || echo "$1"; }
+
 # The interpreter: $PYTHON, else python3.
 find_python() {
     python=${PYTHON:-python3}
@@ -45,6 +48,7 @@ missing_to_build() {
     "$python" -c 'import os, sys, sysconfig as s
 sys.exit(not os.path.exists(os.path.join(s.get_path("include"), "Python.h")))' || echo python3-dev
     needs_command gcc gcc
+    needs_library libseccomp2 libseccomp.so.2
     [ -e /usr/include/linux/kvm.h ] && [ -e /usr/include/stdlib.h ] || echo libc6-dev
 }
 
