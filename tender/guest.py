@@ -14,8 +14,9 @@ from time import monotonic
 
 from tender import cpus, messages, process
 from tender.boot import layout
-from tender.config import Config, VirtualTime
+from tender.config import SANDBOXES, Config, VirtualTime
 from tender.devices import Wiring
+from tender.errors import UsageError
 from tender.inprocess import InProcess
 from tender.process import Process
 from tender.record import replace
@@ -73,7 +74,8 @@ class Guest:
         user: str | None = None,
         in_process: bool = False,
     ) -> None:
-        more = {"sandbox": "off" if in_process else sandbox, "user": user}
+        if sandbox not in SANDBOXES:
+            raise UsageError(f"sandbox={sandbox!r} is none of {', '.join(SANDBOXES)}")
         self.config = Config(
             kernel=os.fspath(kernel),
             args=args,
@@ -82,7 +84,8 @@ class Guest:
             cpu=cpu,
             clock=clock,
             instructions=instructions,
-            **{name: value for name, value in more.items() if name in Config.__annotations__},  # type: ignore[arg-type]
+            sandbox="off" if in_process else sandbox,
+            user=user,
         )
         self.in_process = in_process
         self.deadline = deadline

@@ -142,6 +142,28 @@ def test_somebody_asks_its_process_to_end(guest: Build) -> None:
     assert (outcome.reason, outcome.signo) == ("stopped", signal.SIGTERM)
 
 
+def test_a_core_is_where_it_was_asked_for(guest: Build, mark: str, tmp_path: Path) -> None:
+    outcome = Guest(guest("abort"), mem_mib=8, dumpcore=tmp_path).run()
+    assert (outcome.status, outcome.reason) == (255, "halted")
+    assert outcome.core is not None
+    assert [str(tmp_path / name) for name in os.listdir(tmp_path)] == [outcome.core]
+    for end in (Guest.kill, Guest.stop):
+        end(Guest(guest("loop"), mem_mib=8, dumpcore=tmp_path).start())
+    assert len(os.listdir(tmp_path)) == 1
+
+
+def test_guests_are_in_namespaces_where_nothing_is(guest: Build) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("/proc of a confined process is for root")
+    with Guest(guest("loop"), mem_mib=8) as first, Guest(guest("loop"), mem_mib=8) as second:
+        for running in (first, second):
+            proc = f"/proc/{running.pid}"
+            assert os.listdir(f"{proc}/root") == []
+            assert Path(f"{proc}/net/dev").read_text().count(":") <= 1  # lo, which is down
+            for name in ("mnt", "net", "ipc", "uts"):
+                assert os.readlink(f"{proc}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}")
+
+
 def test_kill(guest: Build) -> None:
     running = Guest(guest("loop"), mem_mib=8)
     with pytest.raises(RuntimeError, match="not started"):
