@@ -16,7 +16,7 @@ from tender import cpus, messages, process
 from tender.boot import layout
 from tender.config import SANDBOXES, Config, VirtualTime
 from tender.devices import Wiring
-from tender.errors import UsageError
+from tender.errors import HostError, UsageError
 from tender.inprocess import InProcess
 from tender.process import Process
 from tender.record import replace
@@ -288,7 +288,7 @@ class Guest:
             self._warn("in_process=True: this guest has no sandbox and no process of its own")
             self._way.start(_wired(config, wiring), self.deadline)
             return
-        here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        here = _current_folder()
         try:
             descriptors = list(dict.fromkeys([here, *wiring.descriptors]))
             numbers = {fd: messages.FIRST_FD + index for index, fd in enumerate(descriptors)}
@@ -418,6 +418,13 @@ class Guest:
     def _report(self, device: str, what: BaseException | str) -> None:
         text = what if isinstance(what, str) else f"{type(what).__name__}: {what}"
         self._warn(f"{device}: {text}")
+
+
+def _current_folder() -> int:
+    try:
+        return os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError("the current folder", "open", error.errno or 0) from None
 
 
 def _wired(config: Config, wiring: Wiring) -> Config:

@@ -443,6 +443,41 @@ def test_nothing_is_left_of_many_guests(guest: Build) -> None:
     assert wait_until(lambda: threading.active_count() <= threads)
 
 
+def test_a_program_without_room_for_more_descriptors(guest: Build, mark: str) -> None:
+    code = f"""
+import resource
+from tender import Guest
+from tender.errors import HostError
+kernel = {str(guest("sleep"))!r}
+Guest(kernel, "100000", mem_mib=8).start().kill()
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, most))
+for _ in range(5):
+    guests = []
+    try:
+        while True:
+            guests.append(Guest(kernel, "100000", mem_mib=8).start())
+    except HostError as error:
+        print(len(guests) > 3, str(error).endswith("Too many open files"))
+    print({{each.kill().reason for each in guests}})
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=100, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.stdout == "True True\n{'killed'}\n" * 5
+
+
+def test_a_program_without_standard_descriptors(guest: Build, tmp_path: Path) -> None:
+    code = f"""
+import os
+from tender import Guest
+os.closerange(0, 3)
+outcome = Guest({str(guest("exit"))!r}, "7", mem_mib=8, warn=lambda _: None).run()
+os._exit(outcome.status)
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=100)
+    assert done.returncode == 7
+
+
 # asyncio.
 
 
