@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import select
 import signal
 import socket
@@ -83,7 +84,13 @@ class Server:
                 self._forget()
                 ours.close()
                 child(theirs, request)
-            pidfd = os.pidfd_open(pid)
+            try:
+                pidfd = os.pidfd_open(pid)
+            except OSError as error:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                self._requests.send(NEW.pack(0, error.errno or EAGAIN))
+                return
             self._children[pidfd] = pid
             self._epoll.register(pidfd, select.EPOLLIN)
             try:
@@ -251,6 +258,8 @@ def main(requests: int, ends: int, program: int) -> None:
     global _server_pid
     _server_pid = os.getpid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the program's
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one for each child
     _import_all()
     for cpu in ("soft", "kvm"):
         rehearse(cpu, run=cpu == "soft")

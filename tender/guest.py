@@ -14,8 +14,9 @@ from time import monotonic
 
 from tender import cpus, messages, process
 from tender.boot import layout
-from tender.config import Config, VirtualTime
+from tender.config import SANDBOXES, Config, VirtualTime
 from tender.devices import Wiring
+from tender.errors import HostError, UsageError
 from tender.inprocess import InProcess
 from tender.process import Process
 from tender.record import replace
@@ -73,7 +74,8 @@ class Guest:
         user: str | None = None,
         in_process: bool = False,
     ) -> None:
-        more = {"sandbox": "off" if in_process else sandbox, "user": user}
+        if sandbox not in SANDBOXES:
+            raise UsageError(f"sandbox={sandbox!r} is none of {', '.join(SANDBOXES)}")
         self.config = Config(
             kernel=os.fspath(kernel),
             args=args,
@@ -82,7 +84,8 @@ class Guest:
             cpu=cpu,
             clock=clock,
             instructions=instructions,
-            **{name: value for name, value in more.items() if name in Config.__annotations__},  # type: ignore[arg-type]
+            sandbox="off" if in_process else sandbox,
+            user=user,
         )
         self.in_process = in_process
         self.deadline = deadline
@@ -285,7 +288,7 @@ class Guest:
             self._warn("in_process=True: this guest has no sandbox and no process of its own")
             self._way.start(_wired(config, wiring), self.deadline)
             return
-        here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        here = _current_folder()
         try:
             descriptors = list(dict.fromkeys([here, *wiring.descriptors]))
             numbers = {fd: messages.FIRST_FD + index for index, fd in enumerate(descriptors)}
@@ -415,6 +418,13 @@ class Guest:
     def _report(self, device: str, what: BaseException | str) -> None:
         text = what if isinstance(what, str) else f"{type(what).__name__}: {what}"
         self._warn(f"{device}: {text}")
+
+
+def _current_folder() -> int:
+    try:
+        return os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError("the current folder", "open", error.errno or 0) from None
 
 
 def _wired(config: Config, wiring: Wiring) -> Config:

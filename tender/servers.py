@@ -6,11 +6,13 @@ A server forks what it is itself, so there is one for each such surrounding.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 import subprocess
 import sys
 import threading
+from errno import EMFILE
 from time import monotonic
 
 from tender.errors import HostError
@@ -101,6 +103,10 @@ class Server:
         if len(data) != NEW.size:
             raise Gone
         pid, error = NEW.unpack(data)
+        if not error and len(descriptors) != 2:  # the program has no room for them
+            for each in descriptors:
+                os.close(each)
+            error = EMFILE
         if error:
             raise _no_process(error)
         fd, pidfd = descriptors
@@ -187,19 +193,32 @@ def _start(asked: int, told: int) -> subprocess.Popen[bytes]:
             "own; in_process=True runs it in this process"
         )
     program = os.pidfd_open(os.getpid())
+    numbers: list[int] = []
     try:
-        code = CODE.format(path=_path(), fds=f"{asked}, {told}, {program}")
+        for fd in (asked, told, program):  # not those that are standard, where they were closed
+            numbers.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
+        code = CODE.format(path=_path(), fds=", ".join(map(str, numbers)))
         return subprocess.Popen(
             [sys.executable, "-IS", "-c", code],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            stderr=None if _has_standard_error() else subprocess.DEVNULL,
             cwd="/",
             env={name: os.environ[name] for name in os.environ if name.startswith(KEPT_VARIABLES)},
-            pass_fds=(asked, told, program),
+            pass_fds=numbers,
             start_new_session=True,  # Ctrl-C and the end of a terminal are the program's
         )
     finally:
-        os.close(program)
+        for fd in (program, *numbers):
+            os.close(fd)
+
+
+def _has_standard_error() -> bool:
+    """False where it is closed, or the number is one of this module's descriptors."""
+    try:
+        return os.get_inheritable(2)
+    except OSError:
+        return False
 
 
 def _path() -> list[str]:

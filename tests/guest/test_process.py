@@ -142,6 +142,28 @@ def test_somebody_asks_its_process_to_end(guest: Build) -> None:
     assert (outcome.reason, outcome.signo) == ("stopped", signal.SIGTERM)
 
 
+def test_a_core_is_where_it_was_asked_for(guest: Build, mark: str, tmp_path: Path) -> None:
+    outcome = Guest(guest("abort"), mem_mib=8, dumpcore=tmp_path).run()
+    assert (outcome.status, outcome.reason) == (255, "halted")
+    assert outcome.core is not None
+    assert [str(tmp_path / name) for name in os.listdir(tmp_path)] == [outcome.core]
+    for end in (Guest.kill, Guest.stop):
+        end(Guest(guest("loop"), mem_mib=8, dumpcore=tmp_path).start())
+    assert len(os.listdir(tmp_path)) == 1
+
+
+def test_guests_are_in_namespaces_where_nothing_is(guest: Build) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("/proc of a confined process is for root")
+    with Guest(guest("loop"), mem_mib=8) as first, Guest(guest("loop"), mem_mib=8) as second:
+        for running in (first, second):
+            proc = f"/proc/{running.pid}"
+            assert os.listdir(f"{proc}/root") == []
+            assert Path(f"{proc}/net/dev").read_text().count(":") <= 1  # lo, which is down
+            for name in ("mnt", "net", "ipc", "uts"):
+                assert os.readlink(f"{proc}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}")
+
+
 def test_kill(guest: Build) -> None:
     running = Guest(guest("loop"), mem_mib=8)
     with pytest.raises(RuntimeError, match="not started"):
@@ -419,6 +441,41 @@ def test_nothing_is_left_of_many_guests(guest: Build) -> None:
         once()
     assert wait_until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
     assert wait_until(lambda: threading.active_count() <= threads)
+
+
+def test_a_program_without_room_for_more_descriptors(guest: Build, mark: str) -> None:
+    code = f"""
+import resource
+from tender import Guest
+from tender.errors import HostError
+kernel = {str(guest("sleep"))!r}
+Guest(kernel, "100000", mem_mib=8).start().kill()
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, most))
+for _ in range(5):
+    guests = []
+    try:
+        while True:
+            guests.append(Guest(kernel, "100000", mem_mib=8).start())
+    except HostError as error:
+        print(len(guests) > 3, str(error).endswith("Too many open files"))
+    print({{each.kill().reason for each in guests}})
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=100, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert done.stdout == "True True\n{'killed'}\n" * 5
+
+
+def test_a_program_without_standard_descriptors(guest: Build, tmp_path: Path) -> None:
+    code = f"""
+import os
+from tender import Guest
+os.closerange(0, 3)
+outcome = Guest({str(guest("exit"))!r}, "7", mem_mib=8, warn=lambda _: None).run()
+os._exit(outcome.status)
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=100)
+    assert done.returncode == 7
 
 
 # asyncio.
