@@ -25,7 +25,10 @@ from tests.guest.conftest import PTENDER, ROOT, Namespace
 
 DOCUMENTS = [
     "README.md",
-    *(f"docs/guide-{who}.md" for who in ("operators", "guests", "library", "devices", "testing")),
+    *(
+        f"docs/guide-{who}.md"
+        for who in ("operators", "guests", "library", "devices", "testing", "from-solo5")
+    ),
 ]
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ENDED = "--ended--"
