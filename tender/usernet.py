@@ -161,7 +161,9 @@ def _why(spec: UserNet, told: str) -> str:
             if error:
                 protocol = "TCP" if option == "-t" else "UDP"
                 return f"{protocol} port {port} of {address}: {error}"
-    return f"passt: {lines[0] if lines else 'it ended without a word'}"
+    if any("interface" in line for line in lines):
+        return f"passt: {lines[-1]}: it needs an interface with a default route"
+    return f"passt: {lines[-1] if lines else 'it ended without a word'}"
 
 
 def _bind_error(option: str, address: str, port: int) -> str:
