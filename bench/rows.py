@@ -37,9 +37,9 @@ def in_turn(
 
 def all_rows() -> list[Row]:
     """In the order of the table. bench/softcpu.py adds its own `ROWS`, where it is there."""
-    from bench import disk, hypercalls, memory, network, start
+    from bench import disk, hypercalls, memory, network, program, start
 
-    rows = [*hypercalls.ROWS, *disk.ROWS, *start.ROWS, *network.ROWS, *memory.ROWS]
+    rows = [*hypercalls.ROWS, *disk.ROWS, *start.ROWS, *program.ROWS, *network.ROWS, *memory.ROWS]
     if importlib.util.find_spec("bench.softcpu"):
         rows += importlib.import_module("bench.softcpu").ROWS
     return rows

@@ -316,7 +316,7 @@ int ioctl(int fd, unsigned long request, ...)
     void *value = va_arg(more, void *);
     va_end(more);
 
-    if (request == KVM_RUN && result && fd == vcpu_fd && memory)
+    if (request == KVM_RUN && result && vcpu && memory) /* its descriptor may have moved */
         return stand_in();
     int answer = syscall(SYS_ioctl, fd, request, value);
     if (result)

@@ -14,6 +14,7 @@ class _Lib:
     SYS_prlimit64: int
     SYS_umount2: int
     SYS_unshare: int
+    SYS_setns: int
     CLONE_NEWCGROUP: int
     CLONE_NEWIPC: int
     CLONE_NEWNET: int

@@ -27,6 +27,7 @@ INSTRUCTION = 8  # bytes of a struct sock_filter
 FILTER_MAX = 4096 * INSTRUCTION  # linux/bpf_common.h: BPF_MAXINSNS
 
 _loaded = False
+_policies: dict[str, list[rules.Entry]] = {}
 
 
 def load() -> None:
@@ -44,7 +45,13 @@ def load() -> None:
 
 
 def policy(module: str) -> list[rules.Entry]:
-    """The entries of one file of seccomp/."""
+    """The entries of one file of seccomp/, which is read once."""
+    if module not in _policies:
+        _policies[module] = _read(module)
+    return _policies[module]
+
+
+def _read(module: str) -> list[rules.Entry]:
     fd = _open(f"{module}.policy")
     try:
         return rules.parse(os.read(fd, 1 << 16).decode())

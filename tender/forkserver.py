@@ -19,6 +19,7 @@ from tender._host import lib
 from tender.config import Config
 from tender.errors import TenderError, bug_text
 from tender.messages import AT_ONCE, ENDED, FOR_KVM, NEW, send_descriptors
+from tender.plan import Plan
 from tender.stop import Stop, on_termination_signals
 
 TYPE_CHECKING = False
@@ -186,6 +187,7 @@ class _Child:
             lambda _: None,
             report=self._sock.fileno(),
             parent=_server_pid,
+            jail=_jail,
         )
 
     def _started(self) -> None:
@@ -223,6 +225,7 @@ def rehearse(cpu: str, run: bool) -> None:
         try:
             if run:
                 guest.run()
+            _rehearse_filter(guest.plan())
         finally:
             guest.close()
     except TenderError:
@@ -231,8 +234,16 @@ def rehearse(cpu: str, run: bool) -> None:
         stop.leave()
 
 
+def _rehearse_filter(plan: Plan) -> None:
+    from tender import filter
+
+    plan = Plan(plan.cpu, (*plan.single, "report"), plan.devices)
+    filter.compile(filter.build(plan.policies(), plan.held()), trap=True)
+
+
 _NULL = 1  # standard output of a server
 _server_pid = 0
+_jail: list[int] = []
 
 
 def main(requests: int, ends: int, program: int) -> None:
@@ -258,10 +269,11 @@ def _import_all() -> None:
 
     softcpu.installed()
     try:
-        from tender import filter, sandbox  # noqa: F401
+        from tender import filter, layers, sandbox  # noqa: F401
 
         filter.load()
-    except (ImportError, TenderError):
+        _jail.extend(layers.make_jail())
+    except (ImportError, TenderError, OSError):
         pass  # a guest that wants it will hear why
     try:
         from tender import engine, kvm  # noqa: F401

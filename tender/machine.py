@@ -106,6 +106,8 @@ class Machine:
             raise
 
     def close(self) -> None:
+        if self._door and self._door.closed:
+            self._cleanup.forget()  # it could give nothing back: that is for the process's end
         self._cleanup.close()
 
     def _assemble(self) -> None:
@@ -296,10 +298,14 @@ class Machine:
             # The software CPU has no ring: a guest that was offered one can't move.
             vcpu = None if self._ring else self._cpus.move(self._vcpu, self.memory)
             if vcpu is None:
-                raise
+                raise self._hint(fault) from None
             self._warn(f"{fault}; going on with the software CPU (--cpu=soft starts on it)")
             self._vcpu = vcpu
         return loop.run(self._vcpu, self.memory, self._calls, self._stop)
+
+    def _hint(self, fault: NotEmulated) -> NotEmulated:
+        """Behind a door no other CPU can be loaded; from the start, it can."""
+        return NotEmulated(f"{fault} (--cpu=soft may run it)") if self._door else fault
 
     def _halted(self, halt: Halt) -> Outcome:
         core = None

@@ -284,7 +284,3 @@ _PARSERS = {
     "outcome": _outcome,
     "bug": _lines,
 }
-
-
-def syscall_name(number: int) -> str:
-    return f"system call {number}"

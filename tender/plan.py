@@ -21,6 +21,7 @@ SLOTS = {
 }  # fmt: skip
 FIRST_DEVICE = 16  # and its handle in the manifest
 SLOTS_END = FIRST_DEVICE + 64
+FIRST_JAIL = 11  # namespaces that are still to be joined
 
 # Files of seccomp/ that are for what is held under the same name, the busiest first.
 _DEVICES = ("net", "net-stream", "block", "block-remote")

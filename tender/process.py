@@ -15,7 +15,7 @@ import socket
 import threading
 
 from tender import messages
-from tender.errors import EXIT_FAILURE, HostError, SandboxViolation
+from tender.errors import EXIT_FAILURE, HostError, SandboxViolation, TenderError
 from tender.machine import Outcome
 from tender.messages import MESSAGE_MAX, Malformed
 from tender.monitor import Monitor
@@ -127,7 +127,7 @@ class Process:
         signo = os.WTERMSIG(status)
         if signo == signal.SIGSYS:
             number = self._violation
-            name = None if number is None else messages.syscall_name(number)
+            name = None if number is None else _syscall_name(number)
             return Outcome("sandbox", EXIT_FAILURE, signo, SandboxViolation(name, number))
         if self._overdue:
             return Outcome("deadline", EXIT_FAILURE, signo)
@@ -233,6 +233,15 @@ class Process:
         if sock is not None:
             sock.close()
             os.close(pidfd)
+
+
+def _syscall_name(number: int) -> str:
+    try:
+        from tender import filter
+
+        return filter.syscall_name(number)
+    except (ImportError, TenderError):
+        return f"system call {number}"
 
 
 class Program:

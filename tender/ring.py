@@ -88,7 +88,8 @@ class Ring:
         error = lib.ring_start(self.cell)
         if error:
             raise HostError("cannot start the thread of the network ring", "clone", error)
-        self._cleanup.callback(lambda: lib.ring_end(self.cell))
+        if not filter:  # under one it can't even end by itself: it goes with the process
+            self._cleanup.callback(lambda: lib.ring_end(self.cell))
 
     def tell_trouble(self) -> None:
         """The host's trouble, if the thread has met any since the last time."""

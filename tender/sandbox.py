@@ -14,7 +14,7 @@ import os
 from tender import filter, layers
 from tender._sandbox import ffi, lib
 from tender.errors import HostError, SandboxError, UsageError
-from tender.plan import SLOTS, SLOTS_END, slot
+from tender.plan import FIRST_JAIL, SLOTS, SLOTS_END, slot
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ class Door:
 
     `mode` is "on" or "require"; `tell` gets a line for each layer that is missing, and one for
     what there is. `report` is a descriptor on which a program that embeds the tender is told of a
-    violation, `parent` the process with which this one is to end.
+    violation, `parent` the process with which this one is to end, `jail` namespaces that were made
+    in advance (layers.make_jail).
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Door:
         *,
         report: int | None = None,
         parent: int | None = None,
+        jail: list[int] | None = None,
     ) -> None:
         self._require = mode == "require"
         if user is not None and os.geteuid() != 0:
@@ -95,6 +97,7 @@ class Door:
         self._user = (NOBODY, NOBODY) if user is None else parse_user(user)
         self._tell = tell
         self._parent = parent
+        self._jail = jail or []
         self._layers: list[str] = []
         self.report = report
         self.closed = False
@@ -110,6 +113,8 @@ class Door:
             single = {**single, "report": self.report}
         places = {SLOTS[name]: fd for name, fd in single.items()}
         places |= {slot(handle): device.fd for handle, device in devices.items()}
+        places |= dict(enumerate(self._jail, FIRST_JAIL))
+        self._jail = list(range(FIRST_JAIL, FIRST_JAIL + len(self._jail)))
         try:
             layers.move_descriptors(places, SLOTS_END)
         except OSError as error:
@@ -145,7 +150,9 @@ class Door:
         filter.install(main)
 
     def _become_nobody(self) -> None:
-        if self._layer("namespaces", layers.unshare):
+        if self._jail:
+            self._layer("namespaces, empty root", lambda: layers.join(self._jail))
+        elif self._layer("namespaces", layers.unshare):
             self._layer("empty root", layers.empty_root)
         if os.geteuid() == 0:
             self._layer(f"user {self._user[0]}", lambda: layers.become(*self._user))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tender.config import UserNet
 
 COMMAND = "passt"
+RESOLV_CONF = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")
 START_S = 20  # passt goes into the background when it is ready, in some 10 ms
 END_S = 5
 _NOISE = ("Failed to send", "Don't run as root")  # lines that say nothing about an error
@@ -39,7 +40,7 @@ def start(spec: UserNet, where: str) -> int:
         try:
             # passt goes into the background when it listens: its end is the word that it is ready.
             done = subprocess.run(
-                [COMMAND, "--fd", str(fd), *words],
+                [COMMAND, "--fd", str(fd), *words, *_resolvers(spec)],
                 pass_fds=[fd],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -86,6 +87,36 @@ def arguments(spec: UserNet, where: str) -> list[str]:
     for option, address, port, inside in _forwards(spec, where):
         words += [option, f"{address}/{port}:{inside}"]
     return words
+
+
+def _resolvers(spec: UserNet) -> list[str]:
+    """passt's words for the DNS servers of this host where it could not tell the guest of any.
+
+    A resolver of the host's own, on 127.0.0.53 as systemd-resolved has it, is out of the guest's
+    reach; the servers that it asks itself are not.
+    """
+    reaches_host = spec.reach_host or spec.forward_udp
+    if reaches_host or any(not at.is_loopback for at in _nameservers(RESOLV_CONF[0])):
+        return []
+    upstream = [at for at in _nameservers(RESOLV_CONF[1]) if not at.is_loopback]
+    return [word for at in upstream for word in ("--dns", str(at))]
+
+
+def _nameservers(path: str) -> list[ipaddress.IPv4Address]:
+    """The IPv4 addresses in a file like resolv.conf(5); none where it can't be read."""
+    found = []
+    try:
+        with open(path, encoding="utf-8", errors="replace") as lines:
+            words = [line.split() for line in lines]
+    except OSError:
+        return []
+    for line in words:
+        try:
+            if line[:1] == ["nameserver"]:
+                found.append(ipaddress.IPv4Address(line[1]))
+        except (ValueError, IndexError):
+            continue
+    return found
 
 
 def _addresses(spec: UserNet, where: str) -> tuple[ipaddress.IPv4Interface, ipaddress.IPv4Address]:

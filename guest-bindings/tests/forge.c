@@ -2,7 +2,8 @@
  * Forges argument blocks and ring entries, from numbers that look random, and knows what each of
  * them is to come to. The command line:
  *   calls NAME SEED COUNT [hold]   COUNT hypercalls that a guest may make, well or badly: each must
- *                                  be answered. Then SUCCESS; with `hold`, sleep until a signal
+ *                                  be answered. Then SUCCESS. With `hold`, a pause after a tenth of
+ *                                  them, and at the end a sleep until a signal comes
  *   end NAME SEED NTH              the NTH block that must end this guest
  *   wild NAME SEED NTH             the NTH one by which this guest has itself overwritten: anything
  *                                  may become of it
@@ -62,7 +63,7 @@ static void fill_tables(void)
     };
     const uint64_t lengths[16] = {
         0,    1,    14,       60,         60,  512, 512, 1024,
-        1518, 4096, capacity, mem - 8192, mem, (uint64_t)1 << 32, INT64_MAX, (uint64_t)0 - 1,
+        1518, 4096, capacity, 65537,      mem, (uint64_t)1 << 32, INT64_MAX, (uint64_t)0 - 1,
     };
     const uint64_t offsets[16] = {
         0,   0,       0,          512,         512,  1024,           4096,              8192,
@@ -381,10 +382,21 @@ static void touch_all(void)
         *(volatile uint8_t *)at = 0;
 }
 
+/* Long enough for somebody to look. */
+static void pause(void)
+{
+    solo5_time_t until = solo5_clock_monotonic() + 300000000;
+
+    puts("a tenth");
+    while (solo5_clock_monotonic() < until)
+        __asm__ volatile("pause" : : : "memory");
+}
+
 static _Noreturn void sleep_for_ever(void)
 {
     struct hvt_poll *block = (struct hvt_poll *)ground;
 
+    verdict();
     puts("holding");
     for (;;) { /* a frame that nobody reads makes POLL return */
         block->timeout_nsecs = 100000000;
@@ -394,24 +406,40 @@ static _Noreturn void sleep_for_ever(void)
 
 static const char *words;
 
+static void make_many(uint32_t number, uint64_t count, bool holds)
+{
+    uint64_t first = holds ? count / 10 : 0;
+
+    for (int part = 0; part < 2; part++) {
+        uint64_t more = part == 0 ? first : count - first;
+        if (number == 0)
+            make_entries(more);
+        else
+            make_calls(number, more);
+        if (part == 0 && holds)
+            pause();
+    }
+    if (holds)
+        sleep_for_ever();
+}
+
 static int run(void)
 {
     bool rings = is_word(words, "ring") || is_word(words, "ring-end") || is_word(words, "ring-wild");
     uint32_t number = rings ? 0 : number_of(word_at(words, 1));
     unsigned at = rings ? 1 : 2;
     uint64_t count = number_at(word_at(words, at + 1), 1);
+    bool holds = is_word(word_at(words, at + 2), "hold");
 
     seed = number_at(word_at(words, at), 1) * 0x1000193 + number;
     touch_all();
     puts("forging");
-    if (is_word(words, "calls"))
-        make_calls(number, count);
+    if (is_word(words, "calls") || is_word(words, "ring"))
+        make_many(number, count, holds);
     else if (is_word(words, "end"))
         make_one(number, ENDED, count);
     else if (is_word(words, "wild"))
         make_one(number, WILD, count);
-    else if (is_word(words, "ring"))
-        make_entries(count);
     else if (is_word(words, "ring-wild"))
         overwrite_ring(count);
     else {
@@ -419,12 +447,10 @@ static int run(void)
         publish();
     }
     if (is_word(words, "ring-end") || is_word(words, "ring-wild"))
-        for (uint64_t i = 0; i < 2000000; i++) /* until the ring's thread has seen it */
+        for (uint64_t i = 0; i < 200000; i++) /* until the ring's thread has seen it */
             __asm__ volatile("pause" : : : "memory");
     if (is_word(words, "end") || is_word(words, "ring-end"))
         return survived();
-    if (is_word(word_at(words, at + 2), "hold"))
-        sleep_for_ever();
     return verdict();
 }
 

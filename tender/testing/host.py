@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Interface
     from typing import Any
 
-    from tender.testing.switch import HostPort, Switch
+    from tender.testing.port import HostPort
+    from tender.testing.switch import Switch
     from tender.testing.tcp import Connection
 
 INBOX_FRAMES = 10_000  # what a host keeps for `expect`

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tender.testing.disk import DiskImage
-from tender.testing.switch import GuestPort, Switch
+from tender.testing.port import GuestPort
+from tender.testing.switch import Switch
 from tender.testing.unikernel import Unikernel
 
 TYPE_CHECKING = False
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 LAST_LINES = 40  # in a report; all of it is in the folder
+LINE_MAX = 200  # letters
 END_S = 10.0  # for a guest to end, before it is killed
 
 
@@ -32,7 +34,8 @@ class Lab:
     """What a test's fixtures have in common.
 
     `folders` are where images are looked for. `artifacts` gives the folder for what a failed
-    test leaves. `cpu` is what guests run on, `patience` the timeout of verbs that have none, in
+    test leaves, `scratch` one for what is removed with the test. `cpu` is what guests run on,
+    `trace` whether their hypercalls are kept, `patience` the timeout of verbs that have none, in
     seconds, and `seed` what all chance comes from.
     """
 
@@ -41,6 +44,7 @@ class Lab:
         name: str,
         folders: list[Path],
         artifacts: Callable[[], Path],
+        scratch: Callable[[], Path] | None = None,
         *,
         cpu: str = "auto",
         patience: float = 60.0,
@@ -59,6 +63,7 @@ class Lab:
         self._folders = folders
         self._artifacts = artifacts
         self._trace = trace
+        self._new_folder = scratch or (lambda: Path(tempfile.mkdtemp(prefix="ptender-")))
         self._folder: Path | None = None  # for what is gone after a test that has passed
         self._closed = False
 
@@ -151,7 +156,7 @@ class Lab:
 
     def _scratch(self) -> Path:
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="ptender-"))
+            self._folder = self._new_folder()
         return self._folder
 
     # ---- What is kept ----
@@ -241,4 +246,8 @@ def _tail(title: str, lines: list[str]) -> list[str]:
     if not lines:
         return [f"{title}: none"]
     left_out = f" (the last {LAST_LINES} of {len(lines)})" if len(lines) > LAST_LINES else ""
-    return [f"{title}{left_out}:", *(f"  {line}" for line in lines[-LAST_LINES:])]
+    return [f"{title}{left_out}:", *(f"  {_cut(line)}" for line in lines[-LAST_LINES:])]
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= LINE_MAX else f"{line[:LINE_MAX]}..."

@@ -22,6 +22,7 @@ _END, _COMMENT = 0, 1
 _SHB_USERAPPL = 4
 _IF_NAME, _IF_TSRESOL = 2, 9
 _EPB_FLAGS = 2
+OVERHEAD = 200  # bytes of memory that a record takes beside its frame
 INBOUND, OUTBOUND = 1, 2  # seen from the port: what its owner sent, what its owner gets
 
 
@@ -37,7 +38,7 @@ class Record:
 
 
 class Capture:
-    """The last frames of a switch: at most `limit` bytes of them, the oldest go first."""
+    """The last frames of a switch: about `limit` bytes of memory, the oldest go first."""
 
     def __init__(self, limit: int) -> None:
         self.records: deque[Record] = deque()
@@ -47,9 +48,9 @@ class Capture:
 
     def add(self, record: Record) -> None:
         self.records.append(record)
-        self._size += len(record.frame)
+        self._size += len(record.frame) + OVERHEAD
         while self._size > self._limit and len(self.records) > 1:
-            self._size -= len(self.records.popleft().frame)
+            self._size -= len(self.records.popleft().frame) + OVERHEAD
             self.forgotten += 1
 
     def clear(self) -> None:

@@ -88,6 +88,7 @@ def _ptender(
         request.node.nodeid,
         [request.path.parent, request.config.rootpath, Path()],
         artifacts,
+        lambda: tmp_path_factory.mktemp("ptender-guests"),
         cpu=option("--ptender-cpu"),
         patience=option("--ptender-timeout"),
         seed=option("--ptender-seed"),

@@ -16,7 +16,7 @@ from tender.errors import DeviceError
 from tender.guest import Guest
 from tender.reactor import reactor
 from tender.record import replace
-from tender.testing.switch import GuestPort
+from tender.testing.port import GuestPort
 from tender.testing.virtual import Stuck, VirtualTimeline
 
 TYPE_CHECKING = False

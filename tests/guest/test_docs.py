@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import threading
@@ -24,7 +25,10 @@ from tests.guest.conftest import PTENDER, ROOT, Namespace
 
 DOCUMENTS = [
     "README.md",
-    *(f"docs/guide-{who}.md" for who in ("operators", "guests", "library", "testing")),
+    *(
+        f"docs/guide-{who}.md"
+        for who in ("operators", "guests", "library", "devices", "testing", "from-solo5")
+    ),
 ]
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ENDED = "--ended--"
@@ -98,6 +102,11 @@ def sessions(block: str) -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_the_sessions_of_a_document(namespace: Namespace, tmp_path: Path, document: str) -> None:
     (tmp_path / "guest-bindings").symlink_to(ROOT / "guest-bindings")
+    if re.search("=user|UserNet", (ROOT / document).read_text()):
+        if shutil.which("passt") is None:
+            pytest.skip("passt is not installed: apt install passt")
+        namespace.tap("out0", "192.0.2.2/24")  # passt wants a way out, be it one to nowhere
+        namespace.ip("route add default via 192.0.2.1")
     terminal = Terminal(namespace, tmp_path)
     try:
         for kind, name, block in BLOCK.findall((ROOT / document).read_text()):

@@ -304,6 +304,24 @@ def test_the_host_is_reached_only_where_asked(reaches: bool) -> None:
                 server.recv(100)
 
 
+def test_a_resolver_of_the_hosts_own_is_not_the_guests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local, upstream = tmp_path / "local", tmp_path / "upstream"
+    upstream.write_text("# of systemd-resolved\nnameserver 192.0.2.53\nnameserver fd00::1\n")
+    monkeypatch.setattr(usernet, "RESOLV_CONF", (str(local), str(upstream)))
+    for text, spec, words in [
+        ("nameserver 127.0.0.53\noptions edns0\n", UserNet(), ["--dns", "192.0.2.53"]),
+        ("nameserver 192.0.2.1\n", UserNet(), []),
+        ("nameserver\nnameserver x\n", UserNet(), ["--dns", "192.0.2.53"]),
+        ("nameserver 127.0.0.53\n", UserNet(reach_host=True), []),
+    ]:
+        local.write_text(text)
+        assert usernet._resolvers(spec) == words
+    upstream.unlink()
+    assert usernet._resolvers(UserNet()) == []
+
+
 def test_words_of_passt() -> None:
     net: Any = UserNet({8080: 80, "10.1.1.1:8081": 81}, {"0.0.0.0:53": 53})
     words = usernet.arguments(net, WHERE)

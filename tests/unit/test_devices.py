@@ -18,15 +18,17 @@ import pytest
 
 from tender._abi import lib
 from tender.cleanup import Cleanup
+from tender.clock import HostClock
 from tender.config import BlockDescriptor, BlockFile, BlockRemote, Descriptor, StreamNet, Tap
 from tender.console_capture import Capture, Console
 from tender.devices import BlockMemory, Wiring
 from tender.errors import ConfigError, DeviceError, GuestEnded, TenderError
 from tender.manifest import Device
 from tender.modules import block, net
+from tender.modules.poll import Poll
 from tender.modules.remote import HEADER, READ, STATUS, WRITE
 from tender.modules.stream import StreamNetDevice
-from tender.stop import Stop
+from tender.stop import Stop, Stopped
 
 LONG = 20
 DISK = Device("storage", lib.MFT_DEV_BLOCK_BASIC, 1)
@@ -688,13 +690,13 @@ def test_one_half_of_a_device_is_enough(told: Told) -> None:
 class Stream:
     """A StreamNetDevice and the socket at its other end."""
 
-    def __init__(self, cleanup: Cleanup, told: Told) -> None:
+    def __init__(self, cleanup: Cleanup, told: Told, mtu: int | None = None) -> None:
         self.end, theirs = socket.socketpair()
         self.end.setblocking(False)
         fd = theirs.detach()
         cleanup.callback(lambda: os.close(fd))
         cleanup.callback(self.end.close)
-        device = net.attach(PORT, StreamNet(fd), cleanup, lambda text: told("warn", text))
+        device = net.attach(PORT, StreamNet(fd, mtu), cleanup, lambda text: told("warn", text))
         assert isinstance(device, StreamNetDevice)
         self.device = device
 
@@ -760,16 +762,18 @@ def test_what_waited_is_read_before_the_end_of_a_stream(cleanup: Cleanup, told: 
     assert "its other end is gone" in told[0][1]
 
 
-def test_a_full_stream_drops_frames_whole(cleanup: Cleanup, told: Told) -> None:
-    stream = Stream(cleanup, told)
+@pytest.mark.parametrize("size", [1200, 60_000])
+def test_a_full_stream_drops_frames_whole(cleanup: Cleanup, told: Told, size: int) -> None:
+    stream = Stream(cleanup, told, mtu=65_000)
     sent = []
     for number in range(2000):
-        frame = number.to_bytes(4, "big") * 300
+        frame = number.to_bytes(4, "big") * (size // 4)
         before = stream.device.sent.drops
         assert stream.device.write(memoryview(frame)) == OK
         if stream.device.sent.drops == before:
             sent.append(frame)
-    assert 10 < len(sent) < 2000
+    assert 1 < len(sent) < 2000
+    assert stream.device.is_full() == (size > 2000)
     arrived = b""
     while True:
         try:
@@ -779,6 +783,98 @@ def test_a_full_stream_drops_frames_whole(cleanup: Cleanup, told: Told) -> None:
                 break
             stream.device.flush()
     assert arrived == framed(*sent)
+
+
+# POLL, with a stream among the devices.
+
+MS = 1_000_000  # ns
+
+
+class Polled:
+    """A Poll of a stream (handle 2) and of a socket pair (handle 3)."""
+
+    def __init__(self, cleanup: Cleanup, told: Told, mtu: int | None = None) -> None:
+        self.stream = Stream(cleanup, told, mtu)
+        self.wire, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        fd = theirs.detach()
+        cleanup.callback(lambda: os.close(fd))
+        cleanup.callback(self.wire.close)
+        other = Device("other", lib.MFT_DEV_NET_BASIC, 3)
+        plain = net.attach(other, Descriptor(fd), cleanup, lambda text: told("warn", text))
+        self.stop = Stop()
+        self.poll = Poll(net.Net({2: self.stream.device, 3: plain}), self.stop, HostClock())
+
+    def __call__(self, timeout_ns: int) -> set[int]:
+        ready = self.poll._wait(timeout_ns)
+        return {handle for handle in range(64) if ready >> handle & 1}
+
+
+@pytest.fixture
+def polled(cleanup: Cleanup, told: Told) -> Polled:
+    return Polled(cleanup, told)
+
+
+def test_poll_tells_of_whole_frames(polled: Polled) -> None:
+    end = polled.stream.end
+    assert not polled.poll.in_engine
+    assert polled(0) == polled(MS) == set()
+    end.send(framed(FRAME)[:30])
+    assert polled(MS) == set()  # and it was no busy loop: see the next test
+    end.send(framed(FRAME)[30:] + framed(FRAME))
+    assert polled(1 << 62) == {2}
+    assert polled.stream.read() == (OK, FRAME)
+    assert polled(1 << 62) == {2}  # in the buffer, where ppoll(2) can't see it
+    polled.wire.send(FRAME)
+    assert polled(1 << 62) == {2, 3}
+    assert polled.stream.read() == (OK, FRAME)
+    assert polled(1 << 62) == {3}
+
+
+def test_a_part_of_a_frame_does_not_keep_poll_awake(polled: Polled) -> None:
+    polled.stream.end.send(framed(FRAME)[:-1])
+    before = time.process_time()
+    assert polled(300 * MS) == set()
+    assert time.process_time() - before < 0.2
+
+
+def test_a_frame_that_arrives_in_parts_ends_a_poll(polled: Polled) -> None:
+    for part, delay in ((framed(FRAME)[:30], 0.05), (framed(FRAME)[30:], 0.1)):
+        threading.Timer(delay, polled.stream.end.send, (part,)).start()
+    assert polled(LONG * 1000 * MS) == {2}
+
+
+def test_poll_sends_what_could_not_go(cleanup: Cleanup, told: Told) -> None:
+    polled = Polled(cleanup, told, mtu=65_000)  # a small frame goes as a whole, or not at all
+    device, end = polled.stream.device, polled.stream.end
+    for _ in range(100):
+        assert device.write(memoryview(bytes(65_000))) == OK
+    assert device.is_full()
+    taken = threading.Timer(0.05, end.recv, (1 << 20,))
+    taken.start()
+    assert polled(300 * MS) == set()
+    assert not device.is_full()
+    taken.join()
+
+
+def test_poll_and_the_end_of_a_stream(polled: Polled, told: Told) -> None:
+    polled.stream.end.send(framed(FRAME))
+    polled.stream.end.close()
+    assert polled(1 << 62) == {2}
+    assert polled.stream.read() == (OK, FRAME)
+    before = time.process_time()
+    assert polled(200 * MS) == set()
+    assert polled(100 * MS) == set()
+    assert time.process_time() - before < 0.2
+    assert len(told) == 1
+    polled.wire.send(FRAME)
+    assert polled(1 << 62) == {3}
+
+
+def test_a_stop_request_ends_a_poll(polled: Polled) -> None:
+    polled.stop.cell.requested = 1
+    polled.stream.end.send(b"part")
+    with pytest.raises(Stopped):
+        polled(1 << 62)
 
 
 def test_a_stream_wants_a_stream_socket(cleanup: Cleanup) -> None:

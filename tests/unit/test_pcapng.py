@@ -75,7 +75,7 @@ def test_tcpdump_reads_it(tmp_path: Path) -> None:
 
 
 def test_the_oldest_frames_go_first() -> None:
-    capture = Capture(limit=250)
+    capture = Capture(limit=2 * (100 + pcapng.OVERHEAD))
     for number in range(10):
         capture.add(Record(number, 0, INBOUND, bytes(100)))
     assert [record.time_ns for record in capture.records] == [8, 9]

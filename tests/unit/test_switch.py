@@ -15,7 +15,8 @@ from tender.errors import DeviceError
 from tender.testing import packets
 from tender.testing.faults import Chance, Fault, apply
 from tender.testing.packets import Arp, Frame
-from tender.testing.switch import GuestPort, Switch
+from tender.testing.port import GuestPort
+from tender.testing.switch import Switch
 from tender.testing.virtual import GO, SYNC, Stuck
 
 
@@ -381,6 +382,26 @@ def test_a_guest_that_ends_leaves_the_others_alone() -> None:
         assert host.ping("10.0.0.2", count=2).received == 0
         assert any("no guest is attached" in line for line in switch.lines())
         Player(port).close()  # another guest may have the port
+
+
+def test_a_guest_that_sends_without_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tender.testing.port.FRAMES_AT_ONCE", 50)
+    with Switch(virtual=True) as switch:
+        player = Player(switch.port())
+        for _ in range(51):
+            player.wire.send(frame(packets.BROADCAST, b"\x02abcde"))
+        with pytest.raises(Stuck, match="sends without end"):
+            switch.timeline.wait(lambda: False, 1)
+        player.close()
+
+
+def test_what_no_tender_says_ends_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Switch(virtual=True) as switch:
+        player = Player(switch.port())
+        player.sync.send(b"short")
+        assert not switch.timeline.wait(lambda: False, 1)
+        assert not switch.timeline.participants  # type: ignore[attr-defined]
+        player.close()
 
 
 def test_messages_have_the_layout_that_the_tender_writes() -> None:

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from tender import words
 from tender._abi import lib
 from tender.config import (
+    BlockDescriptor,
     BlockFile,
     Config,
     Descriptor,
     Tap,
+    UserNet,
     assign,
     check_all_attached,
     parse_mac,
@@ -73,6 +75,21 @@ def test_an_option_after_another_may_come_in_any_order() -> None:
         ("--net service=@3,mtu=9000 k", ("service", Descriptor(3, 9000))),
         ("--net:service=@3 k", ("service", Descriptor(3))),
         ("--net a=t,mac=2:0:0:0:0:7 k", ("a", Tap("t", mac=MAC))),
+        ("--net user k", (None, UserNet())),
+        ("--net=a=user:8080:80 k", ("a", UserNet({"8080": 80}))),
+        (
+            "--net user:0.0.0.0:8080:80,tcp:2222:22,udp:5353:53,mtu=1400,host k",
+            (
+                None,
+                UserNet({"0.0.0.0:8080": 80, "2222": 22}, {"5353": 53}, mtu=1400, reach_host=True),
+            ),
+        ),
+        (
+            "--net a=user,addr=10.1.0.2/16,gateway=10.1.0.1,mac=2:0:0:0:0:7 k",
+            ("a", UserNet(address="10.1.0.2/16", gateway="10.1.0.1", mac=MAC)),
+        ),
+        ("--net:a=user --net-mac:a=2:0:0:0:0:7 k", ("a", Tap("user", mac=MAC))),
+        ("--net a=user --net-mac a=2:0:0:0:0:7 k", ("a", UserNet(mac=MAC))),
         (
             "--net a=t,create,addr=10.0.0.1/255.255.255.0 k",
             ("a", Tap("t", True, ("10.0.0.1/24",))),
@@ -96,6 +113,13 @@ def test_net(text: str, expected: object) -> None:
         ("--block a=x=y,sector-size=4096,ro k", ("a", BlockFile("x=y", True, 4096))),
         ("--block ./a=b,c.img k", (None, BlockFile("./a=b,c.img"))),
         ("--block a,b.img,ro k", (None, BlockFile("a,b.img", True))),
+        ("--block a.img,overlay k", (None, BlockFile("a.img", overlay=True))),
+        ("--block:a=a.img,overlay k", ("a", BlockFile("a.img,overlay"))),
+        ("--block @3 k", (None, BlockDescriptor(3))),
+        ("--block a=@3,ro,sector-size=4096 k", ("a", BlockDescriptor(3, True, 4096))),
+        ("--block a=@3 --block-sector-size a=4096 k", ("a", BlockDescriptor(3, False, 4096))),
+        ("--block @x k", (None, BlockFile("@x"))),
+        ("--block:a=@3 k", ("a", BlockFile("@3"))),
     ],
 )
 def test_block(text: str, expected: object) -> None:

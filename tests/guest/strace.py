@@ -1,0 +1,70 @@
+"""What a sandboxed tender asks of the kernel, as strace sees it.
+
+The rule here: only what a thread does behind its door counts, from the moment its filter is in
+place to its end; names are strace's, arguments are the numbers in the registers.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+from tender.policy import Shown
+from tender.rules import Entry, Rule
+
+STRACE = ["strace", "-f", "-qq", "-X", "raw", "-e", "raw=all"]
+# The length of an int is unsigned to strace, and a filter takes its low half anyway.
+CALL = re.compile(r"^(\d+) +(\w+)\(([^)]*?)(?:\)| <unfinished)")
+INSTALL, SET_FILTER = "seccomp", 1
+
+Call = tuple[str, tuple[int, ...]]
+
+
+def parse(trace: str) -> dict[str, list[Call]]:
+    """The calls of each thread after it took on its filter, in order."""
+    behind: dict[str, list[Call]] = {}
+    for line in trace.splitlines():
+        match = CALL.match(line)
+        if match is None:
+            continue
+        thread, name, text = match.groups()
+        arguments = tuple(int(word, 0) for word in text.split(", ") if word)
+        if thread in behind:
+            behind[thread].append((name, arguments))
+        elif name == INSTALL and arguments[0] == SET_FILTER and line.endswith("= 0"):
+            behind[thread] = []
+    return behind
+
+
+def traced(
+    folder: Path, words: list[str], **options: object
+) -> tuple[subprocess.CompletedProcess[str], dict[str, list[Call]]]:
+    """Run a command to its end under strace: how it ended, and the calls of its threads."""
+    output = folder / "strace"
+    settings: dict[str, object] = {"capture_output": True, "text": True, "timeout": 100}
+    done = subprocess.run(  # type: ignore[call-overload]
+        [*STRACE, "-o", str(output), *words], **(settings | options)
+    )
+    return done, parse(output.read_text())
+
+
+def used(shown: Shown, threads: dict[str, list[Call]]) -> tuple[set[Entry], list[Call]]:
+    """The entries of a policy that were used, and the calls that are in no entry."""
+    entries: set[Entry] = set()
+    strange = []
+    for calls in threads.values():
+        rules: list[Rule] = shown.ring if is_ring(calls) else shown.main
+        for name, given in calls:
+            arguments = (os.getpid(), *given[1:]) if name == "tgkill" else given  # as PID is here
+            found = [rule.entry for rule in rules if rule.allows(name, (*arguments, *[0] * 6))]
+            entries.update(found[:1])
+            if not found:
+                strange.append((name, arguments))
+    return entries, strange
+
+
+def is_ring(calls: list[Call]) -> bool:
+    """Whether these are of the ring's thread, which runs no guest."""
+    return not any(name in ("ioctl", "exit_group") for name, _ in calls)

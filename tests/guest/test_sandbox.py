@@ -1,0 +1,580 @@
+"""The sandbox with real guests: what is given away, that it is for good, and that it is no more."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tender import filter, policy, words
+from tender.plan import Plan
+from tender.policy import Shown
+from tender.rules import Entry
+from tests.guest import strace
+from tests.guest.conftest import PTENDER, ROOT, Build, Run
+
+LAYERS = [
+    "descriptors", "namespaces", "empty root", "user 65534", "no capabilities",
+    "no new privileges", "not dumpable", "Landlock", "limits", "seccomp",
+]  # fmt: skip
+ORDINARY = 12345  # a user that no file knows
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to become somebody")
+
+
+def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
+    settings: dict[str, object] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
+        [str(PTENDER), *map(str, arguments)], text=True, **(settings | options)
+    )
+
+
+@pytest.fixture
+def looping(cpu: str, guest: Build) -> Iterator[Callable[..., int]]:
+    """Start a guest that never ends; the PID of its tender, which is behind its door."""
+    processes = []
+
+    def run(*arguments: object, before: list[str] | None = None, **options: object) -> int:
+        command = [*(before or []), str(PTENDER), *map(str, arguments), str(guest("loop"))]
+        process = subprocess.Popen(  # type: ignore[call-overload]
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+        )
+        processes.append(process)
+        while "SUCCESS" not in (line := process.stdout.readline()) and "loop" not in line:
+            assert line, "it has ended"
+        return int(process.pid)
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def namespaces_of(pid: int | str) -> dict[str, str]:
+    folder = Path(f"/proc/{pid}/ns")
+    return {name: os.readlink(folder / name) for name in ("mnt", "net", "ipc", "uts", "user")}
+
+
+@as_root
+def test_what_root_gives_away(looping: Callable[..., int], cpu: str) -> None:
+    pid = looping("--mem=8", stdin=subprocess.DEVNULL)
+    status = status_of(pid)
+    assert set(status["Uid"].split() + status["Gid"].split()) == {"65534"}
+    assert status["Groups"] == ""
+    for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+        assert int(status[name], 16) == 0, name
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert os.listdir(f"/proc/{pid}/root") == []
+    mine, its = namespaces_of("self"), namespaces_of(pid)
+    assert all(mine[name] != its[name] for name in ("mnt", "net", "ipc", "uts"))
+    assert mine["user"] == its["user"], "root needs no user namespace"
+    assert sorted(map(int, os.listdir(f"/proc/{pid}/fd"))) == [1, 2, 3][: 3 if cpu == "kvm" else 2]
+    limits = Path(f"/proc/{pid}/limits").read_text()
+    assert re.search(r"Max core file size +0 +0 ", limits)
+    assert re.search(r"Max open files +80 +80 ", limits)
+    assert "unlimited" not in re.search(r"Max address space.*", limits)[0]  # type: ignore[index]
+    assert os.stat(f"/proc/{pid}/fd").st_uid == 0, "not dumpable: its files in /proc are root's"
+
+
+@as_root
+def test_somebody_else_may_be_named(looping: Callable[..., int]) -> None:
+    status = status_of(looping("--mem=8", "--user=daemon"))
+    assert status["Uid"].split()[0] == str(__import__("pwd").getpwnam("daemon").pw_uid)
+    status = status_of(looping("--mem=8", "--user", "4321:8765"))
+    assert (status["Uid"].split()[0], status["Gid"].split()[0]) == ("4321", "8765")
+
+
+def ordinary(group: int) -> list[str]:
+    """What makes root's command an ordinary user's, who can read the files of this checkout all
+    the same: a capability that the sandbox has to take away."""
+    words = ["setpriv", f"--reuid={ORDINARY}", f"--regid={ORDINARY}", f"--groups={group}"]
+    return [*words, "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+
+
+@as_root
+def test_what_an_ordinary_user_gives_away(looping: Callable[..., int], cpu: str) -> None:
+    group = os.stat("/dev/kvm").st_gid if cpu == "kvm" else ORDINARY
+    pid = looping("--sandbox=require", "--mem=8", before=ordinary(group))
+    status = status_of(pid)
+    assert set(status["Uid"].split()) == {str(ORDINARY)}
+    assert {int(status[f"Cap{name}"], 16) for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {0}
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert os.listdir(f"/proc/{pid}/root") == []
+    mine, its = namespaces_of("self"), namespaces_of(pid)
+    assert all(mine[name] != its[name] for name in mine)
+
+
+@as_root
+def test_the_guests_descriptors_and_no_others(
+    looping: Callable[..., int], guest: Build, cpu: str, tmp_path: Path
+) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(4096))
+    stray = os.open("/dev/zero", os.O_RDONLY)
+    process = start(
+        "--mem=8", f"--net=@{theirs.fileno()}", "-v", guest("ping"),
+        pass_fds=[theirs.fileno(), stray],
+    )  # fmt: skip
+    try:
+        assert process.stdout
+        while "listening" not in process.stdout.readline():
+            assert process.poll() is None
+        found = sorted(map(int, os.listdir(f"/proc/{process.pid}/fd")))
+        assert found == [1, 2, 3, 17] if cpu == "kvm" else [1, 2, 17]
+    finally:
+        process.terminate()
+        process.communicate()
+        os.close(stray)
+        ours.close()
+        theirs.close()
+
+
+@as_root
+def test_verbose_names_every_layer(ptender: Run, guest: Build) -> None:
+    done = ptender("-v", "--mem=8", guest("exit"))
+    assert f"ptender: sandbox: {', '.join(LAYERS)}\n" in done.stderr
+    assert "sandbox" not in ptender("--mem=8", guest("exit")).stderr
+
+
+def test_off_warns_every_time(ptender: Run, guest: Build) -> None:
+    for _ in range(2):
+        done = ptender("--sandbox=off", "--mem=8", guest("exit"))
+        assert done.returncode == 0
+        assert done.stderr == (
+            "ptender: sandbox: off: a guest that takes over the tender has all of its rights\n"
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--sandbox=maybe"], "--sandbox: 'maybe' is none of on, require, off"),
+        (["--user=nosuchuser"], "--user=nosuchuser: there is no user 'nosuchuser'"),
+        (["--user=1000:nosuch"], "--user=1000:nosuch: there is no group 'nosuch'"),
+        (["--user=root"], "--user=root: name an unprivileged user and group, not root's"),
+        (["--user=0:5"], "not root's"),
+        (["--user=5:0"], "not root's"),
+        (["--user=99999999999"], "--user=99999999999: name an unprivileged user"),
+        (["--user="], "has an empty value"),
+        (["--user=5", "--sandbox=off"], "there is nobody to become with --sandbox=off"),
+    ],
+)
+@as_root
+def test_words_that_are_wrong(ptender: Run, guest: Build, arguments: list[str], text: str) -> None:
+    done = ptender(*arguments, guest("exit"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert text in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@as_root
+def test_only_root_can_become_somebody(ptender: Run, guest: Build) -> None:
+    command = [*ordinary(ORDINARY), str(PTENDER), "--user=4321", "--cpu=soft", str(guest("exit"))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "ptender: --user=4321: only root can become somebody else\n",
+    )
+
+
+def without_namespaces() -> list[str]:
+    """A machine where nobody gets a namespace: a limit of 0 in a user namespace of its own."""
+    code = (
+        "for name in mnt net ipc uts cgroup user; do "
+        'echo 0 > /proc/sys/user/max_${name}_namespaces; done; exec "$@"'
+    )
+    return ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", code, "sh"]
+
+
+@as_root
+def test_a_missing_layer_is_named_or_an_error(guest: Build, kvm: None) -> None:
+    command = [*without_namespaces(), str(PTENDER), "-v", "--mem=8", str(guest("exit"))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done
+    assert "ptender: sandbox: no namespaces: No space left on device\n" in done.stderr
+    command.insert(-1, "--sandbox=require")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "ptender: sandbox: no namespaces: No space left on device (--sandbox=require)\n"
+    )
+
+
+def test_without_the_library(guest: Build) -> None:
+    code = (
+        "import os; from tender import filter, cli; filter.LIBRARY = b'libnothing.so.9'; "
+        f"os._exit(cli.main(['ptender', *{{}}, {str(guest('exit'))!r}]))"
+    )
+    run = [sys.executable, "-c"]
+    done = subprocess.run([*run, code.format("[]")], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"ptender: sandbox: no libseccomp \(.*\): apt install libseccomp2 "
+        r"\(or use --sandbox=off\)\n",
+        done.stderr,
+    ), done
+    off = code.format("['--sandbox=off', '--cpu=soft']")
+    assert subprocess.run([*run, off], capture_output=True, text=True).returncode == 0
+
+
+def test_a_taken_over_tender_ends(guest: Build, cpu: str) -> None:
+    """A handler that opens a file stands for a guest that took its tender over."""
+    code = (
+        "import os; from tender import cli; from tender.modules import console; "
+        "console.Console.puts = lambda *_: os.open('/', os.O_RDONLY); "
+        f"os._exit(cli.main(['ptender', '--engine=python', '--mem=8', {str(guest('exit'))!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGSYS, done
+
+
+def test_a_bug_of_ours_behind_the_door_is_told(guest: Build, cpu: str) -> None:
+    code = (
+        "import os; from tender import cli; from tender.modules import console; "
+        "console.Console.puts = lambda *_: 1 // 0; "
+        f"os._exit(cli.main(['ptender', '--engine=python', '--mem=8', {str(guest('exit'))!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1, done
+    assert "ptender: ZeroDivisionError: integer division or modulo by zero\n" in done.stderr
+    assert "tender/loop.py:" in done.stderr
+
+
+GDB = 'call (int)open("/etc/passwd", 0)'
+
+
+@as_root
+def test_a_program_is_told_which_call_it_was(guest: Build, cpu: str) -> None:
+    """A debugger makes the guest's process do what it must not."""
+    from tender import Guest
+    from tender.errors import SandboxViolation
+
+    with Guest(guest("loop"), mem_mib=8, cpu=cpu) as running:
+        running.console.wait_for("loop|SUCCESS", timeout=30)
+        subprocess.run(
+            ["gdb", "-q", "-batch", "-p", str(running.pid), *GDB],
+            capture_output=True, timeout=60,
+        )  # fmt: skip
+        outcome = running.wait(timeout=30)
+    assert (outcome.reason, outcome.signo) == ("sandbox", signal.SIGSYS)
+    assert isinstance(outcome.error, SandboxViolation)
+    assert re.search(r"\bopen(at)?\b", str(outcome.error)), outcome.error
+
+
+# `ptender policy` shows what a run has.
+
+
+def shown(*line: object) -> Shown:
+    config = words.parse([str(word) for word in line]).config
+    assert config is not None
+    return policy.show(config)
+
+
+def ptender_policy(*line: object) -> str:
+    done = subprocess.run([str(PTENDER), "policy", *map(str, line)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    return done.stdout
+
+
+def test_policy_in_words(guest: Build, cpu: str) -> None:
+    text = ptender_policy("--net", "tap7", guest("ping"))
+    assert "17  @net                    network device 'service': tap7\n" in text
+    assert ("ioctl(@vcpu, KVM_RUN)" in text) == (cpu == "kvm")
+    assert ("write and execute" in text) == (cpu == "soft")
+    assert "pwrite64" not in text
+    assert text == ptender_policy(guest("ping"), "--net=tap7")  # the kernel may come first
+    assert max(len(line) for line in text.splitlines()) < 100
+
+
+def test_policy_for_a_read_only_disk(guest: Build, cpu: str) -> None:
+    text = ptender_policy("--block", "nowhere.img,ro", guest("block"))
+    assert "block device 'storage': nowhere.img, read-only\n" in text
+    assert "pread64(@block)" in text
+    assert "pwrite64" not in text
+    assert "pwrite64(@block-writable)" in ptender_policy("--block", "nowhere.img", guest("block"))
+
+
+def test_policy_for_programs(guest: Build, cpu: str) -> None:
+    facts = json.loads(ptender_policy("--json", guest("exit")))
+    assert facts["cpu"] == cpu
+    assert {"number": 2, "names": ["stderr"], "is": policy.MEANINGS["stderr"]} in facts[
+        "descriptors"
+    ]
+    assert all(call["reason"] for call in facts["calls"])
+    compiled = b"".join(
+        code.to_bytes(2, "little") + bytes([jt, jf]) + k.to_bytes(4, "little")
+        for code, jt, jf, k in facts["bpf"]
+    )
+    assert compiled == filter.compile(shown(guest("exit")).main)
+    lines = ptender_policy("--bpf", guest("exit")).splitlines()
+    assert len(lines) == 1 + len(facts["bpf"])
+    assert lines[-1].endswith("ret  kill process")
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ([], "Missing KERNEL operand"),
+        (["--sandbox=off", "{exit}"], "--sandbox=off: there is no policy then"),
+        (["{ping}"], "All declared devices must be attached"),
+        (["/nonexistent"], "/nonexistent"),
+        (["--nonsense", "{exit}"], "Invalid option: `--nonsense'"),
+    ],
+)
+def test_policy_of_nothing(guest: Build, line: list[str], text: str) -> None:
+    names = {name: str(guest(name)) for name in ("exit", "ping")}
+    command = [str(PTENDER), "policy", *(word.format(**names) for word in line)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode in (1, 2)
+    assert text in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_filter_that_is_shown_is_the_one_that_is_installed(
+    guest: Build, cpu: str, tmp_path: Path
+) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(4096))
+    code = (
+        "import sys; from tender import cli, filter; "
+        "filter.install = lambda compiled: sys.stderr.write(compiled.hex() + '\\n'); "
+        "cli.main(['ptender', *sys.argv[1:]])"
+    )
+    line = ["--mem=8", f"--dumpcore={tmp_path}", f"--trace={tmp_path}/trace"]
+    line += ["--block", str(image), str(guest("block"))]
+    done = subprocess.run([sys.executable, "-c", code, *line], capture_output=True, text=True)
+    assert done.stderr.split("\n")[0] == filter.compile(shown(*line).main).hex(), done
+
+
+# Every entry is used, and nothing is asked for that is in no entry.
+
+
+class Suite:
+    """Runs guests under strace, and keeps which entries they have used."""
+
+    def __init__(self, folder: Path, guest: Build) -> None:
+        self.folder, self.guest = folder, guest
+        self.used: set[Entry] = set()
+
+    def take(self, shown: Shown, threads: dict[str, list[strace.Call]]) -> None:
+        found, strange = strace.used(shown, threads)
+        assert threads, "nothing was behind a door"
+        assert not strange, "calls that are in no entry, and went on all the same"
+        self.used |= found
+
+    def run(
+        self, *line: object, status: int = 0, before: tuple[str, ...] = (), **how: object
+    ) -> None:
+        command = [*before, str(PTENDER), *map(str, line)]
+        done, threads = strace.traced(self.folder, command, **how)
+        assert done.returncode == status, done
+        self.take(shown(*line), threads)
+
+    def program(self, cpu: str, kinds: tuple[str, ...], source: str, sync: bool = False) -> None:
+        """A program whose guests have a device of each of these kinds, or of one of them."""
+        names = ("block", "disk", "ping")
+        file = self.folder / "program.py"
+        file.write_text(source.format(cpu=cpu, **{name: str(self.guest(name)) for name in names}))
+        done, threads = strace.traced(self.folder, [sys.executable, str(file)])
+        assert done.returncode == 0, done
+        single = ["console", "stderr", "report"]
+        single += ["vcpu"] if cpu == "kvm" else []
+        single += ["sync"] if sync else []
+        plan = Plan(cpu, tuple(single), {1: kinds})
+        self.take(Shown(plan, {}, filter.build(plan.policies(), plan.held()), []), threads)
+
+
+TERMINATE = ("timeout", "--preserve-status", "-s", "TERM", "3")
+
+DEVICES = """
+import socket, threading, time
+from tender import Guest
+from tender.config import StreamNet
+
+class Disk:
+    capacity = 1 << 20
+    def __init__(self): self.data = bytearray(self.capacity)
+    def read(self, offset, length): return bytes(self.data[offset : offset + length])
+    def write(self, offset, data): self.data[offset : offset + len(data)] = data
+
+guest = Guest({disk!r}, mem_mib=8, cpu={cpu!r}, block={{"storage": Disk()}})
+assert guest.run().status == 0
+
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+me, it = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
+def frame(payload): return len(payload).to_bytes(4, "big") + payload
+def checksum(data):
+    total = sum(int.from_bytes(data[i : i + 2], "big") for i in range(0, len(data), 2))
+    total = (total & 0xFFFF) + (total >> 16)
+    return (~(total + (total >> 16)) & 0xFFFF).to_bytes(2, "big")
+def ping(number):
+    body = bytes([8, 0, 0, 0, 0, 1]) + number.to_bytes(2, "big") + bytes(1400)
+    body = body[:2] + checksum(body) + body[4:]
+    length = (20 + len(body)).to_bytes(2, "big")
+    head = bytes.fromhex("4500") + length + bytes.fromhex("0000000040010000")
+    head += bytes([10, 0, 0, 1, 10, 0, 0, 2])
+    head = head[:10] + checksum(head) + head[12:]
+    return frame(it + me + bytes.fromhex("0800") + head + body)
+stream = StreamNet(theirs.fileno(), mac=it)
+with Guest({ping!r}, mem_mib=8, cpu={cpu!r}, net={{"service": stream}}) as guest:
+    guest.console.wait_for("listening", timeout=60)
+    for number in range(8):  # more answers than the socket holds, while nobody reads
+        ours.sendall(ping(number))
+    time.sleep(2)
+    ours.settimeout(0.2)
+    received = 0
+    for number in range(100):
+        if number % 10 == 5:
+            ours.sendall(ping(number))
+        try:
+            received += len(ours.recv(100000))
+        except TimeoutError:
+            pass
+        if received > 6000:
+            break
+    assert received > 6000, received
+    guest.stop()
+"""
+
+VIRTUAL = """
+from tender import Guest, VirtualTime
+from tender.testing.switch import Switch
+switch = Switch(virtual=True)
+with Guest({ping!r}, mem_mib=8, cpu="soft", clock=VirtualTime(), net={{"service": switch.port()}}):
+    assert switch.host("10.0.0.1/24").ping("10.0.0.2", count=3).received == 3
+"""
+
+CLOCK = "the clock of this machine is in the vDSO (as on all but the oldest)"
+UNSEEN = {"clock_gettime": CLOCK}
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory, guest: Build) -> Suite:
+    return Suite(tmp_path_factory.mktemp("strace"), guest)
+
+
+@pytest.fixture
+def wire() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    yield ours, theirs
+    ours.close()
+    theirs.close()
+
+
+def arp_request() -> bytes:
+    me = bytes.fromhex("020000000001")
+    ask = bytes.fromhex("0001080006040001") + me + bytes([10, 0, 0, 1]) + bytes(6)
+    return b"\xff" * 6 + me + bytes.fromhex("0806") + ask + bytes([10, 0, 0, 2])
+
+
+def test_the_usual_ends(suite: Suite, cpu: str) -> None:
+    suite.run("-v", "--mem=8", suite.guest("exit"))
+    suite.run("--mem=8", suite.guest("hlt"), status=1)
+    suite.run("--mem=8", suite.guest("sleep"))
+    suite.run("--mem=8", suite.guest("loop"), status=1, before=TERMINATE)
+
+
+def test_exceptions(suite: Suite, cpu: str) -> None:
+    for name in ("zeropage", "notls"):
+        suite.run("--mem=8", suite.guest(name), status=255)
+
+
+@pytest.mark.parametrize("engine", ["c", "python"])
+def test_disks(suite: Suite, cpu: str, engine: str) -> None:
+    image = suite.folder / "disk.img"
+    image.write_bytes(bytes(1 << 20))
+    disk = ["--mem=8", f"--engine={engine}", f"--block={image}"]
+    suite.run(*disk, suite.guest("disk"))
+    suite.run(*disk[:-1], f"--block={image},overlay", suite.guest("disk"))
+
+
+@pytest.mark.parametrize("engine", ["c", "python"])
+def test_networks(
+    suite: Suite, cpu: str, engine: str, wire: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, theirs = wire
+    ours.send(arp_request())
+    line = [f"--engine={engine}", "--mem=8", f"--net=@{theirs.fileno()}", suite.guest("ping")]
+    suite.run(*line, status=1, before=TERMINATE, pass_fds=[theirs.fileno()])
+    frames = [ours.recv(2000) for _ in range(2)]
+    assert all(frame[12:14] == b"\x08\x06" for frame in frames), "it announced itself, and answered"
+
+
+def test_cores_and_traces(suite: Suite, cpu: str, tmp_path: Path) -> None:
+    core = [f"--dumpcore={tmp_path}", "--mem=8", suite.guest("dumpcore")]
+    suite.run(*core, status=255)
+    suite.run(f"--trace={tmp_path}/trace", "--mem=8", suite.guest("exit"))
+    assert any(path.name.startswith("core.") for path in tmp_path.iterdir())
+
+
+def test_a_wait_that_was_stopped(suite: Suite, cpu: str) -> None:
+    """SIGSTOP and SIGCONT while the tender waits for room on its console."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    line = ["--mem=8", str(suite.guest("flood"))]
+    output = suite.folder / "strace"
+    command = [*strace.STRACE, "-o", str(output), *TERMINATE[:-1], "6", str(PTENDER), *line]
+    with subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE) as process:
+        os.close(writer)
+        for signo in (signal.SIGSTOP, signal.SIGCONT):
+            time.sleep(2)
+            for pid in children(process.pid):
+                os.kill(pid, signo)
+        process.communicate(timeout=60)
+    os.close(reader)
+    suite.take(shown(*line), strace.parse(output.read_text()))
+
+
+def children(pid: int) -> list[int]:
+    """The tenders below a process."""
+    found = subprocess.run(
+        ["pgrep", "-f", f"^{sys.executable}3? .*{PTENDER}"], capture_output=True, text=True
+    )
+    return [int(word) for word in found.stdout.split() if int(word) != pid]
+
+
+def test_the_ring(suite: Suite, cpu: str, wire: tuple[socket.socket, socket.socket]) -> None:
+    if cpu == "soft":
+        pytest.skip("the software CPU offers no ring")
+    ours, theirs = wire
+    ours.send(arp_request())
+    line = ["--net-ring", "--mem=8", f"--net=@{theirs.fileno()}"]
+    suite.run(*line, suite.guest("ping"), status=1, before=TERMINATE, pass_fds=[theirs.fileno()])
+    forged = [*line, suite.guest("ringforge"), "index"]
+    suite.run(*forged, status=1, pass_fds=[theirs.fileno()])
+
+
+def test_a_program(suite: Suite, cpu: str) -> None:
+    suite.program(cpu, ("block-remote", "net-stream"), DEVICES)
+    if cpu == "soft":
+        suite.program(cpu, ("net",), VIRTUAL, sync=True)
+
+
+def test_every_entry_was_used(suite: Suite, request: pytest.FixtureRequest) -> None:
+    """The last of them: an entry that none of the above has used is one too many."""
+    if request.config.getoption("--cpu") != "both" or not os.access("/dev/kvm", os.W_OK):
+        pytest.skip("it takes both CPUs")
+    files = sorted(path.stem for path in (ROOT / "seccomp").glob("*.policy"))
+    idle = [
+        f"{name}: {entry}"
+        for name in files
+        for entry in filter.policy(name)
+        if entry not in suite.used and entry.call not in UNSEEN
+    ]
+    assert not idle
+    print(f"not seen here: {UNSEEN}")
