@@ -3,6 +3,7 @@
 from typing import Any
 
 class _Lib:
+    SYS_capget: int
     SYS_capset: int
     SYS_close_range: int
     SYS_landlock_add_rule: int

@@ -16,6 +16,7 @@ from array import array
 from tender.boot.layout import PAGE_SIZE
 from tender.elf import EM_AARCH64, EM_X86_64, IDENT, PHDR, PT_LOAD, PT_NOTE
 from tender.errors import ConfigError, GuestFault, HostError
+from tender.layers import open_as_anyone
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ class Target:
         self.fds: dict[str, int] = {}
         self.folder_fd = _open_folder(folder)
         try:
-            self.fds["pagemap"] = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+            # To root's descriptor the kernel would show where in the host's memory a page is.
+            self.fds["pagemap"] = open_as_anyone("/proc/self/pagemap")
             self.fds["core"] = self._create()
         except OSError as error:
             self.close()

@@ -16,6 +16,7 @@ from tender._sandbox import ffi, lib
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
 CAPABILITY_VERSION_3, CAPABILITIES = 0x20080522, 64  # linux/capability.h
 MOUNT_POINT = b"/proc"  # a folder that is everywhere; only this process sees what is done to it
@@ -171,9 +172,27 @@ def no_capabilities() -> None:
     no_bounding_set()
     clear = (lib.PR_CAP_AMBIENT, lib.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     lib.sandbox_call(lib.SYS_prctl, *clear)
-    header = ffi.new("uint32_t[2]", [CAPABILITY_VERSION_3, 0])
-    none = ffi.new("uint32_t[6]")
+    header, none = _capabilities()
     call(lib.SYS_capset, _address(header), _address(none))
+
+
+def _capabilities() -> tuple[Any, Any]:
+    """A header for this thread, and its sets: effective, permitted, inheritable, twice 32 bits."""
+    return ffi.new("uint32_t[2]", [CAPABILITY_VERSION_3, 0]), ffi.new("uint32_t[6]")
+
+
+def open_as_anyone(path: str) -> int:
+    """Open for reading without root's privileges, where what a descriptor shows depends on them."""
+    header, sets = _capabilities()
+    call(lib.SYS_capget, _address(header), _address(sets))
+    before = list(sets)
+    sets[0] = sets[3] = 0
+    call(lib.SYS_capset, _address(header), _address(sets))
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        sets[0], sets[3] = before[0], before[3]
+        call(lib.SYS_capset, _address(header), _address(sets))
 
 
 def landlock() -> None:

@@ -81,6 +81,14 @@ def test_pages_that_nobody_may_read_are_left_out(target: dumpcore.Target) -> Non
     assert b"open" in data
 
 
+def test_no_physical_address_is_to_be_had(target: dumpcore.Target) -> None:
+    memory = GuestMemory(2 * MIB)
+    memory.put(0, b"touched")
+    entry = int.from_bytes(os.pread(target.fds["pagemap"], 8, memory.base // 4096 * 8), "little")
+    assert entry >> 63, "present"
+    assert entry & ((1 << 55) - 1) == 0, "the number of the physical page"
+
+
 def test_a_folder_that_went_away(tmp_path: Path) -> None:
     folder = tmp_path / "cores"
     folder.mkdir()
