@@ -50,6 +50,11 @@ class Started:
         self.host_ranges = list(host_ranges())
 
 
+def process_number_stands_out() -> bool:
+    """On a machine that has just started it is as small as the numbers that belong here."""
+    return os.getpid() >= 10_000
+
+
 def host_ranges() -> Iterator[tuple[int, int]]:
     with open("/proc/self/maps") as maps:
         for line in maps:
@@ -89,9 +94,10 @@ def started(
         "what is on the disk": b"what is on the disk",
         "this machine's name": os.fsencode(os.uname().nodename),
         "this kernel's release": os.fsencode(os.uname().release),
-        "this process's number": str(os.getpid()).encode(),
         "the folder": os.fsencode(os.getcwd()),
     }
+    if process_number_stands_out():
+        secrets["this process's number"] = str(os.getpid()).encode()
     yield Started(machine, kernel, secrets)
     machine.close()
     for fd in (*numbers, null):
@@ -161,8 +167,9 @@ def test_the_ring_is_there_where_it_was_asked_for(started: Started) -> None:
 
 
 def test_no_text_of_the_host(started: Started) -> None:
+    image = started.kernel.read_bytes()  # a machine may be named as something in it
     for what, text in started.secrets.items():
-        assert text not in started.memory, what
+        assert text not in started.memory or text in image, what
 
 
 def test_no_address_of_the_host(started: Started) -> None:
@@ -176,7 +183,7 @@ def test_no_address_of_the_host(started: Started) -> None:
 
 def test_no_descriptor_and_no_process_number(started: Started) -> None:
     """Not in what the tender itself writes; the code of a guest has numbers of all kinds."""
-    unwelcome = {*DESCRIPTORS, os.getpid()}
+    unwelcome = {*DESCRIPTORS, *([os.getpid()] if process_number_stands_out() else [])}
     for size in (4, 8):
         for at, value in numbers(started.memory[: layout.MIN_BASE], size):
             assert value not in unwelcome, f"{value} at {at:#x}"
@@ -240,9 +247,10 @@ def test_the_memory_of_a_guest_that_aborts(namespace: Namespace, tmp_path: Path,
     assert len(memory) == MEM
     assert b"a word" in memory
     secrets = [str(tmp_path), "secret", "ptender/", "what is on the disk", "/dev/kvm", "/dev/net"]
-    secrets += [os.uname().nodename, os.uname().release, core.suffix[1:]]
-    for text in secrets:
-        assert os.fsencode(text) not in memory, text
+    secrets += [os.uname().nodename, os.uname().release]
+    secrets += [core.suffix[1:]] if len(core.suffix) > 5 else []  # the process's number
+    for secret in map(os.fsencode, secrets):
+        assert secret not in memory or secret in kernel.read_bytes(), secret
     for (value,) in struct.iter_unpack("<Q", memory):
         # Where x86_64 processes have their programs, libraries and stacks.
         assert value >> 40 not in (0x55, 0x56, 0x7E, 0x7F), hex(value)
