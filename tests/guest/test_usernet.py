@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.request
@@ -182,6 +183,26 @@ def test_two_guests_of_a_program(guest: Build) -> None:
         assert running.stop().reason == "stopped"
         assert not passts(port)
     assert os.listdir("/proc/self/fd") == descriptors
+
+
+def test_passt_ends_with_a_guest_or_a_program_that_is_killed(guest: Build) -> None:
+    port = free_port()
+    with Guest(guest("web"), mem_mib=8, net={"service": UserNet({port: 80})}) as running:
+        running.console.wait_for("listening", LONG)
+        assert running.pid
+        os.kill(running.pid, signal.SIGKILL)
+        assert running.wait(LONG).reason == "killed"
+        assert not passts(port)
+    code = f"""
+from tender import Guest, UserNet
+net = {{"service": UserNet({{{port}: 80}})}}
+Guest({str(guest("web"))!r}, mem_mib=8, net=net, console=1).start().wait()
+"""
+    with command(sys.executable, "-c", code) as program:
+        assert len(passts(port)) == 1
+        program.kill()
+        program.wait(LONG)
+        wait_until_gone(port)
 
 
 def test_another_address_of_both_sides(guest: Build) -> None:
