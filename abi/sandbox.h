@@ -13,6 +13,7 @@
 #include <linux/filter.h>
 #include <linux/kvm.h>
 #include <linux/seccomp.h>
+#include <malloc.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
@@ -86,6 +87,17 @@ static const char *seccomp_load(const char *library)
     int whole = seccomp.init && seccomp.release && seccomp.attr_set && seccomp.resolve &&
                 seccomp.name && seccomp.priority && seccomp.add && seccomp.bpf;
     return whole ? NULL : "it lacks functions of libseccomp 2.4";
+}
+
+/*
+ * From here on, no block of malloc's is a mapping of its own: a large one that grows would be
+ * moved by mremap(), a call that nothing else needs.
+ */
+static void sandbox_settle_malloc(void)
+{
+#ifdef __GLIBC__
+    mallopt(M_MMAP_MAX, 0);
+#endif
 }
 
 static void *seccomp_new(uint32_t action) { return seccomp.init(action); }

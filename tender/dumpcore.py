@@ -81,6 +81,10 @@ class Target:
         if partial is not None:
             os.unlink(partial, dir_fd=self.folder_fd)
 
+    def size(self, memory: GuestMemory) -> int:
+        """The length of the core file of a guest, in bytes."""
+        return MEMORY_OFFSET + memory.size
+
     def write(self, memory: GuestMemory, state: Any, check: Callable[[], None]) -> str:
         """Write the core of a guest, once; the path it got.
 

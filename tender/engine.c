@@ -436,7 +436,8 @@ int ring_start(struct engine_ring *ring)
     sigset_t all, before;
     pthread_t thread;
 
-    sigfillset(&all); /* signals are for the thread that runs the guest */
+    sigfillset(&all); /* signals are for the thread that runs the guest, but this thread's faults */
+    sigdelset(&all, SIGSYS);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int error = pthread_create(&thread, NULL, ring_thread, ring);
     pthread_sigmask(SIG_SETMASK, &before, NULL);

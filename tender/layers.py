@@ -218,8 +218,9 @@ def memory_bytes() -> int:
         os.close(fd)
 
 
-def limit(descriptors: int, address_space: int) -> None:
-    """No core file of the tender (it would hold the guest's memory), no more memory than it needs.
+def limit(descriptors: int, address_space: int, file_bytes: int | None) -> None:
+    """No core file of the tender (it would hold the guest's memory), no more memory than it needs,
+    and no file beyond `file_bytes`.
 
     Not RLIMIT_NPROC: from Linux 6.14 on, the first KVM_RUN makes a thread for KVM's own ends, and
     fails with EAGAIN for ever where that limit is 0.
@@ -230,6 +231,8 @@ def limit(descriptors: int, address_space: int) -> None:
         lib.RLIMIT_MSGQUEUE: 0,
         lib.RLIMIT_NOFILE: descriptors,
     }
+    if file_bytes is not None:
+        limits[lib.RLIMIT_FSIZE] = file_bytes
     for resource, most in limits.items():
         both = ffi.new("uint64_t[2]", [most, most])
         call(lib.SYS_prlimit64, 0, resource, _address(both))

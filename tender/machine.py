@@ -271,9 +271,15 @@ class Machine:
     def start(self) -> None:
         """Close the door, if there is one, and start what runs beside the guest."""
         if self._door:
-            self._door.close(self.plan(), self._ring.start if self._ring else None)
+            start_ring = self._ring.start if self._ring else None
+            self._door.close(self.plan(), self._file_bytes(), start_ring)
         elif self._ring:
             self._ring.start()
+
+    def _file_bytes(self) -> int:
+        """How long a file may be that the tender writes to."""
+        core_bytes = self._target.size(self.memory) if self._target else 0
+        return max([core_bytes, *(disk.capacity for disk in self.block.devices.values())])
 
     def run(self) -> Outcome:
         """Run the guest to its end."""

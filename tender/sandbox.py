@@ -10,6 +10,7 @@ docs/threat-model.md says what each layer is for.
 from __future__ import annotations
 
 import os
+import stat
 
 from tender import filter, layers
 from tender._sandbox import ffi, lib
@@ -102,6 +103,7 @@ class Door:
         self.report = report
         self.closed = False
         filter.load()
+        lib.sandbox_settle_malloc()
 
     def take(self, single: Mapping[str, int], devices: Mapping[int, Device]) -> dict[str, int]:
         """Put every descriptor into its slot and close all others; the new numbers of `single`.
@@ -126,8 +128,16 @@ class Door:
         self._layers.append("descriptors")
         return {name: SLOTS[name] for name in single}
 
-    def close(self, plan: Plan, start_threads: Callable[[bytes], None] | None = None) -> None:
-        """Give everything else away. `start_threads` is called with the filter of its thread.
+    def close(
+        self,
+        plan: Plan,
+        file_bytes: int,
+        start_threads: Callable[[bytes], None] | None = None,
+    ) -> None:
+        """Give everything else away.
+
+        `file_bytes` is how long the guest's files may be; `start_threads` is called with the
+        filter of its thread.
 
         Raises SandboxError; then too much is gone to go on, and the process is to end.
         """
@@ -142,7 +152,9 @@ class Door:
         self._layer("Landlock", layers.landlock)
         if start_threads:
             start_threads(thread)  # before the limits: they leave no room for another thread
-        self._layer("limits", lambda: layers.limit(SLOTS_END, address_space))
+        self._layer(
+            "limits", lambda: layers.limit(SLOTS_END, address_space, _longest(plan, file_bytes))
+        )
         self._tell(f"sandbox: {', '.join(self._layers)}, seccomp")
         if trap and lib.sandbox_report_to(SLOTS["report"]):
             raise HostError("sandbox: cannot handle SIGSYS", "sigaction", ffi.errno)
@@ -181,3 +193,10 @@ class Door:
         if self._require:
             raise SandboxError(f"{text} (--sandbox=require)")
         self._tell(text)
+
+
+def _longest(plan: Plan, file_bytes: int) -> int | None:
+    """The limit to the length of files; None where a log is one, and grows as it likes."""
+    logs = [SLOTS[name] for name in ("console", "stderr", "trace") if name in plan.single]
+    regular = any(stat.S_ISREG(os.fstat(fd).st_mode) for fd in logs)
+    return None if regular else file_bytes

@@ -11,11 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tender import filter, policy, words
+from tender import Guest, filter, policy, process, servers, words
+from tender.errors import SandboxViolation
 from tender.plan import Plan
 from tender.policy import Shown
 from tender.rules import Entry
@@ -53,9 +55,9 @@ def looping(cpu: str, guest: Build) -> Iterator[Callable[..., int]]:
         return int(process.pid)
 
     yield run
-    for process in processes:
-        process.kill()
-        process.communicate()
+    for each in processes:
+        each.kill()
+        each.communicate()
 
 
 def status_of(pid: int) -> dict[str, str]:
@@ -254,25 +256,75 @@ def test_a_bug_of_ours_behind_the_door_is_told(guest: Build, cpu: str) -> None:
     assert "tender/loop.py:" in done.stderr
 
 
-GDB = 'call (int)open("/etc/passwd", 0)'
+def test_the_tenders_own_memory_may_grow(guest: Build, cpu: str) -> None:
+    """... and does so without calls that no entry allows: a list of some megabytes."""
+    code = (
+        "import os; from tender import cli; from tender.modules import console; "
+        "console.Console.puts = lambda *_: [each for each in range(400_000)].clear(); "
+        f"os._exit(cli.main(['ptender', '--engine=python', '--mem=8', {str(guest('exit'))!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done
 
 
-@as_root
-def test_a_program_is_told_which_call_it_was(guest: Build, cpu: str) -> None:
-    """A debugger makes the guest's process do what it must not."""
-    from tender import Guest
-    from tender.errors import SandboxViolation
+def test_a_disk_gets_no_longer(guest: Build, cpu: str, tmp_path: Path) -> None:
+    """A tender that writes beyond its guest's disk stands for one that was taken over."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 20))
+    code = (
+        "import os; from tender import cli; from tender.modules import console, block; "
+        "devices = []; before = block.attach; "
+        "block.attach = lambda *a: devices.append(before(*a)) or devices[0]; "
+        "console.Console.puts = lambda *_: os.pwrite(devices[0].fd, b'x', 1 << 20); "
+        "os._exit(cli.main(['ptender', '--engine=python', '--mem=8', "
+        f"{f'--block={image}'!r}, {str(guest('disk'))!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "File too large" in done.stderr, done
+    assert image.stat().st_size == 1 << 20
 
-    with Guest(guest("loop"), mem_mib=8, cpu=cpu) as running:
-        running.console.wait_for("loop|SUCCESS", timeout=30)
-        subprocess.run(
-            ["gdb", "-q", "-batch", "-p", str(running.pid), *GDB],
-            capture_output=True, timeout=60,
-        )  # fmt: skip
-        outcome = running.wait(timeout=30)
-    assert (outcome.reason, outcome.signo) == ("sandbox", signal.SIGSYS)
+
+# The server rehearses with this as well, in front of any door: nothing that does harm there.
+TAKEN_OVER = """
+import sys; sys.path[:] = {{path!r}}
+import os
+from tender import forkserver, machine
+from tender.modules import console
+machine.uses_engine = lambda *_: False
+console.Console.puts = lambda *_: {what}
+forkserver.main({{fds}})
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "name"),
+    [
+        ("os.open('/', os.O_RDONLY)", "openat"),
+        ("os.kill(0, 0)", "kill"),
+        ("os.read(1, 5)", "read"),
+        ("os.listdir()", "openat"),
+    ],
+)
+def test_a_program_is_told_which_call_it_was(
+    guest: Build, cpu: str, monkeypatch: pytest.MonkeyPatch, what: str, name: str
+) -> None:
+    monkeypatch.setattr(servers, "CODE", TAKEN_OVER.format(what=what))
+    with fresh_server(monkeypatch):
+        outcome = Guest(guest("exit"), mem_mib=8, cpu=cpu).run()
+    assert (outcome.reason, outcome.signo) == ("sandbox", signal.SIGSYS), outcome
     assert isinstance(outcome.error, SandboxViolation)
-    assert re.search(r"\bopen(at)?\b", str(outcome.error)), outcome.error
+    assert re.search(rf"\b{name}\b", str(outcome.error)), outcome.error
+
+
+@contextmanager
+def fresh_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A server of its own for one test: the program's, if any, is left alone."""
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "_program", None)
+        yield
+        program = process._program
+        if program is not None:
+            program.close()
 
 
 # `ptender policy` shows what a run has.
