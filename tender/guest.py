@@ -41,12 +41,14 @@ class Guest:
     `kernel` is the image's path and `args` its command line. `net` and `block` say what each
     device that the manifest declares is attached to, by its name there (see tender.devices).
     `mem_mib` is the guest's memory in MiB. What it says is in `guest.console`; `console` gets it
-    as well: a callable, a stream, a file or a descriptor. `dumpcore` is a folder for the core
-    file of a guest that aborts. `warn` is called with one line of text when there is trouble with
-    a device; standard error if None. It may be called from any thread, and must not wait for the
-    guest. `cpu` is "kvm", "soft" or "auto"; `clock` gives the guest a virtual time and
-    `instructions` a limit, both of them on the software CPU. `deadline` is how many seconds the
-    guest may take, from its start; then it is stopped, and killed where that does not help.
+    as well: a callable, a stream, a file or a descriptor. `console_limit` drops what it says
+    beyond so many bytes per second. `dumpcore` is a folder for the core file of a guest that
+    aborts, `trace` a file for a line of JSON per hypercall. `warn` is called with one line of
+    text when there is trouble with a device; standard error if None. It may be called from any
+    thread, and must not wait for the guest. `cpu` is "kvm", "soft" or "auto"; `clock` gives the
+    guest a virtual time and `instructions` a limit, both of them on the software CPU. `deadline`
+    is how many seconds the guest may take, from its start; then it is stopped, and killed where
+    that does not help.
 
     The guest has a process of its own, with a sandbox: `sandbox` is "on", "require" (a layer that
     this machine can't give is an error) or "off", and `user` is who it runs as where the program
@@ -64,7 +66,9 @@ class Guest:
         net: Mapping[str, NetSpec] | None = None,
         block: Mapping[str, BlockSpec] | None = None,
         console: Sink = None,
+        console_limit: int | None = None,
         dumpcore: str | os.PathLike[str] | None = None,
+        trace: str | os.PathLike[str] | None = None,
         warn: Callable[[str], None] | None = None,
         cpu: str = "auto",
         clock: VirtualTime | None = None,
@@ -80,7 +84,9 @@ class Guest:
             kernel=os.fspath(kernel),
             args=args,
             mem_bytes=mem_mib * layout.MIB,
+            console_limit=console_limit,
             dumpcore=None if dumpcore is None else os.fspath(dumpcore),
+            trace=None if trace is None else os.fspath(trace),
             cpu=cpu,
             clock=clock,
             instructions=instructions,

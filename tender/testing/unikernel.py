@@ -66,8 +66,7 @@ class Console:
 class Unikernel(Guest):
     """A guest of a test: made and started by the fixture `unikernel`, ended with the test.
 
-    `patience` is how long a verb without a timeout waits, in seconds, and `trace` the file that
-    its hypercalls are written to. All else is Guest's.
+    `patience` is how long a verb without a timeout waits, in seconds. All else is Guest's.
     """
 
     def __init__(
@@ -76,7 +75,6 @@ class Unikernel(Guest):
         *args: str,
         net: Mapping[str, Any] | None = None,
         patience: float = 60.0,
-        trace: str | os.PathLike[str] | None = None,
         **options: Any,
     ) -> None:
         self.patience = patience
@@ -92,7 +90,6 @@ class Unikernel(Guest):
             )
         options.setdefault("warn", self.trouble.append)
         super().__init__(kernel, *args, net=net, **options)
-        self.config = replace(self.config, trace=None if trace is None else os.fspath(trace))
 
     def start(self) -> Unikernel:
         """Start it beside the test."""

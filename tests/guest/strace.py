@@ -33,7 +33,7 @@ def parse(trace: str) -> dict[str, list[Call]]:
         arguments = tuple(int(word, 0) for word in text.split(", ") if word)
         if thread in behind:
             behind[thread].append((name, arguments))
-        elif name == INSTALL and arguments[0] == SET_FILTER and line.endswith("= 0"):
+        elif name == INSTALL and arguments[0] == SET_FILTER and arguments[2]:  # no trial of its
             behind[thread] = []
     return behind
 
