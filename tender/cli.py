@@ -7,6 +7,7 @@ without a leading dash, and everything after the kernel is the guest's.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -92,7 +93,9 @@ def _run(program: str, line: CommandLine) -> int:
     on_termination_signals()
     door = _door(program, line)
     try:
-        outcome = machine.run(line.config, Stop(), lambda text: _say(program, text), door)
+        outcome = machine.run(
+            line.config, Stop(), lambda text: _say(program, text), door, started=_started
+        )
         return _report(program, line.verbose, outcome)
     except Exception as error:
         if isinstance(error, TenderError) or not (door and door.closed):
@@ -103,6 +106,12 @@ def _run(program: str, line: CommandLine) -> int:
     finally:
         if not (door and door.closed):
             default_signals()
+
+
+def _started() -> None:
+    """What there is now stays to the end: the collector of garbage need not look at it again."""
+    gc.freeze()
+    gc.enable()
 
 
 def _door(program: str, line: CommandLine) -> Door | None:

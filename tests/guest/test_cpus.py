@@ -175,14 +175,33 @@ def test_a_guest_that_kvm_cannot_emulate_moves(
     monkeypatch.setattr(cpus, "emulated", lambda: False)
     warnings: list[str] = []
     reader, writer = os.pipe()
-    outcome = Guest(guest(name), word, mem_mib=8, console=writer, warn=warnings.append).run()
+    outcome = Guest(
+        guest(name), word, mem_mib=8, console=writer, warn=warnings.append, in_process=True
+    ).run()
     os.close(writer)
     with open(reader) as output:
         said = output.read()
     assert (outcome.reason, outcome.status) == ("halted", status)
-    assert len(warnings) == 1
-    assert re.match(r"KVM: internal error exit: .*rip=0x1.*instruction=.*; going on", warnings[0])
+    assert len(warnings) == 2, "the first says that there is no sandbox"
+    assert re.match(r"KVM: internal error exit: .*rip=0x1.*instruction=.*; going on", warnings[1])
     assert "SUCCESS" in said or "trap #BP" in said
+
+
+@needs_kvm
+@pytest.mark.skipif(not cpus.emulated(), reason="this machine's KVM runs guests in hardware")
+def test_a_guest_behind_the_door_does_not_move(guest: Build) -> None:
+    """No library can be loaded there any more: the line says what would run it."""
+    code = (
+        "import os; from tender import cli, cpus; cpus.emulated = lambda: False; "
+        f"os._exit(cli.main(['ptender', '--mem=8', {str(guest('fp'))!r}]))"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PTENDER_CPU"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"ptender: KVM: internal error exit: [^\n]* \(--cpu=soft may run it\)\n", done.stderr
+    ), done
 
 
 @needs_kvm
@@ -328,7 +347,7 @@ def test_errors_of_the_software_cpu_reach_the_program(
     monkeypatch.setattr(softcpu, "_loaded", False)
     monkeypatch.setattr(softcpu, "library", lambda: "/nonexistent")
     with pytest.raises(HostError, match="pip install"):
-        Guest(guest("exit"), "0", cpu="soft").run()
+        Guest(guest("exit"), "0", cpu="soft", in_process=True).run()
 
 
 def test_the_fixture_knows_both(ptender: Run, cpu: str) -> None:

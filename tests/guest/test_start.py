@@ -14,7 +14,7 @@ from tests.guest.conftest import ROOT, Build
 
 PLAIN = {
     # the standard library's
-    "__future__", "_collections_abc", "_stat", "_struct", "_thread", "errno", "fcntl",
+    "__future__", "_collections_abc", "_stat", "_struct", "_thread", "errno", "fcntl", "gc",
     "genericpath", "mmap", "os", "os.path", "posixpath", "stat", "struct",
     # the compiled part
     "_cffi_backend", "tender._abi", "tender._engine", "tender._host", "tender._kvm",
