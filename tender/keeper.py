@@ -23,8 +23,9 @@ _TENDER, _CORE, _FOLDER = 3, 4, 5  # descriptors of the keeper
 
 def start(target: Target) -> int:
     """Fork the keeper; the tender's end of the socket to it."""
+    # Nobody waits for it: it outlives the tender. (Where SIGCHLD were ignored to say so, the end of
+    # another child, as passt, would be taken for a good one.)
     ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
-    _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)  # nobody waits for it
     if os.fork() == 0:
         try:
             _keep(target, theirs.fileno())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from errno import EPERM
+from errno import EMFILE, EPERM
 
 from tender._sandbox import ffi, lib
 
@@ -61,8 +61,10 @@ def move_descriptors(places: Mapping[int, int], end: int) -> None:
 def _raise_limit(descriptors: int) -> None:
     soft, hard = ffi.new("uint64_t[2]"), ffi.new("uint64_t[2]")
     call(lib.SYS_prlimit64, 0, lib.RLIMIT_NOFILE, 0, _address(soft))
+    if soft[1] < descriptors:
+        raise OSError(EMFILE, f"it takes {descriptors} of them (ulimit -n), at most {soft[1]} here")
     if soft[0] < descriptors:
-        hard[0], hard[1] = min(descriptors, soft[1]), soft[1]
+        hard[0], hard[1] = descriptors, soft[1]
         call(lib.SYS_prlimit64, 0, lib.RLIMIT_NOFILE, _address(hard))
 
 
@@ -218,21 +220,24 @@ def memory_bytes() -> int:
         os.close(fd)
 
 
-def limit(descriptors: int, address_space: int, file_bytes: int | None) -> None:
+def limit(descriptors: int, address_space: int | None, file_bytes: int | None) -> None:
     """No core file of the tender (it would hold the guest's memory), no more memory than it needs,
-    and no file beyond `file_bytes`.
+    and no file beyond `file_bytes`. A limit that is lower already stays as it is.
 
     Not RLIMIT_NPROC: from Linux 6.14 on, the first KVM_RUN makes a thread for KVM's own ends, and
     fails with EAGAIN for ever where that limit is 0.
     """
     limits = {
-        lib.RLIMIT_AS: address_space,
         lib.RLIMIT_CORE: 0,
         lib.RLIMIT_MSGQUEUE: 0,
         lib.RLIMIT_NOFILE: descriptors,
     }
+    if address_space is not None:
+        limits[lib.RLIMIT_AS] = address_space
     if file_bytes is not None:
         limits[lib.RLIMIT_FSIZE] = file_bytes
     for resource, most in limits.items():
-        both = ffi.new("uint64_t[2]", [most, most])
+        both = ffi.new("uint64_t[2]")
+        call(lib.SYS_prlimit64, 0, resource, 0, _address(both))
+        both[0], both[1] = min(most, both[0]), min(most, both[1])
         call(lib.SYS_prlimit64, 0, resource, _address(both))

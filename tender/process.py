@@ -149,8 +149,8 @@ class Process:
 
     def _deadline(self, monitor: Monitor) -> None:
         """Too late: on the monitor's thread."""
-        if not self.dead and self._result is None:
-            self._overdue = True
+        if not self.dead:  # it may have told of an end, and go on all the same
+            self._overdue = self._result is None
             self._signal(signal.SIGTERM)
             monitor.call_later(GRACE_S, self.kill)
 
@@ -180,6 +180,9 @@ class Process:
                 self._warnings += 1
                 if self._warnings > WARN_MAX:
                     raise Malformed("more warnings than there are kinds of trouble")
+            known = {"started": self.started, "violation": self._violation is not None}
+            if known.get(kind):
+                raise Malformed("a message once more")
         except Malformed as error:
             self._malformed = str(error)
             self.kill()

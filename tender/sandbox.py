@@ -50,8 +50,12 @@ def parse_user(text: str) -> tuple[int, int]:
     return uid, gid
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 20
+
+
 def _user(name: str) -> tuple[int, int]:
-    if name.isascii() and name.isdigit():
+    if _is_number(name):
         return int(name), int(name)
     import pwd
 
@@ -63,7 +67,7 @@ def _user(name: str) -> tuple[int, int]:
 
 
 def _group(name: str) -> int:
-    if name.isascii() and name.isdigit():
+    if _is_number(name):
         return int(name)
     import grp
 
@@ -120,7 +124,7 @@ class Door:
         try:
             layers.move_descriptors(places, SLOTS_END)
         except OSError as error:
-            raise SandboxError(f"sandbox: descriptors: {os.strerror(error.errno or 0)}") from None
+            raise SandboxError(f"sandbox: descriptors: {error.strerror}") from None
         for handle, device in devices.items():
             device.fd = slot(handle)
         if self.report is not None:
@@ -147,7 +151,8 @@ class Door:
         alongside = plan.thread_policies()
         thread = filter.compile(filter.build(alongside, held), trap=trap) if alongside else b""
         room = TRANSLATOR_ROOM if plan.cpu == "soft" else MALLOC_ROOM
-        address_space = layers.memory_bytes() + room
+        memory = self._memory_bytes()  # while there is a /proc
+        address_space = None if memory is None else memory + room
         self._become_nobody()
         self._layer("Landlock", layers.landlock)
         if start_threads:
@@ -177,6 +182,14 @@ class Door:
             layers.prctl(lib.PR_SET_PDEATHSIG, SIGKILL)
             if os.getppid() != self._parent:
                 os._exit(1)
+
+    def _memory_bytes(self) -> int | None:
+        """What the limit to the address space starts from; None: there can be none."""
+        try:
+            return layers.memory_bytes()
+        except OSError as error:
+            self.missing("limit to memory", f"/proc: {os.strerror(error.errno or 0)}")
+            return None
 
     def _layer(self, name: str, step: Callable[[], None]) -> bool:
         try:

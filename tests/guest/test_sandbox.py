@@ -171,6 +171,7 @@ def test_off_warns_every_time(ptender: Run, guest: Build) -> None:
         (["--user=0:5"], "not root's"),
         (["--user=5:0"], "not root's"),
         (["--user=99999999999"], "--user=99999999999: name an unprivileged user"),
+        ([f"--user={'9' * 5000}"], "ptender: --user=9999"),
         (["--user="], "has an empty value"),
         (["--user=5", "--sandbox=off"], "there is nobody to become with --sandbox=off"),
     ],
@@ -214,6 +215,44 @@ def test_a_missing_layer_is_named_or_an_error(guest: Build, kvm: None) -> None:
     assert done.stderr == (
         "ptender: sandbox: no namespaces: No space left on device (--sandbox=require)\n"
     )
+
+
+@as_root
+def test_without_proc(guest: Build) -> None:
+    run = 'umount -l /proc && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", run, "sh", str(PTENDER), "-v", "--cpu=soft"]
+    done = subprocess.run([*command, str(guest("exit"))], capture_output=True, text=True)
+    assert done.returncode == 0, done
+    missing = "sandbox: no limit to memory: /proc: No such file or directory"
+    assert f"ptender: {missing}\n" in done.stderr
+    command += ["--sandbox=require", str(guest("exit"))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"ptender: {missing} (--sandbox=require)\n"
+
+
+@as_root
+def test_limits_that_are_lower_stay(looping: Callable[..., int], cpu: str) -> None:
+    """An ordinary user may not raise them again, and need not: the others are taken."""
+    group = os.stat("/dev/kvm").st_gid if cpu == "kvm" else ORDINARY
+    before = ["prlimit", "--fsize=65536", "--core=0", *ordinary(group)]
+    pid = looping("--mem=8", "--sandbox=require", before=before)
+    limits = Path(f"/proc/{pid}/limits").read_text()
+    assert re.search(r"Max file size +(0|65536) ", limits), limits
+    for name in ("Max core file size", "Max msgqueue size"):
+        assert re.search(rf"{name} +0 +0 ", limits), limits
+    assert re.search(r"Max open files +80 +80 ", limits), limits
+
+
+def test_room_for_descriptors(guest: Build) -> None:
+    command = ["prlimit", "--nofile=64", str(PTENDER), "--cpu=soft", str(guest("exit"))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(
+        r"ptender: sandbox: descriptors: it takes [0-9]+ of them \(ulimit -n\), "
+        r"at most 64 here\n",
+        done.stderr,
+    ), done
 
 
 def test_without_the_library(guest: Build) -> None:

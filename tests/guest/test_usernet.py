@@ -245,6 +245,19 @@ def test_what_bad_words_get(ptender: Run, guest: Build) -> None:
             assert re.fullmatch(f"ptender: .*{re.escape(message)}.*\n", done.stderr), done
 
 
+def test_a_port_that_is_taken_beside_a_dump_core(
+    ptender: Run, guest: Build, tmp_path: Path
+) -> None:
+    """The keeper of the core file is a child as well: the end of passt must be told from its."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        words = ["--mem=8", f"--dumpcore={tmp_path}", "--net", f"user:{port}:80"]
+        done = ptender(*words, guest("web"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"TCP port {port} of 127.0.0.1: Address already in use\n" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_passt(ptender: Run, guest: Build, tmp_path: Path) -> None:
     done = ptender("--mem=8", "--net", "user", guest("web"), env={**os.environ, "PATH": "/none"})
     assert done.returncode == 1

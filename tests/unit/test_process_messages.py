@@ -1,0 +1,39 @@
+"""What a program takes from a guest's process that was taken over: no flood, and its deadline."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from tender.messages import pack
+from tender.monitor import Monitor
+from tender.process import Process
+
+OUTCOME = {"reason": "halted", "status": 0, "signo": 0, "stats": {}}
+VIOLATION = b"\0SYS" + bytes(8)
+
+
+@pytest.fixture
+def process() -> Process:
+    return Process(lambda _: None, lambda: None)
+
+
+@pytest.mark.parametrize("message", [pack("started", 1), VIOLATION])
+def test_what_is_said_once(process: Process, message: bytes) -> None:
+    process._take(message)
+    assert process._signals == []
+    process._take(message)
+    assert process._signals == [signal.SIGKILL]
+    assert "once more" in str(process.outcome().error)
+
+
+def test_a_deadline_for_one_that_told_of_its_end(process: Process) -> None:
+    process._take(pack("outcome", OUTCOME))
+    monitor = Monitor()
+    try:
+        process._deadline(monitor)
+    finally:
+        monitor.close()
+    assert process._signals == [signal.SIGTERM]
+    assert process.outcome().reason == "halted"
