@@ -144,12 +144,14 @@ def _check(result: int, what: str) -> None:
 
 
 def _export(filter: object) -> bytes:
-    fd = os.memfd_create("filter", os.MFD_CLOEXEC)
+    # A pipe, which holds 64 KiB: a file would be under the operator's limit to the length of files.
+    reader, writer = os.pipe()
     try:
-        _check(lib.seccomp_write(filter, fd), "to write the filter")
-        return os.pread(fd, FILTER_MAX, 0)
+        _check(lib.seccomp_write(filter, writer), "to write the filter")
+        return os.read(reader, FILTER_MAX)
     finally:
-        os.close(fd)
+        os.close(reader)
+        os.close(writer)
 
 
 def install(filter: bytes) -> None:

@@ -56,6 +56,7 @@ class Process:
         self._status: int | None = None  # as waitpid() gives it
         self._warnings = 0
         self._make_ready: Callable[[float], None] = lambda _: None
+        self._call_later: Callable[[float, Callable[[], None]], object] = lambda *_: None
 
     def start(
         self, job: bytes, descriptors: list[int], request: bytes, deadline_s: float | None = None
@@ -71,6 +72,7 @@ class Process:
             for signo in self._signals:
                 signal.pidfd_send_signal(pidfd, signo)
         program.add(self)
+        self._call_later = program.monitor.call_later
         if deadline_s is not None:
             program.monitor.call_later(deadline_s, lambda: self._deadline(program.monitor))
         try:
@@ -197,6 +199,8 @@ class Process:
             self._result = RuntimeError(f"in the guest's process:\n{value}")
         else:
             self._result = value  # an outcome, or an error
+        if self._result is not None:
+            self._call_later(GRACE_S, self.kill)  # it has nothing left to do but to end
 
     def died(self, timeout_s: float = 0) -> bool:
         """Whether the kernel says that it has."""
