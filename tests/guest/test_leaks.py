@@ -56,7 +56,7 @@ def process_number_stands_out() -> bool:
 
 
 def host_ranges() -> Iterator[tuple[int, int]]:
-    """Beyond 4 GiB: below that, where some builds of Python lie, a number may be the guest's own."""
+    """Beyond 4 GiB: below, where some builds of Python lie, a number may be the guest's own."""
     with open("/proc/self/maps") as maps:
         for line in maps:
             start, end = line.split()[0].split("-")
