@@ -204,13 +204,16 @@ _VALUES: dict[str, Callable[[_Parser, str, str | None, str], None]] = {
 
 _NAMED = ("--net", "--net-mac", "--block", "--block-sector-size")  # may have :NAME
 
+_TOOLS = """\
+       {program} inspect FILE [--json]
+       {program} policy [--bpf|--json] [OPTIONS] KERNEL [ARGS]
+       {program} build SOURCE... [--manifest FILE] -o KERNEL
+       {program} demo [ARGS]
+"""
+
 _USAGE = """\
 usage: {program} [OPTIONS] [--] KERNEL [ARGS]
-       {program} inspect FILE [--json]
-       {program} policy [OPTIONS] KERNEL [ARGS] [--bpf]
-       {program} build SOURCE... [--manifest FILE] -o KERNEL
-       {program} demo
-
+{tools}
 Run KERNEL, a unikernel for Solo5's hvt target; ARGS are its command line.
 
   --mem SIZE              guest memory: MiB, or with a unit as in 64M, 1G
@@ -248,7 +251,8 @@ Run KERNEL, a unikernel for Solo5's hvt target; ARGS are its command line.
   --instructions N        end the guest after N instructions (software CPU)
   --sandbox on|require|off
                           on: confine the tender before the guest runs, as far
-                          as this machine can; require: or do not run; off
+                          as this machine can; require: all of it, or do not
+                          run; off: not at all
   --user NAME|UID[:GROUP|:GID]
                           who the tender becomes when root starts it (65534)
   --hugepages             ask the kernel for pages of 2 MiB for the guest
@@ -258,9 +262,10 @@ Run KERNEL, a unikernel for Solo5's hvt target; ARGS are its command line.
                           or the Python handlers, which are the reference
   --trace FILE            write a line of JSON there for each hypercall; - is
                           standard error, @FD an open descriptor
-  -v, --verbose           say how the guest ended and what its devices did
+  -v, --verbose           say what the sandbox consists of, how the guest ended
+                          and what its devices did
   --version               the version, and the ABI version
-  --help                  this text
+  -h, --help              this text
 
 Solo5's own spelling works too: --mem=MIB, --net:NAME=TAP, --net:NAME=@FD,
 --net-mac:NAME=MAC, --block:NAME=FILE, --block-sector-size:NAME=N,
@@ -268,7 +273,8 @@ Solo5's own spelling works too: --mem=MIB, --net:NAME=TAP, --net:NAME=@FD,
 
 
 def usage(program: str) -> str:
-    return _USAGE.format(program=program)
+    tools = "" if is_solo5_name(program) else _TOOLS.format(program=program)
+    return _USAGE.format(program=program, tools=tools)
 
 
 def parse(arguments: list[str]) -> CommandLine:

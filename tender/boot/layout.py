@@ -33,7 +33,6 @@ MANIFEST = BOOT_INFO + BOOT_INFO_SIZE
 CMDLINE_MAX = lib.HVT_CMDLINE_SIZE - 1  # bytes, without the NUL
 
 MMIO_BASE = lib.HVT_HYPERCALL_MMIO_BASE  # aarch64: where a store is a hypercall, not memory
-MMIO_SIZE = lib.HVT_MMIO_SIZE
 
 MIN_BASE = lib.HVT_GUEST_MIN_BASE  # lowest load address
 

@@ -18,7 +18,6 @@ ECHO_REPLY, ECHO_REQUEST = 0, 8
 FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10  # flags of TCP
 BROADCAST = b"\xff" * 6
 HEADER_SIZE = 14  # of Ethernet
-FRAME_MIN = 60  # what a network card makes of a shorter frame; not done here
 _TTL = 64
 _DONT_FRAGMENT = 0x4000
 

@@ -189,6 +189,12 @@ def test_help_fits_80_columns() -> None:
     assert max(map(len, words.usage("ptender").splitlines())) <= 80
 
 
+def test_help_under_solo5s_name_has_no_tools() -> None:
+    """`inspect` and the like are names of kernels there."""
+    assert "inspect" in words.usage("ptender")
+    assert "inspect" not in words.usage("solo5-hvt.2")
+
+
 @given(st.lists(st.text(max_size=20), max_size=6))
 def test_any_words_are_a_command_line_or_a_usage_error(arguments: list[str]) -> None:
     try:

@@ -1,0 +1,32 @@
+"""What a wheel is built from is in the source distribution, and in the wheel.
+
+The rule here: the patterns of pyproject.toml find every file of the folders beside tender/.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("package", "folder"),
+    [
+        ("tender.abi_headers", "abi"),
+        ("tender.guest_bindings", "guest-bindings"),
+        ("tender.seccomp", "seccomp"),
+    ],
+)
+def test_every_file_of_a_data_folder_is_packaged(package: str, folder: str) -> None:
+    line = re.search(rf'^"{package}" = \[(.*)\]$', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert line
+    here = ROOT / folder
+    packaged = {path for pattern in re.findall('"(.*?)"', line[1]) for path in here.glob(pattern)}
+    others = (".py", ".pyc")  # packaged as modules, or made by running them
+    assert {
+        path for path in here.rglob("*.*") if path.is_file() and path.suffix not in others
+    } == packaged
