@@ -14,7 +14,7 @@ from tender._abi import lib
 from tender.cleanup import Cleanup
 from tender.clock import HostClock
 from tender.config import assign, check_all_attached, usable_memory
-from tender.cpus import Cpus
+from tender.cpus import Cpus, choice
 from tender.errors import UsageError
 from tender.image import open_image
 from tender.machine import ring_region
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from tender.config import BlockValue, Config, NetValue
+    from tender.elf import Image
     from tender.rules import Rule
 
 USAGE = """\
@@ -94,10 +95,7 @@ def show(config: Config) -> Shown:
     if config.sandbox == "off":
         raise UsageError("--sandbox=off: there is no policy then")
     image = open_image(config.kernel)
-    with Cleanup() as cleanup:
-        cpus = Cpus(config, image, HostClock(), cleanup, Stop())
-        cpus.choose(lambda _: None)
-        on_kvm = cpus.on_kvm
+    on_kvm = _is_for_kvm(config, image)
     nets = assign(image.manifest, lib.MFT_DEV_NET_BASIC, config.net)
     blocks = assign(image.manifest, lib.MFT_DEV_BLOCK_BASIC, config.block)
     check_all_attached(image.manifest, [*nets, *blocks])
@@ -123,6 +121,17 @@ def show(config: Config) -> Shown:
         filter.build(found.policies(), held),
         filter.build(found.thread_policies(), held),
     )
+
+
+def _is_for_kvm(config: Config, image: Image) -> bool:
+    """As asked for, on whatever machine; where it is left to the machine, as this one would."""
+    wanted = choice(config)
+    if wanted == "auto":
+        with Cleanup() as cleanup:
+            cpus = Cpus(config, image, HostClock(), cleanup, Stop())
+            cpus.choose(lambda _: None)
+            return cpus.on_kvm
+    return wanted == "kvm"
 
 
 def _what(spec: Any) -> str:
