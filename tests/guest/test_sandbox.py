@@ -99,17 +99,30 @@ def test_somebody_else_may_be_named(looping: Callable[..., int]) -> None:
     assert (status["Uid"].split()[0], status["Gid"].split()[0]) == ("4321", "8765")
 
 
-def ordinary(group: int) -> list[str]:
+def ordinary() -> list[str]:
     """What makes root's command an ordinary user's, who can read the files of this checkout all
     the same: a capability that the sandbox has to take away."""
-    words = ["setpriv", f"--reuid={ORDINARY}", f"--regid={ORDINARY}", f"--groups={group}"]
+    words = ["setpriv", f"--reuid={ORDINARY}", f"--regid={ORDINARY}", "--clear-groups"]
     return [*words, "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
 
 
+def ordinary_with(cpu: str, folder: Path) -> list[str]:
+    """The same, and whoever it is may open this machine's KVM; `folder` is for a mount."""
+    if cpu != "kvm":
+        return ordinary()
+    kvm = os.stat("/dev/kvm").st_rdev
+    script = (
+        f'mount -t tmpfs none "$1"; mknod -m 666 "$1/kvm" c {os.major(kvm)} {os.minor(kvm)}; '
+        'mount --bind "$1/kvm" /dev/kvm; shift; exec "$@"'
+    )
+    return ["unshare", "--mount", "--", "sh", "-ec", script, "sh", str(folder), *ordinary()]
+
+
 @as_root
-def test_what_an_ordinary_user_gives_away(looping: Callable[..., int], cpu: str) -> None:
-    group = os.stat("/dev/kvm").st_gid if cpu == "kvm" else ORDINARY
-    pid = looping("--sandbox=require", "--mem=8", before=ordinary(group))
+def test_what_an_ordinary_user_gives_away(
+    looping: Callable[..., int], cpu: str, tmp_path: Path
+) -> None:
+    pid = looping("--sandbox=require", "--mem=8", before=ordinary_with(cpu, tmp_path))
     status = status_of(pid)
     assert set(status["Uid"].split()) == {str(ORDINARY)}
     assert {int(status[f"Cap{name}"], 16) for name in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {0}
@@ -186,7 +199,7 @@ def test_words_that_are_wrong(ptender: Run, guest: Build, arguments: list[str], 
 
 @as_root
 def test_only_root_can_become_somebody(ptender: Run, guest: Build) -> None:
-    command = [*ordinary(ORDINARY), str(PTENDER), "--user=4321", "--cpu=soft", str(guest("exit"))]
+    command = [*ordinary(), str(PTENDER), "--user=4321", "--cpu=soft", str(guest("exit"))]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (
         2,
@@ -232,10 +245,9 @@ def test_without_proc(guest: Build) -> None:
 
 
 @as_root
-def test_limits_that_are_lower_stay(looping: Callable[..., int], cpu: str) -> None:
+def test_limits_that_are_lower_stay(looping: Callable[..., int], cpu: str, tmp_path: Path) -> None:
     """An ordinary user may not raise them again, and need not: the others are taken."""
-    group = os.stat("/dev/kvm").st_gid if cpu == "kvm" else ORDINARY
-    before = ["prlimit", "--fsize=65536", "--core=0", *ordinary(group)]
+    before = ["prlimit", "--fsize=65536", "--core=0", *ordinary_with(cpu, tmp_path)]
     pid = looping("--mem=8", "--sandbox=require", before=before)
     limits = Path(f"/proc/{pid}/limits").read_text()
     assert re.search(r"Max file size +(0|65536) ", limits), limits
