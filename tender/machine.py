@@ -99,6 +99,7 @@ class Machine:
         self._ring: Ring | None = None
         self._target: Target | None = None
         self._trace: Trace | None = None
+        self._fds: dict[str, int] = {}  # by what the policies call them
         try:
             self._assemble()
         except BaseException:
@@ -114,6 +115,10 @@ class Machine:
         config, cleanup = self._config, self._cleanup
         self._net_specs = keep_descriptors(config.net, "Could not attach interface", cleanup)
         self._block_specs = keep_descriptors(config.block, "Could not open block device", cleanup)
+        if isinstance(config.trace, int):
+            from tender import trace
+
+            self._fds["trace"] = trace.keep(config.trace, cleanup)
         file = ImageFile(config.kernel)
         cleanup.callback(file.close)
         image = self.image = file.image
@@ -182,14 +187,14 @@ class Machine:
 
     def _descriptors(self, ring_bytes: int) -> dict[str, int]:
         """What the tender needs beside the devices' descriptors while the guest runs, by name."""
-        fds = {"console": self._config.console_fd, "stderr": 2}
+        fds = {**self._fds, "console": self._config.console_fd, "stderr": 2}
         if self._cpus.on_kvm:
             fds["vcpu"] = self._cpus.kvm_vcpu.fd
         if ring_bytes:
             from tender import ring
 
             fds["kick"] = ring.open_kick(self._cpus.kvm_vcpu.vm, self._cleanup)
-        if self._config.trace is not None:
+        if isinstance(self._config.trace, str):
             from tender import trace
 
             fds["trace"] = trace.open_file(self._config.trace, self._cleanup)

@@ -9,7 +9,6 @@ read from the guest's memory with the checks of memory.py; the guest stands stil
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from json import dumps
 
@@ -19,7 +18,7 @@ from tender._host import lib as hostlib
 from tender.errors import ConfigError, GuestFault, HostError
 from tender.hypercalls import decode
 from tender.memory import Layout
-from tender.modules import Trouble
+from tender.modules import Trouble, keep_descriptor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -202,9 +201,19 @@ def _seconds(ns: int) -> str:
     return f"{ns // NANOSECONDS}.{ns % NANOSECONDS // 1000:06}"
 
 
-def open_file(file: str | int, cleanup: Cleanup) -> int:
-    """Open what a trace is written to: a path, or a descriptor, of which a copy is kept."""
-    fd = _dup(file) if isinstance(file, int) else _open(file)
+def keep(fd: int, cleanup: Cleanup) -> int:
+    """A copy of the descriptor that a trace is written to.
+
+    To be made before the tender opens anything: see modules.keep_descriptors.
+    """
+    kept = keep_descriptor(fd, f"Could not open trace: {fd}")
+    cleanup.callback(lambda: os.close(kept))
+    return kept
+
+
+def open_file(path: str, cleanup: Cleanup) -> int:
+    """Open the file that a trace is written to."""
+    fd = _open(path)
     cleanup.callback(lambda: os.close(fd))
     return fd
 
@@ -220,10 +229,3 @@ def _open(path: str) -> int:
         raise ConfigError(f"Could not open trace: {path}: {reason}{hint}") from None
     os.set_blocking(fd, True)
     return fd
-
-
-def _dup(fd: int) -> int:
-    try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    except (OSError, OverflowError):
-        raise ConfigError(f"Could not open trace: {fd}: no such descriptor") from None
