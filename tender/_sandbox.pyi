@@ -36,7 +36,6 @@ class _Lib:
     PR_CAP_AMBIENT_CLEAR_ALL: int
     PR_SET_DUMPABLE: int
     PR_SET_NO_NEW_PRIVS: int
-    PR_SET_PDEATHSIG: int
     RLIMIT_AS: int
     RLIMIT_CORE: int
     RLIMIT_FSIZE: int

@@ -12,11 +12,12 @@ import os
 import sys
 
 from tender import __version__, words
-from tender.errors import EXIT_FAILURE, HostError, TenderError, UsageError, bug_text
+from tender.errors import EXIT_FAILURE, HostError, TenderError, UsageError, bug_text, one_line
 from tender.record import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from tender.config import Config
     from tender.machine import Outcome
     from tender.sandbox import Door
     from tender.words import CommandLine
@@ -91,7 +92,7 @@ def _run(program: str, line: CommandLine) -> int:
     if line.config is None:
         raise UsageError(f"Missing KERNEL operand; see {program} --help")
     on_termination_signals()
-    door = _door(program, line)
+    door = _door(program, line.config, line.verbose)
     try:
         outcome = machine.run(
             line.config, Stop(), lambda text: _say(program, text), door, started=_started
@@ -114,11 +115,9 @@ def _started() -> None:
     gc.enable()
 
 
-def _door(program: str, line: CommandLine) -> Door | None:
+def _door(program: str, config: Config, verbose: bool) -> Door | None:
     """The sandbox of this process; None: it does without, and says so every time."""
-    if line.config is None:
-        return None
-    mode, user = line.config.sandbox, line.config.user
+    mode, user = config.sandbox, config.user
     if mode == "off":
         if user is not None:
             raise UsageError(f"--user={user}: there is nobody to become with --sandbox=off")
@@ -126,7 +125,7 @@ def _door(program: str, line: CommandLine) -> Door | None:
         return None
     from tender.sandbox import Door
 
-    return Door(mode, user, lambda text: _say(program, text) if line.verbose else None)
+    return Door(mode, user, lambda text: _say(program, text) if verbose else None)
 
 
 def _report(program: str, verbose: bool, outcome: Outcome) -> int:
@@ -195,8 +194,7 @@ def _say(program: str, text: str) -> None:
     """One line on standard error, within 100 ms: where nobody takes it, it is lost."""
     from tender._host import lib
 
-    line = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-    data = f"{program}: {line}".encode(errors="surrogateescape")[:SAY_MAX] + b"\n"
+    data = f"{program}: {one_line(text)}".encode(errors="surrogateescape")[:SAY_MAX] + b"\n"
     for _ in range(SAY_TRIES):
         if lib.host_events(2, lib.POLLOUT, SAY_WAIT_MS) > 0:
             lib.host_write(2, data, len(data))

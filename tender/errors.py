@@ -13,6 +13,11 @@ EXIT_FAILURE = 1  # the tender's own fatal errors, as solo5-hvt has it
 EXIT_USAGE = 2  # a malformed command line, in the friendly spelling
 
 
+def one_line(text: str) -> str:
+    """The same, safe to show: what does not print is shown as Python writes it."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def bug_text(error: BaseException) -> str:
     """Where something went wrong that is ours to mend.
 

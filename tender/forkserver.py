@@ -16,12 +16,11 @@ import socket
 from errno import EAGAIN
 
 from tender import cpus, machine, messages
-from tender._host import lib
 from tender.config import Config
 from tender.errors import TenderError, bug_text
 from tender.messages import AT_ONCE, ENDED, FOR_KVM, NEW, send_descriptors
 from tender.plan import Plan
-from tender.stop import Stop, on_termination_signals
+from tender.stop import Stop, end_with, on_termination_signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -146,16 +145,12 @@ class _Child:
         self._warnings = 0
 
     def _make_ready(self, request: bytes) -> None:
-        self._end_with_server()
+        end_with(_server_pid)
         if request != AT_ONCE:
             rehearse("kvm" if request == FOR_KVM else "soft", run=request != FOR_KVM)
         self._warm = cpus.Warm() if request == FOR_KVM else None
         on_termination_signals()
         self._stop = Stop()
-
-    def _end_with_server(self) -> None:
-        if lib.host_end_with_parent() or os.getppid() != _server_pid:
-            os._exit(1)
 
     def run(self, request: bytes) -> None:
         self._make_ready(request)

@@ -150,15 +150,7 @@ class Guest:
 
         Raises TenderError where it can't (see tender.errors), with the words of the command.
         """
-        self._begin()
-        try:
-            self._launch()
-        except BaseException as error:
-            self._failed(error)
-            raise
-        finally:
-            self._starter = 0
-            self._launching.release()
+        self._begin(self._launch)
         if not self._way.started:
             self._wait(None)
             if self._error is not None:
@@ -195,10 +187,7 @@ class Guest:
         self._way.ask_to_end()
         patience = monotonic() + grace
         while not self._wait(KICK_EVERY_S):
-            if monotonic() < patience or self.in_process:
-                self._way.ask_to_end()
-            else:
-                self._way.kill()
+            self._press(patience)
         return self._result()
 
     def kill(self) -> Outcome:
@@ -255,10 +244,7 @@ class Guest:
         patience = monotonic() + grace
         wait_s = KICK_EVERY_S
         while True:
-            if monotonic() < patience or self.in_process:
-                self._way.ask_to_end()
-            else:
-                self._way.kill()
+            self._press(patience)
             try:
                 return await self.wait_async(wait_s)
             except TimeoutError:
@@ -278,7 +264,15 @@ class Guest:
 
     # Inside.
 
-    def _begin(self) -> None:
+    def _press(self, patience: float) -> None:
+        """Ask it to end once more, or kill it where `patience` (time.monotonic()) is over."""
+        if monotonic() < patience or self.in_process:
+            self._way.ask_to_end()
+        else:
+            self._way.kill()
+
+    def _begin(self, launch: Callable[[], None]) -> None:
+        """Start it, once, as `launch` does."""
         with self._settling:
             if self._begun:
                 raise RuntimeError("this guest was started already")
@@ -286,12 +280,26 @@ class Guest:
             self._starter = threading.get_ident()
             self._busy.acquire()
             self._launching.acquire()
+        try:
+            launch()
+        except BaseException as error:
+            self._failed(error)
+            raise
+        finally:
+            self._starter = 0
+            self._launching.release()
 
-    def _launch(self) -> None:
+    def _prepare(self) -> tuple[Config, Wiring]:
+        """Open the program's side of its devices; what it is to run, its devices still unsaid."""
         config = replace(self.config, cpu=cpus.choice(self.config))
         self._wiring = wiring = Wiring(*self._devices, self._report)
-        if isinstance(self._way, InProcess):
+        if self.in_process:
             self._warn("in_process=True: this guest has no sandbox and no process of its own")
+        return config, wiring
+
+    def _launch(self) -> None:
+        config, wiring = self._prepare()
+        if isinstance(self._way, InProcess):
             self._way.start(_wired(config, wiring), self.deadline)
             return
         here = _current_folder()
@@ -308,18 +316,9 @@ class Guest:
 
     def _run_here(self) -> Outcome:
         assert isinstance(self._way, InProcess)
-        self._begin()
-        try:
-            config = replace(self.config, cpu=cpus.choice(self.config))
-            self._wiring = Wiring(*self._devices, self._report)
-            self._warn("in_process=True: this guest has no sandbox and no process of its own")
-        except BaseException as error:
-            self._failed(error)
-            raise
-        finally:
-            self._starter = 0
-            self._launching.release()
-        self._way.run(_wired(config, self._wiring), self.deadline)
+        prepared: list[Config] = []
+        self._begin(lambda: prepared.append(_wired(*self._prepare())))
+        self._way.run(prepared[0], self.deadline)
         self._settle()
         return self._result()
 

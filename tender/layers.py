@@ -59,13 +59,23 @@ def move_descriptors(places: Mapping[int, int], end: int) -> None:
 
 
 def _raise_limit(descriptors: int) -> None:
-    soft, hard = ffi.new("uint64_t[2]"), ffi.new("uint64_t[2]")
-    call(lib.SYS_prlimit64, 0, lib.RLIMIT_NOFILE, 0, _address(soft))
-    if soft[1] < descriptors:
-        raise OSError(EMFILE, f"it takes {descriptors} of them (ulimit -n), at most {soft[1]} here")
-    if soft[0] < descriptors:
-        hard[0], hard[1] = descriptors, soft[1]
-        call(lib.SYS_prlimit64, 0, lib.RLIMIT_NOFILE, _address(hard))
+    soft, hard = _get_limit(lib.RLIMIT_NOFILE)
+    if hard < descriptors:
+        raise OSError(EMFILE, f"it takes {descriptors} of them (ulimit -n), at most {hard} here")
+    if soft < descriptors:
+        _set_limit(lib.RLIMIT_NOFILE, descriptors, hard)
+
+
+def _get_limit(resource: int) -> tuple[int, int]:
+    """The soft and the hard limit."""
+    both = ffi.new("uint64_t[2]")
+    call(lib.SYS_prlimit64, 0, resource, 0, _address(both))
+    return both[0], both[1]
+
+
+def _set_limit(resource: int, soft: int, hard: int) -> None:
+    both = ffi.new("uint64_t[2]", [soft, hard])
+    call(lib.SYS_prlimit64, 0, resource, _address(both))
 
 
 def unshare() -> None:
@@ -164,14 +174,13 @@ def no_bounding_set() -> None:
 
 def become(uid: int, gid: int) -> None:
     """An ordinary user without other groups; root's capabilities go with root."""
-    no_bounding_set()
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
 
 
 def no_capabilities() -> None:
-    no_bounding_set()
+    """... of those that this thread has."""
     clear = (lib.PR_CAP_AMBIENT, lib.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     lib.sandbox_call(lib.SYS_prctl, *clear)
     header, none = _capabilities()
@@ -237,7 +246,5 @@ def limit(descriptors: int, address_space: int | None, file_bytes: int | None) -
     if file_bytes is not None:
         limits[lib.RLIMIT_FSIZE] = file_bytes
     for resource, most in limits.items():
-        both = ffi.new("uint64_t[2]")
-        call(lib.SYS_prlimit64, 0, resource, 0, _address(both))
-        both[0], both[1] = min(most, both[0]), min(most, both[1])
-        call(lib.SYS_prlimit64, 0, resource, _address(both))
+        soft, hard = _get_limit(resource)
+        _set_limit(resource, min(most, soft), min(most, hard))

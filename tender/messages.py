@@ -210,7 +210,7 @@ def _text(value: Any) -> str:
     """One line that is safe to show, as the command shows it."""
     if type(value) is not str or len(value) > TEXT_MAX:
         raise Malformed("a text that is none")
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in value)
+    return errors.one_line(value)
 
 
 def _lines(value: Any) -> str:

@@ -211,8 +211,8 @@ def _numbered(lines: list[str]) -> list[str]:
     return [f"  {at:04}  {line}" for at, line in enumerate(lines)]
 
 
-_JUMPS = {0x05: "jmp", 0x15: "jeq", 0x25: "jgt", 0x35: "jge", 0x45: "jset"}
-_OTHERS = {0x20: "ld", 0x54: "and", 0x06: "ret"}
+_JUMPS = {0x15: "jeq", 0x25: "jgt", 0x35: "jge", 0x45: "jset"}
+_JUMP, _RETURN, _LOAD, _AND = 0x05, 0x06, 0x20, 0x54
 _ACTIONS = {0x7FFF0000: "allow", 0x80000000: "kill process", 0x00030000: "trap"}
 
 
@@ -220,16 +220,16 @@ def disassemble(compiled: bytes) -> list[str]:
     """The instructions of a filter, in words; jumps name their targets."""
     lines = []
     for at, (code, jt, jf, k) in enumerate(instructions(compiled)):
-        if code in _JUMPS and code != 0x05:
+        if code in _JUMPS:
             line = f"{_JUMPS[code]:<4} {k:#x}, {at + 1 + jt:04}, {at + 1 + jf:04}"
-        elif code == 0x05:
+        elif code == _JUMP:
             line = f"jmp  {at + 1 + k:04}"
-        elif code == 0x06:
+        elif code == _RETURN:
             line = f"ret  {_ACTIONS.get(k, hex(k))}"
-        elif code == 0x20:
+        elif code == _LOAD:
             line = f"ld   [{k}]{_FIELDS.get(k, '')}"
         else:
-            line = f"{_OTHERS.get(code, hex(code)):<4} {k:#x}"
+            line = f"{'and' if code == _AND else hex(code):<4} {k:#x}"
         lines.append(line)
     return lines
 

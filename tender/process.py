@@ -74,7 +74,7 @@ class Process:
         program.add(self)
         self._call_later = program.monitor.call_later
         if deadline_s is not None:
-            program.monitor.call_later(deadline_s, lambda: self._deadline(program.monitor))
+            self._call_later(deadline_s, self._deadline)
         try:
             messages.send_job(sock, job, descriptors)
             while self._result is None and not self.started:
@@ -91,7 +91,7 @@ class Process:
             server.adopt(pid, self)
             program.watch(self)
             self._make_ready = lambda quiet_s: server.make_ready(request, quiet_s)
-            program.monitor.call_later(QUIET_S, lambda: self._make_ready(QUIET_S))
+            self._call_later(QUIET_S, lambda: self._make_ready(QUIET_S))
 
     def ask_to_end(self) -> None:
         """Ask once; whoever waits for it repeats it."""
@@ -149,12 +149,12 @@ class Process:
             except ProcessLookupError:
                 pass
 
-    def _deadline(self, monitor: Monitor) -> None:
+    def _deadline(self) -> None:
         """Too late: on the monitor's thread."""
         if not self.dead:  # it may have told of an end, and go on all the same
             self._overdue = self._result is None
             self._signal(signal.SIGTERM)
-            monitor.call_later(GRACE_S, self.kill)
+            self._call_later(GRACE_S, self.kill)
 
     # What the monitor's thread calls.
 

@@ -16,6 +16,7 @@ from tender import filter, layers
 from tender._sandbox import ffi, lib
 from tender.errors import HostError, SandboxError, UsageError
 from tender.plan import FIRST_JAIL, SLOTS, SLOTS_END, slot
+from tender.stop import end_with
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 NOBODY = 65534
 MALLOC_ROOM = 64 << 20  # bytes by which the tender's own memory may grow
 TRANSLATOR_ROOM = 3 << 29  # ... where a CPU in software keeps what it has translated
-SIGKILL = 9
 
 
 def parse_user(text: str) -> tuple[int, int]:
@@ -171,6 +171,7 @@ class Door:
             self._layer("namespaces, empty root", lambda: layers.join(self._jail))
         elif self._layer("namespaces", layers.unshare):
             self._layer("empty root", layers.empty_root)
+        layers.no_bounding_set()  # while root, or the owner of its namespaces, can
         if os.geteuid() == 0:
             self._layer(f"user {self._user[0]}", lambda: layers.become(*self._user))
         self._layer("no capabilities", layers.no_capabilities)
@@ -178,10 +179,7 @@ class Door:
         self._layer("no new privileges", lambda: layers.prctl(new, 1))
         self._layer("not dumpable", lambda: layers.prctl(dumpable, 0))
         if self._parent is not None:
-            # A change of credentials takes this wish away, so it comes after them.
-            layers.prctl(lib.PR_SET_PDEATHSIG, SIGKILL)
-            if os.getppid() != self._parent:
-                os._exit(1)
+            end_with(self._parent)  # after the credentials, whose change takes that away
 
     def _memory_bytes(self) -> int | None:
         """What the limit to the address space starts from; None: there can be none."""

@@ -6,6 +6,7 @@ instant before a thread blocks is kept from being slept over.
 
 from __future__ import annotations
 
+import os
 from _thread import allocate_lock
 
 from tender._host import ffi, lib
@@ -68,6 +69,15 @@ class Stop:
         """Raise Stopped if the guest is to end."""
         if self.cell.requested:
             raise Stopped
+
+
+def end_with(parent: int) -> None:
+    """Let the kernel end this process with `parent`, its own; a change of credentials undoes that.
+
+    Where that has ended already, this is the end.
+    """
+    if lib.host_end_with_parent() or os.getppid() != parent:
+        os._exit(1)
 
 
 def on_termination_signals() -> None:

@@ -7,7 +7,6 @@ import signal
 import pytest
 
 from tender.messages import pack
-from tender.monitor import Monitor
 from tender.process import Process
 
 OUTCOME = {"reason": "halted", "status": 0, "signo": 0, "stats": {}}
@@ -30,10 +29,6 @@ def test_what_is_said_once(process: Process, message: bytes) -> None:
 
 def test_a_deadline_for_one_that_told_of_its_end(process: Process) -> None:
     process._take(pack("outcome", OUTCOME))
-    monitor = Monitor()
-    try:
-        process._deadline(monitor)
-    finally:
-        monitor.close()
+    process._deadline()
     assert process._signals == [signal.SIGTERM]
     assert process.outcome().reason == "halted"
