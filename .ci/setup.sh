@@ -31,8 +31,9 @@ logged() {
 # needs_command PACKAGE COMMAND: name the package if the command is not there.
 needs_command() { PATH=$PATH:/usr/sbin:/sbin command -v "$2" >/dev/null || echo "$1"; }
 
-# needs_library PACKAGE LIBRARY: name the package if the library is not there.
-needs_library() { PATH=$PATH:/usr/sbin:/sbin ldconfig -p | grep -q "$2" || echo "$1"; }
+# needs_library PACKAGE LIBRARY: name the package if the library is not there. (grep reads all of
+# it: with -q it would end at the first match, and ldconfig by SIGPIPE.)
+needs_library() { PATH=$PATH:/usr/sbin:/sbin ldconfig -p | grep -F "$2" >/dev/null || echo "$1"; }
 
 # The interpreter: $PYTHON, else python3.
 find_python() {
