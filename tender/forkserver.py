@@ -177,7 +177,7 @@ class _Child:
             self._ended(outcome)
 
     def _make_door(self, config: Config) -> Door | None:
-        """The sandbox of this process; missing layers are no news, unless they must be there."""
+        """The sandbox of this process; what it consists of is told when the guest starts."""
         if config.sandbox == "off":
             self._warn("sandbox: off: a guest that takes over its process has all of its rights")
             return None
@@ -193,7 +193,8 @@ class _Child:
         )
 
     def _started(self) -> None:
-        self.say(messages.pack("started", 1))
+        door = self._door
+        self.say(messages.pack("started", [door.layers, door.lacks] if door else [[], []]))
 
     def _ended(self, outcome: Outcome) -> None:
         self.say(messages.pack_outcome(outcome))

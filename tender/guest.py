@@ -131,6 +131,17 @@ class Guest:
         return self._way.pid
 
     @property
+    def layers(self) -> tuple[str, ...]:
+        """What its sandbox consists of, in the words of `ptender -v`; empty before it runs."""
+        return self._way.layers
+
+    @property
+    def missing_layers(self) -> tuple[str, ...]:
+        """The layers of the sandbox that this machine can't give, each with its reason, as
+        "namespaces: Operation not permitted". With sandbox="require" they are an error instead."""
+        return self._way.missing_layers
+
+    @property
     def console(self) -> Console:
         """What the guest says; RuntimeError where it has not started."""
         if self._wiring is None:

@@ -30,6 +30,8 @@ class InProcess:
     def __init__(self, warn: Warn, on_end: Callable[[], None]) -> None:
         self.pid = os.getpid()
         self.started = False
+        self.layers: tuple[str, ...] = ()  # it has no sandbox
+        self.missing_layers: tuple[str, ...] = ()
         self._warn = warn
         self._on_end = on_end
         self._stop = Stop()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MESSAGE_MAX = 1 << 16  # bytes
 TEXT_MAX = 4000  # letters of an error or a warning
+LAYERS_MAX = 16  # of a sandbox; there are fewer
 FIRST_FD = 128  # the number of a job's first descriptor in the child
 FDS_PER_MESSAGE = 250  # Linux takes 253 (SCM_MAX_FD)
 
@@ -219,6 +220,17 @@ def _lines(value: Any) -> str:
     return "\n".join(_text(line) for line in value.split("\n"))
 
 
+def _layers(value: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The sandbox's layers that are in force, and those that are missing."""
+    if type(value) is not list or len(value) != 2:
+        raise Malformed("a sandbox that is none")
+    for names in value:
+        if type(names) is not list or len(names) > LAYERS_MAX:
+            raise Malformed("a sandbox that is none")
+    there, missing = (tuple(map(_text, names)) for names in value)
+    return there, missing
+
+
 def _number(value: Any, among: range) -> int:
     if type(value) is not int or value not in among:
         raise Malformed("a number that is none")
@@ -278,7 +290,7 @@ def _dict(value: Any, most: int = 512) -> dict[str, Any]:
 
 
 _PARSERS = {
-    "started": lambda value: _number(value, range(1, 2)),
+    "started": _layers,
     "warn": _text,
     "error": _error,
     "outcome": _outcome,

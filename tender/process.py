@@ -42,6 +42,8 @@ class Process:
     def __init__(self, warn: Warn, on_end: Callable[[], None]) -> None:
         self.pid: int | None = None
         self.started = False
+        self.layers: tuple[str, ...] = ()  # of its sandbox, as it says when the guest starts
+        self.missing_layers: tuple[str, ...] = ()
         self.dead = False  # and reaped, or about to be
         self._warn = warn
         self._on_end = on_end
@@ -193,6 +195,7 @@ class Process:
             self._warn(value)
         elif kind == "started":
             self.started = True
+            self.layers, self.missing_layers = value
         elif kind == "violation":
             self._violation = value
         elif kind == "bug":

@@ -103,7 +103,8 @@ class Door:
         self._tell = tell
         self._parent = parent
         self._jail = jail or []
-        self._layers: list[str] = []
+        self.layers: list[str] = []  # those that are in force
+        self.lacks: list[str] = []  # those that this machine can't give, each with its reason
         self.report = report
         self.closed = False
         filter.load()
@@ -129,7 +130,7 @@ class Door:
             device.fd = slot(handle)
         if self.report is not None:
             self.report = SLOTS["report"]
-        self._layers.append("descriptors")
+        self.layers.append("descriptors")
         return {name: SLOTS[name] for name in single}
 
     def close(
@@ -160,7 +161,8 @@ class Door:
         self._layer(
             "limits", lambda: layers.limit(SLOTS_END, address_space, _longest(plan, file_bytes))
         )
-        self._tell(f"sandbox: {', '.join(self._layers)}, seccomp")
+        self.layers.append("seccomp")  # or it ends here
+        self._tell(f"sandbox: {', '.join(self.layers)}")
         if trap and lib.sandbox_report_to(SLOTS["report"]):
             raise HostError("sandbox: cannot handle SIGSYS", "sigaction", ffi.errno)
         self.closed = True
@@ -195,15 +197,16 @@ class Door:
         except OSError as error:
             self.missing(name, os.strerror(error.errno or 0))
             return False
-        self._layers.append(name)
+        self.layers.append(name)
         return True
 
     def missing(self, name: str, reason: str) -> None:
         """Tell of a layer that this machine can't give; raises SandboxError where it must be."""
-        text = f"sandbox: no {name}: {reason}"
+        lack = f"{name}: {reason}"
         if self._require:
-            raise SandboxError(f"{text} (--sandbox=require)")
-        self._tell(text)
+            raise SandboxError(f"sandbox: no {lack} (--sandbox=require)")
+        self.lacks.append(lack)
+        self._tell(f"sandbox: no {lack}")
 
 
 def _longest(plan: Plan, file_bytes: int) -> int | None:

@@ -231,6 +231,24 @@ def test_a_missing_layer_is_named_or_an_error(guest: Build, kvm: None) -> None:
 
 
 @as_root
+def test_a_program_is_told_what_is_missing(guest: Build, kvm: None) -> None:
+    """The same words as the command's; the guest of a program on a complete machine lacks none."""
+    code = (
+        "import sys; from tender import Guest\n"
+        "with Guest(sys.argv[1], mem_mib=8) as guest:\n"
+        "    print(*guest.layers, sep=', '); print(*guest.missing_layers, sep='; ')\n"
+    )
+    program = [sys.executable, "-c", code, str(guest("loop"))]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert done.stdout == f"{', '.join(LAYERS)}\n\n", done
+    done = subprocess.run([*without_namespaces(), *program], capture_output=True, text=True)
+    there, missing = done.stdout.splitlines()
+    assert "namespaces" not in there
+    assert "seccomp" in there
+    assert missing.split("; ")[0] == "namespaces: No space left on device"
+
+
+@as_root
 def test_without_proc(guest: Build) -> None:
     run = 'umount -l /proc && exec "$@"'
     command = ["unshare", "--mount", "sh", "-c", run, "sh", str(PTENDER), "-v", "--cpu=soft"]

@@ -18,7 +18,7 @@ def process() -> Process:
     return Process(lambda _: None, lambda: None)
 
 
-@pytest.mark.parametrize("message", [pack("started", 1), VIOLATION])
+@pytest.mark.parametrize("message", [pack("started", [[], []]), VIOLATION])
 def test_what_is_said_once(process: Process, message: bytes) -> None:
     process._take(message)
     assert process._signals == []
