@@ -14,6 +14,7 @@ import threading
 import weakref
 from errno import ECONNRESET, EIO, EPIPE
 
+from tender import arguments
 from tender.cleanup import Cleanup
 from tender.config import (
     SECTOR_SIZE,
@@ -85,8 +86,8 @@ if TYPE_CHECKING:
 
         def read(self, offset: int, length: int) -> bytes: ...
 
-    NetSpec = NetValue | AttachableNet | NetSender | NetReceiver
-    BlockSpec = BlockValue | AttachableBlock | BlockPython
+    NetSpec = str | NetValue | AttachableNet | NetSender | NetReceiver
+    BlockSpec = str | os.PathLike[str] | BlockValue | AttachableBlock | BlockPython
 
 _NET_VALUES = (Tap, Descriptor, StreamNet)
 _BLOCK_VALUES = (BlockFile, BlockDescriptor, BlockRemote)
@@ -181,6 +182,7 @@ class Wiring:
     def _net(self, name: str, spec: Any) -> NetValue:
         where = f"network device '{name}'"
         attached: Any
+        spec = arguments.net(spec, where)
         if isinstance(spec, (Descriptor, StreamNet)):
             copies = {
                 name: self._copy(fd, f"@{fd}: Could not attach interface")
@@ -213,6 +215,7 @@ class Wiring:
     def _block(self, name: str, spec: Any) -> BlockValue:
         where = f"block device '{name}'"
         attached: Any
+        spec = arguments.block(spec, where)
         if isinstance(spec, (BlockDescriptor, BlockRemote)):
             return replace(spec, fd=self._copy(spec.fd, f"@{spec.fd}: Could not open block device"))
         if isinstance(spec, BlockFile):
@@ -257,10 +260,11 @@ class Wiring:
 
 
 _NO_NET = (
-    "none of Tap, Descriptor, UserNet, an object with attach(), one with send(frame) or receive()"
+    "none of Tap (or its name), Descriptor, UserNet, an object with attach(), "
+    "one with send(frame) or receive()"
 )
 _NO_BLOCK = (
-    "none of BlockFile, BlockMemory, BlockDescriptor, an object with attach(), "
+    "none of BlockFile (or a path), BlockMemory, BlockDescriptor, an object with attach(), "
     "one with read(offset, length)"
 )
 

@@ -12,11 +12,10 @@ import sys
 import threading
 from time import monotonic
 
-from tender import cpus, messages, process
+from tender import arguments, cpus, messages, process
 from tender.boot import layout
-from tender.config import SANDBOXES, Config, VirtualTime
 from tender.devices import Wiring
-from tender.errors import HostError, UsageError
+from tender.errors import HostError
 from tender.inprocess import InProcess
 from tender.process import Process
 from tender.record import replace
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
     from collections.abc import Callable, Mapping
 
+    from tender.config import Config, VirtualTime
     from tender.console_capture import Console, Sink
     from tender.devices import BlockSpec, NetSpec
     from tender.machine import Outcome
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 KICK_EVERY_S = 0.01  # of a guest that is asked to end, until it has
 LOOK_EVERY_S = 0.5  # of who waits
 GRACE_S = 5.0
+_HERE = os.path.join(os.path.dirname(__file__), "")
 
 
 class Guest:
@@ -75,28 +76,28 @@ class Guest:
         instructions: int | None = None,
         deadline: float | None = None,
         sandbox: str = "on",
-        user: str | None = None,
+        user: str | int | None = None,
         in_process: bool = False,
     ) -> None:
-        if sandbox not in SANDBOXES:
-            raise UsageError(f"sandbox={sandbox!r} is none of {', '.join(SANDBOXES)}")
-        self.config = Config(
-            kernel=os.fspath(kernel),
-            args=args,
-            mem_bytes=mem_mib * layout.MIB,
+        self.config = arguments.build_config(
+            kernel,
+            args,
+            mem_mib=mem_mib,
             console_limit=console_limit,
-            dumpcore=None if dumpcore is None else os.fspath(dumpcore),
-            trace=None if trace is None else os.fspath(trace),
+            dumpcore=dumpcore,
+            trace=trace,
             cpu=cpu,
             clock=clock,
             instructions=instructions,
-            sandbox="off" if in_process else sandbox,
+            sandbox=sandbox,
             user=user,
         )
+        if in_process:
+            self.config = replace(self.config, sandbox="off")
         self.in_process = in_process
-        self.deadline = deadline
+        self.deadline = arguments.seconds("deadline", deadline)
         self._warn = warn or _to_stderr
-        self._devices = net or {}, block or {}, console
+        self._devices = arguments.devices("net", net), arguments.devices("block", block), console
         self._wiring: Wiring | None = None
         self._program = os.getpid()
         self._way: Process | InProcess = (InProcess if in_process else Process)(
@@ -432,8 +433,25 @@ class Guest:
         return self._outcome
 
     def _report(self, device: str, what: BaseException | str) -> None:
-        text = what if isinstance(what, str) else f"{type(what).__name__}: {what}"
-        self._warn(f"{device}: {text}")
+        if not isinstance(what, str):
+            says = f": {what}" if str(what) else ""
+            what = f"{type(what).__name__}{says}{_place(what)}"
+        self._warn(f"{device}: {what}")
+
+
+def _place(error: BaseException) -> str:
+    """Where it was raised.
+
+    Empty for an OSError, by which a device says what it can't, and for those of this package.
+    """
+    trace, place = error.__traceback__, ""
+    if isinstance(error, OSError):
+        return place
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        place = "" if file.startswith(_HERE) else f" ({file}:{trace.tb_lineno})"
+        trace = trace.tb_next
+    return place
 
 
 def _current_folder() -> int:

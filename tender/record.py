@@ -30,9 +30,10 @@ else:
                 raise TypeError(f"{cls.__name__}() takes {len(fields)} values, got {len(args)}")
             values = {**defaults, **dict(zip(fields, args, strict=False)), **kwargs}
             missing = [name for name in fields if name not in values]
-            if missing or len(values) > len(fields):
-                unknown = [name for name in values if name not in fields]
-                raise TypeError(f"{cls.__name__}(): missing {missing}, unknown {unknown}")
+            unknown = [name for name in values if name not in fields]
+            if missing or unknown:
+                what = f"no value for {', '.join(missing)}" if missing else f"no {unknown[0]!r}"
+                raise TypeError(f"{cls.__name__}({', '.join(fields)}): {what}")
             self.__dict__.update((name, values[name]) for name in fields)
 
         cls.__init__ = __init__
@@ -42,7 +43,26 @@ else:
         cls.__eq__ = _eq
         cls.__hash__ = _hash
         cls.__match_args__ = fields
+        cls.__signature__ = _Signature()
         return cls
+
+
+class _Signature:
+    """What help() and editors show of a record: made when somebody looks."""
+
+    def __get__(self, _: Any, cls: Any) -> Any:
+        from inspect import Parameter, Signature
+
+        parameters = [
+            Parameter(
+                name,
+                Parameter.POSITIONAL_OR_KEYWORD,
+                default=cls.__dict__.get(name, Parameter.empty),
+                annotation=annotation,
+            )
+            for name, annotation in cls.__annotations__.items()
+        ]
+        return Signature(parameters)
 
 
 def _refuse(self: Any, name: str, *_: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import subprocess
 import threading
@@ -224,18 +225,22 @@ def test_a_disk_in_python(guest: Build, in_process: bool) -> None:
     assert threading.get_ident() not in disk.threads
 
 
+def without_lines(told: list[str]) -> list[str]:
+    return [re.sub(r":[0-9]+\)$", ")", text) for text in told]
+
+
 def test_an_exception_is_an_error_for_the_guest_and_is_reported(guest: Build) -> None:
     told: list[str] = []
     disk = Disk(fails_from=1)
     outcome, text = run(guest("disk"), block={"storage": disk}, warn=told.append)
     assert "the first block can't be written" in text
     assert outcome.reason == "halted"
-    assert told == ["block device 'storage': ZeroDivisionError: "]
+    assert without_lines(told) == [f"block device 'storage': ZeroDivisionError ({__file__})"]
     assert outcome.stats["block:storage"]["errors"] == 1
     told.clear()
     _, text = run(guest("disk"), block={"storage": Disk(0, OSError)}, warn=told.append)
     assert "the first block can't be read" in text
-    assert told == ["block device 'storage': OSError: "]
+    assert told == ["block device 'storage': OSError"]
 
 
 def test_a_guest_whose_disk_does_not_answer_can_be_stopped(guest: Build) -> None:
@@ -325,13 +330,13 @@ def test_an_exception_of_a_network_is_reported_and_the_guest_goes_on(guest: Buil
             running.wait(0.2)
         assert running.running
         running.stop()
-    assert told == ["network device 'service': ZeroDivisionError: "]
+    assert without_lines(told) == [f"network device 'service': ZeroDivisionError ({__file__})"]
 
 
 def test_what_is_no_device(guest: Build) -> None:
     wrong: list[tuple[dict[str, Any], type[Exception]]] = [
         ({"net": {"service": object()}}, DeviceError),
-        ({"block": {"storage": "disk.img"}}, DeviceError),
+        ({"block": {"storage": 5}}, DeviceError),
         ({"console": 1.5}, ConfigError),
     ]
     for options, kind in wrong:
@@ -342,6 +347,8 @@ def test_what_is_no_device(guest: Build) -> None:
 def test_nothing_is_left_of_a_program_that_dies(guest: Build) -> None:
     code = f"""
 import os
+import re
+import re
 from tender import BlockMemory, Guest
 class Net:
     def send(self, frame): pass

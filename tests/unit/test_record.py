@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 
 from tender.record import record, replace
@@ -30,6 +32,14 @@ def test_frozen() -> None:
         point.x = 5  # type: ignore[misc]
     with pytest.raises(AttributeError, match="frozen"):
         del point.x
+
+
+def test_its_signature_can_be_read() -> None:
+    assert str(inspect.signature(Point)) == "(x: 'int', y: 'int' = 2)"
+    with pytest.raises(TypeError, match=r"Point\(x, y\): no 'z'"):
+        Point(1, z=1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"Point\(x, y\): no value for x"):
+        Point(y=1)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(("args", "kwargs"), [((), {}), ((1, 2, 3), {}), ((1,), {"z": 1})])

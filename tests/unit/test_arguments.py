@@ -1,0 +1,91 @@
+"""What a program says to `Guest`: each wrong argument is one line that names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tender import BlockFile, Guest, Tap, UserNet, VirtualTime, arguments, config
+from tender.config import BlockDescriptor, Descriptor
+from tender.errors import DeviceError, UsageError
+
+
+@pytest.mark.parametrize(
+    ("words", "more", "text"),
+    [
+        ([None], {}, "kernel=None: not a path"),
+        ([""], {}, "kernel='': not a path"),
+        (["k", "a", 5], {}, "argument 2 of the guest: 5 is not a string"),
+        (["k", b"a"], {}, "argument 1 of the guest: b'a' is not a string"),
+        (["k", "a\0b"], {}, "argument 1 of the guest: .* ends at a NUL"),
+        (["k"], {"mem_mib": "64"}, "mem_mib='64' is not a number of MiB: a whole one, 1 or more"),
+        (["k"], {"mem_mib": 8.5}, "mem_mib=8.5 is not a number of MiB"),
+        (["k"], {"mem_mib": 0}, "mem_mib=0 is not a number of MiB"),
+        (["k"], {"mem_mib": True}, "mem_mib=True is not a number of MiB"),
+        (["k"], {"console_limit": 0}, "console_limit=0 is not a number of bytes per second"),
+        (["k"], {"instructions": -1}, "instructions=-1 is not a number of instructions"),
+        (["k"], {"cpu": "kmv"}, "cpu='kmv' is none of auto, kvm, soft"),
+        (["k"], {"sandbox": "yes"}, "sandbox='yes' is none of on, require, off"),
+        (["k"], {"clock": "virtual"}, r"clock='virtual' is not a VirtualTime\(...\)"),
+        (["k"], {"user": 1.5}, "user=1.5 is not a user: a name or a number"),
+        (["k"], {"dumpcore": 3}, "dumpcore=3: not a path"),
+        (["k"], {"trace": 3}, "trace=3: not a path"),
+        (["k"], {"deadline": "5"}, "deadline='5' is not a number of seconds"),
+        (["k"], {"deadline": float("nan")}, "deadline=nan is not a number of seconds"),
+        (["k"], {"net": [Tap("tap0")]}, "net=.*: not a mapping .*, as {\"service\": Tap"),
+        (["k"], {"block": {1: "x"}}, "block=.*: not a mapping .*, as {\"storage\": BlockFile"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments(words: list[Any], more: dict[str, Any], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        Guest(*words, **more)
+
+
+def test_what_is_taken() -> None:
+    assert Guest("k", user=1000).config.user == "1000"
+    assert Guest(Path("k"), dumpcore=Path("d")).config.kernel == "k"
+    assert Guest("k", deadline=5).deadline == 5.0
+    assert Guest("k", deadline=float("inf")).deadline is None
+    assert Guest("k", clock=VirtualTime()).config.clock == VirtualTime()
+
+
+def test_devices_in_short() -> None:
+    assert arguments.net("tap0", "") == Tap("tap0")
+    assert arguments.net(Tap("t", create=True, addr="10.0.0.1/24"), "").addr == ("10.0.0.1/24",)  # type: ignore[arg-type]
+    assert arguments.net(UserNet(mac="02:00:00:00:00:01"), "").mac == b"\2\0\0\0\0\1"  # type: ignore[arg-type]
+    assert arguments.block("disk.img", "") == BlockFile("disk.img")
+    assert arguments.block(Path("disk.img"), "") == BlockFile("disk.img")
+    assert arguments.block(BlockFile(Path("disk.img"), overlay=True), "") == BlockFile(  # type: ignore[arg-type]
+        "disk.img", overlay=True
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "text"),
+    [
+        ("net", UserNet(forward=[8080]), r"here: forward=\[8080\]: no mapping .*, as {8080: 80}"),  # type: ignore[arg-type]
+        ("net", UserNet(mac="02:0"), "here: mac='02:0': '02:0' is not a unicast MAC address"),  # type: ignore[arg-type]
+        ("net", UserNet(mac=b"12345"), "here: mac=b'12345': not 6 bytes"),
+        ("net", UserNet(mtu="1500"), "here: mtu='1500': not a whole number or None"),  # type: ignore[arg-type]
+        ("net", Tap(5), "here: name=5: not a string"),  # type: ignore[arg-type]
+        ("net", Tap("t", create="no"), "here: create='no': not True or False"),  # type: ignore[arg-type]
+        ("net", Tap("t", create=True, addr=(5,)), r"here: addr=\(5,\): not strings"),  # type: ignore[arg-type]
+        ("net", Descriptor("3"), "here: fd='3': not a whole number"),  # type: ignore[arg-type]
+        ("block", BlockFile(3), "here: path=3: not a path"),  # type: ignore[arg-type]
+        ("block", "", "here: path='': not a path"),
+        ("block", BlockFile("x", sector_size="512"), "here: sector_size='512': not a whole"),  # type: ignore[arg-type]
+        ("block", BlockDescriptor(True), "here: fd=True: not a whole number"),
+    ],
+)
+def test_wrong_devices(kind: str, spec: Any, text: str) -> None:
+    with pytest.raises(DeviceError, match=text):
+        getattr(arguments, kind)(spec, "here")
+
+
+def test_every_field_of_a_device_is_known() -> None:
+    values = [config.Tap, config.Descriptor, config.StreamNet, config.UserNet]
+    values += [config.BlockFile, config.BlockDescriptor, config.BlockRemote]
+    names = {name for value in values for name in value.__annotations__}
+    assert names == set(arguments._FIELDS)
