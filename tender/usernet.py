@@ -11,6 +11,7 @@ import ipaddress
 import os
 import socket
 import subprocess
+from errno import EACCES
 
 from tender.config import MTU_MAX, MTU_MIN
 from tender.errors import DeviceError
@@ -25,6 +26,10 @@ COMMAND = "passt"
 RESOLV_CONF = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")
 START_S = 20  # passt goes into the background when it is ready, in some 10 ms
 END_S = 5
+_NOT_ALLOWED = (
+    "Permission denied: ports below {first} are root's "
+    "(net.ipv4.ip_unprivileged_port_start); take a higher one, as 8080"
+)
 _NOISE = ("Failed to send", "Don't run as root")  # lines that say nothing about an error
 
 
@@ -176,5 +181,17 @@ def _bind_error(option: str, address: str, port: int) -> str:
             if kind == socket.SOCK_STREAM:
                 probe.listen()
         except OSError as error:
+            if error.errno == EACCES:
+                return _NOT_ALLOWED.format(first=_first_free_port())
             return os.strerror(error.errno or 0)
-    return "Permission denied" if port < 1024 else ""
+    return _NOT_ALLOWED.format(first=_first_free_port()) if port < _first_free_port() else ""
+
+
+def _first_free_port() -> int:
+    """The lowest port that an ordinary user may bind, as passt is one. Source: Linux,
+    Documentation/networking/ip-sysctl.rst."""
+    try:
+        with open("/proc/sys/net/ipv4/ip_unprivileged_port_start", encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 1024

@@ -137,6 +137,10 @@ def test_as_an_ordinary_user_without_kvm(guest: Build) -> None:
             assert process.stderr
             assert process.stderr.read() == "ptender: Exiting on signal 15\n"
         wait_until_gone(port)
+        low = [PTENDER, "--cpu=soft", "--mem=8", "--net", "service=user:81:80", kernel]
+        done = subprocess.run(ordinary(folder / "root", low), capture_output=True, text=True)
+        assert done.returncode == 1
+        assert "TCP port 81 of 127.0.0.1: Permission denied: ports below 1024 are" in done.stderr
     finally:
         shutil.rmtree(folder)
 
