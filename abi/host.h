@@ -97,7 +97,16 @@ static int stop_enter(struct stop *stop)
 static int stop_on_termination(void)
 {
     struct sigaction before;
+    sigset_t ours;
 
+    /* Who starts a tender may have blocked them for ends of its own, and that is handed on. */
+    sigemptyset(&ours);
+    sigaddset(&ours, SIGINT);
+    sigaddset(&ours, SIGTERM);
+    sigaddset(&ours, SIGALRM);
+    sigaddset(&ours, STOP_KICK);
+    if (pthread_sigmask(SIG_UNBLOCK, &ours, NULL))
+        return -1;
     if (stop_handle(SIGALRM) || sigaction(SIGINT, NULL, &before))
         return -1;
     if (before.sa_handler != SIG_IGN && stop_handle(SIGINT))

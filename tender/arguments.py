@@ -222,3 +222,10 @@ def _one_of(name: str, value: Any, among: tuple[str, ...]) -> str:
     if value not in among:
         raise UsageError(f"{name}={value!r} is none of {', '.join(among)}")
     return str(value)
+
+
+def call(name: str, value: Any) -> Any:
+    """Something that can be called."""
+    if not callable(value):
+        raise UsageError(f"{name}={value!r} can't be called")
+    return value

@@ -17,7 +17,7 @@ from errno import EAGAIN
 
 from tender import cpus, machine, messages
 from tender.config import Config
-from tender.errors import TenderError, bug_text
+from tender.errors import HostError, TenderError, bug_text
 from tender.messages import AT_ONCE, ENDED, FOR_KVM, NEW, send_descriptors
 from tender.plan import Plan
 from tender.stop import Stop, end_with, on_termination_signals
@@ -94,8 +94,16 @@ class Server:
             self._epoll.register(pidfd, select.EPOLLIN)
             try:
                 send_descriptors(self._requests, NEW.pack(pid, 0), [ours.fileno(), pidfd])
-            except OSError:
-                pass  # the program has ended, or wants it no more
+            except OSError as error:
+                self._take_back(pidfd, error.errno or EAGAIN)
+
+    def _take_back(self, pidfd: int, error: int) -> None:
+        """Its child could not be handed over: the program has ended, or the kernel has no room."""
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        try:
+            self._requests.send(NEW.pack(0, error))
+        except OSError:
+            pass
 
     def _forget(self) -> None:
         """In a child: close all that is the server's."""
@@ -158,6 +166,11 @@ class _Child:
         if job is None:  # the program has ended, or has no use for this child
             return
         config, descriptors = job
+        needed, room = messages.FIRST_FD + len(descriptors), _descriptors_max()
+        if needed > room:
+            text = f"descriptors: it takes {needed} of them (ulimit -n), at most {room} here"
+            self.say(messages.pack("error", messages.pack_error(HostError(text))))
+            return
         os.fchdir(descriptors[0])
         for index, fd in enumerate(descriptors):
             os.dup2(fd, messages.FIRST_FD + index, inheritable=False)
@@ -253,8 +266,11 @@ def main(requests: int, ends: int, program: int) -> None:
     """The server's process; the numbers are those of its descriptors."""
     global _server_pid
     _server_pid = os.getpid()
+    # Those of the program's settings that an exec hands on, and that it may have for its own ends.
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the program's
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _descriptors_max()
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # one for each child
     _import_all()
     for cpu in ("soft", "kvm"):
@@ -264,6 +280,10 @@ def main(requests: int, ends: int, program: int) -> None:
     gc.disable()
     with socket.socket(fileno=requests) as asked, socket.socket(fileno=ends) as told:
         Server(asked, told, program).serve()
+
+
+def _descriptors_max() -> int:
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
 
 def _import_all() -> None:

@@ -96,7 +96,7 @@ class Guest:
             self.config = replace(self.config, sandbox="off")
         self.in_process = in_process
         self.deadline = arguments.seconds("deadline", deadline)
-        self._warn = warn or _to_stderr
+        self._warn = _guarded(_to_stderr if warn is None else arguments.call("warn", warn))
         self._devices = arguments.devices("net", net), arguments.devices("block", block), console
         self._wiring: Wiring | None = None
         self._program = os.getpid()
@@ -104,12 +104,13 @@ class Guest:
             self._warn, self._has_ended
         )
         self._starter = 0  # the thread that starts it, while it does
-        self._begun = self._over = self._ended = False
-        # Held while the guest runs. A lock and not an Event: Ctrl-C in a wait must break neither.
+        self._settler = 0  # and the one that takes in what is left of it
+        self._begun = self._ended = False
+        # Held from its start until all is known of its end. A lock and not an Event: Ctrl-C in a
+        # wait must break neither.
         self._busy = threading.Lock()
-        self._waiting = 0
         self._launching = threading.Lock()  # held while it is started: its devices are in use
-        self._settling = threading.Lock()
+        self._settling = threading.Lock()  # of what follows
         self._callbacks: list[Callable[[], None]] = []
         self._outcome: Outcome | None = None
         self._error: BaseException | None = None
@@ -119,7 +120,7 @@ class Guest:
     @property
     def running(self) -> bool:
         """Whether it has been started and has not ended."""
-        return self._begun and not self._over
+        return self._begun and not self._ended
 
     @property
     def outcome(self) -> Outcome | None:
@@ -162,19 +163,18 @@ class Guest:
 
         Raises TenderError where it can't (see tender.errors), with the words of the command.
         """
-        self._begin(self._launch)
-        if not self._way.started:
-            self._wait(None)
-            if self._error is not None:
-                raise self._error
+        if threading.current_thread() is threading.main_thread():
+            self._start_beside()
+        else:
+            self._start()
         return self
 
     def run(self) -> Outcome:
         """Start it and wait for its end. Another thread can call `stop`."""
         if self.in_process:
             return self._run_here()
-        self.start()
         try:
+            self.start()
             return self.wait()
         except BaseException:
             self._way.kill()
@@ -186,7 +186,7 @@ class Guest:
         Raises the TenderError of a guest that could not start.
         """
         self._check_waiting()
-        if not self._wait(timeout):
+        if not self._wait(arguments.seconds("timeout", timeout)):
             raise TimeoutError(f"the guest still runs after {timeout} s")
         return self._result()
 
@@ -196,8 +196,8 @@ class Guest:
         One that does not end within `grace` seconds is killed (not one in this process).
         """
         self._check_waiting()
+        patience = _patience(grace)
         self._way.ask_to_end()
-        patience = monotonic() + grace
         while not self._wait(KICK_EVERY_S):
             self._press(patience)
         return self._result()
@@ -241,6 +241,7 @@ class Guest:
         import asyncio
 
         self._check_begun()
+        timeout = arguments.seconds("timeout", timeout)
         loop = asyncio.get_running_loop()
         ended: Future[None] = loop.create_future()
         self._when_ended(lambda: _resolve(loop, ended))
@@ -253,7 +254,7 @@ class Guest:
     async def stop_async(self, grace: float = GRACE_S) -> Outcome:
         """`stop`, while other tasks go on."""
         self._check_begun()
-        patience = monotonic() + grace
+        patience = _patience(grace)
         wait_s = KICK_EVERY_S
         while True:
             self._press(patience)
@@ -283,15 +284,51 @@ class Guest:
         else:
             self._way.kill()
 
+    def _start_beside(self) -> None:
+        """Start it on another thread, and wait for that.
+
+        Ctrl-C raises in the middle of whatever a program's main thread does, and what is left half
+        done here would be a guest that nobody can end.
+        """
+        errors: list[BaseException] = []
+        done = threading.Lock()
+        done.acquire()
+
+        def start() -> None:
+            try:
+                self._start()
+            except BaseException as error:
+                errors.append(error)
+            finally:
+                done.release()
+
+        try:
+            threading.Thread(target=start, name="ptender start", daemon=True).start()
+            while not done.acquire(timeout=LOOK_EVERY_S):
+                pass
+        except BaseException:
+            self._way.ask_to_end() if self.in_process else self._way.kill()
+            raise
+        if errors:
+            raise errors[0]
+
+    def _start(self) -> None:
+        self._begin(self._launch)
+        if not self._way.started:
+            self._wait(None)
+            if self._error is not None:
+                raise self._error
+
     def _begin(self, launch: Callable[[], None]) -> None:
         """Start it, once, as `launch` does."""
         with self._settling:
             if self._begun:
                 raise RuntimeError("this guest was started already")
-            self._begun = True
+            self._program = os.getpid()
             self._starter = threading.get_ident()
             self._busy.acquire()
             self._launching.acquire()
+            self._begun = True
         try:
             launch()
         except BaseException as error:
@@ -331,7 +368,7 @@ class Guest:
         prepared: list[Config] = []
         self._begin(lambda: prepared.append(_wired(*self._prepare())))
         self._way.run(prepared[0], self.deadline)
-        self._settle()
+        self._wait(None)
         return self._result()
 
     def _failed(self, error: BaseException) -> None:
@@ -342,27 +379,30 @@ class Guest:
 
     def _has_ended(self) -> None:
         """Called when its process or thread has ended, by a thread that must not wait."""
-        self._over = True
-        self._busy.release()
-        if not self._waiting or self._callbacks:
+        if not process.program_ends():
             try:
                 threading.Thread(target=self._settle, name="ptender end", daemon=True).start()
-            except RuntimeError:  # the interpreter ends
-                self._settle()
+                return
+            except RuntimeError:  # no room for one more
+                pass
+        self._settle()
 
     def _settle(self) -> None:
-        """Take in what is left of its devices; once."""
-        with self._launching, self._settling:
-            if self._ended:
-                return
-            how = self._conclude()
-            if self._wiring is not None:
-                try:
+        """Take in what is left of its devices: on a thread that no Ctrl-C comes to."""
+        self._settler = threading.get_ident()
+        try:
+            with self._launching:
+                how = self._conclude()
+                if self._wiring is not None:
                     self._wiring.close(how)
-                except Exception as error:
-                    self._report("its devices", error)
-            self._ended = True
-            callbacks, self._callbacks = self._callbacks, []
+        except Exception as error:
+            self._report("its devices", error)
+        finally:
+            with self._settling:
+                self._ended = True
+                callbacks, self._callbacks = self._callbacks, []
+            self._busy.release()
+            self._settler = 0
         for call in callbacks:
             call()
 
@@ -384,27 +424,18 @@ class Guest:
         with self._settling:
             if not self._ended:
                 self._callbacks.append(call)
-                if not self._over:
-                    return
-        self._settle()
+                return
         call()
 
     def _wait(self, timeout: float | None) -> bool:
-        """Wait for its end and settle; False after `timeout` seconds."""
-        self._waiting += 1
-        try:
-            limit = None if timeout is None else monotonic() + timeout
-            while not self._over:
-                left = LOOK_EVERY_S if limit is None else min(LOOK_EVERY_S, limit - monotonic())
-                if left < 0 and timeout:
-                    return False
-                if self._busy.acquire(timeout=max(0.0, left)):
-                    self._busy.release()
-                elif not timeout and limit is not None:
-                    return self._over
-        finally:
-            self._waiting -= 1
-        self._settle()
+        """Wait until all is known of its end; False after `timeout` seconds."""
+        limit = None if timeout is None else monotonic() + timeout
+        while not self._ended:
+            left = LOOK_EVERY_S if limit is None else min(LOOK_EVERY_S, limit - monotonic())
+            if self._busy.acquire(timeout=max(0.0, left)):
+                self._busy.release()
+            elif limit is not None and monotonic() >= limit:
+                return self._ended
         return True
 
     def _check_begun(self) -> None:
@@ -419,7 +450,7 @@ class Guest:
             raise RuntimeError("a guest's own thread can't wait for its end")
 
     def _is_its_own_thread(self) -> bool:
-        if process.on_monitor() or threading.get_ident() == self._starter:
+        if process.on_monitor() or threading.get_ident() in (self._starter, self._settler):
             return True
         if isinstance(self._way, InProcess) and self._way.is_here():
             return True
@@ -484,5 +515,25 @@ def _resolve(loop: AbstractEventLoop, future: Future[None]) -> None:
         pass
 
 
+def _patience(grace: float) -> float:
+    """Until when (time.monotonic()) to wait for one that is asked to end."""
+    limit = arguments.seconds("grace", grace)
+    return float("inf") if limit is None else monotonic() + limit
+
+
+def _guarded(warn: Callable[[str], None]) -> Callable[[str], None]:
+    """The same; what it raises ends none of the threads that call it, and is reported."""
+
+    def call(text: str) -> None:
+        try:
+            warn(text)
+        except BaseException:
+            thread = threading.current_thread()
+            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), thread)))
+
+    return call
+
+
 def _to_stderr(text: str) -> None:
-    print(f"ptender: {text}", file=sys.stderr, flush=True)
+    if sys.stderr is not None:  # closed, where the program has closed it
+        print(f"ptender: {text}", file=sys.stderr, flush=True)

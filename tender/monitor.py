@@ -14,11 +14,15 @@ import threading
 from itertools import count
 from time import monotonic
 
+from tender.reactor import Timer
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     Call = Callable[[], None]
+
+LOOK_MAX_S = 3600.0  # epoll takes a limited number of milliseconds, and a deadline may be far
 
 
 class Monitor:
@@ -27,7 +31,7 @@ class Monitor:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._calls: dict[int, Call] = {}
-        self._timers: list[tuple[float, int, Call]] = []
+        self._timers: list[tuple[float, int, Timer]] = []
         self._numbers = count()
         self._ending = False
         self._lock = threading.Lock()
@@ -49,11 +53,13 @@ class Monitor:
         if self._calls.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
-    def call_later(self, seconds: float, call: Call) -> None:
-        """Call once, on this thread."""
+    def call_later(self, seconds: float, call: Call) -> Timer:
+        """Call once, on this thread, unless it is cancelled before."""
+        timer = Timer(monotonic() + seconds, call)
         with self._lock:
-            heapq.heappush(self._timers, (monotonic() + seconds, next(self._numbers), call))
+            heapq.heappush(self._timers, (timer.when, next(self._numbers), timer))
         os.eventfd_write(self._wake_fd, 1)
+        return timer
 
     def close(self) -> None:
         """End the thread; from any other one."""
@@ -72,23 +78,31 @@ class Monitor:
     def _run(self) -> None:
         while not self._ending:
             for fd, _ in self._epoll.poll(self._next()):
-                call = self._calls.get(fd)
-                if call is not None:
-                    self._call(call)
-            for call in self._due():
-                self._call(call)
+                self._call(self._calls.get(fd))
+            self._run_timers()
 
-    def _call(self, call: Call) -> None:
+    def _run_timers(self) -> None:
+        for timer in self._due():
+            function, timer.function = timer.function, None
+            self._call(function)
+
+    def _call(self, call: Callable[[], object] | None) -> None:
+        # No frame that stays holds what is called: a guest that has ended can be collected.
         try:
-            call()
-        except Exception:
+            if call is not None:
+                call()
+        except BaseException:  # sys.exit() of somebody's callback ends nobody here
             threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), self._thread)))
 
     def _next(self) -> float | None:
         with self._lock:
-            return max(0.0, self._timers[0][0] - monotonic()) if self._timers else None
+            while self._timers and self._timers[0][2].function is None:
+                heapq.heappop(self._timers)
+            if not self._timers:
+                return None
+            return min(LOOK_MAX_S, max(0.0, self._timers[0][0] - monotonic()))
 
-    def _due(self) -> list[Call]:
+    def _due(self) -> list[Timer]:
         due = []
         with self._lock:
             while self._timers and self._timers[0][0] <= monotonic():

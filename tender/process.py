@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
     from typing import Any
 
+    from tender.reactor import Timer
+
     Warn = Callable[[str], None]
 
 GRACE_S = 2.0  # between asking a guest whose deadline has passed, and its death
@@ -47,7 +49,8 @@ class Process:
         self.dead = False  # and reaped, or about to be
         self._warn = warn
         self._on_end = on_end
-        self._lock = threading.Lock()  # of the pidfd, against its being closed
+        # Of the pidfd, against its being closed. A signal handler may come back to it.
+        self._lock = threading.RLock()
         self._pidfd = -1
         self._sock: socket.socket | None = None
         self._signals: list[int] = []  # that came before there was a process
@@ -58,7 +61,8 @@ class Process:
         self._status: int | None = None  # as waitpid() gives it
         self._warnings = 0
         self._make_ready: Callable[[float], None] = lambda _: None
-        self._call_later: Callable[[float, Callable[[], None]], object] = lambda *_: None
+        self._call_later: Callable[[float, Callable[[], None]], Timer | None] = lambda *_: None
+        self._timers: list[Timer] = []
 
     def start(
         self, job: bytes, descriptors: list[int], request: bytes, deadline_s: float | None = None
@@ -69,14 +73,15 @@ class Process:
         """
         program = _program_here()
         server, pid, pidfd, sock = program.take()
+        program.add(self)
         with self._lock:
             self.pid, self._pidfd, self._sock = pid, pidfd, sock
-            for signo in self._signals:
-                signal.pidfd_send_signal(pidfd, signo)
-        program.add(self)
+            signals, self._signals = self._signals, []
+            for signo in signals:
+                self._signal(signo)
         self._call_later = program.monitor.call_later
         if deadline_s is not None:
-            self._call_later(deadline_s, self._deadline)
+            self._in(deadline_s, self._deadline)
         try:
             messages.send_job(sock, job, descriptors)
             while self._result is None and not self.started:
@@ -94,6 +99,12 @@ class Process:
             program.watch(self)
             self._make_ready = lambda quiet_s: server.make_ready(request, quiet_s)
             self._call_later(QUIET_S, lambda: self._make_ready(QUIET_S))
+
+    def _in(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call it then, unless all is over before."""
+        timer = self._call_later(seconds, call)
+        if timer is not None:
+            self._timers.append(timer)
 
     def ask_to_end(self) -> None:
         """Ask once; whoever waits for it repeats it."""
@@ -156,7 +167,7 @@ class Process:
         if not self.dead:  # it may have told of an end, and go on all the same
             self._overdue = self._result is None
             self._signal(signal.SIGTERM)
-            self._call_later(GRACE_S, self.kill)
+            self._in(GRACE_S, self.kill)
 
     # What the monitor's thread calls.
 
@@ -203,14 +214,12 @@ class Process:
         else:
             self._result = value  # an outcome, or an error
         if self._result is not None:
-            self._call_later(GRACE_S, self.kill)  # it has nothing left to do but to end
+            self._in(GRACE_S, self.kill)  # it has nothing left to do but to end
 
     def died(self, timeout_s: float = 0) -> bool:
         """Whether the kernel says that it has."""
         if not self.dead and self._pidfd >= 0:
-            poll = select.poll()
-            poll.register(self._pidfd, select.POLLIN)
-            self.dead = bool(poll.poll(timeout_s * 1000))
+            self.dead = _is_dead(self._pidfd, timeout_s)
         return self.dead
 
     def reaped(self, status: int | None) -> None:
@@ -233,6 +242,8 @@ class Process:
         """It is dead, and all is known: say so."""
         with self._lock:
             self.forget()
+        for timer in self._timers:
+            timer.cancel()
         self._on_end()
         self._make_ready(0)
 
@@ -243,6 +254,12 @@ class Process:
         if sock is not None:
             sock.close()
             os.close(pidfd)
+
+
+def _is_dead(pidfd: int, timeout_s: float = 0) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))
 
 
 def _syscall_name(number: int) -> str:
@@ -272,11 +289,17 @@ class Program:
         for _ in range(TRIES):
             server = self._server(here)
             try:
-                return server, *server.take()
+                pid, pidfd, sock = server.take()
             except Gone:
                 with self._lock:
                     if self._servers.get(here) is server:
                         del self._servers[here]
+                continue
+            if not _is_dead(pidfd):
+                return server, pid, pidfd, sock
+            server.disown(pid)  # it was killed while it waited: no guest has had it
+            os.close(pidfd)
+            sock.close()
         raise HostError("cannot start a process for the guest: the server that forks it is killed")
 
     def _server(self, here: Hashable) -> Server:
@@ -345,6 +368,11 @@ class Program:
             if process.died(DEATH_S) and process.conclude():
                 self._remove(process)
 
+    @property
+    def ending(self) -> bool:
+        """Whether the program is: then nothing can be left to a thread."""
+        return self._closed
+
     def forget(self) -> None:
         """In a forked child: nothing of it is the child's."""
         self.monitor.forget()
@@ -370,6 +398,11 @@ def _program_here() -> Program:
 def on_monitor() -> bool:
     """Whether this is the thread that must not wait for a guest: it is who hears of the end."""
     return _program is not None and _program.monitor.is_here()
+
+
+def program_ends() -> bool:
+    """Whether this program is about to, and takes its guests with it."""
+    return _program is not None and _program.ending
 
 
 def _at_exit() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 END_S = 5.0
 NAMESPACES = ("net", "mnt", "user", "ipc", "uts", "cgroup", "pid_for_children", "time_for_children")
+_INHERITED = re.compile(rb"^(?:Umask|CapPrm|CapEff|CapBnd):\s*(\w+)", re.M)
 KEPT_VARIABLES = ("LD_", "LC_", "LANG")  # of the environment: it may hold secrets
 CODE = "import sys; sys.path[:] = {path!r}; from tender.forkserver import main; main({fds})"
 
@@ -44,7 +46,20 @@ def surroundings() -> Hashable:
         (root.st_dev, root.st_ino),
         tuple(map(_namespace, NAMESPACES)),
         frozenset(os.sched_getaffinity(0)),
+        _status(),
     )
+
+
+def _status() -> tuple[bytes, ...]:
+    """The umask and the capabilities; proc(5). The umask can't be asked for without setting it."""
+    try:
+        fd = os.open("/proc/thread-self/status", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return ()
+    try:
+        return tuple(_INHERITED.findall(os.read(fd, 1 << 14)))
+    finally:
+        os.close(fd)
 
 
 def _namespace(name: str) -> int:
@@ -62,6 +77,7 @@ class Server:
         self._lock = threading.Lock()  # of the two tables
         self._processes: dict[int, Process] = {}
         self._statuses: dict[int, int] = {}  # of children that nobody has asked about yet
+        self._disowned: set[int] = set()  # children that nobody will ask about
         self._taking = threading.Lock()
         self._ready = False  # a child waits, or is on its way
         self._taken = 0.0  # when a child was taken last
@@ -94,11 +110,10 @@ class Server:
             try:
                 if not self._ready:
                     self._requests.send(AT_ONCE)
-                    self._ready = True
+                self._ready = False
                 data, descriptors = receive_descriptors(self._requests, NEW.size, 2)
             except OSError:
                 raise Gone from None
-            self._ready = False
             self._taken = monotonic()
         if len(data) != NEW.size:
             raise Gone
@@ -136,6 +151,12 @@ class Server:
                 return
         process.reaped(known)
 
+    def disown(self, pid: int) -> None:
+        """Nobody is to hear of it."""
+        with self._lock:
+            if self._statuses.pop(pid, None) is None:
+                self._disowned.add(pid)
+
     def hear(self, tell: Callable[[Process], None]) -> bool:
         """Take in what the server says of ends; False: it has ended itself."""
         while True:
@@ -151,7 +172,9 @@ class Server:
             pid, status = ENDED.unpack(data)
             with self._lock:
                 process = self._processes.pop(pid, None)
-                if process is None:
+                if pid in self._disowned:
+                    self._disowned.remove(pid)
+                elif process is None:
                     self._statuses[pid] = status
             if process is not None:
                 process.reaped(status)

@@ -1,0 +1,308 @@
+"""What a program may be and do around its guests: its signals, limits, forks and interruptions."""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from pathlib import Path
+
+import pytest
+
+from tender import BlockMemory, Guest, process, servers
+from tender.errors import UsageError
+from tests.guest.conftest import PTENDER, Build
+
+pytestmark = pytest.mark.usefixtures("cpu")
+
+LONG = 60
+
+
+def program(code: str, kernel: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """A program of its own; `kernel` and `words` are its arguments."""
+    command = [sys.executable, "-c", f"import os, signal, sys\nfrom tender import *\n{code}"]
+    return subprocess.run(
+        [*command, str(kernel), *map(str, words)], capture_output=True, text=True, timeout=LONG
+    )
+
+
+@pytest.fixture
+def reserve(guest: Build) -> int:
+    """The PID of the process that waits for the next guest."""
+    Guest(guest("exit"), "0", mem_mib=8).run()
+    server = process._program_here()._server(servers.surroundings())
+    children = Path(f"/proc/{server.pid}/task/{server.pid}/children")
+    limit = time.monotonic() + LONG
+    while not (pids := children.read_text().split()):
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+    return int(pids[0])
+
+
+def test_a_deadline_in_a_month_and_one_of_no_end(guest: Build) -> None:
+    """The kernel's own limit to a wait is 25 days."""
+    for deadline in (30 * 86400, 1e300, float("inf")):
+        with Guest(guest("loop"), mem_mib=8, deadline=deadline) as running:
+            assert Guest(guest("exit"), "3", mem_mib=8).run().status == 3
+            assert running.running
+
+
+def test_nothing_of_a_guest_stays_until_its_deadline(guest: Build) -> None:
+    disk = BlockMemory(1 << 20)
+    kept = weakref.ref(disk)
+    running = Guest(guest("disk"), mem_mib=8, block={"storage": disk}, deadline=3600)
+    assert running.run().reason == "halted"
+    del running, disk
+    limit = time.monotonic() + LONG
+    while kept() is not None and time.monotonic() < limit:
+        gc.collect()
+        time.sleep(0.01)
+    assert kept() is None
+
+
+def test_limits_that_are_none(guest: Build) -> None:
+    with Guest(guest("loop"), mem_mib=8) as running:
+        for wrong in (float("nan"), "5"):
+            with pytest.raises(UsageError, match="timeout=.* is not a number of seconds"):
+                running.wait(wrong)  # type: ignore[arg-type]
+            with pytest.raises(UsageError, match="grace=.* is not a number of seconds"):
+                running.stop(wrong)  # type: ignore[arg-type]
+        assert running.running, "stop() with a wrong word has stopped nothing"
+    with pytest.raises(UsageError, match="warn='x' can't be called"):
+        Guest(guest("loop"), warn="x")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyError])
+def test_warn_may_raise(
+    guest: Build, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """... anything: it is reported as a thread's is, and the guest and its end are as ever."""
+    reported = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: reported.append(args.exc_type))
+    warned = threading.Event()
+
+    def warn(_: str) -> None:
+        warned.set()
+        raise error
+
+    with Guest(guest("flood"), mem_mib=8, console_limit=100, warn=warn) as running:
+        assert warned.wait(LONG)
+        assert running.running
+    assert running.wait(LONG).reason == "stopped"
+    assert reported[0] is error
+
+
+def test_a_killed_reserve_is_no_guests_end(reserve: int, guest: Build) -> None:
+    pidfd = os.pidfd_open(reserve)
+    os.kill(reserve, signal.SIGKILL)
+    assert select.select([pidfd], [], [], LONG)[0], "it has died"
+    os.close(pidfd)
+    assert Guest(guest("exit"), "3", mem_mib=8).run().status == 3
+    with Guest(guest("loop"), mem_mib=8) as running:
+        assert running.pid != reserve
+
+
+def test_what_looks_ended_has_an_outcome(guest: Build) -> None:
+    for number in range(20):
+        running = Guest(guest("exit"), str(number), mem_mib=8).start()
+        if number % 2:
+            while running.running:
+                pass
+        else:
+            while True:
+                try:
+                    running.wait(0)
+                    break
+                except TimeoutError:
+                    pass
+        assert running.outcome is not None
+        assert running.outcome.status == number
+
+
+def test_a_guest_that_was_described_before_a_fork(guest: Build) -> None:
+    code = """
+guest = Guest(sys.argv[1], mem_mib=8)
+if not os.fork():
+    with guest:
+        pid = guest.pid
+    print(guest.outcome.reason, os.path.exists(f"/proc/{pid}"), flush=True)
+    os._exit(0)
+os.wait()
+print(guest.running)
+"""
+    done = program(code, guest("loop"))
+    assert (done.stdout, done.stderr) == ("stopped False\nFalse\n", ""), done
+
+
+def test_settings_of_the_program_that_an_exec_hands_on(guest: Build, tmp_path: Path) -> None:
+    """SIGCHLD ignored, signals blocked; the umask of each moment."""
+    code = """
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGSYS})
+loop, leave, folder = sys.argv[1:]
+with Guest(loop, mem_mib=8) as first:
+    for mask in (0o22, 0o77):
+        os.umask(mask)
+        print(Guest(leave, "3", mem_mib=8, trace=f"{folder}/{mask}").run().status)
+    print(first.running, first.stop(grace=1000).reason)
+print([oct(os.stat(f"{folder}/{mask}").st_mode & 0o777) for mask in (0o22, 0o77)])
+"""
+    done = program(code, guest("loop"), guest("exit"), tmp_path)
+    assert done.stdout == "3\n3\nTrue stopped\n['0o644', '0o600']\n", done
+    assert done.stderr == "" or "taking the software CPU" in done.stderr
+
+
+def test_a_command_whose_signals_are_blocked(guest: Build) -> None:
+    code = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+    command = [sys.executable, "-c", code, str(PTENDER), "--mem=8", str(guest("loop"))]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout
+    while "loop" not in running.stdout.readline():
+        assert running.poll() is None
+    running.terminate()
+    assert running.communicate(timeout=LONG)[1] == "ptender: Exiting on signal 15\n"
+
+
+def test_few_descriptors(guest: Build) -> None:
+    """One line that says how many it takes."""
+    code = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+try:
+    Guest(sys.argv[1], mem_mib=8).run()
+except TenderError as error:
+    print(error)
+"""
+    done = program(code, guest("exit"))
+    wanted = "descriptors: it takes 130 of them (ulimit -n), at most 100 here\n"
+    assert done.stdout == wanted, done
+
+
+def test_children_of_the_program_have_nothing_of_its_guests(guest: Build) -> None:
+    with Guest(guest("loop"), mem_mib=8):
+        before = set(os.listdir("/proc/self/fd"))
+        listed = subprocess.run(
+            ["ls", "/proc/self/fd"], capture_output=True, text=True, close_fds=False
+        )
+        kept = {fd for fd in before & set(listed.stdout.split()) if int(fd) > 2}
+        targets = [os.readlink(f"/proc/self/fd/{fd}") for fd in kept if _is_open(fd)]
+        assert not [target for target in targets if "pidfd" in target or "socket" in target]
+
+
+def _is_open(fd: str) -> bool:
+    return os.path.lexists(f"/proc/self/fd/{fd}")
+
+
+def test_standard_error_may_be_closed(guest: Build) -> None:
+    code = """
+sys.stderr.close(); sys.stderr = None
+outcome = Guest(sys.argv[1], mem_mib=8, console_limit=100, deadline=0.5).run()
+print(outcome.reason)
+"""
+    done = program(code, guest("flood"))
+    assert done.stdout == "deadline\n", done
+
+
+# Ctrl-C on the main thread: the guest that was being started, or waited for, ends.
+
+
+def test_ctrl_c_while_a_guest_starts(guest: Build) -> None:
+    code = """
+import threading
+begun, go_on = threading.Event(), threading.Event()
+
+class Slow(BlockMemory):
+    def attach(self):
+        begun.set()
+        go_on.wait()
+        return super().attach()
+
+def interrupt():
+    begun.wait()
+    os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=interrupt).start()
+slow = Slow(1 << 20)
+guest = Guest(sys.argv[1], mem_mib=8, block={"storage": slow})
+try:
+    guest.start()
+except KeyboardInterrupt:
+    go_on.set()
+    print(guest.wait(timeout=60).reason, guest.running)
+slow.attach()  # it is free for the next
+"""
+    done = program(code, guest("hold"))
+    assert done.stdout == "killed False\n", done
+
+
+def test_ctrl_c_while_the_end_is_taken_in(guest: Build) -> None:
+    """A guest's devices are given back all the same."""
+    code = """
+import threading
+begun, go_on = threading.Event(), threading.Event()
+
+def sink(data):
+    if not begun.is_set():
+        begun.set()
+        go_on.wait()
+
+def interrupt():
+    begun.wait()
+    os.kill(os.getpid(), signal.SIGINT)
+
+disk = BlockMemory(1 << 20)
+guest = Guest(sys.argv[1], mem_mib=8, block={"storage": disk}, console=sink).start()
+try:
+    threading.Thread(target=interrupt).start()
+    guest.wait()
+except KeyboardInterrupt:
+    go_on.set()
+    print(guest.wait(timeout=60).reason)
+disk.attach()
+"""
+    done = program(code, guest("disk"))
+    assert done.stdout == "halted\n", done
+
+
+def test_a_signal_handler_may_stop_a_guest(guest: Build) -> None:
+    """... whatever the program is doing with it: starting, waiting, ending it."""
+    code = """
+import threading
+reasons = []
+
+def handler(*_):
+    reasons.append(guest.stop().reason)
+
+signal.signal(signal.SIGTERM, handler)
+for moment in ("start", "wait", "stop"):
+    class Disk(BlockMemory):
+        def attach(self):
+            if moment == "start":
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().attach()
+
+        def detach(self):
+            super().detach()
+            if moment == "stop":
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    guest = Guest(sys.argv[1], mem_mib=8, block={"storage": Disk(1 << 20)})
+    guest.start()
+    if moment == "wait":
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        guest.wait()
+    guest.stop()
+print(reasons)
+"""
+    done = program(code, guest("hold"))
+    assert done.stdout == "['stopped', 'stopped', 'stopped']\n", done
