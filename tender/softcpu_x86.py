@@ -27,6 +27,35 @@ from tender.boot.x86_64 import (
 from tender.errors import GuestFault, HostError
 from tender.softcpu import SoftCpu, check
 from tender.vcpu import Failure, Fault
+from tender.x86 import (
+    _INSTRUCTION_MAX,
+    ARITHMETIC_FLAGS,
+    BP,
+    CF,
+    DB,
+    GP,
+    HAS_ERROR_CODE,
+    IF,
+    INTERRUPT_GATE,
+    NP,
+    NT,
+    PAGE,
+    PF,
+    RF,
+    SS,
+    TF,
+    TRAP_GATE,
+    TS,
+    UD,
+    VM,
+    CpuException,
+    combine,
+    is_canonical,
+    is_undefined,
+    skip_prefixes,
+    starts,
+    walk,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,24 +89,6 @@ _OF_THE_GUEST = frozenset(cpuid.msrs())
 _ADDRESSES = {
     MSR_FS_BASE, MSR_GS_BASE, *(MSRS[name] for name in ("kernel_gs_base", "lstar", "cstar")),
 }  # fmt: skip
-
-DE, DB, NMI, BP, UD, DF, TS, NP, SS, GP, PF, AC = 0, 1, 2, 3, 6, 8, 10, 11, 12, 13, 14, 17
-HAS_ERROR_CODE = {DF, TS, NP, SS, GP, PF, AC}
-CONTRIBUTORY = {DE, TS, NP, SS, GP}
-
-CF, TF, IF, NT, RF, VM = 1 << 0, 1 << 8, 1 << 9, 1 << 14, 1 << 16, 1 << 17
-ARITHMETIC_FLAGS = 0x8D5
-INTERRUPT_GATE, TRAP_GATE = 0xE, 0xF
-
-PAGE = 4096
-PRESENT, WRITABLE, LARGE = 1 << 0, 1 << 1, 1 << 7
-ADDRESS_BITS = 0x000FFFFFFFFFF000
-
-_PREFIXES = frozenset(
-    [0x66, 0x67, 0xF0, 0xF2, 0xF3, 0x2E, 0x36, 0x3E, 0x26, 0x64, 0x65, *range(0x40, 0x50)]
-)
-_INSTRUCTION_MAX = 15
-LOCK = 0xF0
 
 
 class X86Vcpu(SoftCpu):
@@ -239,10 +250,10 @@ class X86Vcpu(SoftCpu):
         return int.from_bytes(self._memory.readable(gpa, 8), "little")
 
     def _translate(self, address: int, write: bool) -> int:
-        """The GPA behind an address; raises _Exception (#PF)."""
+        """The GPA behind an address; raises CpuException (#PF)."""
         page = walk(self._read_u64, self._read("cr3"), address)
         if page is None or (write and not page[1]):
-            raise _Exception(PF, (0 if page is None else 1) | write << 1, address)
+            raise CpuException(PF, (0 if page is None else 1) | write << 1, address)
         return page[0]
 
     def _load(self, address: int, size: int) -> bytes:
@@ -267,7 +278,7 @@ class X86Vcpu(SoftCpu):
         try:
             while len(code) < _INSTRUCTION_MAX:
                 code += self._load(address + len(code), 1)
-        except (_Exception, GuestFault):
+        except (CpuException, GuestFault):
             pass
         return code
 
@@ -281,7 +292,7 @@ class X86Vcpu(SoftCpu):
     def _on_interrupt(self) -> Exit | None:
         number = self._soft.number
         error_code, by_instruction = self._take_exception()
-        return self._deliver(_Exception(number, error_code), by_instruction)
+        return self._deliver(CpuException(number, error_code), by_instruction)
 
     def _take_exception(self) -> tuple[int, bool]:
         """The engine's error code and whether an INT caused it; it forgets the exception."""
@@ -298,7 +309,7 @@ class X86Vcpu(SoftCpu):
             lib.soft_context_free(context)
         return error_code, by_instruction
 
-    def _deliver(self, raised: _Exception, by_instruction: bool = False) -> Exit | None:
+    def _deliver(self, raised: CpuException, by_instruction: bool = False) -> Exit | None:
         """Call the guest's handler; None, or the exit where it has none."""
         if self._read("cs") & 3:
             return Failure("software CPU: an exception outside ring 0: it runs ring 0 only")
@@ -309,7 +320,7 @@ class X86Vcpu(SoftCpu):
                 try:
                     self._enter_handler(raised, by_instruction)
                     return None
-                except _Exception as second:
+                except CpuException as second:
                     combined = combine(raised, second)
                     if combined is None:
                         return Failure("software CPU: unhandled exit (triple fault)")
@@ -317,7 +328,7 @@ class X86Vcpu(SoftCpu):
         except GuestFault:  # the handler's stack or the tables are where no memory is
             return Fault()
 
-    def _enter_handler(self, raised: _Exception, by_instruction: bool) -> None:
+    def _enter_handler(self, raised: CpuException, by_instruction: bool) -> None:
         vector = raised.vector
         target, selector, ist, kind = self._gate(vector, by_instruction)
         rsp, rflags = self._read("rsp"), self._read("rflags")
@@ -345,18 +356,18 @@ class X86Vcpu(SoftCpu):
         external = 0 if by_instruction else 1
         error_code = vector << 3 | 2 | external
         if vector * 16 + 15 > idt.limit:
-            raise _Exception(GP, error_code)
+            raise CpuException(GP, error_code)
         low, selector, ist, kind, middle, high, _ = struct.unpack(
             "<HHBBHII", self._load(idt.base + vector * 16, 16)
         )
         if kind & 0x1F not in (INTERRUPT_GATE, TRAP_GATE):
-            raise _Exception(GP, error_code)
+            raise CpuException(GP, error_code)
         if not kind & 0x80:
-            raise _Exception(NP, error_code)
+            raise CpuException(NP, error_code)
         self._check_code(selector, external)
         target = low | middle << 16 | high << 32
         if not is_canonical(target):
-            raise _Exception(GP, external)
+            raise CpuException(GP, external)
         return target, selector, ist & 7, kind & 0xF
 
     def _check_code(self, selector: int, external: int) -> None:
@@ -364,32 +375,32 @@ class X86Vcpu(SoftCpu):
         gdt = self._table("gdt")
         error_code = selector & 0xFFFC | external
         if not selector & 0xFFFC:
-            raise _Exception(GP, external)
+            raise CpuException(GP, external)
         if selector & 4 or (selector | 7) > gdt.limit:
-            raise _Exception(GP, error_code)
+            raise CpuException(GP, error_code)
         access, flags = self._load(gdt.base + (selector & 0xFFF8) + 5, 2)
         is_code = access & 0x18 == 0x18
         if not is_code or access & 0x60 or not flags & 0x20 or flags & 0x40:
-            raise _Exception(GP, error_code)
+            raise CpuException(GP, error_code)
         if not access & 0x80:
-            raise _Exception(NP, error_code)
+            raise CpuException(NP, error_code)
 
     def _stack(self, ist: int) -> int:
         """The stack that the task state names (SDM figure 8-11)."""
         task = self._table("tr")
         offset = 0x24 + (ist - 1) * 8
         if offset + 7 > task.limit:
-            raise _Exception(TS, task.selector & 0xFFFC | 1)
+            raise CpuException(TS, task.selector & 0xFFFC | 1)
         stack = int.from_bytes(self._load(task.base + offset, 8), "little")
         if not is_canonical(stack):
-            raise _Exception(SS, 0)
+            raise CpuException(SS, 0)
         return stack
 
     # Instructions.
 
     def _on_invalid(self) -> Exit | None:
         if is_undefined(self._code_at(self.instruction_pointer())):
-            return self._deliver(_Exception(UD))
+            return self._deliver(CpuException(UD))
         return Failure("software CPU: it can't do this instruction")
 
     def _on_insn(self) -> Exit | None:
@@ -425,7 +436,7 @@ class X86Vcpu(SoftCpu):
     def _rdmsr(self, after: int) -> Exit | None:
         index = self._read("rcx") & 0xFFFFFFFF
         if index not in _OF_THE_GUEST:
-            return self._deliver(_Exception(GP))
+            return self._deliver(CpuException(GP))
         if index == MSRS["tsc"]:
             value = lib.soft_counter(self._clock.cell)
             self._write("rax", value & 0xFFFFFFFF)
@@ -437,7 +448,7 @@ class X86Vcpu(SoftCpu):
         index = self._read("rcx") & 0xFFFFFFFF
         value = self._read("rax") & 0xFFFFFFFF | (self._read("rdx") & 0xFFFFFFFF) << 32
         if index not in _OF_THE_GUEST or (index in _ADDRESSES and not is_canonical(value)):
-            return self._deliver(_Exception(GP))
+            return self._deliver(CpuException(GP))
         if index == MSRS["tsc"]:
             lib.soft_set_counter(self._clock.cell, value, self.cpu_cycle_freq)
             self._write("rip", after)
@@ -486,91 +497,6 @@ def _from_flags(selector: int, base: int, limit: int, flags: int) -> Segment:
         base, limit, selector, flags >> 8 & 0xF, 1, flags >> 13 & 3, flags >> 22 & 1,
         flags >> 12 & 1, flags >> 21 & 1, flags >> 23 & 1, flags >> 20 & 1,
     )  # fmt: skip
-
-
-class _Exception(Exception):
-    """An exception of the guest's CPU; `address` is CR2, of a page fault that is found here."""
-
-    def __init__(self, vector: int, error_code: int = 0, address: int | None = None) -> None:
-        super().__init__(vector, error_code)
-        self.vector = vector
-        self.error_code = error_code
-        self.address = address
-
-
-def combine(first: _Exception, second: _Exception) -> _Exception | None:
-    """What two exceptions make when delivering one raises another (SDM table 6-5); None: reset."""
-    if first.vector == DF:
-        return None
-    double = (first.vector in CONTRIBUTORY and second.vector in CONTRIBUTORY) or (
-        first.vector == PF and (second.vector in CONTRIBUTORY or second.vector == PF)
-    )
-    return _Exception(DF, 0, second.address) if double else second
-
-
-def walk(read: Callable[[int], int], cr3: int, address: int) -> tuple[int, bool] | None:
-    """The GPA behind an address and whether its page is writable; None: no page.
-
-    `read` gives 8 bytes of physical memory (SDM volume 3, figure 4-8).
-    """
-    if not is_canonical(address):
-        return None
-    table, writable = cr3 & ADDRESS_BITS, True
-    for shift in (39, 30, 21, 12):
-        entry = read(table + (address >> shift & 0x1FF) * 8)
-        if not entry & PRESENT:
-            return None
-        writable = writable and bool(entry & WRITABLE)
-        if shift == 12 or (entry & LARGE and shift < 39):
-            offset = address & ((1 << shift) - 1)
-            return entry & ADDRESS_BITS & ~((1 << shift) - 1) | offset, writable
-        table = entry & ADDRESS_BITS
-    raise AssertionError("a page walk has four steps")
-
-
-def is_canonical(address: int) -> bool:
-    return address >> 47 in (0, 0x1FFFF)
-
-
-def skip_prefixes(code: bytes) -> int:
-    """Where an instruction's opcode starts."""
-    at = 0
-    while at < len(code) and code[at] in _PREFIXES:
-        at += 1
-    return at
-
-
-def starts(text: memoryview, patterns: list[bytes], base: int) -> Iterator[int]:
-    """The addresses at which an instruction with one of these opcodes may start."""
-    whole = bytes(text)
-    found = set()
-    for pattern in patterns:
-        at = whole.find(pattern)
-        while at >= 0:
-            start = at
-            found.add(start)
-            while start > 0 and at - start < _INSTRUCTION_MAX and whole[start - 1] in _PREFIXES:
-                start -= 1
-                found.add(start)
-            at = whole.find(pattern, at + 1)
-    return (base + start for start in sorted(found))
-
-
-# One-byte opcodes without a meaning in 64-bit mode (SDM volume 2, table A-2).
-_UNDEFINED = frozenset(
-    [0x06, 0x07, 0x0E, 0x16, 0x17, 0x1E, 0x1F, 0x27, 0x2F, 0x37, 0x3F, 0x60, 0x61, 0x82, 0x9A,
-     0xCE, 0xD4, 0xD5, 0xD6, 0xEA]
-)  # fmt: skip
-_EXTENDED = frozenset([0x0F, 0x62, 0xC4, 0xC5, 0x8F])  # where CPUs differ in what they can do
-_UD = (b"\x0f\x0b", b"\x0f\xb9", b"\x0f\xff")
-
-
-def is_undefined(code: bytes) -> bool:
-    """Whether no CPU does this: the guest gets its #UD. Else it is the engine that can't."""
-    at = skip_prefixes(code)
-    if code[at : at + 2] in _UD or LOCK in code[:at]:
-        return True
-    return code[at : at + 1] not in {bytes([byte]) for byte in _EXTENDED} or code[at] in _UNDEFINED
 
 
 def mix(value: int) -> int:

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("unicorn", reason="the engine is not installed: pip install 'ptender[soft]'")
 
-from tender import softcpu, softcpu_x86
+from tender import softcpu, softcpu_x86, x86
 from tender.boot import layout, x86_64
 from tender.boot.x86_64 import Fpu, State, Table
 from tender.config import VirtualTime
@@ -587,7 +587,7 @@ def test_a_limit_of_instructions_is_exact(cpu: Make) -> None:
 
 def test_where_an_instruction_may_start() -> None:
     text = memoryview(b"\x90\x0f\x32\x66\x48\x0f\x30\x0f")
-    found = list(softcpu_x86.starts(text, [b"\x0f\x30", b"\x0f\x32"], 0x1000))
+    found = list(x86.starts(text, [b"\x0f\x30", b"\x0f\x32"], 0x1000))
     assert found == [0x1001, 0x1003, 0x1004, 0x1005]
 
 
@@ -602,9 +602,9 @@ def test_regions_are_of_one_protection(cpu: Make) -> None:
 
 def test_undefined_is_what_no_cpu_does() -> None:
     for text in ("ud2", "ud1 %eax, %eax", "ud0 %eax, %eax", ".byte 0x27", "lock; nop"):
-        assert softcpu_x86.is_undefined(assemble(text)), text
+        assert x86.is_undefined(assemble(text)), text
     for text in ("vaddps %ymm0, %ymm0, %ymm0", "xsave DATA", "invpcid DATA, %rax"):
-        assert not softcpu_x86.is_undefined(assemble(text)), text
+        assert not x86.is_undefined(assemble(text)), text
 
 
 def test_nothing_is_left_of_a_cpu(cpu: Make) -> None:
