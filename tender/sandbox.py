@@ -14,6 +14,7 @@ import stat
 
 from tender import filter, layers
 from tender._sandbox import ffi, lib
+from tender.config import is_number
 from tender.errors import HostError, SandboxError, UsageError
 from tender.plan import FIRST_JAIL, SLOTS, SLOTS_END, slot
 from tender.stop import end_with
@@ -50,12 +51,8 @@ def parse_user(text: str) -> tuple[int, int]:
     return uid, gid
 
 
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) < 20
-
-
 def _user(name: str) -> tuple[int, int]:
-    if _is_number(name):
+    if is_number(name):
         return int(name), int(name)
     import pwd
 
@@ -67,7 +64,7 @@ def _user(name: str) -> tuple[int, int]:
 
 
 def _group(name: str) -> int:
-    if _is_number(name):
+    if is_number(name):
         return int(name)
     import grp
 
