@@ -423,6 +423,37 @@ def test_verbs_in_virtual_time(pytester: pytest.Pytester, images: Path) -> None:
     run(pytester, source).assert_outcomes(passed=2)
 
 
+POLLS = """
+#include <solo5.h>
+#include <stdio.h>
+
+int solo5_app_main(const struct solo5_start_info *info)
+{
+    solo5_handle_t handle;
+    struct solo5_net_info net;
+    (void)info;
+    solo5_net_acquire("service", &handle, &net);
+    puts("polling");
+    for (;;)
+        solo5_yield(0, NULL);
+}
+"""
+
+
+def test_a_guest_that_polls_without_sleeping_ends_its_test(pytester: pytest.Pytester) -> None:
+    (pytester.path / "polls.c").write_text(POLLS)
+    shutil.copy(BINDINGS / "samples" / "ping.json", pytester.path / "polls.json")
+    source = """
+        def test_polls(unikernel, virtual_switch):
+            image = unikernel.build("polls.c", manifest="polls.json")
+            guest = unikernel(image, net={"service": virtual_switch.port()}, mem_mib=8)
+            guest.wait(timeout=2)
+    """
+    result = run(pytester, source, "--ptender-timeout=3")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*Stuck: virtual time is too slow: * 3 s of real time; *"])
+
+
 def test_an_ordinary_user_without_kvm(guest: Build, cpu: str) -> None:
     if cpu != "soft":
         pytest.skip("this is about machines without KVM")
