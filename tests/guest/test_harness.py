@@ -122,6 +122,30 @@ def test_a_test_that_passes_leaves_nothing(pytester: pytest.Pytester, images: Pa
     assert not list((images / "left").iterdir())
 
 
+def test_tests_with_names_that_look_alike_leave_what_they_leave(
+    pytester: pytest.Pytester, images: Path
+) -> None:
+    source = """
+        import pytest
+
+        @pytest.mark.parametrize("name", ["a b", "a/b", "a" * 200 + "b", "c" + "a" * 200 + "b"])
+        def test_x(unikernel, name):
+            unikernel("ping.hvt", start=False, mem_mib=8)
+            assert name in ("a/b", "c" + "a" * 200 + "b")
+
+        def test_y(unikernel):
+            assert False
+    """
+    result = run(pytester, source, "--ptender-artifacts=left")
+    result.assert_outcomes(passed=2, failed=3)
+    left = sorted(folder.name for folder in (images / "left").iterdir())
+    assert len(left) == 3, left
+    assert all((images / "left" / name / "guest0-ping.outcome.txt").exists() for name in left[:2])
+    assert left[2].endswith(".py_test_y")
+    for name in left:
+        result.stdout.fnmatch_lines([f"*/left/{name}"])
+
+
 def test_without_an_option_it_is_left_in_a_folder_of_pytests(
     pytester: pytest.Pytester, images: Path
 ) -> None:
