@@ -166,11 +166,11 @@ class Door:
         filter.install(main)
 
     def _become_nobody(self) -> None:
-        if self._jail:
-            self._layer("namespaces, empty root", lambda: layers.join(self._jail))
-        elif self._layer("namespaces", layers.unshare):
-            self._layer("empty root", layers.empty_root)
-        layers.no_bounding_set()  # while root, or the owner of its namespaces, can
+        self._go_where_nothing_is()
+        try:
+            layers.no_bounding_set()  # while root, or the owner of its namespaces, can
+        except OSError as error:
+            self.missing("empty bounding set", os.strerror(error.errno or 0))
         if os.geteuid() == 0:
             self._layer(f"user {self._user[0]}", lambda: layers.become(*self._user))
         self._layer("no capabilities", layers.no_capabilities)
@@ -179,6 +179,15 @@ class Door:
         self._layer("not dumpable", lambda: layers.prctl(dumpable, 0))
         if self._parent is not None:
             end_with(self._parent)  # after the credentials, whose change takes that away
+
+    def _go_where_nothing_is(self) -> None:
+        enter = (lambda: layers.join(self._jail)) if self._jail else layers.unshare
+        if not self._layer("namespaces", enter):
+            self.missing("empty root", "it takes the namespaces")
+        elif self._jail:
+            self.layers.append("empty root")  # it came with them
+        else:
+            self._layer("empty root", layers.empty_root)
 
     def _memory_bytes(self) -> int | None:
         """What the limit to the address space starts from; None: there can be none."""
