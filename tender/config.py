@@ -31,6 +31,7 @@ SANDBOXES = ("on", "require", "off")
 CPUS = ("auto", "kvm", "soft")
 VIRTUAL_START_NS = 1_767_225_600 * 1_000_000_000  # 2026-01-01T00:00:00Z
 VIRTUAL_TICK_NS = 1000
+_HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -162,6 +163,12 @@ class Config:
     instructions: int | None = None  # how many the guest may execute; None: any number
 
 
+def is_number(text: str) -> bool:
+    """Whether it is a number of decimal digits, and no longer than any that means something:
+    Python itself refuses to read those of more than 4300."""
+    return text.isascii() and text.isdigit() and len(text) < 20
+
+
 def parse_size(text: str) -> int:
     """`64` (MiB, as Solo5 has it), `64M`, `1G`, `65536K`, also with `B` or `iB` -> bytes."""
     number = text.upper().removesuffix("B").removesuffix("I")
@@ -169,7 +176,7 @@ def parse_size(text: str) -> int:
     if number[-1:] in _UNITS:
         unit = _UNITS[number[-1]]
         number = number[:-1]
-    if not (number.isascii() and number.isdigit() and len(number) < 20) or not int(number):
+    if not is_number(number) or not int(number):
         raise UsageError(f"{text!r} is not a size: a number of MiB, or one with a unit, as in 64M")
     return int(number) * unit
 
@@ -179,7 +186,7 @@ def parse_rate(text: str) -> int:
     number = text.upper().removesuffix("B").removesuffix("I")
     unit = _UNITS.get(number[-1:], 1)
     number = number if unit == 1 else number[:-1]
-    if not (number.isascii() and number.isdigit() and len(number) < 20) or not int(number):
+    if not is_number(number) or not int(number):
         raise UsageError(f"{text!r} is not a rate: bytes per second, as in 64K or 1M")
     return int(number) * unit
 
@@ -194,12 +201,11 @@ def usable_memory(mem_bytes: int) -> int:
 def parse_mac(text: str) -> bytes:
     """`52:54:00:12:34:56` -> 6 bytes."""
     parts = text.split(":")
-    if len(parts) == 6 and all(1 <= len(part) <= 2 for part in parts):
-        try:
-            mac = bytes(int(part, 16) for part in parts)
-        except ValueError:
-            mac = b""
-        if mac and not mac[0] & 1:
+    # int() itself would take a sign, spaces and the digits of other scripts as well.
+    right = [1 <= len(part) <= 2 and _HEX_DIGITS.issuperset(part) for part in parts]
+    if len(parts) == 6 and all(right):
+        mac = bytes(int(part, 16) for part in parts)
+        if not mac[0] & 1:
             return mac
     raise UsageError(f"{text!r} is not a unicast MAC address, as in 52:54:00:12:34:56")
 

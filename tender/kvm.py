@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 DEVICE = "/dev/kvm"
 API_VERSION = 12  # the only one there is since Linux 2.6.22
 CPUID_ENTRIES = 256
+_FOR_GROUP = 0o060  # of a mode: read and write
+_UNKNOWN_GROUP = 65534  # user_namespaces(7): what a group that is not mapped is shown as
 EINTR_TRIES = 10  # making a VM can be interrupted
 
 _CAPABILITIES = ("KVM_CAP_USER_MEMORY", "KVM_CAP_GET_TSC_KHZ", "KVM_CAP_IMMEDIATE_EXIT")
@@ -82,12 +84,42 @@ def _open(device: str) -> int:
     try:
         return os.open(device, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        hints = {
-            errno.ENOENT: "this machine offers no KVM (is the module loaded, virtualisation on?)",
-            errno.EACCES: "no permission: join the group that owns it, usually 'kvm'",
-        }
-        hint = hints.get(error.errno or 0, os.strerror(error.errno or 0))
-        raise HostError(f"KVM: Could not open {device}: {hint}") from None
+        raise HostError(f"KVM: Could not open {device}: {_why(device, error)}") from None
+
+
+def _why(device: str, error: OSError) -> str:
+    if error.errno == errno.ENOENT:
+        return "this machine offers no KVM (is the module loaded, virtualisation on?)"
+    if error.errno == errno.EACCES:
+        return f"no permission: {_who_may(device)}"
+    return os.strerror(error.errno or 0)
+
+
+def _who_may(device: str) -> str:
+    """What would give a user the right to open it."""
+    try:
+        found = os.stat(device)
+    except OSError as error:
+        return os.strerror(error.errno or 0)
+    if os.access(device, os.R_OK | os.W_OK):
+        return "not for want of a right to its file (a mount with nodev, a security module?)"
+    if found.st_gid == _UNKNOWN_GROUP:
+        return "its group is none of this user namespace: join it outside of the container"
+    if found.st_gid and found.st_mode & _FOR_GROUP == _FOR_GROUP:
+        return f"join the group {_group(found.st_gid)!r}"
+    return (
+        f"its file is root's alone: as root, chgrp kvm {device} && chmod 660 {device}, "
+        "and join that group"
+    )
+
+
+def _group(gid: int) -> str:
+    import grp
+
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
 
 
 class Vm:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 CAPABILITY_VERSION_3, CAPABILITIES = 0x20080522, 64  # linux/capability.h
+PR_CAPBSET_READ = 23  # linux/prctl.h
 MOUNT_POINT = b"/proc"  # a folder that is everywhere; only this process sees what is done to it
 
 # linux/landlock.h: what each version of it can handle, of files, of TCP and of other processes.
@@ -167,9 +168,17 @@ def _mount(source: bytes, target: bytes, flags: int, kind: bytes = b"", data: by
 
 
 def no_bounding_set() -> None:
-    """No capability can be had again, by no program."""
-    for number in range(CAPABILITIES):  # those that this kernel lacks are refused
-        lib.sandbox_call(lib.SYS_prctl, lib.PR_CAPBSET_DROP, number, 0, 0, 0)
+    """No capability can be had again, by no program.
+
+    It takes CAP_SETPCAP, which an ordinary user has in namespaces of its own only; where the set
+    is empty already, it takes nothing.
+    """
+    for number in range(CAPABILITIES):
+        there = lib.sandbox_call(lib.SYS_prctl, PR_CAPBSET_READ, number, 0, 0, 0)
+        if there < 0:  # EINVAL: this kernel has no more of them
+            return
+        if there:
+            prctl(lib.PR_CAPBSET_DROP, number)
 
 
 def become(uid: int, gid: int) -> None:

@@ -14,6 +14,7 @@ import stat
 
 from tender import filter, layers
 from tender._sandbox import ffi, lib
+from tender.config import is_number
 from tender.errors import HostError, SandboxError, UsageError
 from tender.plan import FIRST_JAIL, SLOTS, SLOTS_END, slot
 from tender.stop import end_with
@@ -50,12 +51,8 @@ def parse_user(text: str) -> tuple[int, int]:
     return uid, gid
 
 
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) < 20
-
-
 def _user(name: str) -> tuple[int, int]:
-    if _is_number(name):
+    if is_number(name):
         return int(name), int(name)
     import pwd
 
@@ -67,7 +64,7 @@ def _user(name: str) -> tuple[int, int]:
 
 
 def _group(name: str) -> int:
-    if _is_number(name):
+    if is_number(name):
         return int(name)
     import grp
 
@@ -169,11 +166,11 @@ class Door:
         filter.install(main)
 
     def _become_nobody(self) -> None:
-        if self._jail:
-            self._layer("namespaces, empty root", lambda: layers.join(self._jail))
-        elif self._layer("namespaces", layers.unshare):
-            self._layer("empty root", layers.empty_root)
-        layers.no_bounding_set()  # while root, or the owner of its namespaces, can
+        self._go_where_nothing_is()
+        try:
+            layers.no_bounding_set()  # while root, or the owner of its namespaces, can
+        except OSError as error:
+            self.missing("empty bounding set", os.strerror(error.errno or 0))
         if os.geteuid() == 0:
             self._layer(f"user {self._user[0]}", lambda: layers.become(*self._user))
         self._layer("no capabilities", layers.no_capabilities)
@@ -182,6 +179,15 @@ class Door:
         self._layer("not dumpable", lambda: layers.prctl(dumpable, 0))
         if self._parent is not None:
             end_with(self._parent)  # after the credentials, whose change takes that away
+
+    def _go_where_nothing_is(self) -> None:
+        enter = (lambda: layers.join(self._jail)) if self._jail else layers.unshare
+        if not self._layer("namespaces", enter):
+            self.missing("empty root", "it takes the namespaces")
+        elif self._jail:
+            self.layers.append("empty root")  # it came with them
+        else:
+            self._layer("empty root", layers.empty_root)
 
     def _memory_bytes(self) -> int | None:
         """What the limit to the address space starts from; None: there can be none."""

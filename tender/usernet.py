@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import select
 import socket
 import subprocess
 from errno import EACCES
@@ -60,9 +61,19 @@ def start(spec: UserNet, where: str) -> int:
             raise DeviceError(f"{where}: passt: {os.strerror(error.errno or 0)}") from None
         except subprocess.TimeoutExpired:
             raise DeviceError(f"{where}: passt: not ready after {START_S} s") from None
-        if done.returncode:
+        theirs.close()
+        # In a program that ignores SIGCHLD, or reaps any child, every status is 0: look who is
+        # there as well.
+        if done.returncode or _is_closed(ours):
             raise DeviceError(f"{where}: {_why(spec, done.stderr.decode(errors='replace'))}")
         return ours.detach()
+
+
+def _is_closed(link: socket.socket) -> bool:
+    """Whether nobody has the other end."""
+    poll = select.poll()
+    poll.register(link, 0)  # POLLHUP is always told
+    return bool(poll.poll(0))
 
 
 def wait_for_end(fd: int) -> None:

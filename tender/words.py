@@ -83,7 +83,7 @@ class _Parser:
             name, value = _split_name(value)
         if name is None:
             raise UsageError(f"{word}: name the device: --net-mac NAME={value}")
-        self.macs[name] = conf.parse_mac(value)
+        self.macs[name] = _mac(word, value)
 
     def opt_block(self, word: str, name: str | None, value: str) -> None:
         if name is None:
@@ -335,7 +335,7 @@ def _one_of(word: str, value: str, choices: tuple[str, ...]) -> str:
 
 
 def _number(word: str, text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 20):
+    if not conf.is_number(text):
         raise UsageError(f"{word}: {text!r} is not a number")
     return int(text)
 
@@ -362,7 +362,7 @@ def _parse_clock(word: str, value: str) -> VirtualTime | None:
 def _instant(word: str, text: str) -> int:
     """Seconds since the epoch, or a date in ISO 8601 (UTC if it says nothing) -> nanoseconds."""
     if text.isascii() and text.isdigit():
-        seconds = int(text)
+        seconds = int(text) if conf.is_number(text) else -1
     else:
         from datetime import datetime, timezone
 
@@ -414,7 +414,7 @@ def _parse_user(word: str, first: str, options: list[str]) -> UserNet:
         elif key == "mtu" and text:
             fields["mtu"] = _mtu(word, text)
         elif key == "mac" and text:
-            fields["mac"] = conf.parse_mac(text)
+            fields["mac"] = _mac(f"{word}: mac", text)
         elif option == "host":
             fields["reach_host"] = True
         elif not equals and option.startswith("udp:"):
@@ -428,7 +428,7 @@ def _forward(word: str, text: str, forwards: dict[str, int]) -> None:
     """`8080:80` or `0.0.0.0:8080:80`."""
     outside, colon, inside = text.rpartition(":")
     address, with_address, port = outside.rpartition(":")
-    numbers = [int(part) for part in (port, inside) if part.isascii() and part.isdigit()]
+    numbers = [int(part) for part in (port, inside) if conf.is_number(part)]
     right = len(numbers) == 2 and all(0 < number < 1 << 16 for number in numbers)
     if not colon or not right or (with_address and not address):
         raise UsageError(
@@ -453,7 +453,7 @@ def _net_option(
     elif key == "bridge" and text:
         changes["bridge"] = text
     elif key == "mac" and text:
-        changes["mac"] = conf.parse_mac(text)
+        changes["mac"] = _mac(f"{word}: mac", text)
     else:
         raise UsageError(
             f"{word}: {option!r} is none of create, addr=ADDRESS/LENGTH, mtu=N, bridge=NAME, "
@@ -466,6 +466,13 @@ def _mtu(word: str, text: str) -> int:
     if not conf.MTU_MIN <= mtu <= conf.MTU_MAX:
         raise UsageError(f"{word}: mtu {mtu} is not {conf.MTU_MIN} to {conf.MTU_MAX}")
     return mtu
+
+
+def _mac(word: str, text: str) -> bytes:
+    try:
+        return conf.parse_mac(text)
+    except UsageError as error:
+        raise UsageError(f"{word}: {error}") from None
 
 
 def _check_addr(word: str, text: str) -> str:

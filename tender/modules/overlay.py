@@ -8,6 +8,7 @@ would end the tender with SIGBUS (docs/decisions/0009-devices-of-a-program.md).
 from __future__ import annotations
 
 import mmap
+from errno import ENOMEM
 
 from tender._abi import lib
 from tender._host import lib as hostlib
@@ -43,14 +44,14 @@ class OverlayBlock(BlockDevice):
         cleanup: Cleanup,
     ) -> None:
         super().__init__(name, fd, capacity, spec.sector_size, False, stop, warn)
-        # A byte for each page, all of them now: what the guest does takes no more memory here.
-        self._written = bytearray(-(-capacity // PAGE))
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
         try:
             overlay = mmap.mmap(-1, capacity, flags)
-        except OSError as error:
+            # A byte for each page, all of them now: what the guest does takes no more memory here.
+            self._written = bytearray(-(-capacity // PAGE))
+        except (OSError, OverflowError, MemoryError):
             what = f"block device '{name}': no memory for an overlay of {capacity} bytes"
-            raise HostError(what, "mmap", error.errno or 0) from None
+            raise HostError(what, "mmap", ENOMEM) from None
         self._overlay = memoryview(overlay)
         cleanup.callback(self._overlay.release)
 

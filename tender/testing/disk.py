@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 LOG_LINES = 10_000  # operations that are remembered
+COPY_BYTES = 1 << 20  # at a time
 
 
 class DiskFault:
@@ -190,16 +191,40 @@ def _map(content: int | bytes | bytearray | str | os.PathLike[str]) -> mmap.mmap
     """Memory with that content, which is nobody else's."""
     if isinstance(content, (str, os.PathLike)):
         try:
-            with open(content, "rb") as file:
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            return _copy(os.fspath(content))
         except OSError as error:
             raise DeviceError(f"{os.fspath(content)}: {os.strerror(error.errno or 0)}") from None
-        except ValueError:
-            raise DeviceError(f"{os.fspath(content)}: an empty file is no disk") from None
     size = content if isinstance(content, int) else len(content)
     if size <= 0:
         raise DeviceError(f"a disk of {size} bytes is none")
-    memory = mmap.mmap(-1, size)
+    memory = _memory(size, "a disk")
     if not isinstance(content, int):
         memory[:] = bytes(content)
+    return memory
+
+
+def _memory(size: int, what: str) -> mmap.mmap:
+    try:
+        return mmap.mmap(-1, size)
+    except (OSError, OverflowError):
+        raise DeviceError(f"{what}: no memory for {size} bytes") from None
+
+
+def _copy(path: str) -> mmap.mmap:
+    """What is in a file now. A mapping of it would show what others write to it later, and end
+    pytest with SIGBUS where they make it shorter."""
+    with open(path, "rb", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        if not size:
+            raise DeviceError(f"{path}: an empty file is no disk")
+        memory = _memory(size, path)
+        file.seek(0)
+        offset = 0
+        while offset < size:
+            piece = file.read(min(COPY_BYTES, size - offset))
+            if not piece:
+                raise DeviceError(f"{path}: it became shorter while it was copied")
+            if piece.count(0) < len(piece):  # a hole stays one, and takes no memory
+                memory[offset : offset + len(piece)] = piece
+            offset += len(piece)
     return memory

@@ -6,6 +6,7 @@ Nothing is written before a test has failed.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 LAST_LINES = 40  # in a report; all of it is in the folder
 LINE_MAX = 200  # letters
+NAME_MAX = 150  # letters of a folder's name
 END_S = 10.0  # for a guest to end, before it is killed
 
 
@@ -163,7 +165,7 @@ class Lab:
 
     def folder(self) -> Path:
         """Where this test leaves what it leaves."""
-        return self._artifacts() / re.sub(r"[^\w.=-]+", "_", self.name).strip("_")[-150:]
+        return self._artifacts() / folder_name(self.name)
 
     def forget(self) -> None:
         """The test runs now: what an earlier run has left says nothing any more."""
@@ -211,6 +213,19 @@ class Lab:
         path = folder / f"disk{number}.log.txt"
         path.write_text("".join(f"{line}\n" for line in disk.log))
         return f"disk {number}", "\n".join(_tail("operations", list(disk.log)))
+
+
+def folder_name(test: str) -> str:
+    """A name for the folder of a test, which is no other test's: one would delete the other's.
+
+    `test_net.py::test_ping` is `test_net.py_test_ping`. Where more than that has to be changed, or
+    something cut off, a short hash of the node id tells it from others that look alike.
+    """
+    plain = test.replace("::", "_", 1)
+    name = re.sub(r"[^\w.=-]+", "_", plain, flags=re.ASCII).strip("_")[-NAME_MAX:]
+    if name == plain:
+        return name
+    return f"{name}-{hashlib.sha256(test.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
 def _end(guest: Unikernel) -> BaseException | None:

@@ -153,7 +153,7 @@ class VirtualTimeline:
     def __init__(self, patience_s: float) -> None:
         self.lock = threading.RLock()
         self.start_ns = VIRTUAL_START_NS
-        self.patience_s = patience_s  # of real time, for a guest that does not wait
+        self.patience_s = patience_s  # of real time: for one guest, and for one wait
         self._now_ns = 0
         self._events: list[tuple[int, int, Callable[[], object]]] = []
         self._numbers = count()
@@ -192,14 +192,29 @@ class VirtualTimeline:
             participant.close()
 
     def wait(self, predicate: Callable[[], object], timeout_s: float) -> bool:
-        """Let time go on until `predicate` is true, for up to `timeout_s` virtual seconds."""
+        """Let time go on until `predicate` is true, for up to `timeout_s` virtual seconds.
+
+        Raises Stuck where it takes more than `patience_s` of real time.
+        """
         with self.lock:
-            deadline_ns = self._now_ns + round(timeout_s * 1e9)
+            began_ns, deadline_s = self._now_ns, monotonic() + self.patience_s
+            deadline_ns = began_ns + round(timeout_s * 1e9)
             self.settle()
             while not predicate():
                 if not self._step(deadline_ns):
                     return bool(predicate())
+                if monotonic() > deadline_s and not predicate():
+                    raise self._too_slow(began_ns)
             return True
+
+    def _too_slow(self, began_ns: int) -> Stuck:
+        """A guest that polls without sleeping waits at each step, and brings time nowhere."""
+        names = ", ".join(participant.name for participant in self.participants)
+        return Stuck(
+            f"virtual time is too slow: {(self._now_ns - began_ns) / 1e9:.9f} s of it have taken "
+            f"{self.patience_s:g} s of real time; a guest that polls its network without sleeping "
+            f"does that ({names or 'there is none'}; --ptender-timeout is the limit)"
+        )
 
     def _step(self, limit_ns: int) -> bool:
         """Go on to the next instant at which something happens; False at `limit_ns`."""

@@ -122,6 +122,30 @@ def test_a_test_that_passes_leaves_nothing(pytester: pytest.Pytester, images: Pa
     assert not list((images / "left").iterdir())
 
 
+def test_tests_with_names_that_look_alike_leave_what_they_leave(
+    pytester: pytest.Pytester, images: Path
+) -> None:
+    source = """
+        import pytest
+
+        @pytest.mark.parametrize("name", ["a b", "a/b", "a" * 200 + "b", "c" + "a" * 200 + "b"])
+        def test_x(unikernel, name):
+            unikernel("ping.hvt", start=False, mem_mib=8)
+            assert name in ("a/b", "c" + "a" * 200 + "b")
+
+        def test_y(unikernel):
+            assert False
+    """
+    result = run(pytester, source, "--ptender-artifacts=left")
+    result.assert_outcomes(passed=2, failed=3)
+    left = sorted(folder.name for folder in (images / "left").iterdir())
+    assert len(left) == 3, left
+    assert all((images / "left" / name / "guest0-ping.outcome.txt").exists() for name in left[:2])
+    assert left[2].endswith(".py_test_y")
+    for name in left:
+        result.stdout.fnmatch_lines([f"*/left/{name}"])
+
+
 def test_without_an_option_it_is_left_in_a_folder_of_pytests(
     pytester: pytest.Pytester, images: Path
 ) -> None:
@@ -421,6 +445,44 @@ def test_verbs_in_virtual_time(pytester: pytest.Pytester, images: Path) -> None:
                 assert p.parse_echo(answer.payload).seq == seq
     """
     run(pytester, source).assert_outcomes(passed=2)
+
+
+POLLS = """
+#include <solo5.h>
+#include <stdio.h>
+
+int solo5_app_main(const struct solo5_start_info *info)
+{
+    solo5_handle_t handle;
+    struct solo5_net_info net;
+    (void)info;
+    solo5_net_acquire("service", &handle, &net);
+    puts("polling");
+    for (;;)
+        solo5_yield(0, NULL);
+}
+"""
+
+
+def test_a_guest_that_polls_without_sleeping_ends_its_test(pytester: pytest.Pytester) -> None:
+    (pytester.path / "polls.c").write_text(POLLS)
+    shutil.copy(BINDINGS / "samples" / "ping.json", pytester.path / "polls.json")
+    source = """
+        def test_polls(unikernel, virtual_switch):
+            image = unikernel.build("polls.c", manifest="polls.json")
+            guest = unikernel(image, net={"service": virtual_switch.port()}, mem_mib=8)
+            guest.wait(timeout=2)
+    """
+    result = run(pytester, source, "--ptender-timeout=3")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*Stuck: virtual time is too slow: * 3 s of real time; *"])
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "1e300", "soon"])
+def test_a_timeout_that_is_none(pytester: pytest.Pytester, seconds: str) -> None:
+    result = run(pytester, "def test_nothing(): pass", f"--ptender-timeout={seconds}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"*--ptender-timeout: '{seconds}' is not a number of seconds, as 60"])
 
 
 def test_an_ordinary_user_without_kvm(guest: Build, cpu: str) -> None:

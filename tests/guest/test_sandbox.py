@@ -222,6 +222,8 @@ def test_a_missing_layer_is_named_or_an_error(guest: Build, kvm: None) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done
     assert "ptender: sandbox: no namespaces: No space left on device\n" in done.stderr
+    assert "ptender: sandbox: no empty root: it takes the namespaces\n" in done.stderr
+    assert "bounding set" not in done.stderr, "root of its user namespace can empty it"
     command.insert(-1, "--sandbox=require")
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
@@ -236,16 +238,40 @@ def test_a_program_is_told_what_is_missing(guest: Build, kvm: None) -> None:
     code = (
         "import sys; from tender import Guest\n"
         "with Guest(sys.argv[1], mem_mib=8) as guest:\n"
-        "    print(*guest.layers, sep=', '); print(*guest.missing_layers, sep='; ')\n"
+        "    print(*guest.layers, sep='; '); print(*guest.missing_layers, sep='; ')\n"
     )
     program = [sys.executable, "-c", code, str(guest("loop"))]
     done = subprocess.run(program, capture_output=True, text=True)
-    assert done.stdout == f"{', '.join(LAYERS)}\n\n", done
+    assert done.stdout == f"{'; '.join(LAYERS)}\n\n", done
     done = subprocess.run([*without_namespaces(), *program], capture_output=True, text=True)
     there, missing = done.stdout.splitlines()
     assert "namespaces" not in there
+    assert "empty root" not in there
     assert "seccomp" in there
-    assert missing.split("; ")[0] == "namespaces: No space left on device"
+    assert missing.split("; ")[:2] == [
+        "namespaces: No space left on device",
+        "empty root: it takes the namespaces",
+    ]
+
+
+@as_root
+def test_a_bounding_set_that_stays_is_named_or_an_error(guest: Build, cpu: str) -> None:
+    lost = ["setpriv", "--bounding-set=-setpcap", "--inh-caps=-setpcap"]
+    command = [*lost, str(PTENDER), "-v", "--mem=8", str(guest("exit"))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done
+    missing = "ptender: sandbox: no empty bounding set: Operation not permitted"
+    assert f"{missing}\n" in done.stderr
+    assert f"ptender: sandbox: {', '.join(LAYERS)}\n" in done.stderr
+    command.insert(-1, "--sandbox=require")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.endswith(f"{missing} (--sandbox=require)\n")
+    empty = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+    command = [*empty, str(PTENDER), "-v", "--cpu=soft", str(guest("exit"))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "sandbox: no namespaces: " in done.stderr
+    assert "bounding set" not in done.stderr, "it was empty before"
 
 
 @as_root

@@ -249,6 +249,20 @@ def test_what_bad_words_get(ptender: Run, guest: Build) -> None:
             assert re.fullmatch(f"ptender: .*{re.escape(message)}.*\n", done.stderr), done
 
 
+def test_a_passt_that_failed_is_told_where_nobody_has_its_status() -> None:
+    """The kernel keeps no status for a program that ignores SIGCHLD."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            with pytest.raises(DeviceError, match=f"{WHERE}: TCP port {port} .* already in use"):
+                usernet.start(UserNet(forward={port: 80}), WHERE)
+        link = usernet.start(UserNet(forward={free_port(): 80}), WHERE)
+        usernet.wait_for_end(link)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_a_port_that_is_taken_beside_a_dump_core(
     ptender: Run, guest: Build, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -365,6 +366,28 @@ def test_a_guest_is_woken_at_its_deadline_and_for_a_frame() -> None:
         player.close()
         assert not switch.timeline.wait(lambda: False, 1)
         assert switch.now == pytest.approx(1 + 3e-6, abs=1e-6)
+
+
+def test_a_guest_that_polls_without_sleeping_is_an_error_after_a_while() -> None:
+    def play(player: Player) -> None:
+        now_ns = 0
+        try:
+            while True:
+                player.sleeps(now_ns, now_ns + 1)
+                now_ns = player.woken()
+        except (OSError, struct.error):
+            pass  # the switch is closed
+
+    with Switch(virtual=True, patience=0.5) as switch:
+        player = Player(switch.port("poller"))
+        player.sync.settimeout(None)
+        thread = threading.Thread(target=play, args=(player,))
+        thread.start()
+        with pytest.raises(Stuck, match="0.5 s of real time; .* polls .*poller") as raised:
+            switch.timeline.wait(lambda: False, 0.01)
+        assert "\n" not in str(raised.value)
+    thread.join()
+    player.close()
 
 
 def test_a_guest_that_ends_leaves_the_others_alone() -> None:

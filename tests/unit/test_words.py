@@ -161,11 +161,23 @@ def test_sizes(text: str, size: int) -> None:
         ("--net a=t,mtu=4294967296,create k", "is not 68 to 65535"),
         (f"--net @{'9' * 5000} k", "is not a number"),
         (f"--mem={'9' * 5000}T k", "is not a size"),
+        (f"--net a=user:{'9' * 5000}:80 k", "is none of PORT:PORT"),
+        (f"--net a=user:80:{'9' * 5000} k", "is none of PORT:PORT"),
+        (f"--net a=user:udp:53:{'9' * 5000} k", "is none of PORT:PORT"),
+        (f"--clock=virtual,start={'9' * 5000} k", "is not between 1970 and 2514"),
+        (f"--clock=virtual,tick={'9' * 5000} k", "is not a number"),
+        (f"--instructions={'9' * 5000} k", "is not a number"),
+        (f"--console-limit={'9' * 5000} k", "is not a rate"),
+        (f"--trace=@{'9' * 5000} k", "is not a number"),
+        (f"--block @{'9' * 5000} k", "is not a number"),
+        (f"--block f,sector-size={'9' * 5000} k", "is not a number"),
         ("--net @3,create k", "only mtu and mac go with a descriptor"),
         ("--net-mac:a=02:00:00:00:00:07 k", "nothing is attached with --net:a"),
         ("--net-mac=02:00:00:00:00:07 k", "name the device"),
-        ("--net:a=t --net-mac:a=01:00:00:00:00:00 k", "not a unicast MAC"),
+        ("--net:a=t --net-mac:a=01:00:00:00:00:00 k", "--net-mac:a: '01.* not a unicast MAC"),
         ("--net:a=t --net-mac:a=zz:00:00:00:00:00 k", "not a unicast MAC"),
+        ("--net a=t,mac=bad k", "--net: mac: 'bad' is not a unicast MAC"),
+        ("--net a=user,mac=bad k", "--net: mac: 'bad' is not a unicast MAC"),
         ("--net:a=t --net-mac:a=02:00 k", "not a unicast MAC"),
         ("--block-sector-size:a=512 k", "nothing is attached with --block:a"),
         ("--block a=f,sector-size=x k", "'x' is not a number"),
@@ -217,6 +229,12 @@ def test_memory_has_a_maximum() -> None:
 
 def test_mac() -> None:
     assert parse_mac("52:54:00:aB:c:1") == b"\x52\x54\x00\xab\x0c\x01"
+
+
+@pytest.mark.parametrize("digit", ["+6", "-0", " 6", "6 ", "6_", "\N{ARABIC-INDIC DIGIT SIX}", ""])
+def test_mac_of_hex_digits_only(digit: str) -> None:
+    with pytest.raises(UsageError, match="not a unicast MAC"):
+        parse_mac(f"52:54:00:12:34:{digit}")
 
 
 # What is attached to what.
