@@ -24,6 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
     from collections.abc import Callable, Mapping
+    from typing_extensions import Self
 
     from tender.config import Config, VirtualTime
     from tender.console_capture import Console, Sink
@@ -158,7 +159,7 @@ class Guest:
 
     # Starting and ending.
 
-    def start(self) -> Guest:
+    def start(self) -> Self:
         """Start it; returns when all its devices are attached and it is about to run.
 
         Raises TenderError where it can't (see tender.errors), with the words of the command.
@@ -210,7 +211,7 @@ class Guest:
         self._wait(None)
         return self._result()
 
-    def __enter__(self) -> Guest:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, exc_type: object, *_: object) -> None:
@@ -226,7 +227,7 @@ class Guest:
 
     # The same for asyncio.
 
-    async def start_async(self) -> Guest:
+    async def start_async(self) -> Self:
         """`start`, while other tasks go on. Where its task is cancelled, the guest is killed."""
         import asyncio
 
@@ -263,7 +264,7 @@ class Guest:
             except TimeoutError:
                 wait_s = min(0.1, 2 * wait_s)
 
-    async def __aenter__(self) -> Guest:
+    async def __aenter__(self) -> Self:
         return await self.start_async()
 
     async def __aexit__(self, exc_type: object, *_: object) -> None:

@@ -40,7 +40,7 @@ from tender.stop import Stopped
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any
+    from typing import Any, Literal, TypeAlias
 
     from tender.config import Config
     from tender.cpus import Warm
@@ -57,22 +57,33 @@ if TYPE_CHECKING:
     from tender.trace import Trace, Traced
     from tender.vcpu import Vcpu
 
+    Reason: TypeAlias = Literal[
+        "halted", "stopped", "fault", "host", "deadline", "killed", "sandbox"
+    ]
+
 
 @record
 class Outcome:
     """How a guest ended.
 
-    `reason` is "halted" (by itself, with `status`), "stopped" (asked to, by a program or by the
-    signal `signo`), "fault" (it did what no guest may: `error` is a GuestFault) or "host" (the
-    host could not go on: `error` is a HostError). `stats` counts what its devices did.
+    `reason` is "halted" (by itself, with `status`; 255: it aborted), "stopped" (asked to, by a
+    program or by the signal `signo`), "fault" (it did what no guest may: `error` is a GuestFault)
+    or "host" (the host could not go on: `error` is a HostError). A guest of a program has three
+    more: "deadline" (it took longer than it may), "killed" (its process was, by `signo`) and
+    "sandbox" (its process did what the sandbox does not allow: `error` is a SandboxViolation).
+
+    `status` is what the command would end with. `trap` has the registers of a CPU exception
+    (cr2, ec, rip, cs, rflags, rsp, ss), where the guest tells; `core` is the path of the core
+    file that was written. `stats` counts what each device did ("console", "poll",
+    "block:NAME", "net:NAME:received", "net:NAME:sent"): calls, bytes, errors, drops.
     """
 
-    reason: str
+    reason: Reason
     status: int
     signo: int = 0
     error: TenderError | None = None
-    trap: dict[str, int] | None = None  # registers of a CPU exception, where the guest tells
-    core: str | None = None  # the core file that was written
+    trap: dict[str, int] | None = None
+    core: str | None = None
     stats: dict[str, dict[str, int]] = {}  # noqa: RUF012 - never written to
 
 
