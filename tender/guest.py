@@ -24,6 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
     from collections.abc import Callable, Mapping
+
     from typing_extensions import Self
 
     from tender.config import Config, VirtualTime
