@@ -7,7 +7,8 @@ annotations say, so that nothing further down has to look at them again.
 from __future__ import annotations
 
 import os
-from math import isinf, isnan
+from _thread import TIMEOUT_MAX
+from math import inf, isnan
 
 from tender.boot import layout
 from tender.config import (
@@ -70,12 +71,13 @@ def build_config(
 
 
 def seconds(name: str, value: Any) -> float | None:
-    """A time in seconds, None for no limit."""
+    """A time in seconds, which every lock and timer can take; None for no limit."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or isnan(value):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or isnan(value if isinstance(value, float) else 0) or value == -inf:
         raise UsageError(f"{name}={value!r} is not a number of seconds")
-    return None if isinf(value) and value > 0 else float(value)
+    return None if value == inf else float(min(max(value, -TIMEOUT_MAX), TIMEOUT_MAX))
 
 
 def devices(name: str, given: Any) -> Mapping[str, Any]:

@@ -13,10 +13,11 @@ import select
 import socket
 import threading
 from io import TextIOBase
+from math import inf
 from time import monotonic
 
-from tender import reactor
-from tender.errors import ConfigError, GuestEnded
+from tender import arguments, reactor
+from tender.errors import ConfigError, GuestEnded, UsageError
 from tender.modules import keep_descriptor
 
 TYPE_CHECKING = False
@@ -46,14 +47,15 @@ class Console:
         self.limit = limit
         self.lost = 0  # bytes before those that are kept
         self._data = bytearray()
-        self._news = threading.Condition()
+        self._lock = threading.Lock()
+        self._news = reactor.Waiters()
         self._ended = False
         self._how = ""
 
     @property
     def data(self) -> bytes:
         """The last `limit` bytes that the guest has said."""
-        with self._news:
+        with self._lock:
             return bytes(self._data)
 
     @property
@@ -70,18 +72,21 @@ class Console:
         """The lines that are complete or at the end, without their ends."""
         return self.text.splitlines()
 
-    def wait_for(self, pattern: str | re.Pattern[str], timeout: float = 30.0) -> re.Match[str]:
+    def wait_for(
+        self, pattern: str | re.Pattern[str], timeout: float | None = 30.0
+    ) -> re.Match[str]:
         """Wait until `pattern` is found in `text` (re.search, `^` and `$` at every line).
 
-        What was said before the call counts. Raises TimeoutError after `timeout` seconds, and
-        GuestEnded as soon as the guest has ended without it.
+        What was said before the call counts. Raises TimeoutError after `timeout` seconds (None:
+        never), and GuestEnded as soon as the guest has ended without it.
         """
-        wanted = re.compile(pattern, re.MULTILINE) if isinstance(pattern, str) else pattern
-        deadline = monotonic() + timeout
+        wanted = _pattern(pattern)
+        limit = arguments.seconds("timeout", timeout)
+        deadline = inf if limit is None else monotonic() + limit
         seen = -1
         while True:
-            with self._news:
-                self._wait_for_news(seen, deadline)
+            self._wait_for_news(seen, deadline)
+            with self._lock:
                 seen, ended = self._size(), self._ended
             match = wanted.search(self.text)
             if match:
@@ -95,18 +100,26 @@ class Console:
         return self.lost + len(self._data)
 
     def _wait_for_news(self, seen: int, deadline: float) -> None:
-        while self._size() == seen and not self._ended:
-            left = deadline - monotonic()
-            if left <= 0 or not self._news.wait(left):
-                return
+        self._wait(lambda: self._size() != seen or self._ended, deadline)
 
     def _end_of_guest(self, deadline: float) -> str:
         """How it ended, which may be known a moment after its output has."""
-        with self._news:
-            limit = min(deadline, monotonic() + REASON_S)
-            while not self._how and self._news.wait(limit - monotonic()):
-                pass
-            return f"before its end ({self._how})" if self._how else "before its end"
+        self._wait(lambda: bool(self._how), min(deadline, monotonic() + REASON_S))
+        return f"before its end ({self._how})" if self._how else "before its end"
+
+    def _wait(self, come: Callable[[], bool], deadline: float) -> None:
+        """Wait until `come`, which is called with the lock held, is true, or for `deadline`."""
+        while True:
+            with self._lock:
+                left = deadline - monotonic()
+                if come() or left <= 0:
+                    return
+                news = self._news.add()
+            try:
+                news.acquire(timeout=min(left, threading.TIMEOUT_MAX))
+            finally:
+                with self._lock:
+                    self._news.remove(news)
 
     def _missing(self, wanted: re.Pattern[str], when: str) -> str:
         lines = self.lines()[-TOLD_LINES:]
@@ -116,20 +129,28 @@ class Console:
 
     def feed(self, chunk: bytes) -> None:
         """Take in what the guest has said."""
-        with self._news:
+        with self._lock:
             self._data += chunk
             over = len(self._data) - self.limit
             if over > 0:
                 del self._data[:over]
                 self.lost += over
-            self._news.notify_all()
+            self._news.wake()
 
     def end(self, how: str = "") -> None:
         """Nothing comes any more; `how` the guest has ended, where it is known."""
-        with self._news:
+        with self._lock:
             self._ended = True
             self._how = self._how or how
-            self._news.notify_all()
+            self._news.wake()
+
+
+def _pattern(pattern: Any) -> re.Pattern[str]:
+    if isinstance(pattern, str):
+        return re.compile(pattern, re.MULTILINE)
+    if not isinstance(pattern, re.Pattern) or not isinstance(pattern.pattern, str):
+        raise UsageError(f"pattern={pattern!r} is not a string, nor a compiled pattern of one")
+    return pattern
 
 
 class Capture:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from tender.errors import DeviceError, UsageError
         (["k"], {"trace": 3}, "trace=3: not a path"),
         (["k"], {"deadline": "5"}, "deadline='5' is not a number of seconds"),
         (["k"], {"deadline": float("nan")}, "deadline=nan is not a number of seconds"),
+        (["k"], {"deadline": float("-inf")}, "deadline=-inf is not a number of seconds"),
         (["k"], {"net": [Tap("tap0")]}, "net=.*: not a mapping .*, as {\"service\": Tap"),
         (["k"], {"block": {1: "x"}}, "block=.*: not a mapping .*, as {\"storage\": BlockFile"),
     ],
@@ -48,6 +50,7 @@ def test_what_is_taken() -> None:
     assert Guest(Path("k"), dumpcore=Path("d")).config.kernel == "k"
     assert Guest("k", deadline=5).deadline == 5.0
     assert Guest("k", deadline=float("inf")).deadline is None
+    assert Guest("k", deadline=10**400).deadline == threading.TIMEOUT_MAX
     assert Guest("k", clock=VirtualTime()).config.clock == VirtualTime()
 
 

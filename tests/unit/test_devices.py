@@ -22,13 +22,14 @@ from tender.clock import HostClock
 from tender.config import BlockDescriptor, BlockFile, BlockRemote, Descriptor, StreamNet, Tap
 from tender.console_capture import Capture, Console
 from tender.devices import BlockMemory, Wiring
-from tender.errors import ConfigError, DeviceError, GuestEnded, TenderError
+from tender.errors import ConfigError, DeviceError, GuestEnded, TenderError, UsageError
 from tender.manifest import Device
 from tender.modules import block, net
 from tender.modules.poll import Poll
 from tender.modules.remote import HEADER, READ, STATUS, WRITE
 from tender.modules.stream import StreamNetDevice
 from tender.stop import Stop, Stopped
+from tests.unit.interrupts import at_every_moment, comes_back
 
 LONG = 20
 DISK = Device("storage", lib.MFT_DEV_BLOCK_BASIC, 1)
@@ -117,6 +118,44 @@ def test_the_end_of_a_guest_ends_the_waiting() -> None:
         console.wait_for("never", LONG)
     assert console.wait_for("bye")
     assert issubclass(GuestEnded, TenderError)
+
+
+def test_an_interrupted_wait_leaves_the_console_to_others() -> None:
+    console, never = Console(), re.compile("never")
+    console.feed(b"said\n")
+
+    def check() -> None:
+        assert comes_back(lambda: console.text)
+        assert comes_back(lambda: console.feed(b"more\n"))
+
+    at_every_moment(lambda: lambda: _times_out(console, never), check)
+
+
+def _times_out(console: Console, pattern: re.Pattern[str]) -> None:
+    with pytest.raises(TimeoutError):
+        console.wait_for(pattern, 0.001)
+
+
+@pytest.mark.parametrize("timeout", [None, float("inf"), 1e10, 10**400])
+def test_waiting_without_a_limit(timeout: Any) -> None:
+    console = Console()
+    threading.Timer(0.05, console.feed, (b"ready",)).start()
+    assert console.wait_for("ready", timeout)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("x", "5"), "timeout='5' is not a number of seconds"),
+        (("x", float("nan")), "timeout=nan is not a number of seconds"),
+        ((b"x", 5), "pattern=b'x' is not a string, nor a compiled pattern of one"),
+        ((re.compile(b"x"), 5), "pattern=re.compile.* is not a string, nor"),
+        ((None, 5), "pattern=None is not a string"),
+    ],
+)
+def test_what_can_not_be_waited_for(words: Any, text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        Console().wait_for(*words)
 
 
 def test_how_a_guest_ended_may_be_known_late() -> None:
