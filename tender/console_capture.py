@@ -12,7 +12,7 @@ import re
 import select
 import socket
 import threading
-from io import TextIOBase
+from io import FileIO, TextIOBase
 from math import inf
 from time import monotonic
 
@@ -177,8 +177,9 @@ class Capture:
             raise
         self._lock = threading.Lock()  # of what is closed by whom
         self._steps = 0  # of the thread, to see whether it goes on
-        self._closing = self._thread_ended = False
+        self._closing = self._closed = self._thread_ended = False
         self.guest_fd = theirs.detach()
+        self._guest_end = FileIO(self.guest_fd)  # closes it once, whatever comes between
         self._thread: threading.Thread | None = None
         if self._sink is None:
             self._ours.setblocking(False)
@@ -189,8 +190,7 @@ class Capture:
 
     def handed_over(self) -> None:
         """The guest has its end in another process: close it here."""
-        if self.guest_fd >= 0:
-            os.close(self.guest_fd)
+        self._guest_end.close()
         self.guest_fd = -1
 
     def is_here(self) -> bool:
@@ -198,23 +198,32 @@ class Capture:
         return self._thread is threading.current_thread()
 
     def close(self, how: str = "") -> None:
-        """The guest has ended (`how`): take in what it has left, then close. Idempotent."""
+        """The guest has ended (`how`): take in what it has left, then close. Idempotent.
+
+        What Ctrl-C has kept from it is done by the next call.
+        """
+        if self._closed:
+            return
         with self._lock:
-            if self._closing:
-                return
             self._closing = True
             if self._thread is not None and not self._thread_ended:
                 # What is on the way is still read, and then there is an end.
                 self._ours.shutdown(socket.SHUT_RD)
         self.handed_over()
         if self._thread is None:
-            reactor.reactor().unregister(self._ours.fileno())
-            while self._take():
-                pass
-            self._ours.close()
+            self._take_rest()
         else:
             self._join(self._thread)
         self.console.end(how)
+        self._closed = True
+
+    def _take_rest(self) -> None:
+        fd = self._ours.fileno()
+        if fd >= 0:
+            reactor.reactor().unregister(fd)
+            while self._take():
+                pass
+            self._ours.close()
 
     def _readable(self, _events: int) -> None:
         if self._take() is False:
@@ -227,7 +236,7 @@ class Capture:
             chunk = self._ours.recv(CHUNK)
         except BlockingIOError:
             return None
-        except ConnectionResetError:
+        except OSError:  # it was left unread, or another thread has closed it
             return False
         self.console.feed(chunk)
         return bool(chunk)

@@ -13,9 +13,9 @@ import socket
 import threading
 import weakref
 from errno import ECONNRESET, EIO, EPIPE
+from io import FileIO
 
-from tender import arguments
-from tender.cleanup import Cleanup
+from tender import arguments, reactor
 from tender.config import (
     SECTOR_SIZE,
     BlockDescriptor,
@@ -92,6 +92,8 @@ if TYPE_CHECKING:
 _NET_VALUES = (Tap, Descriptor, StreamNet)
 _BLOCK_VALUES = (BlockFile, BlockDescriptor, BlockRemote)
 RETRY_S = 0.1  # after an exception of receive()
+KINDS_MAX = 20  # of trouble that are told of one device
+ERRNO_MAX = 4095  # Linux, include/linux/err.h
 FRAME_ROOM = 1 << 17  # bytes: more than the largest frame
 BYTES = (bytes, bytearray, memoryview)
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -112,21 +114,23 @@ class Wiring:
         console: Sink,
         report: Report,
     ) -> None:
-        self._report = report
-        self._cleanup = Cleanup()  # at the guest's end
-        self._owned: list[int] = []  # the guest's ends, but for the console's
+        self._report = _Reports(report)
+        self._ends: list[Callable[[], object]] = []  # what is done at the guest's end, last first
+        self._owned: list[FileIO] = []  # the guest's ends, but for the console's
         self._threads: list[_Service] = []
-        self._lock = threading.Lock()
         self._given: set[int] = set()
         try:
-            self._capture = Capture(console, lambda what: report("console", what))
+            self._capture = Capture(console, lambda what: self._report("console", what))
         except OSError as error:
             raise HostError("cannot open a console", "socketpair", error.errno or 0) from None
         try:
             self.net = tuple((name, self._net(name, spec)) for name, spec in net.items())
             self.block = tuple((name, self._block(name, spec)) for name, spec in block.items())
         except BaseException as error:
-            self.close("it was not started")
+            try:
+                self.close("it was not started")
+            except Exception as other:
+                self._report("its devices", other)
             if isinstance(error, OSError):
                 raise HostError("cannot attach devices", None, error.errno or 0) from None
             raise
@@ -156,21 +160,26 @@ class Wiring:
     def handed_over(self) -> None:
         """The child has its copies: close the guest's ends here."""
         self._capture.handed_over()
-        with self._lock:
-            owned, self._owned = self._owned, []
-        for fd in owned:
-            os.close(fd)
+        for file in self._owned:
+            file.close()
 
     def close(self, how: str = "") -> None:
         """The guest has ended, and `how`: take in its last output, close, join. Idempotent.
 
-        May be called from any thread; on one of the wiring's own, it does not wait for that.
+        May be called from any thread; on one of the wiring's own, it does not wait for that. All
+        is given back, whatever a device raises; what Ctrl-C has kept from it, by the next call.
         """
-        self.handed_over()
-        self._capture.close(how)
-        with self._lock:
-            cleanup, self._cleanup = self._cleanup, Cleanup()
-        cleanup.close()
+        ends = [lambda end=end: self._end(end) for end in reversed(self._ends)]
+        _call_all([self.handed_over, lambda: self._capture.close(how), *ends])
+
+    def _end(self, end: Callable[[], object]) -> None:
+        """Call what belongs to the end, until it has come back once."""
+        try:
+            end()
+        except Exception:
+            self._ends.remove(end)
+            raise
+        self._ends.remove(end)
 
     def serves_here(self) -> bool:
         """Whether this is a thread of a device or console of this guest.
@@ -207,9 +216,9 @@ class Wiring:
         from tender import usernet
 
         fd = usernet.start(spec, where)
-        self._owned.append(fd)
-        link = os.dup(fd)
-        self._cleanup.callback(lambda: usernet.wait_for_end(link))
+        self._owned.append(FileIO(fd))
+        link = socket.socket(fileno=os.dup(fd))
+        self._ends.append(lambda: _end_passt(link))
         return StreamNet(fd, spec.mtu, spec.mac)
 
     def _block(self, name: str, spec: Any) -> BlockValue:
@@ -238,14 +247,14 @@ class Wiring:
             raise type(error)(f"{where}: {error}") from None
         detach = getattr(spec, "detach", None)
         if detach is not None:
-            self._cleanup.callback(detach)
-        self._owned += _descriptors(attached).values()
+            self._ends.append(detach)
+        self._owned += map(FileIO, _descriptors(attached).values())
         return attached
 
     def _start(self, service: _Service) -> Any:
-        self._owned.append(service.spec.fd)
+        self._owned.append(FileIO(service.spec.fd))
         self._threads.append(service)
-        self._cleanup.callback(service.close)
+        self._ends += [service.close_device, service.close]
         service.start()
         return service.spec
 
@@ -255,10 +264,65 @@ class Wiring:
             raise DeviceError(f"{where}: it is given twice")
         self._given.add(fd)
         copy = keep_descriptor(fd, where)
-        self._owned.append(copy)
+        self._owned.append(FileIO(copy))
         return copy
 
 
+def _call_all(functions: list[Callable[[], object]]) -> None:
+    """Call all of them, whatever one raises; then raise that, Ctrl-C before any other."""
+    first: BaseException | None = None
+    for function in functions:
+        try:
+            function()
+        except BaseException as error:
+            if first is None or (isinstance(first, Exception) and not isinstance(error, Exception)):
+                first = error
+    try:
+        if first is not None:
+            raise first
+    finally:
+        del first  # which holds this frame: a ring that would keep the devices for a while
+
+
+def _end_passt(link: socket.socket) -> None:
+    """`link` is a copy of the guest's end of its socket pair."""
+    from tender import usernet
+
+    with link:
+        try:
+            link.shutdown(socket.SHUT_WR)  # it ends now, also where Ctrl-C ends the wait
+        except OSError:  # gone already
+            return
+        usernet.wait_for_end(os.dup(link.fileno()))
+
+
+class _Reports:
+    """What is told of a guest's devices: each kind once per device, and KINDS_MAX of them.
+
+    A guest may be able to make trouble without end. A kind is the type and text of an exception.
+    """
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._lock = threading.Lock()
+        self._told: dict[str, set[tuple[type, str]]] = {}
+
+    def __call__(self, device: str, what: BaseException | str) -> None:
+        """Tell it if it is new. What is raised by who is told is shown, and ends no thread."""
+        try:
+            kind = type(what), str(what)
+            with self._lock:
+                told = self._told.setdefault(device, set())
+                if kind in told or len(told) > KINDS_MAX:
+                    return
+                told.add(kind)
+                is_last = len(told) > KINDS_MAX
+            self._report(device, _LAST if is_last else what)
+        except Exception:
+            reactor.show_exception()
+
+
+_LAST = f"more than {KINDS_MAX} kinds of trouble: no more will be told"
 _NO_NET = (
     "none of Tap (or its name), Descriptor, UserNet, an object with attach(), "
     "one with send(frame) or receive()"
@@ -292,7 +356,9 @@ class _Service:
         self._threads: list[threading.Thread] = []
         self._left = 0  # threads that use the socket
         self._lock = threading.Lock()
-        self._closing = threading.Event()
+        self._closing = False
+        self._open = threading.Lock()  # held until it is closed; an Event is none for Ctrl-C
+        self._open.acquire()
 
     def _add(self, loop: Callable[[], None]) -> threading.Thread:
         thread = threading.Thread(
@@ -311,14 +377,19 @@ class _Service:
 
     def close(self) -> None:
         """Let the device have what the guest has sent, and wake who waits for more."""
-        self._closing.set()
+        self._closing = True
+        if self._open.locked():
+            self._open.release()
         with self._lock:
             if self._left:
                 self._ours.shutdown(socket.SHUT_RDWR)
         self._join(self._threads[0])
 
+    def close_device(self) -> None:
+        """Tell the device that nothing more comes."""
+
     def _join(self, thread: threading.Thread) -> None:
-        if not self.is_here():
+        if thread.ident is not None and not self.is_here():
             thread.join(PATIENCE_S)
             if thread.is_alive():
                 self._report(f"its device still does not return after {PATIENCE_S:.0f} s")
@@ -328,7 +399,7 @@ class _Service:
             loop()
         except OSError as error:
             # When the guest ends, so does its end of the socket.
-            if not self._closing.is_set() and error.errno not in (EPIPE, ECONNRESET):
+            if not self._closing and error.errno not in (EPIPE, ECONNRESET):
                 self._report(error)
         finally:
             with self._lock:
@@ -349,8 +420,7 @@ class _NetService(_Service):
         if hasattr(device, "receive"):
             self._add(self._give_frames)
 
-    def close(self) -> None:
-        super().close()
+    def close_device(self) -> None:
         close = getattr(self._device, "close", None)
         if close is not None:
             try:
@@ -365,7 +435,7 @@ class _NetService(_Service):
                 answer = send(frame) if send else None
                 for reply in (answer,) if isinstance(answer, BYTES) else answer or ():
                     self._answer(reply)
-            except Exception as error:
+            except BaseException as error:  # also of sys.exit(), which would end the thread alone
                 self._report(error)
 
     def _answer(self, frame: Any) -> None:
@@ -376,15 +446,15 @@ class _NetService(_Service):
             pass
 
     def _give_frames(self) -> None:
-        while not self._closing.is_set():
+        while not self._closing:
             try:
                 frame = self._device.receive()
                 if frame is None:
                     return
                 frame = memoryview(frame)
-            except Exception as error:
+            except BaseException as error:
                 self._report(error)
-                self._closing.wait(RETRY_S)
+                self._open.acquire(timeout=RETRY_S)
             else:
                 self._ours.send(frame)
 
@@ -407,9 +477,9 @@ class _BlockService(_Service):
         while request := self._ours.recv(HEADER.size + PIECE + 1):
             try:
                 reply = STATUS.pack(0) + self._answer(request)
-            except Exception as error:
+            except BaseException as error:
                 self._report(error)
-                reply = STATUS.pack((isinstance(error, OSError) and error.errno) or EIO)
+                reply = STATUS.pack(_errno(error))
             self._ours.send(reply)
 
     def _answer(self, request: bytes) -> bytes:
@@ -431,6 +501,12 @@ class _BlockService(_Service):
         if len(answer) != length:
             raise ValueError(f"read({offset}, {length}) gave {len(answer)} bytes")
         return answer
+
+
+def _errno(error: BaseException) -> int:
+    """What the guest's side is told: a number of Linux's, which the program's may be none of."""
+    number = error.errno if isinstance(error, OSError) else None
+    return number if isinstance(number, int) and 0 < number <= ERRNO_MAX else EIO
 
 
 def _capacity(device: Any, where: str) -> int:

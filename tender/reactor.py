@@ -203,7 +203,7 @@ class Reactor:
         except BaseException:
             with self._lock:
                 self._drop(fd, entry)
-            _report()
+            show_exception()
         finally:
             with self._lock:
                 self._busy = None
@@ -221,7 +221,7 @@ class Reactor:
                 try:
                     function()
                 except BaseException:
-                    _report()
+                    show_exception()
 
     def _forget(self) -> None:
         """In a forked child: its copies of the descriptors are closed, the thread is not here."""
@@ -229,7 +229,7 @@ class Reactor:
         os.close(self._wake_fd)
 
 
-def _report() -> None:
+def show_exception() -> None:
     """As threading reports what a thread did not catch."""
     kind, value, traceback = sys.exc_info()
     if kind is not None:

@@ -40,9 +40,10 @@ def interrupted(number: int, function: Callable[[], object]) -> bool:
 def at_every_moment(prepare: Callable[[], Callable[[], object]], check: Callable[[], None]) -> None:
     """Interrupt what `prepare` gives once at each moment; `check` looks at what is left."""
     for number in count(1):
-        if not interrupted(number, prepare()):
-            break
+        more = interrupted(number, prepare())
         check()
+        if not more:
+            break
 
 
 def comes_back(function: Callable[[], object]) -> bool:

@@ -340,6 +340,73 @@ def test_what_can_attach_itself(told: Told) -> None:
         ours.send(b"x")
 
 
+def test_all_is_given_back_where_one_step_is_interrupted(
+    told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(Wire):
+        def close(self) -> None:
+            super().close()
+            if self.closed == 1:
+                raise KeyboardInterrupt
+
+    def interrupt(how: str = "") -> None:
+        if how:
+            raise KeyboardInterrupt
+
+    memory, wire = BlockMemory(4096), Interrupted()
+    tap = Attachable(Tap("tap0"))
+    wiring = Wiring({"tap": tap, "service": wire}, {"storage": memory}, None, told)
+    with monkeypatch.context() as patch:
+        patch.setattr(wiring.console, "end", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            wiring.close("halted")
+    assert tap.steps == ["attach", "detach"]
+    os.close(memory.attach().fd)
+    assert wire.closed == 1
+    wiring.close("halted")
+    assert wiring.console.ended
+    assert (wire.closed, tap.steps) == (2, ["attach", "detach"])
+    wiring.close()
+    assert wire.closed == 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a WeakSet
+@pytest.mark.parametrize("with_sink", [False, True])
+def test_what_an_interrupt_has_left_is_given_back_by_the_next_close(
+    told: Told, with_sink: bool
+) -> None:
+    memory = BlockMemory(4096)
+    wirings: list[Wiring] = []
+
+    def prepare() -> Any:
+        blocks: dict[str, Any] = {"storage": memory, "python": Disk()}
+        sink = (lambda _: None) if with_sink else None
+        wiring = Wiring({"service": Wire()}, blocks, sink, told)
+        wirings.append(wiring)
+        os.write(wiring.console_fd, b"last words")
+        return wiring.close
+
+    def check() -> None:
+        wiring = wirings.pop()
+        wiring.close("halted")
+        os.close(memory.attach().fd)
+        memory.detach()
+        assert wiring.console.ended
+        for thread in threads_of_devices():
+            thread.join(LONG)
+        assert not threads_of_devices()
+
+    before = open_descriptors()
+    at_every_moment(prepare, check)
+    assert open_descriptors() <= before
+    assert not told
+
+
+def threads_of_devices() -> list[threading.Thread]:
+    names = ("ptender device", "ptender console")
+    return [thread for thread in threading.enumerate() if thread.name in names]
+
+
 def test_wrong_devices_leave_nothing(told: Told) -> None:
     first = Attachable(Tap("tap0"))
     wrong: list[tuple[dict[str, Any], dict[str, Any], str]] = [
@@ -518,7 +585,7 @@ class Disk:
     def read(self, offset: int, length: int) -> Any:
         self.calls.append((offset, length))
         wrong, self.wrong = self.wrong, None
-        if isinstance(wrong, Exception):
+        if isinstance(wrong, BaseException):
             raise wrong
         return self.content[offset : offset + length] if wrong is None else wrong
 
@@ -544,7 +611,11 @@ def test_a_disk_in_python(cleanup: Cleanup, told: Told) -> None:
     assert not told
 
 
-@pytest.mark.parametrize("wrong", [ZeroDivisionError(), OSError(28, "full"), b"short", 5, "text"])
+WRONG = [ZeroDivisionError(), OSError(28, "full"), b"short", 5, "text", SystemExit()]
+WRONG += [OSError(-5, "minus"), OSError("a", "b"), OSError(1 << 40, "far"), OSError(0, "none")]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_an_exception_is_a_result_code_and_reported(
     cleanup: Cleanup, told: Told, wrong: Any
 ) -> None:
@@ -557,7 +628,66 @@ def test_an_exception_is_a_result_code_and_reported(
     assert device.read(0, memoryview(bytearray(512))) == OK
     ((where, error),) = told
     assert where == "block device 'storage'"
-    assert isinstance(error, type(wrong) if isinstance(wrong, Exception) else Exception)
+    assert isinstance(error, type(wrong) if isinstance(wrong, BaseException) else Exception)
+
+
+def test_each_kind_of_trouble_is_told_once(cleanup: Cleanup, told: Told) -> None:
+    disk, other = Disk(), Disk()
+    wiring = Wiring({}, {"storage": disk, "other": other}, None, told)
+    cleanup.callback(wiring.close)
+    device, second = (attach_block(spec, cleanup, told) for _, spec in wiring.block)
+    for number in [*range(100), 0, 1]:
+        disk.wrong = ValueError(f"of kind {number // 2}")
+        assert device.read(0, memoryview(bytearray(512))) == EUNSPEC
+    texts = [f"of kind {number}" for number in range(20)]
+    assert [str(what) for _, what in told] == [
+        *texts,
+        "more than 20 kinds of trouble: no more will be told",
+    ]
+    other.wrong = ValueError("of kind 0")
+    assert second.read(0, memoryview(bytearray(512))) == EUNSPEC
+    assert told[-1][0] == "block device 'other'"
+
+
+def test_receive_that_always_raises_is_told_once(told: Told) -> None:
+    asked = threading.Semaphore(0)
+
+    class Broken:
+        def receive(self) -> bytes:
+            asked.release()
+            raise ValueError("broken")
+
+    wiring = Wiring({"service": Broken()}, {}, None, told)
+    for _ in range(3):
+        assert asked.acquire(timeout=LONG)
+    wiring.close()
+    assert [str(what) for _, what in told] == ["broken"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_who_is_told_may_raise(cleanup: Cleanup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The devices are served all the same, and what was raised is shown."""
+    shown: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: shown.append(args.exc_type))
+
+    def warn(_device: str, _what: object) -> None:
+        raise KeyError
+
+    disk = Disk()
+    wiring = Wiring({"service": Wire()}, {"storage": disk}, None, warn)
+    cleanup.callback(wiring.close)
+    ((_, spec),) = wiring.net
+    assert isinstance(spec, Descriptor)
+    device = attach_block(wiring.block[0][1], cleanup)
+    disk.wrong = ZeroDivisionError()
+    assert device.read(0, memoryview(bytearray(512))) == EUNSPEC
+    assert device.read(0, memoryview(bytearray(512))) == OK
+    with socket.socket(fileno=os.dup(spec.fd)) as guest:
+        guest.settimeout(LONG)
+        guest.send(b"\xff" + FRAME)
+        guest.send(FRAME)
+        assert guest.recv(2000) == FRAME
+    assert shown == [KeyError, KeyError]
 
 
 def test_a_disk_without_write_is_read_only(cleanup: Cleanup, told: Told) -> None:
@@ -653,7 +783,7 @@ class Wire:
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
-        self.waiting: queue.Queue[bytes | Exception | None] = queue.Queue()
+        self.waiting: queue.SimpleQueue[bytes | Exception | None] = queue.SimpleQueue()
         self.closed = 0
 
     def send(self, frame: bytes) -> list[bytes]:
