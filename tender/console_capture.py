@@ -344,14 +344,8 @@ def open_sink(sink: Consumer | Stream | int) -> _Callback | _Writer | _Descripto
     if isinstance(sink, int) and not isinstance(sink, bool):
         return _Descriptor(sink)
     if hasattr(sink, "fileno"):
-        try:
-            fd = sink.fileno()
-        except (OSError, ValueError):  # a stream in memory, or one that is closed
-            fd = None
+        fd = _fileno(sink)
         if fd is not None:
-            flush = getattr(sink, "flush", None)
-            if flush is not None:
-                flush()  # what the program has written comes before the guest's
             return _Descriptor(fd)
     if hasattr(sink, "write"):
         return _Writer(sink)
@@ -360,3 +354,20 @@ def open_sink(sink: Consumer | Stream | int) -> _Callback | _Writer | _Descripto
     raise ConfigError(
         f"console: {sink!r} is none of a callable, a descriptor, a file, a stream with write()"
     )
+
+
+def _fileno(stream: Any) -> int | None:
+    """Its descriptor, after what the program itself has written there; None: it has none."""
+    try:
+        fd = stream.fileno()
+    except Exception:  # a stream in memory, one that is closed, one around something else
+        return None
+    if type(fd) is not int:
+        raise ConfigError(f"console: {stream!r}: its fileno() is {fd!r}, which is no descriptor")
+    flush = getattr(stream, "flush", None)
+    if flush is not None:
+        try:
+            flush()
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"console: {stream!r}: {error}") from None
+    return fd

@@ -62,7 +62,8 @@ if TYPE_CHECKING:
 
         The frames that it gives back, one or several, are sent to the guest. It is called on a
         thread of its own and may block; then frames are lost, as on a wire. `mtu` (int) and `mac`
-        (6 bytes, the guest's) are optional attributes, as is `close()`, called at the end.
+        (the guest's, 6 bytes or a string) are optional attributes, as is `close()`, called at the
+        end.
         """
 
         def send(self, frame: bytes) -> bytes | Iterable[bytes] | None: ...
@@ -190,7 +191,7 @@ class Wiring:
 
     def _net(self, name: str, spec: Any) -> NetValue:
         where = f"network device '{name}'"
-        attached: Any
+        attached: NetValue
         spec = arguments.net(spec, where)
         if isinstance(spec, (Descriptor, StreamNet)):
             copies = {
@@ -203,13 +204,12 @@ class Wiring:
         if isinstance(spec, UserNet):
             return self._user_net(spec, where)
         if hasattr(spec, "attach"):
-            attached = self._attach(spec, where)
+            attached = arguments.net(self._attach(spec, where, _NET_VALUES, _NO_NET), where)
         elif hasattr(spec, "send") or hasattr(spec, "receive"):
-            attached = self._start(_NetService(spec, lambda what: self._report(where, what)))
+            report = lambda what: self._report(where, what)  # noqa: E731
+            attached = self._start(_NetService(spec, where, report))
         else:
             raise DeviceError(f"{where}: {spec!r} is {_NO_NET}")
-        if not isinstance(attached, _NET_VALUES):
-            raise DeviceError(f"{where}: attach() gave {attached!r}, which is {_NO_NET}")
         return attached
 
     def _user_net(self, spec: UserNet, where: str) -> StreamNet:
@@ -223,24 +223,23 @@ class Wiring:
 
     def _block(self, name: str, spec: Any) -> BlockValue:
         where = f"block device '{name}'"
-        attached: Any
+        attached: BlockValue
         spec = arguments.block(spec, where)
         if isinstance(spec, (BlockDescriptor, BlockRemote)):
             return replace(spec, fd=self._copy(spec.fd, f"@{spec.fd}: Could not open block device"))
         if isinstance(spec, BlockFile):
             return spec
         if hasattr(spec, "attach"):
-            attached = self._attach(spec, where)
+            attached = arguments.block(self._attach(spec, where, _BLOCK_VALUES, _NO_BLOCK), where)
         elif hasattr(spec, "read"):
             report = lambda what: self._report(where, what)  # noqa: E731
             attached = self._start(_BlockService(spec, where, report))
         else:
             raise DeviceError(f"{where}: {spec!r} is {_NO_BLOCK}")
-        if not isinstance(attached, _BLOCK_VALUES):
-            raise DeviceError(f"{where}: attach() gave {attached!r}, which is {_NO_BLOCK}")
         return attached
 
-    def _attach(self, spec: Any, where: str) -> Any:
+    def _attach(self, spec: Any, where: str, values: tuple[type, ...], none_of: str) -> Any:
+        """What it gives: one of `values`, whose descriptors are the guest's from now on."""
         try:
             attached = spec.attach()
         except DeviceError as error:
@@ -248,7 +247,13 @@ class Wiring:
         detach = getattr(spec, "detach", None)
         if detach is not None:
             self._ends.append(detach)
-        self._owned += map(FileIO, _descriptors(attached).values())
+        if not isinstance(attached, values):
+            raise DeviceError(f"{where}: attach() gave {attached!r}, which is {none_of}")
+        try:
+            for fd in _descriptors(attached).values():
+                self._owned.append(FileIO(fd))
+        except (OSError, ValueError, TypeError):  # of FileIO, for numbers that are none
+            raise DeviceError(f"{where}: attach() gave {attached!r}: no such descriptor") from None
         return attached
 
     def _start(self, service: _Service) -> Any:
@@ -341,7 +346,7 @@ def _renumbered(spec: Any, numbers: Mapping[int, int]) -> Any:
 def _descriptors(spec: Any) -> dict[str, int]:
     """The open descriptors of a value, by field."""
     found = {name: getattr(spec, name, None) for name in ("fd", "sync_fd")}
-    return {name: fd for name, fd in found.items() if isinstance(fd, int)}
+    return {name: fd for name, fd in found.items() if type(fd) is not bool and isinstance(fd, int)}
 
 
 class _Service:
@@ -411,11 +416,14 @@ class _Service:
 class _NetService(_Service):
     """Serves a NetSender, a NetReceiver, or what is both."""
 
-    def __init__(self, device: Any, report: Callable[[BaseException | str], None]) -> None:
+    def __init__(
+        self, device: Any, where: str, report: Callable[[BaseException | str], None]
+    ) -> None:
+        mtu, mac = getattr(device, "mtu", None), getattr(device, "mac", None)
+        spec = arguments.net(Descriptor(0, mtu=mtu, mac=mac), where)
         super().__init__(report)
         self._device = device
-        mtu, mac = getattr(device, "mtu", None), getattr(device, "mac", None)
-        self.spec = Descriptor(self._guest_fd, mtu=mtu, mac=mac)
+        self.spec = replace(spec, fd=self._guest_fd)
         self._add(self._take_frames)
         if hasattr(device, "receive"):
             self._add(self._give_frames)
@@ -466,11 +474,12 @@ class _BlockService(_Service):
         self, device: Any, where: str, report: Callable[[BaseException | str], None]
     ) -> None:
         capacity = _capacity(device, where)
-        super().__init__(report)
-        self._device = device
         self._readonly = bool(getattr(device, "readonly", not hasattr(device, "write")))
         sector_size = getattr(device, "sector_size", SECTOR_SIZE)
-        self.spec = BlockRemote(self._guest_fd, capacity, self._readonly, sector_size)
+        spec = arguments.block(BlockRemote(0, capacity, self._readonly, sector_size), where)
+        super().__init__(report)
+        self._device = device
+        self.spec = replace(spec, fd=self._guest_fd)
         self._add(self._serve)
 
     def _serve(self) -> None:
@@ -523,6 +532,20 @@ def _capacity(device: Any, where: str) -> int:
     return value
 
 
+_MEMORY = "block device in memory"
+
+
+def _memory_size(content: Any) -> int:
+    try:
+        is_size = isinstance(content, int) and not isinstance(content, bool)
+        size = int(content) if is_size else memoryview(content).nbytes
+    except TypeError:
+        raise DeviceError(f"{_MEMORY}: {content!r} is neither a size in bytes nor bytes") from None
+    if size >= 1 << 63:
+        raise DeviceError(f"{_MEMORY}: no file can be that large")
+    return size
+
+
 class BlockMemory:
     """A block device in memory, which the program can look at and change while the guest runs.
 
@@ -537,8 +560,9 @@ class BlockMemory:
         sector_size: int = SECTOR_SIZE,
         readonly: bool = False,
     ) -> None:
-        size = content if isinstance(content, int) else memoryview(content).nbytes
-        check_sectors("block device in memory", size, sector_size)
+        size = _memory_size(content)
+        arguments.block(BlockDescriptor(0, readonly, sector_size), _MEMORY)
+        check_sectors(_MEMORY, size, sector_size)
         self.size, self.sector_size, self.readonly = size, sector_size, readonly
         self._lock = threading.Lock()
         self._attached = False

@@ -277,6 +277,36 @@ def test_what_is_no_sink(sink: Any, told: Told) -> None:
         Wiring({}, {}, sink, told)
 
 
+class Odd(io.StringIO):
+    """A stream whose fileno() is what is wished."""
+
+    def __init__(self, fd: Any = None) -> None:
+        super().__init__()
+        self.fd = fd
+
+    def fileno(self) -> Any:
+        if self.fd is None:
+            raise AttributeError
+        return self.fd
+
+
+def test_streams_with_an_odd_fileno(told: Told) -> None:
+    stream = Odd()
+    captured(stream, told, b"written")
+    assert stream.getvalue() == "written"
+    for fd in ("1", 1.0, True):
+        with pytest.raises(ConfigError, match=f"console: .*: its fileno.. is {fd!r}, which is no"):
+            Wiring({}, {}, Odd(fd), told)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as file:
+        file.write("not taken")
+        with pytest.raises(ConfigError, match="console: .*: .*Broken pipe"):
+            Wiring({}, {}, file, told)
+        with open("/dev/null", "w") as null:
+            os.dup2(null.fileno(), file.fileno())
+
+
 def test_a_descriptor_that_is_none(told: Told) -> None:
     for fd in (9999, -1, 1 << 40):
         with pytest.raises(DeviceError, match=f"console: @{fd}: no such descriptor"):
@@ -426,12 +456,43 @@ def test_wrong_devices_leave_nothing(told: Told) -> None:
             "^@9999: Could not open .*: no such descriptor",
         ),
         ({}, {"storage": io.BytesIO(b"")}, "'storage': .* has no capacity"),
+        ({"service": Attachable(Descriptor("x"))}, {}, "'service': fd='x': not a whole number"),  # type: ignore[arg-type]
+        ({"service": Attachable(Descriptor(-5))}, {}, r"attach\(\) gave .*: no such descriptor"),
+        ({"service": Attachable(Descriptor(9999))}, {}, r"gave .*: no such descriptor"),
+        ({"service": Attachable(StreamNet(1 << 40))}, {}, r"gave .*: no such descriptor"),
+        ({}, {"storage": Attachable(BlockDescriptor(-5))}, r"gave .*: no such descriptor"),
+        ({"service": with_attributes(Wire(), mtu="1500")}, {}, "'service': mtu='1500': not a"),
+        ({"service": with_attributes(Wire(), mtu=1500.0)}, {}, "'service': mtu=1500.0: not a"),
+        ({"service": with_attributes(Wire(), mac="02:0")}, {}, "'service': mac='02:0': .* MAC"),
+        ({}, {"storage": with_attributes(Disk(), sector_size="512")}, "sector_size='512': not"),
+        ({}, {"storage": with_attributes(Disk(), sector_size=None)}, "sector_size=None: not a"),
     ]
     for nets, blocks, message in wrong:
         with pytest.raises(DeviceError, match=message) as raised:
             Wiring({"first": first, **nets}, blocks, None, told)
         assert "\n" not in str(raised.value)
         assert first.steps[-2:] == ["attach", "detach"]
+
+
+def with_attributes(device: Any, **attributes: Any) -> Any:
+    device.__dict__.update(attributes)
+    return device
+
+
+def test_the_address_of_a_device_may_be_a_string(told: Told) -> None:
+    wire = with_attributes(Wire(), mac="02:00:00:00:00:01")
+    wiring = Wiring({"service": wire}, {}, None, told)
+    ((_, spec),) = wiring.net
+    wiring.close()
+    assert spec.mac == bytes.fromhex("020000000001")
+
+
+def test_a_descriptor_of_a_wrong_value_is_closed(told: Told) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    port = Attachable(Descriptor(theirs.detach(), mtu="1500"))  # type: ignore[arg-type]
+    with ours, pytest.raises(DeviceError, match="mtu='1500': not a whole number"):
+        Wiring({"service": port}, {}, None, told)
+    assert port.steps == ["attach", "detach"]
 
 
 def test_a_descriptor_is_given_once(told: Told) -> None:
@@ -472,6 +533,23 @@ def test_sizes_of_memory(content: Any, sector: int) -> None:
         BlockMemory(content, sector_size=sector)
     with pytest.raises(DeviceError, match="Block size must be a multiple of 2"):
         BlockMemory(4096, sector_size=1000)
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "message"),
+    [
+        (10**30 * 512, {}, "no file can be that large"),
+        (-1, {}, "Backing storage size must be block aligned: -1 bytes"),
+        ("text", {}, "'text' is neither a size in bytes nor bytes"),
+        (None, {}, "None is neither a size in bytes nor bytes"),
+        (4096, {"sector_size": "512"}, "sector_size='512': not a whole number"),
+        (4096, {"readonly": "yes"}, "readonly='yes': not True or False"),
+    ],
+)
+def test_what_is_no_memory(content: Any, more: Any, message: str) -> None:
+    with pytest.raises(TenderError, match=message) as raised:
+        BlockMemory(content, **more)
+    assert str(raised.value).isprintable()
 
 
 def _warn(told: Told | None, text: str) -> None:
