@@ -218,6 +218,7 @@ class Wiring:
         fd = usernet.start(spec, where)
         self._owned.append(FileIO(fd))
         link = socket.socket(fileno=os.dup(fd))
+        _not_for_forks.update((self._owned[-1], link))
         self._ends.append(lambda: _end_passt(link))
         return StreamNet(fd, spec.mtu, spec.mac)
 
@@ -226,11 +227,16 @@ class Wiring:
         attached: BlockValue
         spec = arguments.block(spec, where)
         if isinstance(spec, (BlockDescriptor, BlockRemote)):
-            return replace(spec, fd=self._copy(spec.fd, f"@{spec.fd}: Could not open block device"))
+            fd = self._copy(spec.fd, f"@{spec.fd}: Could not open block device")
+            if isinstance(spec, BlockDescriptor):
+                self._ends.append(_file_locks.begin(fd))
+            return replace(spec, fd=fd)
         if isinstance(spec, BlockFile):
             return spec
         if hasattr(spec, "attach"):
             attached = arguments.block(self._attach(spec, where, _BLOCK_VALUES, _NO_BLOCK), where)
+            if isinstance(attached, BlockDescriptor) and not isinstance(spec, BlockMemory):
+                self._ends.append(_file_locks.begin(attached.fd))
         elif hasattr(spec, "read"):
             report = lambda what: self._report(where, what)  # noqa: E731
             attached = self._start(_BlockService(spec, where, report))
@@ -299,6 +305,75 @@ def _end_passt(link: socket.socket) -> None:
         except OSError:  # gone already
             return
         usernet.wait_for_end(os.dup(link.fileno()))
+
+
+class _FileLocks:
+    """The locks that guests take on files which the program has open as well.
+
+    A lock belongs to the open file (flock(2)), so it does not end with the guest's process. When
+    the last guest on that file has ended it is given back, unless the program had one before.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # By device and inode: the guests on it, each as its copy, and the copies to unlock.
+        self._files: dict[tuple[int, int], tuple[set[FileIO], list[FileIO]]] = {}
+
+    def begin(self, fd: int) -> Callable[[], object]:
+        """A guest is about to lock `fd`; gives what is to be called when it has ended."""
+        copy = FileIO(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
+        info = os.fstat(fd)
+        key = info.st_dev, info.st_ino
+        with self._lock:
+            guests, files = self._files.setdefault(key, (set(), []))
+            guests.add(copy)
+            if not _is_locked(fd):
+                files.append(copy)
+        return lambda: self._end(key, copy)
+
+    def _end(self, key: tuple[int, int], copy: FileIO) -> None:
+        with self._lock:
+            guests, files = self._files.get(key, (set(), []))
+            guests.discard(copy)
+            if copy not in files:
+                copy.close()
+            if not guests:
+                for file in files:
+                    _unlock(file)
+                self._files.pop(key, None)
+
+
+def _is_locked(fd: int) -> bool:
+    """Whether the open file has a lock. Source: Linux, Documentation/filesystems/proc.rst."""
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
+            return any(line.startswith("lock:") and " FLOCK " in line for line in lines)
+    except OSError:
+        return True  # not known: whose it is then, neither
+
+
+def _unlock(file: FileIO) -> None:
+    if not file.closed:
+        try:
+            fcntl.flock(file, fcntl.LOCK_UN)
+        except OSError:  # a file system without locks
+            pass
+        file.close()
+
+
+_file_locks = _FileLocks()
+
+
+def _after_fork() -> None:
+    """In a forked child, whose copies would keep passt and a guest's other end from seeing ends."""
+    global _file_locks
+    _file_locks = _FileLocks()
+    for each in list(_not_for_forks):
+        each.close()
+
+
+_not_for_forks: weakref.WeakSet[FileIO | socket.socket] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Reports:

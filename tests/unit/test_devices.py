@@ -1142,3 +1142,40 @@ def test_the_locks_of_descriptors(cleanup: Cleanup, tmp_path: Path) -> None:
         attach_block(BlockDescriptor(file.fileno()), cleanup)
         with pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def test_the_lock_of_the_programs_file_ends_with_its_guest(
+    cleanup: Cleanup, told: Told, tmp_path: Path
+) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(4096))
+    with open(path, "r+b") as file, open(path, "r+b") as other:
+
+        def is_locked() -> bool:
+            try:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            fcntl.flock(other, fcntl.LOCK_UN)
+            return False
+
+        def start(spec: Any) -> Wiring:
+            wiring = Wiring({}, {"storage": spec}, None, told)
+            attach_block(wiring.block[0][1], cleanup)
+            assert is_locked()
+            return wiring
+
+        disk = BlockDescriptor(file.fileno())
+        for spec in (disk, Attachable(BlockDescriptor(os.dup(file.fileno())))):
+            wiring = start(spec)
+            wiring.close()
+            assert not is_locked()
+            wiring.close()
+        first, second = start(disk), start(disk)
+        first.close()
+        assert is_locked()  # the other one's
+        second.close()
+        assert not is_locked()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        start(disk).close()
+        assert is_locked()  # the program's own
