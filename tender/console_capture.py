@@ -12,11 +12,12 @@ import re
 import select
 import socket
 import threading
-from io import TextIOBase
+from io import FileIO, TextIOBase
+from math import inf
 from time import monotonic
 
-from tender import reactor
-from tender.errors import ConfigError, GuestEnded
+from tender import arguments, reactor
+from tender.errors import ConfigError, GuestEnded, UsageError
 from tender.modules import keep_descriptor
 
 TYPE_CHECKING = False
@@ -46,14 +47,15 @@ class Console:
         self.limit = limit
         self.lost = 0  # bytes before those that are kept
         self._data = bytearray()
-        self._news = threading.Condition()
+        self._lock = threading.Lock()
+        self._news = reactor.Waiters()
         self._ended = False
         self._how = ""
 
     @property
     def data(self) -> bytes:
         """The last `limit` bytes that the guest has said."""
-        with self._news:
+        with self._lock:
             return bytes(self._data)
 
     @property
@@ -70,18 +72,21 @@ class Console:
         """The lines that are complete or at the end, without their ends."""
         return self.text.splitlines()
 
-    def wait_for(self, pattern: str | re.Pattern[str], timeout: float = 30.0) -> re.Match[str]:
+    def wait_for(
+        self, pattern: str | re.Pattern[str], timeout: float | None = 30.0
+    ) -> re.Match[str]:
         """Wait until `pattern` is found in `text` (re.search, `^` and `$` at every line).
 
-        What was said before the call counts. Raises TimeoutError after `timeout` seconds, and
-        GuestEnded as soon as the guest has ended without it.
+        What was said before the call counts. Raises TimeoutError after `timeout` seconds (None:
+        never), and GuestEnded as soon as the guest has ended without it.
         """
-        wanted = re.compile(pattern, re.MULTILINE) if isinstance(pattern, str) else pattern
-        deadline = monotonic() + timeout
+        wanted = _pattern(pattern)
+        limit = arguments.seconds("timeout", timeout)
+        deadline = inf if limit is None else monotonic() + limit
         seen = -1
         while True:
-            with self._news:
-                self._wait_for_news(seen, deadline)
+            self._wait_for_news(seen, deadline)
+            with self._lock:
                 seen, ended = self._size(), self._ended
             match = wanted.search(self.text)
             if match:
@@ -95,18 +100,26 @@ class Console:
         return self.lost + len(self._data)
 
     def _wait_for_news(self, seen: int, deadline: float) -> None:
-        while self._size() == seen and not self._ended:
-            left = deadline - monotonic()
-            if left <= 0 or not self._news.wait(left):
-                return
+        self._wait(lambda: self._size() != seen or self._ended, deadline)
 
     def _end_of_guest(self, deadline: float) -> str:
         """How it ended, which may be known a moment after its output has."""
-        with self._news:
-            limit = min(deadline, monotonic() + REASON_S)
-            while not self._how and self._news.wait(limit - monotonic()):
-                pass
-            return f"before its end ({self._how})" if self._how else "before its end"
+        self._wait(lambda: bool(self._how), min(deadline, monotonic() + REASON_S))
+        return f"before its end ({self._how})" if self._how else "before its end"
+
+    def _wait(self, come: Callable[[], bool], deadline: float) -> None:
+        """Wait until `come`, which is called with the lock held, is true, or for `deadline`."""
+        while True:
+            with self._lock:
+                left = deadline - monotonic()
+                if come() or left <= 0:
+                    return
+                news = self._news.add()
+            try:
+                news.acquire(timeout=min(left, threading.TIMEOUT_MAX))
+            finally:
+                with self._lock:
+                    self._news.remove(news)
 
     def _missing(self, wanted: re.Pattern[str], when: str) -> str:
         lines = self.lines()[-TOLD_LINES:]
@@ -116,20 +129,28 @@ class Console:
 
     def feed(self, chunk: bytes) -> None:
         """Take in what the guest has said."""
-        with self._news:
+        with self._lock:
             self._data += chunk
             over = len(self._data) - self.limit
             if over > 0:
                 del self._data[:over]
                 self.lost += over
-            self._news.notify_all()
+            self._news.wake()
 
     def end(self, how: str = "") -> None:
         """Nothing comes any more; `how` the guest has ended, where it is known."""
-        with self._news:
+        with self._lock:
             self._ended = True
             self._how = self._how or how
-            self._news.notify_all()
+            self._news.wake()
+
+
+def _pattern(pattern: Any) -> re.Pattern[str]:
+    if isinstance(pattern, str):
+        return re.compile(pattern, re.MULTILINE)
+    if not isinstance(pattern, re.Pattern) or not isinstance(pattern.pattern, str):
+        raise UsageError(f"pattern={pattern!r} is not a string, nor a compiled pattern of one")
+    return pattern
 
 
 class Capture:
@@ -156,8 +177,9 @@ class Capture:
             raise
         self._lock = threading.Lock()  # of what is closed by whom
         self._steps = 0  # of the thread, to see whether it goes on
-        self._closing = self._thread_ended = False
+        self._closing = self._closed = self._thread_ended = False
         self.guest_fd = theirs.detach()
+        self._guest_end = FileIO(self.guest_fd)  # closes it once, whatever comes between
         self._thread: threading.Thread | None = None
         if self._sink is None:
             self._ours.setblocking(False)
@@ -168,8 +190,7 @@ class Capture:
 
     def handed_over(self) -> None:
         """The guest has its end in another process: close it here."""
-        if self.guest_fd >= 0:
-            os.close(self.guest_fd)
+        self._guest_end.close()
         self.guest_fd = -1
 
     def is_here(self) -> bool:
@@ -177,23 +198,32 @@ class Capture:
         return self._thread is threading.current_thread()
 
     def close(self, how: str = "") -> None:
-        """The guest has ended (`how`): take in what it has left, then close. Idempotent."""
+        """The guest has ended (`how`): take in what it has left, then close. Idempotent.
+
+        What Ctrl-C has kept from it is done by the next call.
+        """
+        if self._closed:
+            return
         with self._lock:
-            if self._closing:
-                return
             self._closing = True
             if self._thread is not None and not self._thread_ended:
                 # What is on the way is still read, and then there is an end.
                 self._ours.shutdown(socket.SHUT_RD)
         self.handed_over()
         if self._thread is None:
-            reactor.reactor().unregister(self._ours.fileno())
-            while self._take():
-                pass
-            self._ours.close()
+            self._take_rest()
         else:
             self._join(self._thread)
         self.console.end(how)
+        self._closed = True
+
+    def _take_rest(self) -> None:
+        fd = self._ours.fileno()
+        if fd >= 0:
+            reactor.reactor().unregister(fd)
+            while self._take():
+                pass
+            self._ours.close()
 
     def _readable(self, _events: int) -> None:
         if self._take() is False:
@@ -206,7 +236,7 @@ class Capture:
             chunk = self._ours.recv(CHUNK)
         except BlockingIOError:
             return None
-        except ConnectionResetError:
+        except OSError:  # it was left unread, or another thread has closed it
             return False
         self.console.feed(chunk)
         return bool(chunk)
@@ -314,14 +344,8 @@ def open_sink(sink: Consumer | Stream | int) -> _Callback | _Writer | _Descripto
     if isinstance(sink, int) and not isinstance(sink, bool):
         return _Descriptor(sink)
     if hasattr(sink, "fileno"):
-        try:
-            fd = sink.fileno()
-        except (OSError, ValueError):  # a stream in memory, or one that is closed
-            fd = None
+        fd = _fileno(sink)
         if fd is not None:
-            flush = getattr(sink, "flush", None)
-            if flush is not None:
-                flush()  # what the program has written comes before the guest's
             return _Descriptor(fd)
     if hasattr(sink, "write"):
         return _Writer(sink)
@@ -330,3 +354,20 @@ def open_sink(sink: Consumer | Stream | int) -> _Callback | _Writer | _Descripto
     raise ConfigError(
         f"console: {sink!r} is none of a callable, a descriptor, a file, a stream with write()"
     )
+
+
+def _fileno(stream: Any) -> int | None:
+    """Its descriptor, after what the program itself has written there; None: it has none."""
+    try:
+        fd = stream.fileno()
+    except Exception:  # a stream in memory, one that is closed, one around something else
+        return None
+    if type(fd) is not int:
+        raise ConfigError(f"console: {stream!r}: its fileno() is {fd!r}, which is no descriptor")
+    flush = getattr(stream, "flush", None)
+    if flush is not None:
+        try:
+            flush()
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"console: {stream!r}: {error}") from None
+    return fd

@@ -98,7 +98,7 @@ class Guest:
             self.config = replace(self.config, sandbox="off")
         self.in_process = in_process
         self.deadline = arguments.seconds("deadline", deadline)
-        self._warn = _guarded(_to_stderr if warn is None else arguments.call("warn", warn))
+        self._warn = _guarded(arguments.warn(warn) or _to_stderr)
         self._devices = arguments.devices("net", net), arguments.devices("block", block), console
         self._wiring: Wiring | None = None
         self._program = os.getpid()

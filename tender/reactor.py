@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 GONE = select.EPOLLHUP | select.EPOLLERR  # told without being asked for
 EVENTS_MAX = 256  # of one look; the others come with the next
+LOOK_S = 3600.0  # at most until the next look: epoll_wait(2) takes an int of milliseconds
 
 
 class Timer:
@@ -35,6 +36,35 @@ class Timer:
 
     def cancel(self) -> None:
         self.function = None
+
+
+class Waiters:
+    """Who waits for something, each at a lock of its own. For use with the owner's lock held.
+
+    Not threading.Condition: that is Python, in which Ctrl-C may come between taking its lock and
+    the `with` that would let go of it, or while it does. A lock itself is safe in a `with`.
+    """
+
+    def __init__(self) -> None:
+        self._locks: list[threading.Lock] = []
+
+    def add(self) -> threading.Lock:
+        """What to `acquire` once the owner's lock is free: it is to be had after `wake`."""
+        lock = threading.Lock()
+        lock.acquire()
+        self._locks.append(lock)
+        return lock
+
+    def remove(self, lock: threading.Lock) -> None:
+        """It waits no longer."""
+        if lock in self._locks:
+            self._locks.remove(lock)
+
+    def wake(self) -> None:
+        for lock in self._locks:
+            if lock.locked():
+                lock.release()
+        self._locks.clear()
 
 
 class _Entry:
@@ -58,7 +88,7 @@ class Reactor:
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._wake_fd, READ)
         self._lock = threading.Lock()
-        self._idle = threading.Condition(self._lock)  # a callback has come back
+        self._idle = Waiters()  # for a callback to come back
         self._entries: dict[int, _Entry] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._numbers = count()
@@ -97,13 +127,15 @@ class Reactor:
         no lock may be held here that the callback takes. An `fd` that is not registered is none
         to complain about: its callback may have raised.
         """
-        with self._idle:
+        with self._lock:
             entry = self._entries.get(fd)
             if entry is None:
                 return
             self._drop(fd, entry)
-            while self._busy is entry and not self.is_here():
-                self._idle.wait()
+            if self._busy is not entry or self.is_here():
+                return
+            back = self._idle.add()
+        back.acquire()
 
     def _drop(self, fd: int, entry: _Entry) -> None:
         if self._entries.get(fd) is entry:
@@ -155,7 +187,9 @@ class Reactor:
         with self._lock:
             while self._timers and self._timers[0][2].function is None:
                 heapq.heappop(self._timers)
-            return max(0.0, self._timers[0][0] - monotonic()) if self._timers else None
+            if not self._timers:
+                return None
+            return min(max(0.0, self._timers[0][0] - monotonic()), LOOK_S)
 
     def _serve(self, fd: int, events: int) -> None:
         with self._lock:
@@ -169,11 +203,11 @@ class Reactor:
         except BaseException:
             with self._lock:
                 self._drop(fd, entry)
-            _report()
+            show_exception()
         finally:
-            with self._idle:
+            with self._lock:
                 self._busy = None
-                self._idle.notify_all()
+                self._idle.wake()
 
     def _run_timers(self) -> None:
         now = monotonic()
@@ -187,7 +221,7 @@ class Reactor:
                 try:
                     function()
                 except BaseException:
-                    _report()
+                    show_exception()
 
     def _forget(self) -> None:
         """In a forked child: its copies of the descriptors are closed, the thread is not here."""
@@ -195,7 +229,7 @@ class Reactor:
         os.close(self._wake_fd)
 
 
-def _report() -> None:
+def show_exception() -> None:
     """As threading reports what a thread did not catch."""
     kind, value, traceback = sys.exc_info()
     if kind is not None:

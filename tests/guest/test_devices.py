@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tender import (
+    BlockDescriptor,
     BlockFile,
     BlockMemory,
     Guest,
@@ -139,6 +140,14 @@ def test_memory_has_one_guest_at_a_time(guest: Build) -> None:
         with pytest.raises(DeviceError, match="'storage': .*attached to another guest"):
             start(guest("block"), block={"storage": disk}).wait(LONG)
     assert run(guest("block"), block={"storage": disk})[0].status == 0
+
+
+def test_a_file_is_free_again_when_its_guest_has_ended(guest: Build, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 16))
+    with open(image, "r+b") as file:
+        for storage in (BlockDescriptor(file.fileno()), image, BlockDescriptor(file.fileno())):
+            assert run(guest("disk"), block={"storage": storage})[0].status == 0
 
 
 def test_an_overlay_leaves_the_image_as_it_was(guest: Build, tmp_path: Path) -> None:

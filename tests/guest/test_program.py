@@ -74,7 +74,7 @@ def test_limits_that_are_none(guest: Build) -> None:
             with pytest.raises(UsageError, match="grace=.* is not a number of seconds"):
                 running.stop(wrong)  # type: ignore[arg-type]
         assert running.running, "stop() with a wrong word has stopped nothing"
-    with pytest.raises(UsageError, match="warn='x' can't be called"):
+    with pytest.raises(UsageError, match="warn='x' is not a function"):
         Guest(guest("loop"), warn="x")  # type: ignore[arg-type]
 
 

@@ -22,13 +22,14 @@ from tender.clock import HostClock
 from tender.config import BlockDescriptor, BlockFile, BlockRemote, Descriptor, StreamNet, Tap
 from tender.console_capture import Capture, Console
 from tender.devices import BlockMemory, Wiring
-from tender.errors import ConfigError, DeviceError, GuestEnded, TenderError
+from tender.errors import ConfigError, DeviceError, GuestEnded, TenderError, UsageError
 from tender.manifest import Device
 from tender.modules import block, net
 from tender.modules.poll import Poll
 from tender.modules.remote import HEADER, READ, STATUS, WRITE
 from tender.modules.stream import StreamNetDevice
 from tender.stop import Stop, Stopped
+from tests.unit.interrupts import at_every_moment, comes_back
 
 LONG = 20
 DISK = Device("storage", lib.MFT_DEV_BLOCK_BASIC, 1)
@@ -117,6 +118,44 @@ def test_the_end_of_a_guest_ends_the_waiting() -> None:
         console.wait_for("never", LONG)
     assert console.wait_for("bye")
     assert issubclass(GuestEnded, TenderError)
+
+
+def test_an_interrupted_wait_leaves_the_console_to_others() -> None:
+    console, never = Console(), re.compile("never")
+    console.feed(b"said\n")
+
+    def check() -> None:
+        assert comes_back(lambda: console.text)
+        assert comes_back(lambda: console.feed(b"more\n"))
+
+    at_every_moment(lambda: lambda: _times_out(console, never), check)
+
+
+def _times_out(console: Console, pattern: re.Pattern[str]) -> None:
+    with pytest.raises(TimeoutError):
+        console.wait_for(pattern, 0.001)
+
+
+@pytest.mark.parametrize("timeout", [None, float("inf"), 1e10, 10**400])
+def test_waiting_without_a_limit(timeout: Any) -> None:
+    console = Console()
+    threading.Timer(0.05, console.feed, (b"ready",)).start()
+    assert console.wait_for("ready", timeout)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("x", "5"), "timeout='5' is not a number of seconds"),
+        (("x", float("nan")), "timeout=nan is not a number of seconds"),
+        ((b"x", 5), "pattern=b'x' is not a string, nor a compiled pattern of one"),
+        ((re.compile(b"x"), 5), "pattern=re.compile.* is not a string, nor"),
+        ((None, 5), "pattern=None is not a string"),
+    ],
+)
+def test_what_can_not_be_waited_for(words: Any, text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        Console().wait_for(*words)
 
 
 def test_how_a_guest_ended_may_be_known_late() -> None:
@@ -238,6 +277,36 @@ def test_what_is_no_sink(sink: Any, told: Told) -> None:
         Wiring({}, {}, sink, told)
 
 
+class Odd(io.StringIO):
+    """A stream whose fileno() is what is wished."""
+
+    def __init__(self, fd: Any = None) -> None:
+        super().__init__()
+        self.fd = fd
+
+    def fileno(self) -> Any:
+        if self.fd is None:
+            raise AttributeError
+        return self.fd
+
+
+def test_streams_with_an_odd_fileno(told: Told) -> None:
+    stream = Odd()
+    captured(stream, told, b"written")
+    assert stream.getvalue() == "written"
+    for fd in ("1", 1.0, True):
+        with pytest.raises(ConfigError, match=f"console: .*: its fileno.. is {fd!r}, which is no"):
+            Wiring({}, {}, Odd(fd), told)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as file:
+        file.write("not taken")
+        with pytest.raises(ConfigError, match="console: .*: .*Broken pipe"):
+            Wiring({}, {}, file, told)
+        with open("/dev/null", "w") as null:
+            os.dup2(null.fileno(), file.fileno())
+
+
 def test_a_descriptor_that_is_none(told: Told) -> None:
     for fd in (9999, -1, 1 << 40):
         with pytest.raises(DeviceError, match=f"console: @{fd}: no such descriptor"):
@@ -301,6 +370,73 @@ def test_what_can_attach_itself(told: Told) -> None:
         ours.send(b"x")
 
 
+def test_all_is_given_back_where_one_step_is_interrupted(
+    told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(Wire):
+        def close(self) -> None:
+            super().close()
+            if self.closed == 1:
+                raise KeyboardInterrupt
+
+    def interrupt(how: str = "") -> None:
+        if how:
+            raise KeyboardInterrupt
+
+    memory, wire = BlockMemory(4096), Interrupted()
+    tap = Attachable(Tap("tap0"))
+    wiring = Wiring({"tap": tap, "service": wire}, {"storage": memory}, None, told)
+    with monkeypatch.context() as patch:
+        patch.setattr(wiring.console, "end", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            wiring.close("halted")
+    assert tap.steps == ["attach", "detach"]
+    os.close(memory.attach().fd)
+    assert wire.closed == 1
+    wiring.close("halted")
+    assert wiring.console.ended
+    assert (wire.closed, tap.steps) == (2, ["attach", "detach"])
+    wiring.close()
+    assert wire.closed == 2
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of a WeakSet
+@pytest.mark.parametrize("with_sink", [False, True])
+def test_what_an_interrupt_has_left_is_given_back_by_the_next_close(
+    told: Told, with_sink: bool
+) -> None:
+    memory = BlockMemory(4096)
+    wirings: list[Wiring] = []
+
+    def prepare() -> Any:
+        blocks: dict[str, Any] = {"storage": memory, "python": Disk()}
+        sink = (lambda _: None) if with_sink else None
+        wiring = Wiring({"service": Wire()}, blocks, sink, told)
+        wirings.append(wiring)
+        os.write(wiring.console_fd, b"last words")
+        return wiring.close
+
+    def check() -> None:
+        wiring = wirings.pop()
+        wiring.close("halted")
+        os.close(memory.attach().fd)
+        memory.detach()
+        assert wiring.console.ended
+        for thread in threads_of_devices():
+            thread.join(LONG)
+        assert not threads_of_devices()
+
+    before = open_descriptors()
+    at_every_moment(prepare, check)
+    assert open_descriptors() <= before
+    assert not told
+
+
+def threads_of_devices() -> list[threading.Thread]:
+    names = ("ptender device", "ptender console")
+    return [thread for thread in threading.enumerate() if thread.name in names]
+
+
 def test_wrong_devices_leave_nothing(told: Told) -> None:
     first = Attachable(Tap("tap0"))
     wrong: list[tuple[dict[str, Any], dict[str, Any], str]] = [
@@ -320,12 +456,43 @@ def test_wrong_devices_leave_nothing(told: Told) -> None:
             "^@9999: Could not open .*: no such descriptor",
         ),
         ({}, {"storage": io.BytesIO(b"")}, "'storage': .* has no capacity"),
+        ({"service": Attachable(Descriptor("x"))}, {}, "'service': fd='x': not a whole number"),  # type: ignore[arg-type]
+        ({"service": Attachable(Descriptor(-5))}, {}, r"attach\(\) gave .*: no such descriptor"),
+        ({"service": Attachable(Descriptor(9999))}, {}, r"gave .*: no such descriptor"),
+        ({"service": Attachable(StreamNet(1 << 40))}, {}, r"gave .*: no such descriptor"),
+        ({}, {"storage": Attachable(BlockDescriptor(-5))}, r"gave .*: no such descriptor"),
+        ({"service": with_attributes(Wire(), mtu="1500")}, {}, "'service': mtu='1500': not a"),
+        ({"service": with_attributes(Wire(), mtu=1500.0)}, {}, "'service': mtu=1500.0: not a"),
+        ({"service": with_attributes(Wire(), mac="02:0")}, {}, "'service': mac='02:0': .* MAC"),
+        ({}, {"storage": with_attributes(Disk(), sector_size="512")}, "sector_size='512': not"),
+        ({}, {"storage": with_attributes(Disk(), sector_size=None)}, "sector_size=None: not a"),
     ]
     for nets, blocks, message in wrong:
         with pytest.raises(DeviceError, match=message) as raised:
             Wiring({"first": first, **nets}, blocks, None, told)
         assert "\n" not in str(raised.value)
         assert first.steps[-2:] == ["attach", "detach"]
+
+
+def with_attributes(device: Any, **attributes: Any) -> Any:
+    device.__dict__.update(attributes)
+    return device
+
+
+def test_the_address_of_a_device_may_be_a_string(told: Told) -> None:
+    wire = with_attributes(Wire(), mac="02:00:00:00:00:01")
+    wiring = Wiring({"service": wire}, {}, None, told)
+    ((_, spec),) = wiring.net
+    wiring.close()
+    assert spec.mac == bytes.fromhex("020000000001")
+
+
+def test_a_descriptor_of_a_wrong_value_is_closed(told: Told) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    port = Attachable(Descriptor(theirs.detach(), mtu="1500"))  # type: ignore[arg-type]
+    with ours, pytest.raises(DeviceError, match="mtu='1500': not a whole number"):
+        Wiring({"service": port}, {}, None, told)
+    assert port.steps == ["attach", "detach"]
 
 
 def test_a_descriptor_is_given_once(told: Told) -> None:
@@ -366,6 +533,23 @@ def test_sizes_of_memory(content: Any, sector: int) -> None:
         BlockMemory(content, sector_size=sector)
     with pytest.raises(DeviceError, match="Block size must be a multiple of 2"):
         BlockMemory(4096, sector_size=1000)
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "message"),
+    [
+        (10**30 * 512, {}, "no file can be that large"),
+        (-1, {}, "Backing storage size must be block aligned: -1 bytes"),
+        ("text", {}, "'text' is neither a size in bytes nor bytes"),
+        (None, {}, "None is neither a size in bytes nor bytes"),
+        (4096, {"sector_size": "512"}, "sector_size='512': not a whole number"),
+        (4096, {"readonly": "yes"}, "readonly='yes': not True or False"),
+    ],
+)
+def test_what_is_no_memory(content: Any, more: Any, message: str) -> None:
+    with pytest.raises(TenderError, match=message) as raised:
+        BlockMemory(content, **more)
+    assert str(raised.value).isprintable()
 
 
 def _warn(told: Told | None, text: str) -> None:
@@ -479,7 +663,7 @@ class Disk:
     def read(self, offset: int, length: int) -> Any:
         self.calls.append((offset, length))
         wrong, self.wrong = self.wrong, None
-        if isinstance(wrong, Exception):
+        if isinstance(wrong, BaseException):
             raise wrong
         return self.content[offset : offset + length] if wrong is None else wrong
 
@@ -505,7 +689,11 @@ def test_a_disk_in_python(cleanup: Cleanup, told: Told) -> None:
     assert not told
 
 
-@pytest.mark.parametrize("wrong", [ZeroDivisionError(), OSError(28, "full"), b"short", 5, "text"])
+WRONG = [ZeroDivisionError(), OSError(28, "full"), b"short", 5, "text", SystemExit()]
+WRONG += [OSError(-5, "minus"), OSError("a", "b"), OSError(1 << 40, "far"), OSError(0, "none")]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
 def test_an_exception_is_a_result_code_and_reported(
     cleanup: Cleanup, told: Told, wrong: Any
 ) -> None:
@@ -518,7 +706,66 @@ def test_an_exception_is_a_result_code_and_reported(
     assert device.read(0, memoryview(bytearray(512))) == OK
     ((where, error),) = told
     assert where == "block device 'storage'"
-    assert isinstance(error, type(wrong) if isinstance(wrong, Exception) else Exception)
+    assert isinstance(error, type(wrong) if isinstance(wrong, BaseException) else Exception)
+
+
+def test_each_kind_of_trouble_is_told_once(cleanup: Cleanup, told: Told) -> None:
+    disk, other = Disk(), Disk()
+    wiring = Wiring({}, {"storage": disk, "other": other}, None, told)
+    cleanup.callback(wiring.close)
+    device, second = (attach_block(spec, cleanup, told) for _, spec in wiring.block)
+    for number in [*range(100), 0, 1]:
+        disk.wrong = ValueError(f"of kind {number // 2}")
+        assert device.read(0, memoryview(bytearray(512))) == EUNSPEC
+    texts = [f"of kind {number}" for number in range(20)]
+    assert [str(what) for _, what in told] == [
+        *texts,
+        "more than 20 kinds of trouble: no more will be told",
+    ]
+    other.wrong = ValueError("of kind 0")
+    assert second.read(0, memoryview(bytearray(512))) == EUNSPEC
+    assert told[-1][0] == "block device 'other'"
+
+
+def test_receive_that_always_raises_is_told_once(told: Told) -> None:
+    asked = threading.Semaphore(0)
+
+    class Broken:
+        def receive(self) -> bytes:
+            asked.release()
+            raise ValueError("broken")
+
+    wiring = Wiring({"service": Broken()}, {}, None, told)
+    for _ in range(3):
+        assert asked.acquire(timeout=LONG)
+    wiring.close()
+    assert [str(what) for _, what in told] == ["broken"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_who_is_told_may_raise(cleanup: Cleanup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The devices are served all the same, and what was raised is shown."""
+    shown: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", lambda args: shown.append(args.exc_type))
+
+    def warn(_device: str, _what: object) -> None:
+        raise KeyError
+
+    disk = Disk()
+    wiring = Wiring({"service": Wire()}, {"storage": disk}, None, warn)
+    cleanup.callback(wiring.close)
+    ((_, spec),) = wiring.net
+    assert isinstance(spec, Descriptor)
+    device = attach_block(wiring.block[0][1], cleanup)
+    disk.wrong = ZeroDivisionError()
+    assert device.read(0, memoryview(bytearray(512))) == EUNSPEC
+    assert device.read(0, memoryview(bytearray(512))) == OK
+    with socket.socket(fileno=os.dup(spec.fd)) as guest:
+        guest.settimeout(LONG)
+        guest.send(b"\xff" + FRAME)
+        guest.send(FRAME)
+        assert guest.recv(2000) == FRAME
+    assert shown == [KeyError, KeyError]
 
 
 def test_a_disk_without_write_is_read_only(cleanup: Cleanup, told: Told) -> None:
@@ -614,7 +861,7 @@ class Wire:
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
-        self.waiting: queue.Queue[bytes | Exception | None] = queue.Queue()
+        self.waiting: queue.SimpleQueue[bytes | Exception | None] = queue.SimpleQueue()
         self.closed = 0
 
     def send(self, frame: bytes) -> list[bytes]:
@@ -895,3 +1142,40 @@ def test_the_locks_of_descriptors(cleanup: Cleanup, tmp_path: Path) -> None:
         attach_block(BlockDescriptor(file.fileno()), cleanup)
         with pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def test_the_lock_of_the_programs_file_ends_with_its_guest(
+    cleanup: Cleanup, told: Told, tmp_path: Path
+) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(4096))
+    with open(path, "r+b") as file, open(path, "r+b") as other:
+
+        def is_locked() -> bool:
+            try:
+                fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            fcntl.flock(other, fcntl.LOCK_UN)
+            return False
+
+        def start(spec: Any) -> Wiring:
+            wiring = Wiring({}, {"storage": spec}, None, told)
+            attach_block(wiring.block[0][1], cleanup)
+            assert is_locked()
+            return wiring
+
+        disk = BlockDescriptor(file.fileno())
+        for spec in (disk, Attachable(BlockDescriptor(os.dup(file.fileno())))):
+            wiring = start(spec)
+            wiring.close()
+            assert not is_locked()
+            wiring.close()
+        first, second = start(disk), start(disk)
+        first.close()
+        assert is_locked()  # the other one's
+        second.close()
+        assert not is_locked()
+        fcntl.flock(file, fcntl.LOCK_EX)
+        start(disk).close()
+        assert is_locked()  # the program's own

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
 
 from tender.reactor import GONE, READ, WRITE, Reactor, reactor
+from tests.unit.interrupts import at_every_moment, comes_back
 
 Ends = tuple[socket.socket, socket.socket]
 LONG = 20
@@ -209,3 +210,43 @@ def test_it_starts_at_the_first_use() -> None:
     loop = Reactor()
     assert loop._thread is None
     loop._forget()
+
+
+def test_an_interrupted_unregister_leaves_the_reactor_at_work(pair: Ends) -> None:
+    ours, theirs = pair
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(_events: int) -> None:
+        ours.recv(100)
+        begun.set()
+        go_on.wait(LONG)
+
+    def prepare() -> Callable[[], object]:
+        """Its callback runs: to unregister waits for that."""
+        begun.clear()
+        go_on.clear()
+        reactor().register(ours.fileno(), READ, slow)
+        theirs.send(b"x")
+        assert begun.wait(LONG)
+        threading.Timer(0.002, go_on.set).start()
+        return lambda: reactor().unregister(ours.fileno())
+
+    def check() -> None:
+        go_on.set()
+        assert comes_back(lambda: reactor().unregister(ours.fileno()))
+        served = threading.Event()
+        assert comes_back(lambda: reactor().call_soon(served.set))
+        assert served.wait(LONG)
+
+    at_every_moment(prepare, check)
+
+
+def test_a_call_that_is_due_in_centuries_does_not_end_the_thread() -> None:
+    far = [reactor().call_later(seconds, print) for seconds in (1e10, 1e300, float("inf"))]
+    got: queue.Queue[str] = queue.Queue()
+    reactor().call_later(0.01, lambda: got.put("alive"))
+    assert got.get(timeout=LONG) == "alive"
+    reactor().call_soon(lambda: got.put("still"))
+    assert got.get(timeout=LONG) == "still"
+    for timer in far:
+        timer.cancel()
