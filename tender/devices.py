@@ -246,11 +246,11 @@ class Wiring:
 
     def _attach(self, spec: Any, where: str, values: tuple[type, ...], none_of: str) -> Any:
         """What it gives: one of `values`, whose descriptors are the guest's from now on."""
+        detach = getattr(spec, "detach", None)
         try:
             attached = spec.attach()
         except DeviceError as error:
             raise type(error)(f"{where}: {error}") from None
-        detach = getattr(spec, "detach", None)
         if detach is not None:
             self._ends.append(detach)
         if not isinstance(attached, values):
@@ -682,12 +682,18 @@ class BlockMemory:
 
     def attach(self) -> BlockDescriptor:
         """For a guest that starts."""
-        with self._lock:
-            if self._attached:
-                raise DeviceError("this memory is attached to another guest")
+        taken = False
+        try:
+            with self._lock:
+                if self._attached:
+                    raise DeviceError("this memory is attached to another guest")
+                taken = self._attached = True
             fd = fcntl.fcntl(self._fd, fcntl.F_DUPFD_CLOEXEC, 3)
-            self._attached = True
-        return BlockDescriptor(fd, self.readonly, self.sector_size)
+            return BlockDescriptor(fd, self.readonly, self.sector_size)
+        except BaseException:  # Ctrl-C too: no guest would come that lets go of it
+            if taken:
+                self.detach()
+            raise
 
     def detach(self) -> None:
         """The guest has ended."""

@@ -75,6 +75,11 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     assert is_clean(), (open_descriptors(), descriptors, threading.enumerate())
 
 
+def which_are_open() -> set[int]:
+    listed = os.listdir("/proc/self/fd")  # with the one that lists them
+    return {int(fd) for fd in listed if os.path.exists(f"/proc/self/fd/{fd}")}
+
+
 def open_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
@@ -525,6 +530,23 @@ def test_memory_is_read_and_written() -> None:
     os.close(given.fd)
     memory.detach()
     os.close(memory.attach().fd)
+
+
+def test_an_interrupted_attach_leaves_memory_to_the_next_guest() -> None:
+    memory = BlockMemory(4096)
+    before = which_are_open()
+    given: list[BlockDescriptor] = []
+
+    def check() -> None:
+        if given:
+            given.pop()
+            memory.detach()
+        memory.attach()
+        memory.detach()
+        for fd in which_are_open() - before:
+            os.close(fd)
+
+    at_every_moment(lambda: lambda: given.append(memory.attach()), check)
 
 
 @pytest.mark.parametrize(("content", "sector"), [(0, 512), (1000, 512), (512, 1024), (b"", 512)])
