@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from tender.block_memory import BlockMemory as BlockMemory
     from tender.config import BlockDescriptor as BlockDescriptor
     from tender.config import BlockFile as BlockFile
     from tender.config import Descriptor as Descriptor
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from tender.config import UserNet as UserNet
     from tender.config import VirtualTime as VirtualTime
     from tender.console_capture import Console as Console
-    from tender.devices import BlockMemory as BlockMemory
     from tender.elf import Image as Image
     from tender.errors import GuestEnded as GuestEnded
     from tender.errors import TenderError as TenderError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "BlockDescriptor": "tender.config",
     "BlockFile": "tender.config",
-    "BlockMemory": "tender.devices",
+    "BlockMemory": "tender.block_memory",
     "Console": "tender.console_capture",
     "Descriptor": "tender.config",
     "Guest": "tender.guest",

@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 
 from tender._abi import lib
+from tender.block_memory import BlockMemory
 from tender.cleanup import Cleanup
 from tender.clock import HostClock
 from tender.config import BlockDescriptor, BlockFile, BlockRemote, Descriptor, StreamNet, Tap
 from tender.console_capture import Capture, Console
-from tender.devices import BlockMemory, Wiring
+from tender.devices import Wiring
 from tender.errors import ConfigError, DeviceError, GuestEnded, TenderError, UsageError
 from tender.manifest import Device
 from tender.modules import block, net
@@ -913,15 +914,15 @@ def test_a_network_device_in_python(told: Told) -> None:
         guest.settimeout(LONG)
         guest.send(FRAME)
         assert [guest.recv(2000), guest.recv(2000)] == [FRAME, FRAME]
-        wire.waiting.put(b"by itself")
-        assert guest.recv(2000) == b"by itself"
+        wire.waiting.put(FRAME + b"by itself")
+        assert guest.recv(2000) == FRAME + b"by itself"
         wire.waiting.put(ValueError("once"))
-        wire.waiting.put(b"again")
-        assert guest.recv(2000) == b"again"
+        wire.waiting.put(FRAME + b"again")
+        assert guest.recv(2000) == FRAME + b"again"
         guest.send(b"\xff" + FRAME)
-        guest.send(b"last words")
+        guest.send(FRAME + b"last words")
         wiring.close()
-    assert wire.sent == [FRAME, b"\xff" + FRAME, b"last words"]
+    assert wire.sent == [FRAME, b"\xff" + FRAME, FRAME + b"last words"]
     assert wire.closed == 1
     assert [(where, type(what)) for where, what in told] == [
         ("network device 'service'", ValueError),
@@ -931,7 +932,7 @@ def test_a_network_device_in_python(told: Told) -> None:
 
 def test_one_half_of_a_device_is_enough(told: Told) -> None:
     class Source:
-        frames = iter([b"one", b"two", None])
+        frames = iter([FRAME, FRAME[::-1], None])
 
         def receive(self) -> bytes | None:
             return next(self.frames)
@@ -950,12 +951,41 @@ def test_one_half_of_a_device_is_enough(told: Told) -> None:
     assert isinstance(other, Descriptor)
     with socket.socket(fileno=os.dup(source.fd)) as end:
         end.settimeout(LONG)
-        assert [end.recv(100), end.recv(100)] == [b"one", b"two"]
+        assert [end.recv(100), end.recv(100)] == [FRAME, FRAME[::-1]]
         end.send(b"nobody takes it")
     os.write(other.fd, b"taken")
     wiring.close()
     assert drain.frames == [b"taken"]
     assert not told
+
+
+def test_frames_that_no_wire_carries(told: Told) -> None:
+    """They are dropped, and told once per kind: the guest would get what is too long cut."""
+
+    class Source:
+        frames = iter([bytes(13), bytes(1519), bytes(70000), bytes(1518), None])
+
+        def receive(self) -> bytes | None:
+            return next(self.frames)
+
+    class Async:
+        async def send(self, frame: bytes) -> bytes:
+            return frame
+
+    wiring = Wiring({"a": Source(), "b": Async()}, {}, None, told)  # type: ignore[dict-item]
+    (_, source), (_, other) = wiring.net
+    assert isinstance(source, Descriptor)
+    assert isinstance(other, Descriptor)
+    with socket.socket(fileno=os.dup(source.fd)) as end:
+        end.settimeout(LONG)
+        assert end.recv(100000) == bytes(1518)
+    os.write(other.fd, FRAME)
+    wiring.close()
+    assert sorted(str(what) for _, what in told) == [
+        "a frame of less than 14 bytes: dropped",
+        "a frame of more than 1518 bytes (the MTU and a header): dropped",
+        "send() is async: make it a plain function",
+    ]
 
 
 # Frames on a stream.
