@@ -13,7 +13,7 @@ import threading
 import weakref
 from io import FileIO
 
-from tender import arguments, reactor
+from tender import arguments, timers
 from tender.block_memory import BlockMemory
 from tender.config import (
     BlockDescriptor,
@@ -339,7 +339,7 @@ class _Reports:
                 is_last = len(told) > KINDS_MAX
             self._report(device, _LAST if is_last else what)
         except Exception:
-            reactor.show_exception()
+            timers.show_exception()
 
 
 _LAST = f"more than {KINDS_MAX} kinds of trouble: no more will be told"

@@ -12,7 +12,7 @@ import sys
 import threading
 from time import monotonic
 
-from tender import arguments, cpus, messages, process
+from tender import arguments, cpus, messages, process, timers
 from tender.boot import layout
 from tender.devices import Wiring
 from tender.errors import HostError
@@ -524,16 +524,8 @@ def _patience(grace: float) -> float:
 
 
 def _guarded(warn: Callable[[str], None]) -> Callable[[str], None]:
-    """The same; what it raises ends none of the threads that call it, and is reported."""
-
-    def call(text: str) -> None:
-        try:
-            warn(text)
-        except BaseException:
-            thread = threading.current_thread()
-            threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), thread)))
-
-    return call
+    """The same; what it raises ends none of the threads that call it, and is shown."""
+    return lambda text: timers.call(lambda: warn(text))
 
 
 def _to_stderr(text: str) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
     from typing import Any
 
-    from tender.reactor import Timer
+    from tender.timers import Timer
 
     Warn = Callable[[str], None]
 

@@ -7,13 +7,11 @@ epoll and descriptors go together: Linux, epoll(7).
 
 from __future__ import annotations
 
-import heapq
 import os
 import select
-import sys
 import threading
-from itertools import count
-from time import monotonic
+
+from tender.timers import Timer, Timers, show_exception
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,20 +20,6 @@ if TYPE_CHECKING:
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 GONE = select.EPOLLHUP | select.EPOLLERR  # told without being asked for
 EVENTS_MAX = 256  # of one look; the others come with the next
-LOOK_S = 3600.0  # at most until the next look: epoll_wait(2) takes an int of milliseconds
-
-
-class Timer:
-    """A call that is due at `when` (time.monotonic()), unless it is cancelled."""
-
-    __slots__ = ("function", "when")
-
-    def __init__(self, when: float, function: Callable[[], object] | None) -> None:
-        self.when = when
-        self.function = function
-
-    def cancel(self) -> None:
-        self.function = None
 
 
 class Waiters:
@@ -90,8 +74,7 @@ class Reactor:
         self._lock = threading.Lock()
         self._idle = Waiters()  # for a callback to come back
         self._entries: dict[int, _Entry] = {}
-        self._timers: list[tuple[float, int, Timer]] = []
-        self._numbers = count()
+        self._timers = Timers()
         self._round = 0
         self._busy: _Entry | None = None
         self._thread: threading.Thread | None = None
@@ -151,12 +134,10 @@ class Reactor:
 
     def call_later(self, seconds: float, function: Callable[[], object]) -> Timer:
         """Call `function` after `seconds`; calls of one instant come in the order of asking."""
-        timer = Timer(monotonic() + max(0.0, seconds), function)
+        timer, is_first = self._timers.add(seconds, function)
         with self._lock:
-            first = not self._timers or timer.when < self._timers[0][0]
-            heapq.heappush(self._timers, (timer.when, next(self._numbers), timer))
             self._start()
-        if first and not self.is_here():
+        if is_first and not self.is_here():
             self._wake()
         return timer
 
@@ -175,21 +156,13 @@ class Reactor:
     def _run(self) -> None:
         while True:
             self._round += 1
-            ready = self._epoll.poll(self._timeout(), EVENTS_MAX)
+            ready = self._epoll.poll(self._timers.wait_s(), EVENTS_MAX)
             for fd, events in ready:
                 if fd == self._wake_fd:
                     os.eventfd_read(fd)
                 else:
                     self._serve(fd, events)
-            self._run_timers()
-
-    def _timeout(self) -> float | None:
-        with self._lock:
-            while self._timers and self._timers[0][2].function is None:
-                heapq.heappop(self._timers)
-            if not self._timers:
-                return None
-            return min(max(0.0, self._timers[0][0] - monotonic()), LOOK_S)
+            self._timers.run()
 
     def _serve(self, fd: int, events: int) -> None:
         with self._lock:
@@ -209,32 +182,10 @@ class Reactor:
                 self._busy = None
                 self._idle.wake()
 
-    def _run_timers(self) -> None:
-        now = monotonic()
-        while True:
-            with self._lock:
-                if not self._timers or self._timers[0][0] > now:
-                    return
-                timer = heapq.heappop(self._timers)[2]
-            function, timer.function = timer.function, None
-            if function is not None:
-                try:
-                    function()
-                except BaseException:
-                    show_exception()
-
     def _forget(self) -> None:
         """In a forked child: its copies of the descriptors are closed, the thread is not here."""
         self._epoll.close()
         os.close(self._wake_fd)
-
-
-def show_exception() -> None:
-    """As threading reports what a thread did not catch."""
-    kind, value, traceback = sys.exc_info()
-    if kind is not None:
-        thread = threading.current_thread()
-        threading.excepthook(threading.ExceptHookArgs((kind, value, traceback, thread)))
 
 
 _lock = threading.Lock()
