@@ -127,17 +127,19 @@ def test_what_looks_ended_has_an_outcome(guest: Build) -> None:
 
 def test_a_guest_that_was_described_before_a_fork(guest: Build) -> None:
     code = """
+import select
 guest = Guest(sys.argv[1], mem_mib=8)
 if not os.fork():
     with guest:
-        pid = guest.pid
-    print(guest.outcome.reason, os.path.exists(f"/proc/{pid}"), flush=True)
+        end = os.pidfd_open(guest.pid)
+    print(guest.outcome.reason, guest.running, flush=True)
+    print(select.select([end], [], [], 0)[0] == [end], flush=True)
     os._exit(0)
 os.wait()
 print(guest.running)
 """
     done = program(code, guest("loop"))
-    assert (done.stdout, done.stderr) == ("stopped False\nFalse\n", ""), done
+    assert (done.stdout, done.stderr) == ("stopped False\nTrue\nFalse\n", ""), done
 
 
 def test_settings_of_the_program_that_an_exec_hands_on(guest: Build, tmp_path: Path) -> None:
