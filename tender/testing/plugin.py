@@ -8,6 +8,7 @@ tender/testing/lab.py.
 from __future__ import annotations
 
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,17 @@ if TYPE_CHECKING:
 _LAB: pytest.StashKey[Lab] = pytest.StashKey()
 _CAUGHT: pytest.StashKey[bool] = pytest.StashKey()
 PATIENCE_S = 60.0
+SECONDS_MAX = 1e6  # what poll(2) and its like can be told, and more than any test takes
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < SECONDS_MAX:  # which nan is not either
+        raise ArgumentTypeError(f"{text!r} is not a number of seconds, as 60")
+    return seconds
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -38,10 +50,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--ptender-timeout",
-        type=float,
+        type=_seconds,
         default=PATIENCE_S,
         metavar="SECONDS",
-        help=f"of everything that waits and has no timeout of its own (default: {PATIENCE_S:g})",
+        help="of everything that waits and has no timeout of its own; in virtual time, how much "
+        f"real time each wait may take (default: {PATIENCE_S:g})",
     )
     group.addoption(
         "--ptender-artifacts",

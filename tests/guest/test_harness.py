@@ -478,6 +478,14 @@ def test_a_guest_that_polls_without_sleeping_ends_its_test(pytester: pytest.Pyte
     result.stdout.fnmatch_lines(["*Stuck: virtual time is too slow: * 3 s of real time; *"])
 
 
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "1e300", "soon"])
+def test_a_timeout_that_is_none(pytester: pytest.Pytester, seconds: str) -> None:
+    result = run(pytester, "def test_nothing(): pass", f"--ptender-timeout={seconds}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    message = f"*--ptender-timeout: '{seconds}' is not a number of seconds, as 60"
+    result.stderr.fnmatch_lines([message])
+
+
 def test_an_ordinary_user_without_kvm(guest: Build, cpu: str) -> None:
     if cpu != "soft":
         pytest.skip("this is about machines without KVM")
