@@ -482,9 +482,8 @@ def test_a_guest_that_polls_without_sleeping_ends_its_test(pytester: pytest.Pyte
 def test_a_timeout_that_is_none(pytester: pytest.Pytester, seconds: str) -> None:
     result = run(pytester, "def test_nothing(): pass", f"--ptender-timeout={seconds}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(
-        [f"*--ptender-timeout: '{seconds}' is not a number of seconds, as 60"]
-    )
+    message = f"*--ptender-timeout: '{seconds}' is not a number of seconds, as 60"
+    result.stderr.fnmatch_lines([message])
 
 
 def test_an_ordinary_user_without_kvm(guest: Build, cpu: str) -> None:
