@@ -18,6 +18,7 @@ class Cleanup:
         self._callbacks: list[Callable[[], object]] = []
 
     def callback(self, function: Callable[[], object]) -> None:
+        """Call `function` when this is closed, before those that were given earlier."""
         self._callbacks.append(function)
 
     def forget(self) -> None:

@@ -63,7 +63,9 @@ class VirtualClock(HostClock):
         return (self._start_ns + lib.soft_now_ns(self.cell)) % _U64
 
     def elapsed_ns(self) -> int:
+        """The guest's time since it started, in ns."""
         return int(self.cell.now_ns)
 
     def advance(self, ns: int) -> None:
+        """Let time go on without the guest."""
         self.cell.now_ns = (self.cell.now_ns + ns) % _U64

@@ -47,6 +47,7 @@ class Warm:
             self.close()  # whoever needs it will hear why it can't be had
 
     def close(self) -> None:
+        """Give back what no guest has taken."""
         self._cleanup.close()
 
 

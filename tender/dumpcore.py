@@ -70,6 +70,7 @@ class Target:
         self._ask = keeper.ask
 
     def close(self) -> None:
+        """Close the folder and what is left of a file without a name."""
         self.discard()
         os.close(self.folder_fd)
         while self.fds:

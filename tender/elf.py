@@ -63,6 +63,7 @@ class Segment:
 
     @property
     def protection(self) -> str:
+        """What the guest may do with it: p_flags as "r-x", "rw-", ... (ELF-64, figure 7)."""
         flags = ((self.readable, "r"), (self.writable, "w"), (self.executable, "x"))
         return "".join(letter if given else "-" for given, letter in flags)
 

@@ -101,6 +101,7 @@ class EngineVcpu:
         self.cpu_cycle_freq, self.pc_name = vcpu.cpu_cycle_freq, vcpu.pc_name
 
     def run(self) -> Exit:
+        """Run the guest until an exit that the engine does not answer, as kvm.Vcpu.run gives it."""
         error = lib.engine_run(self._cell)
         self._engine.hand_over()
         if self.ring:
@@ -108,13 +109,17 @@ class EngineVcpu:
         return self._vcpu.exit(error)
 
     def get_state(self) -> State:
+        """As kvm.Vcpu has it."""
         return self._vcpu.get_state()
 
     def core_state(self) -> State:
+        """As kvm.Vcpu has it."""
         return self._vcpu.core_state()
 
     def set_state(self, state: State) -> None:
+        """As kvm.Vcpu has it."""
         self._vcpu.set_state(state)
 
     def instruction_pointer(self) -> int:
+        """As kvm.Vcpu has it."""
         return self._vcpu.instruction_pointer()

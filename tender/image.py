@@ -39,6 +39,7 @@ class ImageFile:
             raise ImageError(f"{path}: {os.strerror(error.errno or 0)}") from None
 
     def close(self) -> None:
+        """Close the file; its headers stay in `image`."""
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1

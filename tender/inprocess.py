@@ -79,6 +79,7 @@ class InProcess:
         self._stop.request()
 
     def kill(self) -> None:
+        """Raises RuntimeError: a thread can't be killed."""
         raise RuntimeError("a guest in this process can't be killed: use stop()")
 
     def outcome(self) -> Outcome:

@@ -253,14 +253,17 @@ class Vcpu:
         return Failure(f"KVM: unhandled exit: exit_reason={reason:#x}{names.get(reason, '')}")
 
     def instruction_pointer(self) -> int:
+        """RIP, for messages; raises HostError."""
         regs = ffi.new("struct kvm_regs *")
         _ioctl_at(self.fd, "KVM_GET_REGS", regs)
         return int(regs.rip)
 
     def get_state(self) -> State:
+        """All registers (KVM_GET_REGS, _SREGS, _FPU, _MSRS)."""
         return replace(self.core_state(), fpu=self._get_fpu(), msrs=self._get_msrs())
 
     def core_state(self) -> State:
+        """The general and the system registers, which a core file has; no FPU, no MSRs."""
         regs, sregs = ffi.new("struct kvm_regs *"), ffi.new("struct kvm_sregs *")
         _ioctl_at(self.fd, "KVM_GET_REGS", regs)
         _ioctl_at(self.fd, "KVM_GET_SREGS", sregs)
@@ -289,6 +292,7 @@ class Vcpu:
         return values
 
     def set_state(self, state: State) -> None:
+        """Set all registers; raises HostError where KVM refuses them."""
         # What the state does not name (the APIC base, pending interrupts) stays as it is.
         sregs = ffi.new("struct kvm_sregs *")
         _ioctl_at(self.fd, "KVM_GET_SREGS", sregs)

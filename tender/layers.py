@@ -38,6 +38,7 @@ def call(number: int, *arguments: int) -> int:
 
 
 def prctl(option: int, value: int) -> None:
+    """One option of prctl(2); raises OSError."""
     call(lib.SYS_prctl, option, value)
 
 

@@ -118,6 +118,7 @@ class Machine:
             raise
 
     def close(self) -> None:
+        """Give everything back, unless the door is closed: then the end of the process does."""
         if self._door and self._door.closed:
             self._cleanup.forget()  # it could give nothing back: that is for the process's end
         self._cleanup.close()

@@ -33,6 +33,7 @@ class Device:
 
     @property
     def type_name(self) -> str:
+        """ "NET_BASIC" or "BLOCK_BASIC", as manifest.json has it."""
         return TYPE_NAMES[self.type]
 
 
@@ -43,6 +44,7 @@ class Manifest:
     devices: tuple[Device, ...] = ()
 
     def of_type(self, number: int) -> list[Device]:
+        """The devices of one type (MFT_DEV_*), in the order of their handles."""
         return [device for device in self.devices if device.type == number]
 
 

@@ -133,6 +133,7 @@ def pack_job(config: Config, descriptors: int) -> bytes:
 
 
 def unpack_job(data: bytes) -> tuple[Config, int]:
+    """What pack_job was given; for bytes of the program itself."""
     plain, descriptors = marshal.loads(data)
     return _value(plain), descriptors
 
@@ -173,12 +174,14 @@ def pack(kind: str, value: Any) -> bytes:
 
 
 def pack_error(error: TenderError) -> dict[str, Any]:
+    """An error as the table of its type, text and fields."""
     name = next(base.__name__ for base in type(error).__mro__ if base.__name__ in _ERRORS)
     fields = {key: getattr(error, key, None) for key, _ in _FIELDS[name]}
     return {"type": name, "text": str(error)[:TEXT_MAX], **fields}
 
 
 def pack_outcome(outcome: Outcome) -> bytes:
+    """The message that says how the guest ended."""
     value = dict(outcome.__dict__)
     value["error"] = pack_error(outcome.error) if outcome.error else None
     return pack("outcome", value)

@@ -38,6 +38,7 @@ class Monitor:
         return threading.current_thread() is self._thread
 
     def watch(self, fd: int, call: Call) -> None:
+        """Call `call` on this thread whenever `fd` can be read."""
         self._calls[fd] = call
         self._epoll.register(fd, select.EPOLLIN)
 

@@ -326,6 +326,7 @@ class Program:
             server.close()
 
     def add(self, process: Process) -> None:
+        """A process that is now a guest of this program."""
         with self._lock:
             self._processes.add(process)
 

@@ -61,6 +61,7 @@ class Compare:
     value: int
 
     def holds(self, value: int) -> bool:
+        """Whether a system call's argument (64 bits) satisfies it."""
         value &= LONG
         return value <= self.value if self.op == LE else value & self.mask == self.value
 
@@ -74,6 +75,7 @@ class Rule:
     entry: Entry
 
     def allows(self, call: str, arguments: Sequence[int]) -> bool:
+        """Whether a call with these arguments is one that it is about."""
         return call == self.call and all(
             each.holds(arguments[each.argument]) for each in self.compares
         )

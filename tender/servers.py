@@ -95,10 +95,12 @@ class Server:
 
     @property
     def pid(self) -> int:
+        """Its process."""
         return self._popen.pid
 
     @property
     def idle(self) -> bool:
+        """Whether none of its guests runs."""
         return not self._processes
 
     def take(self) -> tuple[int, int, socket.socket]:

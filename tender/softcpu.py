@@ -158,6 +158,7 @@ class SoftCpu:
         self._open()
 
     def close(self) -> None:
+        """Free the engine."""
         soft, self._soft = self._soft, None
         if soft is not None:
             if self._stop is not None:
@@ -210,12 +211,15 @@ class SoftCpu:
     # What an architecture makes of the rest.
 
     def get_state(self) -> Any:
+        """As kvm.Vcpu has it."""
         raise NotImplementedError
 
     def core_state(self) -> Any:
+        """As kvm.Vcpu has it."""
         return self.get_state()
 
     def set_state(self, state: Any) -> None:
+        """As kvm.Vcpu has it."""
         raise NotImplementedError
 
     def _hook(self) -> None:
@@ -240,10 +244,12 @@ class SoftCpu:
         return int(value[0])
 
     def write_register(self, number: int, value: int) -> None:
+        """Set one register of 64 bits; the engine's number for it."""
         cell = ffi.new("uint64_t *", value)
         check(lib.soft_reg_write(self._soft, number, cell), f"write register {number}")
 
     def instruction_pointer(self) -> int:
+        """As kvm.Vcpu has it."""
         return self.read_register(self.pc)
 
 

@@ -98,6 +98,7 @@ class Arm64Vcpu(SoftCpu):
         check(lib.soft_reg_write(self._soft, NUMBERS["system"], cell), "write a system register")
 
     def get_state(self) -> State:
+        """All registers, as boot/aarch64.py has them."""
         registers = {name: self._read(name) for name in REGISTERS}
         registers[stack_pointer(registers["pstate"])] = self._read("sp")
         registers["pc"] += self._soft.skip  # a hypercall is made when its exit has been answered

@@ -145,6 +145,7 @@ class X86Vcpu(SoftCpu):
         check(lib.soft_reg_write(self._soft, NUMBERS[name], cell), f"write {name}")
 
     def get_state(self) -> State:
+        """All registers, as kvm.Vcpu gives them."""
         registers = {name: self._read(name) for name in REGISTERS}
         if self._soft.inside and self._soft.kind == lib.SOFT_OUT:
             registers["rip"] += self._length_of_out(registers["rip"])

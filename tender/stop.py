@@ -31,6 +31,7 @@ class Stop:
 
     @property
     def requested(self) -> bool:
+        """Whether the guest is to end."""
         return bool(self.cell.requested)
 
     @property
@@ -45,6 +46,7 @@ class Stop:
         self._entered = True
 
     def leave(self) -> None:
+        """This thread is not to be interrupted any more."""
         with self._lock:
             self._entered = False
             lib.stop_enter(ffi.NULL)

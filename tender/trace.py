@@ -132,6 +132,7 @@ class Traced:
         self._devices = devices  # their names, by handle
 
     def dispatch(self, exit: Exit) -> Halt | None:
+        """As Dispatcher.dispatch, and a line about it."""
         begun_ns = self._trace.now_ns()
         fields, call, gpa = self._asked(exit)
         try:

@@ -70,6 +70,7 @@ def walk(read: Callable[[int], int], cr3: int, address: int) -> tuple[int, bool]
 
 
 def is_canonical(address: int) -> bool:
+    """Whether bits 48 to 63 are those of bit 47 (SDM volume 1, 3.3.7.1)."""
     return address >> 47 in (0, 0x1FFFF)
 
 

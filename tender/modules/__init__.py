@@ -37,6 +37,7 @@ def new_counters() -> Any:
 
 
 def counters_dict(counters: Any) -> dict[str, int]:
+    """The counters by name, as Outcome.stats has them."""
     return {name: getattr(counters, name) for name in ("calls", "bytes", "errors", "drops")}
 
 
@@ -77,10 +78,12 @@ class Trouble:
         self._told: set[str] = set()
 
     def tell(self, counters: Any, what: str) -> None:
+        """Count it as an error of the device, and warn of it once."""
         counters.errors += 1
         self.warn_once(what)
 
     def warn_once(self, what: str) -> None:
+        """Warn once per text."""
         if what not in self._told:
             self._told.add(what)
             self._warn(f"{self._device}: {what}; the guest goes on")

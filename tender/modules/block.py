@@ -98,12 +98,17 @@ class Block:
         self.devices = devices
 
     def hypercalls(self) -> dict[int, Handler]:
+        """The handlers by hypercall number."""
         return {
             lib.HVT_HYPERCALL_BLOCK_READ: self.block_read,
             lib.HVT_HYPERCALL_BLOCK_WRITE: self.block_write,
         }
 
     def block_read(self, memory: GuestMemory, gpa: int) -> None:
+        """BLOCK_READ: `length` bytes from `offset` of the device to `data`; `ret` is a result code.
+
+        EINVAL: no block device, or a range that is not inside it; EUNSPEC: the host failed.
+        """
         block = memory.at(_IO, gpa)
         device, offset, data_gpa, length = self._check(block)
         block.ret = (
@@ -111,6 +116,7 @@ class Block:
         )
 
     def block_write(self, memory: GuestMemory, gpa: int) -> None:
+        """BLOCK_WRITE: the other way, with the same result codes."""
         block = memory.at(_IO, gpa)
         device, offset, data_gpa, length = self._check(block)
         block.ret = (

@@ -63,9 +63,11 @@ class Console:
         self._trouble = Trouble("console", warn)
 
     def hypercalls(self) -> dict[int, Handler]:
+        """The handlers by hypercall number."""
         return {lib.HVT_HYPERCALL_PUTS: self.puts}
 
     def puts(self, memory: GuestMemory, gpa: int) -> None:
+        """PUTS: write `length` bytes at `data` to the console."""
         block = memory.at(_PUTS, gpa, out=False)
         data_gpa, length = block.data_gpa, block.len
         memory.readable(data_gpa, length)

@@ -137,12 +137,17 @@ class Net:
         self.devices = devices
 
     def hypercalls(self) -> dict[int, Handler]:
+        """The handlers by hypercall number."""
         return {
             lib.HVT_HYPERCALL_NET_READ: self.net_read,
             lib.HVT_HYPERCALL_NET_WRITE: self.net_write,
         }
 
     def net_read(self, memory: GuestMemory, gpa: int) -> None:
+        """NET_READ: one frame of at most `length` bytes to `data`, and its length.
+
+        AGAIN: none waits; EINVAL: no network device.
+        """
         block = memory.at(_IO, gpa)
         device, data_gpa, length = self.devices.get(block.handle), block.data_gpa, block.len
         if device is None:
@@ -153,6 +158,7 @@ class Net:
         block.ret = result
 
     def net_write(self, memory: GuestMemory, gpa: int) -> None:
+        """NET_WRITE: send one frame of `length` bytes at `data`; `ret` is a result code."""
         block = memory.at(_IO, gpa)
         device, data_gpa, length = self.devices.get(block.handle), block.data_gpa, block.len
         block.ret = device.write(memory.readable(data_gpa, length)) if device else lib.HVT_R_EINVAL

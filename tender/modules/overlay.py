@@ -56,6 +56,7 @@ class OverlayBlock(BlockDevice):
         cleanup.callback(self._overlay.release)
 
     def read(self, offset: int, data: memoryview) -> int:
+        """As block.BlockDevice.read: what the guest has written, the image elsewhere."""
         for start, end, written in self._runs(offset, offset + len(data)):
             piece = data[start - offset : end - offset]
             if written:
@@ -66,6 +67,7 @@ class OverlayBlock(BlockDevice):
         return lib.HVT_R_OK
 
     def write(self, offset: int, data: memoryview) -> int:
+        """As block.BlockDevice.write, into memory."""
         end = offset + len(data)
         for edge in {offset, end} if data else ():
             if edge % PAGE and not self._copy(edge // PAGE):

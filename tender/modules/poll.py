@@ -49,9 +49,14 @@ class Poll:
         self.watch()
 
     def hypercalls(self) -> dict[int, Handler]:
+        """The handlers by hypercall number."""
         return {lib.HVT_HYPERCALL_POLL: self.poll}
 
     def poll(self, memory: GuestMemory, gpa: int) -> None:
+        """POLL: wait for a frame, `timeout_nsecs` at most.
+
+        The devices that have one, as a set of bits by handle, and how many they are.
+        """
         block = memory.at(_POLL, gpa)
         timeout_ns = block.timeout_nsecs
         self.counters.calls += 1

@@ -43,6 +43,7 @@ class RemoteBlock(BlockDevice):
         os.set_blocking(spec.fd, False)
 
     def read(self, offset: int, data: memoryview) -> int:
+        """As block.BlockDevice.read: asks the program, in pieces."""
         for start in range(0, len(data), PIECE):
             piece = data[start : start + PIECE]
             reply = self._ask(HEADER.pack(READ, len(piece), offset + start), len(piece))
@@ -52,6 +53,7 @@ class RemoteBlock(BlockDevice):
         return self._done(len(data))
 
     def write(self, offset: int, data: memoryview) -> int:
+        """As block.BlockDevice.write: asks the program, in pieces."""
         if self.readonly:
             self.counters.drops += 1
             return lib.HVT_R_EUNSPEC

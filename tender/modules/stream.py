@@ -36,6 +36,7 @@ class StreamNetDevice(NetDevice):
         os.set_blocking(fd, False)
 
     def read(self, data: memoryview) -> tuple[int, int]:
+        """As net.NetDevice.read: the next whole frame of the stream."""
         self.received.calls += 1
         self.flush()
         frame = self._frame() if self.is_ready() or self._fill() else None

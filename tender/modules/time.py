@@ -21,7 +21,9 @@ class Time:
         self._wall_ns = clock.wall_ns
 
     def hypercalls(self) -> dict[int, Handler]:
+        """The handlers by hypercall number."""
         return {lib.HVT_HYPERCALL_WALLTIME: self.walltime}
 
     def walltime(self, memory: GuestMemory, gpa: int) -> None:
+        """WALLTIME: ns since the epoch, UTC."""
         memory.at(_WALLTIME, gpa).nsecs = self._wall_ns()
