@@ -175,6 +175,7 @@ class Guest:
         """Start it and wait for its end. Another thread can call `stop`."""
         if self.in_process:
             return self._run_here()
+        self._check_not_begun()
         try:
             self.start()
             return self.wait()
@@ -324,8 +325,7 @@ class Guest:
     def _begin(self, launch: Callable[[], None]) -> None:
         """Start it, once, as `launch` does."""
         with self._settling:
-            if self._begun:
-                raise RuntimeError("this guest was started already")
+            self._check_not_begun()
             self._program = os.getpid()
             self._starter = threading.get_ident()
             self._busy.acquire()
@@ -439,6 +439,10 @@ class Guest:
             elif limit is not None and monotonic() >= limit:
                 return self._ended
         return True
+
+    def _check_not_begun(self) -> None:
+        if self._begun:
+            raise RuntimeError("this guest was started already")
 
     def _check_begun(self) -> None:
         if not self._begun:

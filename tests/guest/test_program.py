@@ -215,6 +215,15 @@ print(outcome.reason)
     assert done.stdout == "deadline\n", done
 
 
+def test_a_second_start_does_no_harm_to_the_first(guest: Build) -> None:
+    with Guest(guest("loop"), mem_mib=8) as running:
+        for again in (running.start, running.run):
+            with pytest.raises(RuntimeError, match="started already"):
+                again()
+        with pytest.raises(TimeoutError):
+            running.wait(0.1)
+
+
 # Ctrl-C on the main thread: the guest that was being started, or waited for, ends.
 
 
