@@ -1,7 +1,7 @@
 """All that one test has of the harness: its guests, switches and disks, and what is kept of them.
 
 The rule here: what a test makes ends with it, in the reverse order, whatever else goes wrong.
-Nothing is written before a test has failed.
+Nothing is written before a test has failed; what is then is in tender/testing/report.py.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
+from tender.testing import report
 from tender.testing.disk import DiskImage
 from tender.testing.port import GuestPort
 from tender.testing.switch import Switch
@@ -26,10 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-LAST_LINES = 40  # in a report; all of it is in the folder
-LINE_MAX = 200  # letters
 NAME_MAX = 150  # letters of a folder's name
-END_S = 10.0  # for a guest to end, before it is killed
 
 
 class Lab:
@@ -177,42 +175,16 @@ class Lab:
             self.close()
         except Exception as error:
             self.failures.append(f"ending the guests: {error}")
-        folder = self.folder()
-        folder.mkdir(parents=True, exist_ok=True)
+        artifacts = report.Artifacts(self.folder())
         sections = [
-            *(self._keep_guest(folder, number, guest) for number, guest in enumerate(self.guests)),
-            *(self._keep_switch(folder, number, each) for number, each in enumerate(self.switches)),
-            *(self._keep_disk(folder, number, disk) for number, disk in enumerate(self.disks)),
+            *(report.keep_guest(artifacts, *each) for each in enumerate(self.guests)),
+            *(report.keep_switch(artifacts, *each) for each in enumerate(self.switches)),
+            *(report.keep_disk(artifacts, *each) for each in enumerate(self.disks)),
         ]
         if self.subtests:
             sections.append(("sub-tests", "\n".join(self.subtests)))
-        about = f"{folder}\nchance: seed {self.seed!r} (--ptender-seed)"
-        return [*sections, ("artifacts", about)]
-
-    def _keep_guest(self, folder: Path, number: int, guest: Unikernel) -> tuple[str, str]:
-        name = f"guest{number}-{Path(guest.kernel).stem}"
-        outcome = describe_end(guest)
-        (folder / f"{name}.outcome.txt").write_text(outcome + "\n")
-        parts = [outcome]
-        if (console := guest.said_last()) is not None:
-            (folder / f"{name}.console.txt").write_bytes(console)
-            parts += _tail("console", console.decode(errors="replace").splitlines())
-        trace = guest.config.trace
-        if isinstance(trace, str) and os.path.exists(trace):
-            path = folder / f"{name}.trace.jsonl"
-            shutil.copyfile(trace, path)
-            parts += _tail("hypercalls", path.read_text(errors="replace").splitlines())
-        return f"guest {number}: {guest.kernel}", "\n".join(parts)
-
-    def _keep_switch(self, folder: Path, number: int, switch: Switch) -> tuple[str, str]:
-        path = folder / f"switch{number}.pcapng"
-        switch.save(path)
-        return f"switch {number}", "\n".join([str(path), *_tail("packets", switch.lines())])
-
-    def _keep_disk(self, folder: Path, number: int, disk: DiskImage) -> tuple[str, str]:
-        path = folder / f"disk{number}.log.txt"
-        path.write_text("".join(f"{line}\n" for line in disk.log))
-        return f"disk {number}", "\n".join(_tail("operations", list(disk.log)))
+        chance = f"chance: seed {self.seed!r} (--ptender-seed)"
+        return [*sections, ("artifacts", "\n".join([*artifacts.about(), chance]))]
 
 
 def folder_name(test: str) -> str:
@@ -238,31 +210,3 @@ def _end(guest: Unikernel) -> BaseException | None:
         told, guest.told_error = guest.told_error, True
         return None if told else error
     return None
-
-
-def describe_end(guest: Unikernel) -> str:
-    """How a guest ended, for people."""
-    try:
-        outcome = guest.wait(END_S)
-    except Exception as error:
-        return f"it has no outcome: {type(error).__name__}: {error}"
-    lines = [f"ended: {outcome.reason}, status {outcome.status}"]
-    lines += [f"error: {outcome.error}"] if outcome.error else []
-    if outcome.trap:
-        lines.append(
-            "trap: " + " ".join(f"{key}={value:#x}" for key, value in outcome.trap.items())
-        )
-    for name, counters in outcome.stats.items():
-        lines.append(f"{name}: " + " ".join(f"{key}={value}" for key, value in counters.items()))
-    return "\n".join([*lines, *(f"trouble: {text}" for text in guest.trouble)])
-
-
-def _tail(title: str, lines: list[str]) -> list[str]:
-    if not lines:
-        return [f"{title}: none"]
-    left_out = f" (the last {LAST_LINES} of {len(lines)})" if len(lines) > LAST_LINES else ""
-    return [f"{title}{left_out}:", *(f"  {_cut(line)}" for line in lines[-LAST_LINES:])]
-
-
-def _cut(line: str) -> str:
-    return line if len(line) <= LINE_MAX else f"{line[:LINE_MAX]}..."

@@ -2,7 +2,7 @@
 
 The rule here: this file is loaded by every pytest of an environment that has ptender, so it
 imports nothing of the harness before a test asks for it. What a failed test leaves is decided by
-tender/testing/lab.py.
+tender/testing/report.py.
 """
 
 from __future__ import annotations
