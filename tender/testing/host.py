@@ -10,17 +10,18 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from tender.testing import packets
-from tender.testing.packets import Arp, Datagram, Echo, Frame, Packet
+from tender.testing.packets import Arp, Datagram, Echo, Frame, Packet, Segment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from ipaddress import IPv4Interface
+    from threading import RLock
     from typing import Any
 
     from tender.testing.port import HostPort
     from tender.testing.switch import Switch
-    from tender.testing.tcp import Connection
+    from tender.testing.tcp import Connection, Listener
 
 INBOX_FRAMES = 10_000  # what a host keeps for `expect`
 ARP_EVERY_S = 0.2
@@ -90,6 +91,7 @@ class Host:
         self._sent = 0
         self._udp: dict[int, UdpPort] = {}
         self.connections: dict[tuple[str, int, int], Connection] = {}
+        self._listeners: dict[int, Listener] = {}
         self._ephemeral = EPHEMERAL
 
     # ---- What a test asks ----
@@ -194,6 +196,40 @@ class Host:
         self._ephemeral += 1
         return self._ephemeral
 
+    def tcp(self, address: str, port: int, timeout: float | None = None) -> Connection:
+        """Connect to a TCP port: `with host.tcp("10.0.0.2", 80) as connection: ...`.
+
+        `timeout` is that of connecting and of all verbs of the connection that have none. Raises
+        TimeoutError, or ConnectionResetError where it is refused.
+        """
+        from tender.testing.tcp import Connection
+
+        packets.check_port("port", port)
+        mac = packets.parse_mac(self.arp(address))
+        with self.lock:
+            own_port = self.free_port()
+        return Connection(self, mac, address, port, own_port, timeout).connect()
+
+    def listen(self, port: int) -> Listener:
+        """Let others connect to a TCP port: `host.listen(80).accept()` gives the next one.
+
+        A port that nobody listens on answers nothing.
+        """
+        from tender.testing.tcp import Listener
+
+        packets.check_port("port", port)
+        with self.lock:
+            if port in self._listeners:
+                raise ValueError(f"{self.address} listens on TCP port {port} already")
+            listener = self._listeners[port] = Listener(self, port)
+            return listener
+
+    def unlisten(self, listener: Listener) -> None:
+        """Take a listener away."""
+        with self.lock:
+            if self._listeners.get(listener.port) is listener:
+                del self._listeners[listener.port]
+
     def http_get(
         self, address: str, path: str = "/", port: int = 80, timeout: float | None = None
     ) -> tuple[int, bytes]:
@@ -250,11 +286,23 @@ class Host:
         """How long to wait where no timeout was given, in seconds."""
         return self._switch.patience
 
+    @property
+    def lock(self) -> RLock:
+        """The switch's."""
+        return self._timeline.lock
+
+    def call_later(self, seconds: float, function: Callable[[], object]) -> None:
+        """Call it on the switch's time, with its lock held."""
+        self._timeline.call_at(self._timeline.now_ns() + round(seconds * 1e9), function)
+
     # ---- Sending ----
 
     def send_ipv4(self, address: str, protocol: int, payload: bytes) -> None:
         """Send a packet; its receiver's MAC is asked for where it is not known."""
-        mac = packets.parse_mac(self.arp(address))
+        self.send_to(packets.parse_mac(self.arp(address)), address, protocol, payload)
+
+    def send_to(self, mac: bytes, address: str, protocol: int, payload: bytes) -> None:
+        """The same to a MAC that is known: it never waits."""
         self._send_packet(mac, Packet(str(self.address), address, protocol, payload))
 
     def _send_packet(self, mac: bytes, packet: Packet) -> None:
@@ -298,9 +346,15 @@ class Host:
             if datagram.port in self._udp:
                 self._udp[datagram.port].put(datagram)
         elif segment := packets.parse_tcp(packet):
-            key = packet.sender, segment.source, segment.port
-            if key in self.connections:
-                self.connections[key].on_segment(segment)
+            self._on_tcp(mac, packet.sender, segment)
+
+    def _on_tcp(self, mac: bytes, sender: str, segment: Segment) -> None:
+        connection = self.connections.get((sender, segment.source, segment.port))
+        asks = segment.flags & packets.SYN and segment.port in self._listeners
+        if connection is not None and not (asks and connection.is_over):
+            connection.on_segment(segment)
+        elif segment.port in self._listeners:
+            self._listeners[segment.port].on_segment(mac, sender, segment)
 
     def _on_icmp(self, mac: bytes, packet: Packet) -> None:
         echo = packets.parse_echo(packet.payload)
