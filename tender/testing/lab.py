@@ -7,6 +7,7 @@ Nothing is written before a test has failed; what is then is in tender/testing/r
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -60,6 +61,7 @@ class Lab:
         self.disks: list[DiskImage] = []
         self.subtests: list[str] = []  # what became of each, as lines
         self.failures: list[str] = []  # of sub-tests after which the test went on
+        self._numbers = itertools.count()  # of switches
         self._folders = folders
         self._artifacts = artifacts
         self._trace = trace
@@ -85,7 +87,7 @@ class Lab:
         if self._trace:
             options.setdefault("trace", self._scratch() / f"{len(self.guests)}.trace")
         for port in (options.get("net") or {}).values():
-            if isinstance(port, GuestPort) and port.switch not in self.switches:
+            if isinstance(port, GuestPort) and port.switch not in self.all_switches():
                 self.switches.append(port.switch)  # one that the test has made by itself
         guest = Unikernel(self.find(kernel), *args, **options)
         self.guests.append(guest)
@@ -94,9 +96,17 @@ class Lab:
         return guest
 
     def switch(self, *, virtual: bool = False) -> Switch:
-        switch = Switch(virtual=virtual, seed=self.seed, patience=self.patience)
+        numbers = self._numbers
+        switch = Switch(virtual=virtual, seed=self.seed, patience=self.patience, numbers=numbers)
         self.switches.append(switch)
         return switch
+
+    def all_switches(self) -> list[Switch]:
+        """With those that are further ones of a switch."""
+        found = list(self.switches)
+        for switch in found:  # which grows here
+            found += switch.others
+        return found
 
     def disk(self, content: Any, **options: Any) -> DiskImage:
         """See the fixture `blockimage`."""
@@ -178,7 +188,7 @@ class Lab:
         artifacts = report.Artifacts(self.folder())
         sections = [
             *(report.keep_guest(artifacts, *each) for each in enumerate(self.guests)),
-            *(report.keep_switch(artifacts, *each) for each in enumerate(self.switches)),
+            *(report.keep_switch(artifacts, *each) for each in enumerate(self.all_switches())),
             *(report.keep_disk(artifacts, *each) for each in enumerate(self.disks)),
         ]
         if self.subtests:

@@ -174,7 +174,10 @@ def unikernel(_ptender: Lab, request: pytest.FixtureRequest, tmp_path: Path) -> 
 
 @pytest.fixture
 def switch(_ptender: Lab) -> Switch:
-    """An Ethernet switch: `switch.port()` for guests, `switch.host("10.0.0.1/24")`, faults."""
+    """An Ethernet switch: `switch.port()` for guests, `switch.host("10.0.0.1/24")`, faults.
+
+    `switch.another()` is a further one, for a second network.
+    """
     return _ptender.switch()
 
 

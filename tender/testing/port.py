@@ -189,9 +189,9 @@ class GuestPort(Port):
 
     is_guest = True
 
-    def __init__(self, switch: Switch, name: str, index: int, mac: bytes | None, mtu: int) -> None:
+    def __init__(self, switch: Switch, name: str, index: int, mac: bytes, mtu: int) -> None:
         super().__init__(switch, name, index)
-        self.mac = mac or bytes((2, 0, 0, 0, index >> 8, index & 255))
+        self.mac = mac
         self.mtu = mtu
         self.has_spoken = False  # the guest has sent a frame: it is up
         self.participant: Participant | None = None

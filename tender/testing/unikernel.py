@@ -224,7 +224,10 @@ def _shared_time(ports: list[GuestPort]) -> VirtualTimeline | None:
     timelines = {id(port.switch.timeline): port.switch.timeline for port in ports}
     virtual = [each for each in timelines.values() if isinstance(each, VirtualTimeline)]
     if virtual and len(timelines) > 1:
-        raise DeviceError("a guest has one time: its ports are on a virtual switch and another")
+        raise DeviceError(
+            "a guest has one time: its ports are on a virtual switch and another; "
+            "switch.another() makes one that shares its time"
+        )
     return virtual[0] if virtual else None
 
 

@@ -34,7 +34,7 @@ SHORT = EXAMPLE.replace("service0", "service").replace("100", "5")  # for the sa
 @pytest.fixture
 def images(pytester: pytest.Pytester, guest: Build) -> Path:
     """The folder of the inner tests, with images beside them."""
-    for name in ("ping", "talk", "web", "hello", "disk"):
+    for name in ("ping", "ping2", "talk", "web", "hello", "disk"):
         shutil.copy(guest(name), pytester.path)
     return pytester.path
 
@@ -272,6 +272,42 @@ def test_the_verbs_of_a_guest(pytester: pytest.Pytester, images: Path) -> None:
             assert guest.wait().status == 0
     """
     run(pytester, source).assert_outcomes(passed=3)
+
+
+def test_a_guest_on_two_networks(pytester: pytest.Pytester, images: Path) -> None:
+    source = """
+        import pytest
+
+        @pytest.mark.parametrize("kind", ["switch", "virtual_switch"])
+        def test_two(unikernel, request, kind):
+            inside = request.getfixturevalue(kind)
+            outside = inside.another()
+            guest = unikernel(
+                "ping2.hvt", net={"service0": inside.port(), "service1": outside.port()}, mem_mib=8
+            )
+            near, far = inside.host("10.0.0.1/24"), outside.host("10.1.0.1/24")
+            assert near.ping("10.0.0.2", count=3).received == 3
+            outside.cut()
+            assert far.ping("10.1.0.2", timeout=0.2).received == 0
+            assert near.ping("10.0.0.2").received == 1
+            outside.restore()
+            assert far.ping("10.1.0.2", count=3).received == 3
+            assert inside.now == pytest.approx(outside.now, abs=1)
+            macs = {port.mac for port in guest.ports} | {near.mac, far.mac}
+            assert len(macs) == 4
+            assert "10.1.0.2" not in "".join(inside.lines())
+            assert far.ping("10.1.0.2").received == 2
+
+        def test_macs_are_of_one_switch(switch, virtual_switch):
+            assert switch.port().mac != virtual_switch.port().mac
+    """
+    result = run(pytester, source, "--ptender-artifacts=left")
+    result.assert_outcomes(passed=1, failed=2)
+    for kind in ("switch", "virtual_switch"):
+        (folder,) = (images / "left").glob(f"*test_two_{kind}-*")
+        assert (folder / "switch0.pcapng").exists()
+        assert b"\x0a\x01\x00\x02" in (folder / "switch1.pcapng").read_bytes()
+    result.stdout.fnmatch_lines(["*ptender: switch 1*"])
 
 
 def test_faults_of_a_disk(pytester: pytest.Pytester, images: Path) -> None:

@@ -299,6 +299,33 @@ def test_a_fault_that_makes_no_sense(switch: Switch, options: Any, message: str)
         switch.drop(**options)
 
 
+# ---- Further switches ----
+
+
+@pytest.mark.parametrize("virtual", [False, True])
+def test_another_switch_is_another_network_in_the_same_time(virtual: bool) -> None:
+    with Switch(virtual=virtual, seed="s") as first:
+        second = first.another()
+        a, b = first.host("10.0.0.1/24"), second.host("10.0.0.2/24")
+        assert a.ping("10.0.0.2", timeout=0.1).received == 0
+        assert second.host("10.0.0.1/24").ping("10.0.0.2").received == 1
+        assert second.virtual == virtual
+        assert second.timeline is first.timeline
+        assert a.mac != b.mac
+        assert first.port().mac != second.port().mac
+        assert first.drop(probability=0.5).seed != second.drop(probability=0.5).seed
+        third = second.another()
+        second.close()  # the others go on
+        assert a.ping("10.0.0.1", timeout=0.1).received == 0
+        assert first.host("10.0.0.3/24").ping("10.0.0.1").received == 1
+        end = plug(first.port()) if not virtual else None
+    if end is not None:
+        assert end.recv(100) == b""  # all are closed with the first
+        end.close()
+    third.host("10.0.0.1/24").send(b"to nobody")
+    assert not third.lines()
+
+
 # ---- Packets ----
 
 
