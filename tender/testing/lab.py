@@ -61,6 +61,7 @@ class Lab:
         self.disks: list[DiskImage] = []
         self.subtests: list[str] = []  # what became of each, as lines
         self.failures: list[str] = []  # of sub-tests after which the test went on
+        self.deaths: list[str] = []  # of guests that nobody has asked how they ended
         self._numbers = itertools.count()  # of switches
         self._folders = folders
         self._artifacts = artifacts
@@ -151,7 +152,11 @@ class Lab:
         if self._closed:
             return
         self._closed = True
+        unasked = [guest for guest in self.guests if not guest.asked]
         errors = [error for guest in reversed(self.guests) if (error := _end(guest))]
+        for number, guest in enumerate(self.guests):
+            if guest in unasked and (how := guest.died()):
+                self.deaths.append(f"guest {number} ({guest.kernel}) has ended by itself: {how}")
         for switch in self.switches:
             switch.close()
         for disk in self.disks:

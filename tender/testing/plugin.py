@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _LAB: pytest.StashKey[Lab] = pytest.StashKey()
 _CAUGHT: pytest.StashKey[bool] = pytest.StashKey()
+_PASSED: pytest.StashKey[bool] = pytest.StashKey()
 PATIENCE_S = 60.0
 SECONDS_MAX = 1e6  # what poll(2) and its like can be told, and more than any test takes
 
@@ -111,10 +112,11 @@ def _ptender(
         lab.forget()
     request.node.stash[_LAB] = lab
     yield lab
-    try:
-        lab.close()
-    finally:
-        lab.clean()
+    lab.close()
+    if lab.deaths and request.node.stash.get(_PASSED, False):
+        told = "\n".join(lab.deaths)
+        pytest.fail(f"{told}\nand the test did not ask for its outcome", pytrace=False)
+    lab.clean()  # else the report needs it first
 
 
 class UnikernelFactory:
@@ -219,6 +221,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     lab = item.stash.get(_LAB, None)
+    if report.when == "call" and report.passed:
+        item.stash[_PASSED] = True
     if lab is None or not report.failed or item.stash.get(_CAUGHT, False):
         return report
     item.stash[_CAUGHT] = True
@@ -226,6 +230,7 @@ def pytest_runtest_makereport(
         title = f"{item.nodeid} failed: {call.excinfo.exconly()}"
         _interact(item.config, title, _names(item, call))
     report.sections += [(f"ptender: {title}", text) for title, text in lab.keep()]
+    lab.clean()
     return report
 
 

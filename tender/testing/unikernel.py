@@ -12,7 +12,7 @@ import threading
 import time
 
 from tender.config import VIRTUAL_START_NS, VirtualTime
-from tender.errors import DeviceError
+from tender.errors import DeviceError, GuestEnded
 from tender.guest import Guest
 from tender.reactor import reactor
 from tender.record import replace
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 LOOK_EVERY_S = 0.02
 ROUNDS = 5  # of the reactor, in which a console's queue is emptied
+ABORTED = 255  # the status of solo5_abort()
+BAD_ENDS = ("fault", "sandbox", "host")  # reasons of an outcome
 END_S = 10.0  # of real time, for a guest that has left virtual time to be gone
 
 
@@ -51,7 +53,14 @@ class Console:
         where the guest has that), and tender.errors.GuestEnded when the guest has ended without.
         """
         guest = self._guest
-        seconds = guest.patience if timeout is None else timeout
+        try:
+            return self._wait_for(pattern, guest.patience if timeout is None else timeout)
+        except GuestEnded:
+            guest.asked = True
+            raise
+
+    def _wait_for(self, pattern: str | re.Pattern[str], seconds: float) -> re.Match[str]:
+        guest = self._guest
         if guest.participant is None:
             return guest.captured.wait_for(pattern, seconds)
         wanted = re.compile(pattern, re.MULTILINE) if isinstance(pattern, str) else pattern
@@ -82,6 +91,7 @@ class Unikernel(Guest):
         self.participant: Participant | None = None
         self.trouble: list[str] = []  # what the host had with its devices
         self.told_error = False  # somebody knows that it could not start
+        self.asked = False  # the test knows how it ended
         self.kernel = str(kernel)
         self._timeline = _shared_time(self.ports)
         if self._timeline is not None and options.get("cpu") not in (None, "auto", "soft"):
@@ -178,6 +188,33 @@ class Unikernel(Guest):
         return Console(self)
 
     # ---- The end ----
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How it ended; None before that, and where it could not start."""
+        self.asked = True
+        return super().outcome
+
+    def _result(self) -> Outcome:
+        """What wait, stop, kill and their like give."""
+        self.asked = True
+        return super()._result()
+
+    def died(self) -> str:
+        """How it ended, if by itself and badly; else nothing."""
+        outcome = super().outcome
+        if outcome is None:
+            return ""
+        aborted = outcome.reason == "halted" and outcome.status == ABORTED
+        if not aborted and outcome.reason not in BAD_ENDS:
+            return ""
+        why = f": {outcome.error}" if outcome.error else ""
+        return f"{'aborted' if aborted else outcome.reason}, status {outcome.status}{why}"
+
+    def __exit__(self, *error: Any) -> None:
+        asked = self.asked
+        super().__exit__(*error)
+        self.asked = asked  # the block ends it, and nobody has looked
 
     def stop(self, *args: Any, **options: Any) -> Outcome:
         """End the guest and say how it ended; status 0 if it was asked to and nothing else."""

@@ -34,7 +34,7 @@ SHORT = EXAMPLE.replace("service0", "service").replace("100", "5")  # for the sa
 @pytest.fixture
 def images(pytester: pytest.Pytester, guest: Build) -> Path:
     """The folder of the inner tests, with images beside them."""
-    for name in ("ping", "ping2", "talk", "web", "hello", "disk"):
+    for name in ("ping", "ping2", "talk", "web", "hello", "disk", "abort", "badgpa"):
         shutil.copy(guest(name), pytester.path)
     return pytester.path
 
@@ -272,6 +272,61 @@ def test_the_verbs_of_a_guest(pytester: pytest.Pytester, images: Path) -> None:
             assert guest.wait().status == 0
     """
     run(pytester, source).assert_outcomes(passed=3)
+
+
+def test_a_guest_that_dies_unnoticed_fails_its_test(
+    pytester: pytest.Pytester, images: Path
+) -> None:
+    source = """
+        import pytest
+        from tender.errors import GuestEnded
+
+        def until_it_has_ended(guest):
+            guest.wait_until(lambda: not guest.running)
+
+        @pytest.mark.parametrize("kernel", ["abort.hvt", "badgpa.hvt"])
+        def test_unnoticed(unikernel, kernel):
+            unikernel("hello.hvt", mem_mib=8)
+            until_it_has_ended(unikernel(kernel, mem_mib=8))
+
+        def test_unnoticed_in_a_block(unikernel):
+            with unikernel("abort.hvt", mem_mib=8, start=False) as guest:
+                until_it_has_ended(guest)
+
+        @pytest.mark.parametrize("verb", ["wait", "stop", "kill", "crash"])
+        def test_asked(unikernel, verb):
+            guest = unikernel("abort.hvt", mem_mib=8)
+            until_it_has_ended(guest)
+            assert getattr(guest, verb)().status == 255
+
+        def test_its_outcome(unikernel):
+            guest = unikernel("badgpa.hvt", mem_mib=8)
+            guest.wait_until(lambda: guest.outcome)
+
+        def test_waited_for(unikernel):
+            with pytest.raises(GuestEnded):
+                unikernel("abort.hvt", mem_mib=8).console.wait_for("never")
+
+        def test_no_failure(unikernel, switch):
+            unikernel("ping.hvt", net={"service": switch.port()}, mem_mib=8)
+            until_it_has_ended(unikernel("hello.hvt", mem_mib=8))
+
+        def test_skips(unikernel):
+            until_it_has_ended(unikernel("abort.hvt", mem_mib=8))
+            pytest.skip("not today")
+    """
+    result = run(pytester, source, "--ptender-artifacts=left")
+    result.assert_outcomes(passed=10, errors=3, skipped=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*ERROR at teardown of test_unnoticed?abort.hvt?*",
+            "guest 1 (*/abort.hvt) has ended by itself: aborted, status 255",
+            "and the test did not ask for its outcome",
+            "*ptender: guest 1*",
+            "guest 1 (*/badgpa.hvt) has ended by itself: fault, status 1: *",
+        ]
+    )
+    assert len(list((images / "left").glob("*/guest*abort.trace.jsonl"))) == 2
 
 
 def test_a_guest_on_two_networks(pytester: pytest.Pytester, images: Path) -> None:
