@@ -57,6 +57,8 @@ class UdpPort:
 
     def send(self, address: str, port: int, data: bytes) -> None:
         host = self._host
+        packets.check_port("port", port)
+        packets.check("data", data, (bytes, bytearray), "bytes, as b'hello'")
         datagram = Datagram(str(host.address), self.number, address, port, data)
         host.send_ipv4(address, packets.UDP, packets.build_udp(datagram))
 
@@ -65,6 +67,9 @@ class UdpPort:
         what = f"no datagram came to UDP port {self.number} of {self._host.address}"
         self._host.wait(lambda: self._inbox, timeout, lambda: what)
         return self._inbox.popleft()
+
+    def __repr__(self) -> str:
+        return f"<UDP {self._host.address}:{self.number}>"
 
     def put(self, datagram: Datagram) -> None:
         self._inbox.append(datagram)
@@ -93,6 +98,9 @@ class Host:
         self.connections: dict[tuple[str, int, int], Connection] = {}
         self._listeners: dict[int, Listener] = {}
         self._ephemeral = EPHEMERAL
+
+    def __repr__(self) -> str:
+        return f"<host {self.address}/{self._network.prefixlen}, {packets.mac_text(self.mac)}>"
 
     # ---- What a test asks ----
 
@@ -168,7 +176,7 @@ class Host:
         self._neighbours.clear()
 
     def _next_hop(self, address: str) -> str:
-        if not packets.is_address(address):
+        if not isinstance(address, str) or not packets.is_address(address):
             raise ValueError(f"{address!r} is not an IPv4 address, as in 10.0.0.2")
         from ipaddress import IPv4Address
 
@@ -239,7 +247,15 @@ class Host:
         return http_get(self, address, path, port, timeout)
 
     def send(self, packet: Any) -> None:
-        """Send a frame as it is: bytes, or a packet of scapy's."""
+        """Send a frame as it is: bytes, or a packet of scapy's.
+
+        An Ether() of scapy's without `src` has the host's MAC.
+        """
+        if type(packet).__name__ == "Ether" and "src" not in packet.fields:
+            packet = packet.copy()
+            packet.src = packets.mac_text(self.mac)  # scapy would look for one on this machine
+        elif not hasattr(packet, "fields_desc"):
+            packets.check("packet", packet, (bytes, bytearray, memoryview), "bytes, or of scapy's")
         self.port.sent(bytes(packet))
 
     def expect(self, what: Any, timeout: float | None = None) -> Any:

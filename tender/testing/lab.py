@@ -17,6 +17,8 @@ import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
+from tender.config import parse_size
+from tender.errors import UsageError
 from tender.testing import report
 from tender.testing.disk import DiskImage
 from tender.testing.port import GuestPort
@@ -72,13 +74,23 @@ class Lab:
 
     # ---- Making ----
 
-    def find(self, kernel: str | os.PathLike[str]) -> Path:
-        """An image by its path, relative to the test's folder or to pytest's root."""
-        for folder in self._folders:
-            if (folder / kernel).is_file():
-                return folder / kernel
+    def find(self, file: str | os.PathLike[str]) -> Path:
+        """A file by its path, relative to the test's folder or to pytest's root."""
+        found = self._look_for(file)
+        if found is None:
+            raise FileNotFoundError(f"there is no {self._where(file, 'image')}")
+        return found
+
+    def _look_for(self, file: str | os.PathLike[str]) -> Path | None:
+        places = (folder / file for folder in self._folders)
+        return next((path for path in places if path.is_file()), None)
+
+    def _where(self, file: str | os.PathLike[str], what: str) -> str:
+        """What could not be found, and where."""
+        if os.path.isabs(file):
+            return f"file {file}"
         places = " or in ".join(dict.fromkeys(map(str, self._folders)))
-        raise FileNotFoundError(f"there is no image {str(kernel)!r} in {places}")
+        return f"{what} {str(file)!r} in {places}"
 
     def start(
         self, kernel: str | os.PathLike[str], *args: str, start: bool = True, **options: Any
@@ -111,11 +123,22 @@ class Lab:
 
     def disk(self, content: Any, **options: Any) -> DiskImage:
         """See the fixture `blockimage`."""
-        if isinstance(content, (str, Path)):
-            content = self.find(content)
+        if isinstance(content, (str, os.PathLike)):
+            content = self._disk(content)
         disk = DiskImage(content, seed=self.seed, **options)
         self.disks.append(disk)
         return disk
+
+    def _disk(self, text: str | os.PathLike[str]) -> Path | int:
+        """A file, or where there is none of that name, a size."""
+        found = self._look_for(text)
+        if found is not None:
+            return found
+        try:
+            return parse_size(os.fspath(text))
+        except UsageError:
+            size = "" if os.path.isabs(text) else "; nor is it a size, as 1M"
+            raise FileNotFoundError(f"there is no {self._where(text, 'file')}{size}") from None
 
     # ---- Sub-tests ----
 

@@ -14,6 +14,7 @@ from tender.config import Descriptor
 from tender.errors import DeviceError
 from tender.reactor import READ, reactor
 from tender.testing.faults import REORDER_HOLD_S, Chance, Fault
+from tender.testing.packets import mac_text
 from tender.testing.virtual import Stuck, VirtualTimeline
 
 TYPE_CHECKING = False
@@ -199,6 +200,10 @@ class GuestPort(Port):
         self._is_open = False  # the guest has not closed its end
         self._collected: list[bytes] = []  # in virtual time: not yet on the switch
         self._backlog: list[bytes] = []  # in virtual time: not yet at the guest
+
+    def __repr__(self) -> str:
+        how = "cut" if self.is_cut else "a guest is attached" if self.may_speak else "no guest"
+        return f"<{self.name} of a switch, {mac_text(self.mac)}: {how}>"
 
     @property
     def switch(self) -> Switch:

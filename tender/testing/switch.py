@@ -122,11 +122,14 @@ class Switch(Faulty):
 
         It answers ARP and ping by itself. `gateway` is where packets to other networks go.
         """
+        interface = parse_interface(address)
         with self._lock:
+            if any(host.address == interface.ip for host in self.hosts):
+                raise ValueError(f"the switch has a host {interface.ip} already")
             index = len(self.ports)
             given = packets.parse_mac(mac) if isinstance(mac, str) else mac
             own = given or self._mac(1, index)
-            host = Host(self, IPv4Interface(address), own, gateway)
+            host = Host(self, interface, own, gateway)
             port = HostPort(self, self._name(name, f"host{index}"), index, host.receive)
             host.port = port
             self.ports.append(port)
@@ -290,3 +293,15 @@ class Switch(Faulty):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def parse_interface(text: str) -> IPv4Interface:
+    """`10.0.0.1/24`; ValueError for anything else."""
+    try:
+        if isinstance(text, str) and "/" in text:
+            return IPv4Interface(text)
+    except ValueError:
+        pass
+    raise ValueError(
+        f"{text!r} is not an IPv4 address with the length of its network's prefix, as 10.0.0.1/24"
+    )

@@ -199,6 +199,20 @@ def test_errors_say_what_would_be_right(pytester: pytest.Pytester, images: Path)
             with pytest.raises(FileNotFoundError, match="there is no image 'nothing.hvt' in /"):
                 unikernel("nothing.hvt")
 
+        def test_no_file(unikernel, blockimage):
+            with pytest.raises(FileNotFoundError, match="^there is no file /no/where.hvt$"):
+                unikernel("/no/where.hvt")
+            with pytest.raises(FileNotFoundError, match="^there is no file /no/where.img$"):
+                blockimage("/no/where.img")
+            with pytest.raises(FileNotFoundError, match="no file 'a.img' in /.*; nor is it a size"):
+                blockimage("a.img")
+
+        def test_sizes_of_disks(blockimage, request):
+            assert blockimage("64K").capacity == 64 << 10
+            assert blockimage("1").capacity == 1 << 20
+            (request.path.parent / "1M").write_bytes(bytes(512))
+            assert blockimage("1M").capacity == 512
+
         def test_no_device(unikernel):
             with pytest.raises(DeviceError, match="All declared devices must be attached"):
                 unikernel("ping.hvt")
@@ -232,7 +246,7 @@ def test_errors_say_what_would_be_right(pytester: pytest.Pytester, images: Path)
             with pytest.raises(DeviceError, match="a guest has one time"):
                 unikernel("ping.hvt", net={"a": virtual_switch.port(), "b": switch.port()})
     """
-    run(pytester, source).assert_outcomes(passed=6)
+    run(pytester, source).assert_outcomes(passed=8)
 
 
 def test_the_verbs_of_a_guest(pytester: pytest.Pytester, images: Path) -> None:
