@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import overload
 
 from tender.testing import packets
 from tender.testing.packets import Arp, Datagram, Echo, Frame, Packet, Segment
@@ -258,6 +259,12 @@ class Host:
             packets.check("packet", packet, (bytes, bytearray, memoryview), "bytes, or of scapy's")
         self.port.sent(bytes(packet))
 
+    @overload
+    def expect(self, what: type[Any], timeout: float | None = None) -> Any: ...
+    @overload
+    def expect(
+        self, what: bytes | Callable[[bytes], object], timeout: float | None = None
+    ) -> bytes: ...
     def expect(self, what: Any, timeout: float | None = None) -> Any:
         """Wait for a frame, from those that came since the last `expect` on.
 

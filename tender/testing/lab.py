@@ -27,8 +27,12 @@ from tender.testing.unikernel import Unikernel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import Any
+    from collections.abc import Callable, Iterator, Mapping
+
+    from typing_extensions import Unpack
+
+    from tender.devices import NetSpec
+    from tender.testing.unikernel import GuestOptions
 
 NAME_MAX = 150  # letters of a folder's name
 
@@ -93,16 +97,23 @@ class Lab:
         return f"{what} {str(file)!r} in {places}"
 
     def start(
-        self, kernel: str | os.PathLike[str], *args: str, start: bool = True, **options: Any
+        self,
+        kernel: str | os.PathLike[str],
+        *args: str,
+        start: bool = True,
+        net: Mapping[str, NetSpec] | None = None,
+        patience: float | None = None,
+        **options: Unpack[GuestOptions],
     ) -> Unikernel:
         """See the fixture `unikernel`."""
-        options = {"cpu": self.cpu, "patience": self.patience, **options}
+        options.setdefault("cpu", self.cpu)
         if self._trace:
             options.setdefault("trace", self._scratch() / f"{len(self.guests)}.trace")
-        for port in (options.get("net") or {}).values():
+        for port in (net or {}).values():
             if isinstance(port, GuestPort) and port.switch not in self.all_switches():
                 self.switches.append(port.switch)  # one that the test has made by itself
-        guest = Unikernel(self.find(kernel), *args, **options)
+        seconds = self.patience if patience is None else patience
+        guest = Unikernel(self.find(kernel), *args, net=net, patience=seconds, **options)
         self.guests.append(guest)
         if start:
             guest.start()
@@ -121,11 +132,16 @@ class Lab:
             found += switch.others
         return found
 
-    def disk(self, content: Any, **options: Any) -> DiskImage:
+    def disk(
+        self,
+        content: int | bytes | bytearray | str | os.PathLike[str],
+        readonly: bool,
+        sector_size: int,
+    ) -> DiskImage:
         """See the fixture `blockimage`."""
         if isinstance(content, (str, os.PathLike)):
             content = self._disk(content)
-        disk = DiskImage(content, seed=self.seed, **options)
+        disk = DiskImage(content, readonly=readonly, sector_size=sector_size, seed=self.seed)
         self.disks.append(disk)
         return disk
 

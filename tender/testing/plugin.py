@@ -15,14 +15,18 @@ import pytest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    import os
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from typing import Any
 
+    from typing_extensions import Unpack
+
+    from tender.devices import NetSpec
     from tender.testing.disk import DiskImage
     from tender.testing.lab import Lab
     from tender.testing.switch import Switch
-    from tender.testing.unikernel import Unikernel
+    from tender.testing.unikernel import GuestOptions, Unikernel
 
 _LAB: pytest.StashKey[Lab] = pytest.StashKey()
 _CAUGHT: pytest.StashKey[bool] = pytest.StashKey()
@@ -127,21 +131,33 @@ class UnikernelFactory:
         self._shell = shell
         self._folder = folder
 
-    def __call__(self, kernel: str | Path, *args: str, **options: Any) -> Unikernel:
+    def __call__(
+        self,
+        kernel: str | Path,
+        *args: str,
+        net: Mapping[str, NetSpec] | None = None,
+        start: bool = True,
+        patience: float | None = None,
+        **options: Unpack[GuestOptions],
+    ) -> Unikernel:
         """Start a guest; it is stopped when the test ends.
 
         `kernel` is a path relative to the test's folder or to pytest's root, `args` the guest's
-        command line, and `options` those of tender.Guest: net, block, mem_mib, cpu, clock...
-        With start=False it is only made: `guest.start()`, or `with guest:`.
+        command line, and `options` those of tender.Guest: block, mem_mib, cpu, clock...
+        With start=False it is only made: `guest.start()`, or `with guest:`. `patience` is how many
+        seconds its verbs wait that have no timeout.
         """
-        return self._lab.start(kernel, *args, **options)
+        return self._lab.start(kernel, *args, net=net, start=start, patience=patience, **options)
 
     def build(
         self,
         *sources: str | Path,
         manifest: str | Path | None = None,
         output: str | Path | None = None,
-        **options: Any,
+        target: str | None = None,
+        cc: str | None = None,
+        cflags: Sequence[str] = (),
+        fp: bool = False,
     ) -> Path:
         """Build an image as `ptender build` does, in the test's temporary folder; its path."""
         from tender.build import build
@@ -149,7 +165,7 @@ class UnikernelFactory:
         found = [str(self._lab.find(source)) for source in sources]
         described = None if manifest is None else str(self._lab.find(manifest))
         image = self._folder / (output or Path(found[0]).with_suffix(".hvt").name)
-        build(found, described, str(image), **options)
+        build(found, described, str(image), target=target, cc=cc, cflags=cflags, fp=fp)
         return image
 
     @property
@@ -161,6 +177,34 @@ class UnikernelFactory:
         """With --ptender-interactive: a Python shell with the test's names; else nothing."""
         frame = sys._getframe(1)
         self._shell({**frame.f_globals, **frame.f_locals})
+
+
+class BlockImageFactory:
+    """The fixture `blockimage`."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+
+    def __call__(
+        self,
+        content: int | bytes | bytearray | str | os.PathLike[str],
+        *,
+        readonly: bool = False,
+        sector_size: int = 512,
+    ) -> DiskImage:
+        """Make a disk of a size (1 << 20, "1M"), of bytes, or of a file, of which it is a copy."""
+        return self._lab.disk(content, readonly, sector_size)
+
+
+class SubtestFactory:
+    """The fixture `subtest`."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+
+    def __call__(self, name: str, go_on: bool = False) -> AbstractContextManager[None]:
+        """A part of the test. One that fails ends the test, or with `go_on` fails it at its end."""
+        return self._lab.subtest(name, go_on)
 
 
 @pytest.fixture
@@ -190,19 +234,19 @@ def virtual_switch(_ptender: Lab) -> Switch:
 
 
 @pytest.fixture
-def blockimage(_ptender: Lab) -> Callable[..., DiskImage]:
+def blockimage(_ptender: Lab) -> BlockImageFactory:
     """Make a disk of a size, of bytes, or of a file (a copy): `blockimage(1 << 20)`."""
-    return _ptender.disk
+    return BlockImageFactory(_ptender)
 
 
 @pytest.fixture
-def subtest(_ptender: Lab) -> Callable[..., AbstractContextManager[None]]:
+def subtest(_ptender: Lab) -> SubtestFactory:
     """A part of a test: `with subtest("it boots"): ...`.
 
     It is printed and reported. One that fails ends the test, or with go_on=True the test goes
     on, and fails at its end.
     """
-    return _ptender.subtest
+    return SubtestFactory(_ptender)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -186,7 +186,7 @@ def test_expect_takes_bytes_functions_and_says_what_came(switch: Switch) -> None
     with pytest.raises(TimeoutError, match=r"instead, 1 came.*\n.*type 0x1234"):
         host.expect(b"four", timeout=0.3)
     with pytest.raises(TypeError, match="none of bytes, a function"):
-        host.expect(4)
+        host.expect(4)  # type: ignore[call-overload]
     end.close()
 
 
