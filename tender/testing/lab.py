@@ -230,15 +230,14 @@ class Lab:
         except Exception as error:
             self.failures.append(f"ending the guests: {error}")
         artifacts = report.Artifacts(self.folder())
-        sections = [
-            *(report.keep_guest(artifacts, *each) for each in enumerate(self.guests)),
-            *(report.keep_switch(artifacts, *each) for each in enumerate(self.all_switches())),
-            *(report.keep_disk(artifacts, *each) for each in enumerate(self.disks)),
-        ]
+        parts = self.guests, self.all_switches(), self.disks
+        sections = report.sections(artifacts, *parts)
         if self.subtests:
             sections.append(("sub-tests", "\n".join(self.subtests)))
-        chance = f"chance: seed {self.seed!r} (--ptender-seed)"
-        return [*sections, ("artifacts", "\n".join([*artifacts.about(), chance]))]
+        about = artifacts.about()
+        if about:
+            about.append(f"chance: seed {self.seed!r} (--ptender-seed)")
+        return [*sections, ("artifacts", "\n".join(about))] if about else sections
 
 
 def folder_name(test: str) -> str:

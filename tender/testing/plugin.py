@@ -1,8 +1,8 @@
 """The pytest plugin: fixtures and options; nothing to import.
 
 The rule here: this file is loaded by every pytest of an environment that has ptender, so it
-imports nothing of the harness before a test asks for it. What a failed test leaves is decided by
-tender/testing/report.py.
+imports nothing of the harness before a test asks for it, but for what the header says. What a
+failed test leaves is decided by tender/testing/report.py.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tender.testing.unikernel import GuestOptions, Unikernel
 
 _LAB: pytest.StashKey[Lab] = pytest.StashKey()
+_CPU: pytest.StashKey[tuple[str, str]] = pytest.StashKey()
 _CAUGHT: pytest.StashKey[bool] = pytest.StashKey()
 _PASSED: pytest.StashKey[bool] = pytest.StashKey()
 PATIENCE_S = 60.0
@@ -88,6 +89,19 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--ptender-interactive needs one process: leave out -n")
 
 
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"ptender: guests run on {_cpu(config)[1]}"
+
+
+def _cpu(config: pytest.Config) -> tuple[str, str]:
+    """The CPU of guests that name none, and what it is for people; found out once."""
+    if _CPU not in config.stash:
+        from tender.testing.cpu import choose
+
+        config.stash[_CPU] = choose(config.getoption("--ptender-cpu"))
+    return config.stash[_CPU]
+
+
 @pytest.fixture
 def _ptender(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -107,7 +121,7 @@ def _ptender(
         [request.path.parent, request.config.rootpath, Path()],
         artifacts,
         lambda: tmp_path_factory.mktemp("ptender-guests"),
-        cpu=option("--ptender-cpu"),
+        cpu=_cpu(request.config)[0],
         patience=option("--ptender-timeout"),
         seed=option("--ptender-seed"),
         trace=not option("--ptender-no-trace"),
@@ -263,6 +277,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    if _LAB in item.stash and call.excinfo is not None:
+        _hide_frames(call.excinfo)
     report = yield
     lab = item.stash.get(_LAB, None)
     if report.when == "call" and report.passed:
@@ -273,9 +289,31 @@ def pytest_runtest_makereport(
     if item.config.getoption("--ptender-interactive") and call.excinfo is not None:
         title = f"{item.nodeid} failed: {call.excinfo.exconly()}"
         _interact(item.config, title, _names(item, call))
-    report.sections += [(f"ptender: {title}", text) for title, text in lab.keep()]
+    try:
+        report.sections += [(f"ptender: {title}", text) for title, text in lab.keep()]
+    except Exception as error:  # the session goes on
+        text = f"this part of the report could not be made: {type(error).__name__}: {error}"
+        report.sections.append(("ptender", text))
     lab.clean()
     return report
+
+
+def _hide_frames(error: pytest.ExceptionInfo[BaseException]) -> None:
+    """Let the traceback end in the test, where the harness says what is wrong there."""
+    for entry in error.traceback:
+        names = entry.frame.f_globals
+        if _is_ours(names.get("__name__", "")):
+            names.setdefault("__tracebackhide__", _is_told)  # pytest's word for that
+
+
+def _is_told(error: pytest.ExceptionInfo[BaseException]) -> bool:
+    """Of any other error the frames are needed: it is a bug of the harness."""
+    told = OSError, ValueError, TypeError, EOFError, RuntimeError
+    return isinstance(error.value, told) or _is_ours(type(error.value).__module__)
+
+
+def _is_ours(module: str) -> bool:
+    return module == "tender" or module.startswith("tender.")
 
 
 def _names(item: pytest.Item, call: pytest.CallInfo[None]) -> dict[str, Any]:

@@ -7,10 +7,13 @@ to, or a full disk, is one line in it.
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tender.testing.disk import DiskImage
     from tender.testing.switch import Switch
     from tender.testing.unikernel import Unikernel
@@ -51,17 +54,32 @@ class Artifacts:
         return [str(self.folder)] if self._kept else []
 
 
-def keep_guest(artifacts: Artifacts, number: int, guest: Unikernel) -> Section:
+def sections(
+    artifacts: Artifacts,
+    guests: list[Unikernel],
+    switches: list[Switch],
+    disks: list[DiskImage],
+) -> list[Section]:
+    """What is told of each; what nothing has happened to is left out."""
+    return [
+        *(_keep_guest(artifacts, *each) for each in enumerate(guests)),
+        *(_keep_switch(artifacts, *each) for each in enumerate(switches) if each[1].lines()),
+        *(_keep_disk(artifacts, *each) for each in enumerate(disks) if each[1].log),
+    ]
+
+
+def _keep_guest(artifacts: Artifacts, number: int, guest: Unikernel) -> Section:
     name = f"guest{number}-{Path(guest.kernel).stem}"
     outcome = describe_end(guest)
     artifacts.write(f"{name}.outcome.txt", f"{outcome}\n".encode())
     parts = [outcome]
-    if (console := guest.said_last()) is not None:
+    if console := guest.said_last():
         artifacts.write(f"{name}.console.txt", console)
         parts += _tail("console", console.decode(errors="replace").splitlines())
-    if (trace := _trace(guest)) is not None:
+    if trace := _trace(guest):
         artifacts.write(f"{name}.trace.jsonl", trace)
-        parts += _tail("hypercalls", trace.decode(errors="replace").splitlines())
+        lines = trace.decode(errors="replace").splitlines()
+        parts += _tail("hypercalls", lines, short_call)
     return f"guest {number}: {guest.kernel}", "\n".join(parts)
 
 
@@ -76,14 +94,14 @@ def _trace(guest: Unikernel) -> bytes | None:
         return None
 
 
-def keep_switch(artifacts: Artifacts, number: int, switch: Switch) -> Section:
+def _keep_switch(artifacts: Artifacts, number: int, switch: Switch) -> Section:
     name = f"switch{number}.pcapng"
     artifacts.write(name, switch.packets())
     lines = [str(artifacts.folder / name), *_tail("packets", switch.lines())]
     return f"switch {number}", "\n".join(lines)
 
 
-def keep_disk(artifacts: Artifacts, number: int, disk: DiskImage) -> Section:
+def _keep_disk(artifacts: Artifacts, number: int, disk: DiskImage) -> Section:
     artifacts.write(f"disk{number}.log.txt", "".join(f"{line}\n" for line in disk.log).encode())
     return f"disk {number}", "\n".join(_tail("operations", list(disk.log)))
 
@@ -105,11 +123,23 @@ def describe_end(guest: Unikernel) -> str:
     return "\n".join([*lines, *(f"trouble: {text}" for text in guest.trouble)])
 
 
-def _tail(title: str, lines: list[str]) -> list[str]:
-    if not lines:
-        return [f"{title}: none"]
+def short_call(line: str) -> str:
+    """A line of a trace (tender/trace.py) for people: when, which call and device, its answer."""
+    try:
+        fields = json.loads(line)
+        if "end" in fields:
+            return f"{fields['t']:.6f} ended: {fields['end']}, status {fields['status']}"
+        words = [f"{fields['t']:.6f} {fields['call']}", fields.get("device")]
+        words += [f"ret {fields['ret']}" if "ret" in fields else None]
+        words += [fields.get("fault"), fields.get("error")]
+    except (ValueError, KeyError, TypeError):  # a line that was cut off
+        return line
+    return ", ".join(str(word) for word in words if word is not None)
+
+
+def _tail(title: str, lines: list[str], tell: Callable[[str], str] = str) -> list[str]:
     left_out = f" (the last {LAST_LINES} of {len(lines)})" if len(lines) > LAST_LINES else ""
-    return [f"{title}{left_out}:", *(f"  {_cut(line)}" for line in lines[-LAST_LINES:])]
+    return [f"{title}{left_out}:", *(f"  {_cut(tell(line))}" for line in lines[-LAST_LINES:])]
 
 
 def _cut(line: str) -> str:

@@ -67,7 +67,7 @@ def test_nothing_is_imported_by_a_pytest_without_guests(pytester: pytest.Pyteste
         import sys
         def test_nothing():
             assert not [name for name in sys.modules if name.startswith("tender.testing.")
-                        and name != "tender.testing.plugin"]
+                        and name not in ("tender.testing.plugin", "tender.testing.cpu")]
     """
     run(pytester, source).assert_outcomes(passed=1)
 
@@ -107,13 +107,89 @@ def test_a_failed_test_leaves_what_it_needs_to_be_understood(
         "ptender: guest 0",
         "ended: stopped, status 0",
         "listening on 10.0.0.2/24",
-        '"call": "NET_READ"',
+        " NET_READ, service, ret 0",
         "10.0.0.1 > 10.0.0.2 ping seq 2",
         "write 512 bytes at 0",
         str(folder),
         "--ptender-seed",
     ):
         assert text in told, text
+
+
+def test_a_report_has_nothing_that_says_nothing(pytester: pytest.Pytester, images: Path) -> None:
+    source = """
+        def test_fails(unikernel, switch, blockimage):
+            switch.port()
+            blockimage(512)
+            assert False
+
+        def test_silent(unikernel, switch):
+            unikernel("hello.hvt", mem_mib=8).wait()
+            assert False
+    """
+    result = run(pytester, source, "--ptender-artifacts=left")
+    result.assert_outcomes(failed=2)
+    assert result.stdout.str().count("ptender: artifacts") == 1
+    result.stdout.no_fnmatch_line("*ptender: switch*")
+    result.stdout.no_fnmatch_line("*ptender: disk*")
+    (folder,) = (images / "left").iterdir()
+    assert folder.name.endswith("test_silent")
+    assert not list(folder.glob("*.pcapng"))
+
+
+def test_a_traceback_is_that_of_the_test(pytester: pytest.Pytester, images: Path) -> None:
+    source = """
+        def test_address(switch):
+            switch.host("10.0.0.1")
+
+        def test_no_answer(switch):
+            switch.host("10.0.0.1/24").arp("10.0.0.2", timeout=0.1)
+
+        def test_it_ends(unikernel):
+            unikernel("hello.hvt", mem_mib=8).console.wait_for("Goodbye")
+
+        def test_a_bug(switch):
+            host = switch.host("10.0.0.1/24")
+            host._timeline = None
+            host.listen(80)
+
+        def test_what_can_not_be_told(switch):
+            switch.timeline = None
+            assert False
+    """
+    result = run(pytester, source)
+    result.assert_outcomes(failed=5)
+    for name in ("address", "no_answer", "it_ends"):
+        told = result.stdout.str().split(f" test_{name} _")[1].split("_____ test_")[0]
+        assert f"def test_{name}(" in told
+        assert "tender/testing/" not in told
+        assert "tender/console_capture" not in told
+    told = result.stdout.str()
+    assert "INTERNALERROR" not in told
+    result.stdout.fnmatch_lines(["*tender/testing/host.py:*: AttributeError"])
+    assert "could not be made: AttributeError: " in told.split(" test_what_can_not_be_told _")[1]
+    told = run(pytester, source, "--full-trace", "-k", "address").stdout.str()
+    assert "tender/testing/switch.py" in told
+
+
+def test_the_header_says_which_cpu_guests_have(
+    pytester: pytest.Pytester, images: Path, monkeypatch: pytest.MonkeyPatch, cpu: str
+) -> None:
+    source = """
+        def test_fails(unikernel):
+            guest = unikernel("hello.hvt", mem_mib=8)
+            guest.wait()
+            assert guest.trouble
+    """
+    name = {"soft": "the software CPU", "kvm": "KVM"}[cpu]
+    lines = [f"ptender: guests run on {name} (PTENDER_CPU)"]
+    run(pytester, source).stdout.fnmatch_lines(lines)
+    lines = ["ptender: guests run on the software CPU (--ptender-cpu)"]
+    run(pytester, source, "--ptender-cpu=soft").stdout.fnmatch_lines(lines)
+    monkeypatch.delenv("PTENDER_CPU")
+    result = run(pytester, source)
+    result.assert_outcomes(failed=1)  # no guest has trouble with its CPU
+    assert result.stdout.str().count("ptender: guests run on ") == 1
 
 
 def test_a_test_that_passes_leaves_nothing(pytester: pytest.Pytester, images: Path) -> None:
