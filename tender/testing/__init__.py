@@ -1,0 +1,60 @@
+"""Unikernels in tests: the types of the fixtures, for annotations; the switch for other programs.
+
+The rule here: importing this costs nothing, and a name is imported when it is used. Tests need none
+of it: the fixtures come by the pytest plugin (docs/guide-testing.md).
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from tender.testing.disk import DiskFault as DiskFault
+    from tender.testing.disk import DiskImage as DiskImage
+    from tender.testing.faults import Fault as Fault
+    from tender.testing.host import Host as Host
+    from tender.testing.host import Ping as Ping
+    from tender.testing.host import UdpPort as UdpPort
+    from tender.testing.packets import Datagram as Datagram
+    from tender.testing.plugin import BlockImageFactory as BlockImageFactory
+    from tender.testing.plugin import SubtestFactory as SubtestFactory
+    from tender.testing.plugin import UnikernelFactory as UnikernelFactory
+    from tender.testing.port import GuestPort as GuestPort
+    from tender.testing.switch import Switch as Switch
+    from tender.testing.tcp import Connection as Connection
+    from tender.testing.tcp import Listener as Listener
+    from tender.testing.unikernel import Console as Console
+    from tender.testing.unikernel import Unikernel as Unikernel
+
+_HOMES = {
+    "BlockImageFactory": "plugin",
+    "Connection": "tcp",
+    "Console": "unikernel",
+    "Datagram": "packets",
+    "DiskFault": "disk",
+    "DiskImage": "disk",
+    "Fault": "faults",
+    "GuestPort": "port",
+    "Host": "host",
+    "Listener": "tcp",
+    "Ping": "host",
+    "SubtestFactory": "plugin",
+    "Switch": "switch",
+    "UdpPort": "host",
+    "Unikernel": "unikernel",
+    "UnikernelFactory": "plugin",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value: object = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

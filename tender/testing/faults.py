@@ -41,6 +41,9 @@ class Chance:
     def __init__(self, every: int | None, probability: float | None) -> None:
         if every is not None and probability is not None:
             raise ValueError("a fault hits every=N frames or with a probability, not both")
+        if isinstance(every, (float, bool)):
+            hint = f"; probability={every} is a share of them" if 0 <= every <= 1 else ""
+            raise ValueError(f"every={every} is not a number of frames, as 3{hint}")
         if every is not None and every < 1:
             raise ValueError(f"every={every}: count from 1, which is every frame")
         if probability is not None and not 0 <= probability <= 1:

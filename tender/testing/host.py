@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from typing import overload
 
 from tender.testing import packets
-from tender.testing.packets import Arp, Datagram, Echo, Frame, Packet
+from tender.testing.packets import Arp, Datagram, Echo, Frame, Packet, Segment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from ipaddress import IPv4Interface
+    from threading import RLock
     from typing import Any
 
     from tender.testing.port import HostPort
     from tender.testing.switch import Switch
-    from tender.testing.tcp import Connection
+    from tender.testing.tcp import Connection, Listener
 
 INBOX_FRAMES = 10_000  # what a host keeps for `expect`
 ARP_EVERY_S = 0.2
@@ -56,6 +58,8 @@ class UdpPort:
 
     def send(self, address: str, port: int, data: bytes) -> None:
         host = self._host
+        packets.check_port("port", port)
+        packets.check("data", data, (bytes, bytearray), "bytes, as b'hello'")
         datagram = Datagram(str(host.address), self.number, address, port, data)
         host.send_ipv4(address, packets.UDP, packets.build_udp(datagram))
 
@@ -64,6 +68,9 @@ class UdpPort:
         what = f"no datagram came to UDP port {self.number} of {self._host.address}"
         self._host.wait(lambda: self._inbox, timeout, lambda: what)
         return self._inbox.popleft()
+
+    def __repr__(self) -> str:
+        return f"<UDP {self._host.address}:{self.number}>"
 
     def put(self, datagram: Datagram) -> None:
         self._inbox.append(datagram)
@@ -90,7 +97,11 @@ class Host:
         self._sent = 0
         self._udp: dict[int, UdpPort] = {}
         self.connections: dict[tuple[str, int, int], Connection] = {}
+        self._listeners: dict[int, Listener] = {}
         self._ephemeral = EPHEMERAL
+
+    def __repr__(self) -> str:
+        return f"<host {self.address}/{self._network.prefixlen}, {packets.mac_text(self.mac)}>"
 
     # ---- What a test asks ----
 
@@ -166,7 +177,7 @@ class Host:
         self._neighbours.clear()
 
     def _next_hop(self, address: str) -> str:
-        if not packets.is_address(address):
+        if not isinstance(address, str) or not packets.is_address(address):
             raise ValueError(f"{address!r} is not an IPv4 address, as in 10.0.0.2")
         from ipaddress import IPv4Address
 
@@ -194,6 +205,40 @@ class Host:
         self._ephemeral += 1
         return self._ephemeral
 
+    def tcp(self, address: str, port: int, timeout: float | None = None) -> Connection:
+        """Connect to a TCP port: `with host.tcp("10.0.0.2", 80) as connection: ...`.
+
+        `timeout` is that of connecting and of all verbs of the connection that have none. Raises
+        TimeoutError, or ConnectionResetError where it is refused.
+        """
+        from tender.testing.tcp import Connection
+
+        packets.check_port("port", port)
+        mac = packets.parse_mac(self.arp(address))
+        with self.lock:
+            own_port = self.free_port()
+        return Connection(self, mac, address, port, own_port, timeout).connect()
+
+    def listen(self, port: int) -> Listener:
+        """Let others connect to a TCP port: `host.listen(80).accept()` gives the next one.
+
+        A port that nobody listens on answers nothing.
+        """
+        from tender.testing.tcp import Listener
+
+        packets.check_port("port", port)
+        with self.lock:
+            if port in self._listeners:
+                raise ValueError(f"{self.address} listens on TCP port {port} already")
+            listener = self._listeners[port] = Listener(self, port)
+            return listener
+
+    def unlisten(self, listener: Listener) -> None:
+        """Take a listener away."""
+        with self.lock:
+            if self._listeners.get(listener.port) is listener:
+                del self._listeners[listener.port]
+
     def http_get(
         self, address: str, path: str = "/", port: int = 80, timeout: float | None = None
     ) -> tuple[int, bytes]:
@@ -203,9 +248,23 @@ class Host:
         return http_get(self, address, path, port, timeout)
 
     def send(self, packet: Any) -> None:
-        """Send a frame as it is: bytes, or a packet of scapy's."""
+        """Send a frame as it is: bytes, or a packet of scapy's.
+
+        An Ether() of scapy's without `src` has the host's MAC.
+        """
+        if type(packet).__name__ == "Ether" and "src" not in packet.fields:
+            packet = packet.copy()
+            packet.src = packets.mac_text(self.mac)  # scapy would look for one on this machine
+        elif not hasattr(packet, "fields_desc"):
+            packets.check("packet", packet, (bytes, bytearray, memoryview), "bytes, or of scapy's")
         self.port.sent(bytes(packet))
 
+    @overload
+    def expect(self, what: type[Any], timeout: float | None = None) -> Any: ...
+    @overload
+    def expect(
+        self, what: bytes | Callable[[bytes], object], timeout: float | None = None
+    ) -> bytes: ...
     def expect(self, what: Any, timeout: float | None = None) -> Any:
         """Wait for a frame, from those that came since the last `expect` on.
 
@@ -250,11 +309,23 @@ class Host:
         """How long to wait where no timeout was given, in seconds."""
         return self._switch.patience
 
+    @property
+    def lock(self) -> RLock:
+        """The switch's."""
+        return self._timeline.lock
+
+    def call_later(self, seconds: float, function: Callable[[], object]) -> None:
+        """Call it on the switch's time, with its lock held."""
+        self._timeline.call_at(self._timeline.now_ns() + round(seconds * 1e9), function)
+
     # ---- Sending ----
 
     def send_ipv4(self, address: str, protocol: int, payload: bytes) -> None:
         """Send a packet; its receiver's MAC is asked for where it is not known."""
-        mac = packets.parse_mac(self.arp(address))
+        self.send_to(packets.parse_mac(self.arp(address)), address, protocol, payload)
+
+    def send_to(self, mac: bytes, address: str, protocol: int, payload: bytes) -> None:
+        """The same to a MAC that is known: it never waits."""
         self._send_packet(mac, Packet(str(self.address), address, protocol, payload))
 
     def _send_packet(self, mac: bytes, packet: Packet) -> None:
@@ -298,9 +369,15 @@ class Host:
             if datagram.port in self._udp:
                 self._udp[datagram.port].put(datagram)
         elif segment := packets.parse_tcp(packet):
-            key = packet.sender, segment.source, segment.port
-            if key in self.connections:
-                self.connections[key].on_segment(segment)
+            self._on_tcp(mac, packet.sender, segment)
+
+    def _on_tcp(self, mac: bytes, sender: str, segment: Segment) -> None:
+        connection = self.connections.get((sender, segment.source, segment.port))
+        asks = segment.flags & packets.SYN and segment.port in self._listeners
+        if connection is not None and not (asks and connection.is_over):
+            connection.on_segment(segment)
+        elif segment.port in self._listeners:
+            self._listeners[segment.port].on_segment(mac, sender, segment)
 
     def _on_icmp(self, mac: bytes, packet: Packet) -> None:
         echo = packets.parse_echo(packet.payload)

@@ -1,12 +1,13 @@
 """All that one test has of the harness: its guests, switches and disks, and what is kept of them.
 
 The rule here: what a test makes ends with it, in the reverse order, whatever else goes wrong.
-Nothing is written before a test has failed.
+Nothing is written before a test has failed; what is then is in tender/testing/report.py.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -16,6 +17,9 @@ import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
+from tender.config import parse_size
+from tender.errors import UsageError
+from tender.testing import report
 from tender.testing.disk import DiskImage
 from tender.testing.port import GuestPort
 from tender.testing.switch import Switch
@@ -23,13 +27,14 @@ from tender.testing.unikernel import Unikernel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import Any
+    from collections.abc import Callable, Iterator, Mapping
 
-LAST_LINES = 40  # in a report; all of it is in the folder
-LINE_MAX = 200  # letters
+    from typing_extensions import Unpack
+
+    from tender.devices import NetSpec
+    from tender.testing.unikernel import GuestOptions
+
 NAME_MAX = 150  # letters of a folder's name
-END_S = 10.0  # for a guest to end, before it is killed
 
 
 class Lab:
@@ -62,6 +67,8 @@ class Lab:
         self.disks: list[DiskImage] = []
         self.subtests: list[str] = []  # what became of each, as lines
         self.failures: list[str] = []  # of sub-tests after which the test went on
+        self.deaths: list[str] = []  # of guests that nobody has asked how they ended
+        self._numbers = itertools.count()  # of switches
         self._folders = folders
         self._artifacts = artifacts
         self._trace = trace
@@ -71,42 +78,83 @@ class Lab:
 
     # ---- Making ----
 
-    def find(self, kernel: str | os.PathLike[str]) -> Path:
-        """An image by its path, relative to the test's folder or to pytest's root."""
-        for folder in self._folders:
-            if (folder / kernel).is_file():
-                return folder / kernel
+    def find(self, file: str | os.PathLike[str]) -> Path:
+        """A file by its path, relative to the test's folder or to pytest's root."""
+        found = self._look_for(file)
+        if found is None:
+            raise FileNotFoundError(f"there is no {self._where(file, 'image')}")
+        return found
+
+    def _look_for(self, file: str | os.PathLike[str]) -> Path | None:
+        places = (folder / file for folder in self._folders)
+        return next((path for path in places if path.is_file()), None)
+
+    def _where(self, file: str | os.PathLike[str], what: str) -> str:
+        """What could not be found, and where."""
+        if os.path.isabs(file):
+            return f"file {file}"
         places = " or in ".join(dict.fromkeys(map(str, self._folders)))
-        raise FileNotFoundError(f"there is no image {str(kernel)!r} in {places}")
+        return f"{what} {str(file)!r} in {places}"
 
     def start(
-        self, kernel: str | os.PathLike[str], *args: str, start: bool = True, **options: Any
+        self,
+        kernel: str | os.PathLike[str],
+        *args: str,
+        start: bool = True,
+        net: Mapping[str, NetSpec] | None = None,
+        patience: float | None = None,
+        **options: Unpack[GuestOptions],
     ) -> Unikernel:
         """See the fixture `unikernel`."""
-        options = {"cpu": self.cpu, "patience": self.patience, **options}
+        options.setdefault("cpu", self.cpu)
         if self._trace:
             options.setdefault("trace", self._scratch() / f"{len(self.guests)}.trace")
-        for port in (options.get("net") or {}).values():
-            if isinstance(port, GuestPort) and port.switch not in self.switches:
+        for port in (net or {}).values():
+            if isinstance(port, GuestPort) and port.switch not in self.all_switches():
                 self.switches.append(port.switch)  # one that the test has made by itself
-        guest = Unikernel(self.find(kernel), *args, **options)
+        seconds = self.patience if patience is None else patience
+        guest = Unikernel(self.find(kernel), *args, net=net, patience=seconds, **options)
         self.guests.append(guest)
         if start:
             guest.start()
         return guest
 
     def switch(self, *, virtual: bool = False) -> Switch:
-        switch = Switch(virtual=virtual, seed=self.seed, patience=self.patience)
+        numbers = self._numbers
+        switch = Switch(virtual=virtual, seed=self.seed, patience=self.patience, numbers=numbers)
         self.switches.append(switch)
         return switch
 
-    def disk(self, content: Any, **options: Any) -> DiskImage:
+    def all_switches(self) -> list[Switch]:
+        """With those that are further ones of a switch."""
+        found = list(self.switches)
+        for switch in found:  # which grows here
+            found += switch.others
+        return found
+
+    def disk(
+        self,
+        content: int | bytes | bytearray | str | os.PathLike[str],
+        readonly: bool,
+        sector_size: int,
+    ) -> DiskImage:
         """See the fixture `blockimage`."""
-        if isinstance(content, (str, Path)):
-            content = self.find(content)
-        disk = DiskImage(content, seed=self.seed, **options)
+        if isinstance(content, (str, os.PathLike)):
+            content = self._disk(content)
+        disk = DiskImage(content, readonly=readonly, sector_size=sector_size, seed=self.seed)
         self.disks.append(disk)
         return disk
+
+    def _disk(self, text: str | os.PathLike[str]) -> Path | int:
+        """A file, or where there is none of that name, a size."""
+        found = self._look_for(text)
+        if found is not None:
+            return found
+        try:
+            return parse_size(os.fspath(text))
+        except UsageError:
+            size = "" if os.path.isabs(text) else "; nor is it a size, as 1M"
+            raise FileNotFoundError(f"there is no {self._where(text, 'file')}{size}") from None
 
     # ---- Sub-tests ----
 
@@ -143,7 +191,11 @@ class Lab:
         if self._closed:
             return
         self._closed = True
+        unasked = [guest for guest in self.guests if not guest.asked]
         errors = [error for guest in reversed(self.guests) if (error := _end(guest))]
+        for number, guest in enumerate(self.guests):
+            if guest in unasked and (how := guest.died()):
+                self.deaths.append(f"guest {number} ({guest.kernel}) has ended by itself: {how}")
         for switch in self.switches:
             switch.close()
         for disk in self.disks:
@@ -177,42 +229,15 @@ class Lab:
             self.close()
         except Exception as error:
             self.failures.append(f"ending the guests: {error}")
-        folder = self.folder()
-        folder.mkdir(parents=True, exist_ok=True)
-        sections = [
-            *(self._keep_guest(folder, number, guest) for number, guest in enumerate(self.guests)),
-            *(self._keep_switch(folder, number, each) for number, each in enumerate(self.switches)),
-            *(self._keep_disk(folder, number, disk) for number, disk in enumerate(self.disks)),
-        ]
+        artifacts = report.Artifacts(self.folder())
+        parts = self.guests, self.all_switches(), self.disks
+        sections = report.sections(artifacts, *parts)
         if self.subtests:
             sections.append(("sub-tests", "\n".join(self.subtests)))
-        about = f"{folder}\nchance: seed {self.seed!r} (--ptender-seed)"
-        return [*sections, ("artifacts", about)]
-
-    def _keep_guest(self, folder: Path, number: int, guest: Unikernel) -> tuple[str, str]:
-        name = f"guest{number}-{Path(guest.kernel).stem}"
-        outcome = describe_end(guest)
-        (folder / f"{name}.outcome.txt").write_text(outcome + "\n")
-        parts = [outcome]
-        if (console := guest.said_last()) is not None:
-            (folder / f"{name}.console.txt").write_bytes(console)
-            parts += _tail("console", console.decode(errors="replace").splitlines())
-        trace = guest.config.trace
-        if isinstance(trace, str) and os.path.exists(trace):
-            path = folder / f"{name}.trace.jsonl"
-            shutil.copyfile(trace, path)
-            parts += _tail("hypercalls", path.read_text(errors="replace").splitlines())
-        return f"guest {number}: {guest.kernel}", "\n".join(parts)
-
-    def _keep_switch(self, folder: Path, number: int, switch: Switch) -> tuple[str, str]:
-        path = folder / f"switch{number}.pcapng"
-        switch.save(path)
-        return f"switch {number}", "\n".join([str(path), *_tail("packets", switch.lines())])
-
-    def _keep_disk(self, folder: Path, number: int, disk: DiskImage) -> tuple[str, str]:
-        path = folder / f"disk{number}.log.txt"
-        path.write_text("".join(f"{line}\n" for line in disk.log))
-        return f"disk {number}", "\n".join(_tail("operations", list(disk.log)))
+        about = artifacts.about()
+        if about:
+            about.append(f"chance: seed {self.seed!r} (--ptender-seed)")
+        return [*sections, ("artifacts", "\n".join(about))] if about else sections
 
 
 def folder_name(test: str) -> str:
@@ -238,31 +263,3 @@ def _end(guest: Unikernel) -> BaseException | None:
         told, guest.told_error = guest.told_error, True
         return None if told else error
     return None
-
-
-def describe_end(guest: Unikernel) -> str:
-    """How a guest ended, for people."""
-    try:
-        outcome = guest.wait(END_S)
-    except Exception as error:
-        return f"it has no outcome: {type(error).__name__}: {error}"
-    lines = [f"ended: {outcome.reason}, status {outcome.status}"]
-    lines += [f"error: {outcome.error}"] if outcome.error else []
-    if outcome.trap:
-        lines.append(
-            "trap: " + " ".join(f"{key}={value:#x}" for key, value in outcome.trap.items())
-        )
-    for name, counters in outcome.stats.items():
-        lines.append(f"{name}: " + " ".join(f"{key}={value}" for key, value in counters.items()))
-    return "\n".join([*lines, *(f"trouble: {text}" for text in guest.trouble)])
-
-
-def _tail(title: str, lines: list[str]) -> list[str]:
-    if not lines:
-        return [f"{title}: none"]
-    left_out = f" (the last {LAST_LINES} of {len(lines)})" if len(lines) > LAST_LINES else ""
-    return [f"{title}{left_out}:", *(f"  {_cut(line)}" for line in lines[-LAST_LINES:])]
-
-
-def _cut(line: str) -> str:
-    return line if len(line) <= LINE_MAX else f"{line[:LINE_MAX]}..."

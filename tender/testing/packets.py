@@ -294,3 +294,18 @@ def is_address(text: str) -> bool:
     except AddressValueError:
         return False
     return True
+
+
+# ---- What a test gives ----
+
+
+def check(name: str, value: object, kinds: type | tuple[type, ...], right: str) -> None:
+    """TypeError, in one line, for what is of none of these types."""
+    if not isinstance(value, kinds) or isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} is not {right}")
+
+
+def check_port(name: str, value: object) -> None:
+    check(name, value, int, "the number of a port, as 80")
+    if not 1 <= value <= 65535:  # type: ignore[operator]
+        raise ValueError(f"{name}={value!r} is not the number of a port: 1 to 65535")

@@ -1,8 +1,8 @@
 """The pytest plugin: fixtures and options; nothing to import.
 
 The rule here: this file is loaded by every pytest of an environment that has ptender, so it
-imports nothing of the harness before a test asks for it. What a failed test leaves is decided by
-tender/testing/lab.py.
+imports nothing of the harness before a test asks for it, but for what the header says. What a
+failed test leaves is decided by tender/testing/report.py.
 """
 
 from __future__ import annotations
@@ -15,17 +15,23 @@ import pytest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    import os
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from typing import Any
 
+    from typing_extensions import Unpack
+
+    from tender.devices import NetSpec
     from tender.testing.disk import DiskImage
     from tender.testing.lab import Lab
     from tender.testing.switch import Switch
-    from tender.testing.unikernel import Unikernel
+    from tender.testing.unikernel import GuestOptions, Unikernel
 
 _LAB: pytest.StashKey[Lab] = pytest.StashKey()
+_CPU: pytest.StashKey[tuple[str, str]] = pytest.StashKey()
 _CAUGHT: pytest.StashKey[bool] = pytest.StashKey()
+_PASSED: pytest.StashKey[bool] = pytest.StashKey()
 PATIENCE_S = 60.0
 SECONDS_MAX = 1e6  # what poll(2) and its like can be told, and more than any test takes
 
@@ -83,6 +89,19 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("--ptender-interactive needs one process: leave out -n")
 
 
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"ptender: guests run on {_cpu(config)[1]}"
+
+
+def _cpu(config: pytest.Config) -> tuple[str, str]:
+    """The CPU of guests that name none, and what it is for people; found out once."""
+    if _CPU not in config.stash:
+        from tender.testing.cpu import choose
+
+        config.stash[_CPU] = choose(config.getoption("--ptender-cpu"))
+    return config.stash[_CPU]
+
+
 @pytest.fixture
 def _ptender(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -102,7 +121,7 @@ def _ptender(
         [request.path.parent, request.config.rootpath, Path()],
         artifacts,
         lambda: tmp_path_factory.mktemp("ptender-guests"),
-        cpu=option("--ptender-cpu"),
+        cpu=_cpu(request.config)[0],
         patience=option("--ptender-timeout"),
         seed=option("--ptender-seed"),
         trace=not option("--ptender-no-trace"),
@@ -111,10 +130,11 @@ def _ptender(
         lab.forget()
     request.node.stash[_LAB] = lab
     yield lab
-    try:
-        lab.close()
-    finally:
-        lab.clean()
+    lab.close()
+    if lab.deaths and request.node.stash.get(_PASSED, False):
+        told = "\n".join(lab.deaths)
+        pytest.fail(f"{told}\nand the test did not ask for its outcome", pytrace=False)
+    lab.clean()  # else the report needs it first
 
 
 class UnikernelFactory:
@@ -125,21 +145,33 @@ class UnikernelFactory:
         self._shell = shell
         self._folder = folder
 
-    def __call__(self, kernel: str | Path, *args: str, **options: Any) -> Unikernel:
+    def __call__(
+        self,
+        kernel: str | Path,
+        *args: str,
+        net: Mapping[str, NetSpec] | None = None,
+        start: bool = True,
+        patience: float | None = None,
+        **options: Unpack[GuestOptions],
+    ) -> Unikernel:
         """Start a guest; it is stopped when the test ends.
 
         `kernel` is a path relative to the test's folder or to pytest's root, `args` the guest's
-        command line, and `options` those of tender.Guest: net, block, mem_mib, cpu, clock...
-        With start=False it is only made: `guest.start()`, or `with guest:`.
+        command line, and `options` those of tender.Guest: block, mem_mib, cpu, clock...
+        With start=False it is only made: `guest.start()`, or `with guest:`. `patience` is how many
+        seconds its verbs wait that have no timeout.
         """
-        return self._lab.start(kernel, *args, **options)
+        return self._lab.start(kernel, *args, net=net, start=start, patience=patience, **options)
 
     def build(
         self,
         *sources: str | Path,
         manifest: str | Path | None = None,
         output: str | Path | None = None,
-        **options: Any,
+        target: str | None = None,
+        cc: str | None = None,
+        cflags: Sequence[str] = (),
+        fp: bool = False,
     ) -> Path:
         """Build an image as `ptender build` does, in the test's temporary folder; its path."""
         from tender.build import build
@@ -147,7 +179,7 @@ class UnikernelFactory:
         found = [str(self._lab.find(source)) for source in sources]
         described = None if manifest is None else str(self._lab.find(manifest))
         image = self._folder / (output or Path(found[0]).with_suffix(".hvt").name)
-        build(found, described, str(image), **options)
+        build(found, described, str(image), target=target, cc=cc, cflags=cflags, fp=fp)
         return image
 
     @property
@@ -159,6 +191,34 @@ class UnikernelFactory:
         """With --ptender-interactive: a Python shell with the test's names; else nothing."""
         frame = sys._getframe(1)
         self._shell({**frame.f_globals, **frame.f_locals})
+
+
+class BlockImageFactory:
+    """The fixture `blockimage`."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+
+    def __call__(
+        self,
+        content: int | bytes | bytearray | str | os.PathLike[str],
+        *,
+        readonly: bool = False,
+        sector_size: int = 512,
+    ) -> DiskImage:
+        """Make a disk of a size (1 << 20, "1M"), of bytes, or of a file, of which it is a copy."""
+        return self._lab.disk(content, readonly, sector_size)
+
+
+class SubtestFactory:
+    """The fixture `subtest`."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+
+    def __call__(self, name: str, go_on: bool = False) -> AbstractContextManager[None]:
+        """A part of the test. One that fails ends the test, or with `go_on` fails it at its end."""
+        return self._lab.subtest(name, go_on)
 
 
 @pytest.fixture
@@ -174,7 +234,10 @@ def unikernel(_ptender: Lab, request: pytest.FixtureRequest, tmp_path: Path) -> 
 
 @pytest.fixture
 def switch(_ptender: Lab) -> Switch:
-    """An Ethernet switch: `switch.port()` for guests, `switch.host("10.0.0.1/24")`, faults."""
+    """An Ethernet switch: `switch.port()` for guests, `switch.host("10.0.0.1/24")`, faults.
+
+    `switch.another()` is a further one, for a second network.
+    """
     return _ptender.switch()
 
 
@@ -185,19 +248,19 @@ def virtual_switch(_ptender: Lab) -> Switch:
 
 
 @pytest.fixture
-def blockimage(_ptender: Lab) -> Callable[..., DiskImage]:
+def blockimage(_ptender: Lab) -> BlockImageFactory:
     """Make a disk of a size, of bytes, or of a file (a copy): `blockimage(1 << 20)`."""
-    return _ptender.disk
+    return BlockImageFactory(_ptender)
 
 
 @pytest.fixture
-def subtest(_ptender: Lab) -> Callable[..., AbstractContextManager[None]]:
+def subtest(_ptender: Lab) -> SubtestFactory:
     """A part of a test: `with subtest("it boots"): ...`.
 
     It is printed and reported. One that fails ends the test, or with go_on=True the test goes
     on, and fails at its end.
     """
-    return _ptender.subtest
+    return SubtestFactory(_ptender)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -214,16 +277,43 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    if _LAB in item.stash and call.excinfo is not None:
+        _hide_frames(call.excinfo)
     report = yield
     lab = item.stash.get(_LAB, None)
+    if report.when == "call" and report.passed:
+        item.stash[_PASSED] = True
     if lab is None or not report.failed or item.stash.get(_CAUGHT, False):
         return report
     item.stash[_CAUGHT] = True
     if item.config.getoption("--ptender-interactive") and call.excinfo is not None:
         title = f"{item.nodeid} failed: {call.excinfo.exconly()}"
         _interact(item.config, title, _names(item, call))
-    report.sections += [(f"ptender: {title}", text) for title, text in lab.keep()]
+    try:
+        report.sections += [(f"ptender: {title}", text) for title, text in lab.keep()]
+    except Exception as error:  # the session goes on
+        text = f"this part of the report could not be made: {type(error).__name__}: {error}"
+        report.sections.append(("ptender", text))
+    lab.clean()
     return report
+
+
+def _hide_frames(error: pytest.ExceptionInfo[BaseException]) -> None:
+    """Let the traceback end in the test, where the harness says what is wrong there."""
+    for entry in error.traceback:
+        names = entry.frame.f_globals
+        if _is_ours(names.get("__name__", "")):
+            names.setdefault("__tracebackhide__", _is_told)  # pytest's word for that
+
+
+def _is_told(error: pytest.ExceptionInfo[BaseException]) -> bool:
+    """Of any other error the frames are needed: it is a bug of the harness."""
+    told = OSError, ValueError, TypeError, EOFError, RuntimeError
+    return isinstance(error.value, told) or _is_ours(type(error.value).__module__)
+
+
+def _is_ours(module: str) -> bool:
+    return module == "tender" or module.startswith("tender.")
 
 
 def _names(item: pytest.Item, call: pytest.CallInfo[None]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from tender.config import Descriptor
 from tender.errors import DeviceError
 from tender.reactor import READ, reactor
 from tender.testing.faults import REORDER_HOLD_S, Chance, Fault
+from tender.testing.packets import mac_text
 from tender.testing.virtual import Stuck, VirtualTimeline
 
 TYPE_CHECKING = False
@@ -189,9 +190,9 @@ class GuestPort(Port):
 
     is_guest = True
 
-    def __init__(self, switch: Switch, name: str, index: int, mac: bytes | None, mtu: int) -> None:
+    def __init__(self, switch: Switch, name: str, index: int, mac: bytes, mtu: int) -> None:
         super().__init__(switch, name, index)
-        self.mac = mac or bytes((2, 0, 0, 0, index >> 8, index & 255))
+        self.mac = mac
         self.mtu = mtu
         self.has_spoken = False  # the guest has sent a frame: it is up
         self.participant: Participant | None = None
@@ -199,6 +200,10 @@ class GuestPort(Port):
         self._is_open = False  # the guest has not closed its end
         self._collected: list[bytes] = []  # in virtual time: not yet on the switch
         self._backlog: list[bytes] = []  # in virtual time: not yet at the guest
+
+    def __repr__(self) -> str:
+        how = "cut" if self.is_cut else "a guest is attached" if self.may_speak else "no guest"
+        return f"<{self.name} of a switch, {mac_text(self.mac)}: {how}>"
 
     @property
     def switch(self) -> Switch:

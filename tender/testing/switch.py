@@ -6,6 +6,7 @@ direction of it ("to" its owner, or "from" it), and whatever happens to a frame 
 
 from __future__ import annotations
 
+import itertools
 import os
 from ipaddress import IPv4Interface
 
@@ -19,7 +20,7 @@ from tender.testing.virtual import VirtualTimeline
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tender.testing.timeline import Timeline
 
@@ -35,7 +36,7 @@ class Switch(Faulty):
     the test waits. `seed` is what all chance comes from. `latency` is that of every link, in
     seconds (100 µs in virtual time, else none). `patience` is how long a verb without a timeout
     waits, in seconds, and how long a guest may take to start. About `capture_bytes` bytes of
-    memory are for the last frames.
+    memory are for the last frames. Switches that count with the same `numbers` give no MAC twice.
     """
 
     def __init__(
@@ -46,18 +47,44 @@ class Switch(Faulty):
         latency: float | None = None,
         patience: float = 60.0,
         capture_bytes: int = CAPTURE_BYTES,
+        numbers: Iterator[int] | None = None,
     ) -> None:
         self.timeline: Timeline = VirtualTimeline(patience) if virtual else RealTime()
+        self._numbers = itertools.count() if numbers is None else numbers
+        self._number = next(self._numbers) & 255
+        self.others: list[Switch] = []  # of `another`
         self.seed = str(seed)
         self.patience = patience
         self.capture = pcapng.Capture(capture_bytes)
         self.ports: list[Port] = []
         self.hosts: list[Host] = []
         self.faults = []
+        self._own_time = True  # it ends with this switch
+        self._capture_bytes = capture_bytes
         self._lock = self.timeline.lock
         self._table: dict[bytes, Port] = {}  # where a MAC was seen
         self._latency_ns = round((LATENCY_S * virtual if latency is None else latency) * 1e9)
         self._closed = False
+
+    def another(self) -> Switch:
+        """A further switch, for a second network: in the same time, and closed with this one.
+
+        Nothing connects the two but guests that have a port on each.
+        """
+        other = Switch(
+            seed=f"{self.seed}/switch{len(self.others) + 1}",
+            latency=self._latency_ns / 1e9,
+            patience=self.patience,
+            capture_bytes=self._capture_bytes,
+            numbers=self._numbers,
+        )
+        other.timeline, other._lock, other._own_time = self.timeline, self._lock, False
+        self.others.append(other)
+        return other
+
+    def __repr__(self) -> str:
+        kind = "virtual switch" if self.virtual else "switch"
+        return f"<{kind}: {', '.join(port.name for port in self.ports) or 'no ports'}>"
 
     def _seed(self) -> str:
         return self.seed
@@ -78,7 +105,8 @@ class Switch(Faulty):
         with self._lock:
             index = len(self.ports)
             address = packets.parse_mac(mac) if isinstance(mac, str) else mac
-            port = GuestPort(self, self._name(name, f"port{index}"), index, address, mtu)
+            own = address or self._mac(0, index)
+            port = GuestPort(self, self._name(name, f"port{index}"), index, own, mtu)
             self.ports.append(port)
             return port
 
@@ -94,16 +122,22 @@ class Switch(Faulty):
 
         It answers ARP and ping by itself. `gateway` is where packets to other networks go.
         """
+        interface = parse_interface(address)
         with self._lock:
+            if any(host.address == interface.ip for host in self.hosts):
+                raise ValueError(f"the switch has a host {interface.ip} already")
             index = len(self.ports)
             given = packets.parse_mac(mac) if isinstance(mac, str) else mac
-            own = given or bytes((2, 0, 0, 1, index >> 8, index & 255))
-            host = Host(self, IPv4Interface(address), own, gateway)
+            own = given or self._mac(1, index)
+            host = Host(self, interface, own, gateway)
             port = HostPort(self, self._name(name, f"host{index}"), index, host.receive)
             host.port = port
             self.ports.append(port)
             self.hosts.append(host)
             return host
+
+    def _mac(self, kind: int, index: int) -> bytes:
+        return bytes((2, 0, self._number, kind, index >> 8, index & 255))
 
     def _name(self, given: str | None, otherwise: str) -> str:
         name = given or otherwise
@@ -249,10 +283,25 @@ class Switch(Faulty):
             self._closed = True
         for port in self.ports:
             port.close()
-        self.timeline.close()
+        for other in self.others:
+            other.close()
+        if self._own_time:
+            self.timeline.close()
 
     def __enter__(self) -> Switch:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def parse_interface(text: str) -> IPv4Interface:
+    """`10.0.0.1/24`; ValueError for anything else."""
+    try:
+        if isinstance(text, str) and "/" in text:
+            return IPv4Interface(text)
+    except ValueError:
+        pass
+    raise ValueError(
+        f"{text!r} is not an IPv4 address with the length of its network's prefix, as 10.0.0.1/24"
+    )

@@ -12,8 +12,8 @@ import threading
 import time
 
 from tender.config import VIRTUAL_START_NS, VirtualTime
-from tender.errors import DeviceError
-from tender.guest import Guest
+from tender.errors import DeviceError, GuestEnded
+from tender.guest import GRACE_S, Guest
 from tender.reactor import reactor
 from tender.record import replace
 from tender.testing.port import GuestPort
@@ -22,14 +22,41 @@ from tender.testing.virtual import Stuck, VirtualTimeline
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any
+    from typing import Any, TypedDict, TypeVar
+
+    from typing_extensions import Unpack
 
     from tender.console_capture import Console as Captured
+    from tender.console_capture import Sink
+    from tender.devices import BlockSpec, NetSpec
     from tender.machine import Outcome
     from tender.testing.virtual import Participant
 
+    T = TypeVar("T")
+
+    class GuestOptions(TypedDict, total=False):
+        """What Guest takes, as it does, but for `net`."""
+
+        block: Mapping[str, BlockSpec] | None
+        mem_mib: int
+        console: Sink
+        console_limit: int | None
+        dumpcore: str | os.PathLike[str] | None
+        trace: str | os.PathLike[str] | None
+        warn: Callable[[str], None]
+        cpu: str
+        clock: VirtualTime | None
+        instructions: int | None
+        deadline: float | None
+        sandbox: str
+        user: str | int | None
+        in_process: bool
+
+
 LOOK_EVERY_S = 0.02
 ROUNDS = 5  # of the reactor, in which a console's queue is emptied
+ABORTED = 255  # the status of solo5_abort()
+BAD_ENDS = ("fault", "sandbox", "host")  # reasons of an outcome
 END_S = 10.0  # of real time, for a guest that has left virtual time to be gone
 
 
@@ -39,8 +66,29 @@ class Console:
     def __init__(self, guest: Unikernel) -> None:
         self._guest = guest
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._guest.captured, name)
+    @property
+    def data(self) -> bytes:
+        """The last bytes that the guest has said: 4 MiB at most."""
+        return self._guest.captured.data
+
+    @property
+    def text(self) -> str:
+        """The same as text: UTF-8, with U+FFFD for what is none."""
+        return self._guest.captured.text
+
+    @property
+    def lost(self) -> int:
+        """How many bytes came before those that are kept."""
+        return self._guest.captured.lost
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing comes any more."""
+        return self._guest.captured.ended
+
+    def lines(self) -> list[str]:
+        """The lines that are complete or at the end, without their ends."""
+        return self._guest.captured.lines()
 
     def wait_for(
         self, pattern: str | re.Pattern[str], timeout: float | None = None
@@ -51,7 +99,14 @@ class Console:
         where the guest has that), and tender.errors.GuestEnded when the guest has ended without.
         """
         guest = self._guest
-        seconds = guest.patience if timeout is None else timeout
+        try:
+            return self._wait_for(pattern, guest.patience if timeout is None else timeout)
+        except GuestEnded:
+            guest.asked = True
+            raise
+
+    def _wait_for(self, pattern: str | re.Pattern[str], seconds: float) -> re.Match[str]:
+        guest = self._guest
         if guest.participant is None:
             return guest.captured.wait_for(pattern, seconds)
         wanted = re.compile(pattern, re.MULTILINE) if isinstance(pattern, str) else pattern
@@ -73,15 +128,16 @@ class Unikernel(Guest):
         self,
         kernel: str | os.PathLike[str],
         *args: str,
-        net: Mapping[str, Any] | None = None,
+        net: Mapping[str, NetSpec] | None = None,
         patience: float = 60.0,
-        **options: Any,
+        **options: Unpack[GuestOptions],
     ) -> None:
         self.patience = patience
         self.ports = [each for each in (net or {}).values() if isinstance(each, GuestPort)]
         self.participant: Participant | None = None
         self.trouble: list[str] = []  # what the host had with its devices
         self.told_error = False  # somebody knows that it could not start
+        self.asked = False  # the test knows how it ended
         self.kernel = str(kernel)
         self._timeline = _shared_time(self.ports)
         if self._timeline is not None and options.get("cpu") not in (None, "auto", "soft"):
@@ -118,13 +174,13 @@ class Unikernel(Guest):
             raise TimeoutError(f"the guest still runs after {seconds:g} s of virtual time")
         return _as_test_sees(super().wait(END_S))
 
-    def wait_until(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
+    def wait_until(self, predicate: Callable[[], T], timeout: float | None = None) -> T:
         """Wait until `predicate()` is true, and give what it gave; TimeoutError if it is not."""
         seconds = self.patience if timeout is None else timeout
-        values: list[Any] = [None]
+        values: list[T] = []
 
-        def look() -> Any:
-            values[0] = predicate()
+        def look() -> T:
+            values[:] = [predicate()]
             return values[0]
 
         if self.participant is not None:
@@ -173,17 +229,49 @@ class Unikernel(Guest):
         return super().console
 
     @property
-    def console(self) -> Any:
-        """The guest's output, and waiting for it."""
+    def console(self) -> Console:  # type: ignore[override]
+        """The guest's output, and waiting for it; RuntimeError where it has not started."""
+        _ = self.captured
         return Console(self)
 
     # ---- The end ----
 
-    def stop(self, *args: Any, **options: Any) -> Outcome:
+    @property
+    def outcome(self) -> Outcome | None:
+        """How it ended; None before that, and where it could not start."""
+        self.asked = True
+        return super().outcome
+
+    def _result(self) -> Outcome:
+        """What wait, stop, kill and their like give."""
+        self.asked = True
+        return super()._result()
+
+    def died(self) -> str:
+        """How it ended, if by itself and badly; else nothing."""
+        outcome = super().outcome
+        if outcome is None:
+            return ""
+        aborted = outcome.reason == "halted" and outcome.status == ABORTED
+        if not aborted and outcome.reason not in BAD_ENDS:
+            return ""
+        why = f": {outcome.error}" if outcome.error else ""
+        return f"{'aborted' if aborted else outcome.reason}, status {outcome.status}{why}"
+
+    def __enter__(self) -> Unikernel:
+        """Start it, if the fixture has not."""
+        return self if self._begun else self.start()
+
+    def __exit__(self, exc_type: object, *error: object) -> None:
+        asked = self.asked
+        super().__exit__(exc_type, *error)
+        self.asked = asked  # the block ends it, and nobody has looked
+
+    def stop(self, grace: float = GRACE_S) -> Outcome:
         """End the guest and say how it ended; status 0 if it was asked to and nothing else."""
         self._rest()
         try:
-            return _as_test_sees(super().stop(*args, **options))
+            return _as_test_sees(super().stop(grace))
         finally:
             self._rest()
 
@@ -224,7 +312,10 @@ def _shared_time(ports: list[GuestPort]) -> VirtualTimeline | None:
     timelines = {id(port.switch.timeline): port.switch.timeline for port in ports}
     virtual = [each for each in timelines.values() if isinstance(each, VirtualTimeline)]
     if virtual and len(timelines) > 1:
-        raise DeviceError("a guest has one time: its ports are on a virtual switch and another")
+        raise DeviceError(
+            "a guest has one time: its ports are on a virtual switch and another; "
+            "switch.another() makes one that shares its time"
+        )
     return virtual[0] if virtual else None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -32,7 +34,7 @@ SHORT = EXAMPLE.replace("service0", "service").replace("100", "5")  # for the sa
 @pytest.fixture
 def images(pytester: pytest.Pytester, guest: Build) -> Path:
     """The folder of the inner tests, with images beside them."""
-    for name in ("ping", "talk", "web", "hello", "disk"):
+    for name in ("ping", "ping2", "talk", "web", "hello", "disk", "abort", "badgpa"):
         shutil.copy(guest(name), pytester.path)
     return pytester.path
 
@@ -65,7 +67,7 @@ def test_nothing_is_imported_by_a_pytest_without_guests(pytester: pytest.Pyteste
         import sys
         def test_nothing():
             assert not [name for name in sys.modules if name.startswith("tender.testing.")
-                        and name != "tender.testing.plugin"]
+                        and name not in ("tender.testing.plugin", "tender.testing.cpu")]
     """
     run(pytester, source).assert_outcomes(passed=1)
 
@@ -105,13 +107,89 @@ def test_a_failed_test_leaves_what_it_needs_to_be_understood(
         "ptender: guest 0",
         "ended: stopped, status 0",
         "listening on 10.0.0.2/24",
-        '"call": "NET_READ"',
+        " NET_READ, service, ret 0",
         "10.0.0.1 > 10.0.0.2 ping seq 2",
         "write 512 bytes at 0",
         str(folder),
         "--ptender-seed",
     ):
         assert text in told, text
+
+
+def test_a_report_has_nothing_that_says_nothing(pytester: pytest.Pytester, images: Path) -> None:
+    source = """
+        def test_fails(unikernel, switch, blockimage):
+            switch.port()
+            blockimage(512)
+            assert False
+
+        def test_silent(unikernel, switch):
+            unikernel("hello.hvt", mem_mib=8).wait()
+            assert False
+    """
+    result = run(pytester, source, "--ptender-artifacts=left")
+    result.assert_outcomes(failed=2)
+    assert result.stdout.str().count("ptender: artifacts") == 1
+    result.stdout.no_fnmatch_line("*ptender: switch*")
+    result.stdout.no_fnmatch_line("*ptender: disk*")
+    (folder,) = (images / "left").iterdir()
+    assert folder.name.endswith("test_silent")
+    assert not list(folder.glob("*.pcapng"))
+
+
+def test_a_traceback_is_that_of_the_test(pytester: pytest.Pytester, images: Path) -> None:
+    source = """
+        def test_address(switch):
+            switch.host("10.0.0.1")
+
+        def test_no_answer(switch):
+            switch.host("10.0.0.1/24").arp("10.0.0.2", timeout=0.1)
+
+        def test_it_ends(unikernel):
+            unikernel("hello.hvt", mem_mib=8).console.wait_for("Goodbye")
+
+        def test_a_bug(switch):
+            host = switch.host("10.0.0.1/24")
+            host._timeline = None
+            host.listen(80)
+
+        def test_what_can_not_be_told(switch):
+            switch.timeline = None
+            assert False
+    """
+    result = run(pytester, source)
+    result.assert_outcomes(failed=5)
+    for name in ("address", "no_answer", "it_ends"):
+        told = result.stdout.str().split(f" test_{name} _")[1].split("_____ test_")[0]
+        assert f"def test_{name}(" in told
+        assert "tender/testing/" not in told
+        assert "tender/console_capture" not in told
+    told = result.stdout.str()
+    assert "INTERNALERROR" not in told
+    result.stdout.fnmatch_lines(["*tender/testing/host.py:*: AttributeError"])
+    assert "could not be made: AttributeError: " in told.split(" test_what_can_not_be_told _")[1]
+    told = run(pytester, source, "--full-trace", "-k", "address").stdout.str()
+    assert "tender/testing/switch.py" in told
+
+
+def test_the_header_says_which_cpu_guests_have(
+    pytester: pytest.Pytester, images: Path, monkeypatch: pytest.MonkeyPatch, cpu: str
+) -> None:
+    source = """
+        def test_fails(unikernel):
+            guest = unikernel("hello.hvt", mem_mib=8)
+            guest.wait()
+            assert guest.trouble
+    """
+    name = {"soft": "the software CPU", "kvm": "KVM"}[cpu]
+    lines = [f"ptender: guests run on {name} (PTENDER_CPU)"]
+    run(pytester, source).stdout.fnmatch_lines(lines)
+    lines = ["ptender: guests run on the software CPU (--ptender-cpu)"]
+    run(pytester, source, "--ptender-cpu=soft").stdout.fnmatch_lines(lines)
+    monkeypatch.delenv("PTENDER_CPU")
+    result = run(pytester, source)
+    result.assert_outcomes(failed=1)  # no guest has trouble with its CPU
+    assert result.stdout.str().count("ptender: guests run on ") == 1
 
 
 def test_a_test_that_passes_leaves_nothing(pytester: pytest.Pytester, images: Path) -> None:
@@ -139,9 +217,8 @@ def test_tests_with_names_that_look_alike_leave_what_they_leave(
     result = run(pytester, source, "--ptender-artifacts=left")
     result.assert_outcomes(passed=2, failed=3)
     left = sorted(folder.name for folder in (images / "left").iterdir())
-    assert len(left) == 3, left
-    assert all((images / "left" / name / "guest0-ping.outcome.txt").exists() for name in left[:2])
-    assert left[2].endswith(".py_test_y")
+    assert len(left) == 2, left  # test_y has nothing to leave
+    assert all((images / "left" / name / "guest0-ping.outcome.txt").exists() for name in left)
     for name in left:
         result.stdout.fnmatch_lines([f"*/left/{name}"])
 
@@ -152,6 +229,32 @@ def test_without_an_option_it_is_left_in_a_folder_of_pytests(
     result = run(pytester, FAILING, f"--basetemp={images}/temp")
     result.assert_outcomes(failed=1)
     assert list(images.glob("temp/ptender/*test_fails/switch0.pcapng"))
+
+
+@pytest.mark.parametrize(
+    ("folder", "why"),
+    [("a-file/left", "Not a directory"), ("full", "No space left on device")],
+)
+def test_what_can_not_be_kept_is_a_line_of_the_report(
+    pytester: pytest.Pytester, images: Path, folder: str, why: str
+) -> None:
+    (images / "a-file").write_text("")
+    (images / "full").mkdir()
+    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v"]
+    pytester.makepyfile(FAILING + "\ndef test_next():\n    pass\n")
+    words.append(f"--ptender-artifacts={folder}")
+    if folder == "full":
+        if os.geteuid() != 0:
+            pytest.skip("a file system of a few pages needs root")
+        mount = f"mount -t tmpfs -o size=8k tmpfs {images / folder} && exec {shlex.join(words)}"
+        words = ["unshare", "--mount", "sh", "-c", mount]
+    result = pytester.run(*words)
+    result.assert_outcomes(failed=1, passed=1)
+    (line,) = (line for line in result.outlines if line.startswith("artifacts: "))
+    assert line.startswith(f"artifacts: could not keep them in {images / folder}/")
+    assert line.endswith(f": {why}")
+    assert "INTERNALERROR" not in result.stdout.str() + result.stderr.str()
+    result.stdout.fnmatch_lines(["*ptender: guest 0*", "ended: stopped, status 0"])
 
 
 def test_in_parallel(pytester: pytest.Pytester, images: Path) -> None:
@@ -171,6 +274,20 @@ def test_errors_say_what_would_be_right(pytester: pytest.Pytester, images: Path)
         def test_no_image(unikernel):
             with pytest.raises(FileNotFoundError, match="there is no image 'nothing.hvt' in /"):
                 unikernel("nothing.hvt")
+
+        def test_no_file(unikernel, blockimage):
+            with pytest.raises(FileNotFoundError, match="^there is no file /no/where.hvt$"):
+                unikernel("/no/where.hvt")
+            with pytest.raises(FileNotFoundError, match="^there is no file /no/where.img$"):
+                blockimage("/no/where.img")
+            with pytest.raises(FileNotFoundError, match="no file 'a.img' in /.*; nor is it a size"):
+                blockimage("a.img")
+
+        def test_sizes_of_disks(blockimage, request):
+            assert blockimage("64K").capacity == 64 << 10
+            assert blockimage("1").capacity == 1 << 20
+            (request.path.parent / "1M").write_bytes(bytes(512))
+            assert blockimage("1M").capacity == 512
 
         def test_no_device(unikernel):
             with pytest.raises(DeviceError, match="All declared devices must be attached"):
@@ -205,7 +322,7 @@ def test_errors_say_what_would_be_right(pytester: pytest.Pytester, images: Path)
             with pytest.raises(DeviceError, match="a guest has one time"):
                 unikernel("ping.hvt", net={"a": virtual_switch.port(), "b": switch.port()})
     """
-    run(pytester, source).assert_outcomes(passed=6)
+    run(pytester, source).assert_outcomes(passed=8)
 
 
 def test_the_verbs_of_a_guest(pytester: pytest.Pytester, images: Path) -> None:
@@ -245,6 +362,97 @@ def test_the_verbs_of_a_guest(pytester: pytest.Pytester, images: Path) -> None:
             assert guest.wait().status == 0
     """
     run(pytester, source).assert_outcomes(passed=3)
+
+
+def test_a_guest_that_dies_unnoticed_fails_its_test(
+    pytester: pytest.Pytester, images: Path
+) -> None:
+    source = """
+        import pytest
+        from tender.errors import GuestEnded
+
+        def until_it_has_ended(guest):
+            guest.wait_until(lambda: not guest.running)
+
+        @pytest.mark.parametrize("kernel", ["abort.hvt", "badgpa.hvt"])
+        def test_unnoticed(unikernel, kernel):
+            unikernel("hello.hvt", mem_mib=8)
+            until_it_has_ended(unikernel(kernel, mem_mib=8))
+
+        def test_unnoticed_in_a_block(unikernel):
+            with unikernel("abort.hvt", mem_mib=8, start=False) as guest:
+                until_it_has_ended(guest)
+
+        @pytest.mark.parametrize("verb", ["wait", "stop", "kill", "crash"])
+        def test_asked(unikernel, verb):
+            guest = unikernel("abort.hvt", mem_mib=8)
+            until_it_has_ended(guest)
+            assert getattr(guest, verb)().status == 255
+
+        def test_its_outcome(unikernel):
+            guest = unikernel("badgpa.hvt", mem_mib=8)
+            guest.wait_until(lambda: guest.outcome)
+
+        def test_waited_for(unikernel):
+            with pytest.raises(GuestEnded):
+                unikernel("abort.hvt", mem_mib=8).console.wait_for("never")
+
+        def test_no_failure(unikernel, switch):
+            unikernel("ping.hvt", net={"service": switch.port()}, mem_mib=8)
+            until_it_has_ended(unikernel("hello.hvt", mem_mib=8))
+
+        def test_skips(unikernel):
+            until_it_has_ended(unikernel("abort.hvt", mem_mib=8))
+            pytest.skip("not today")
+    """
+    result = run(pytester, source, "--ptender-artifacts=left")
+    result.assert_outcomes(passed=10, errors=3, skipped=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*ERROR at teardown of test_unnoticed?abort.hvt?*",
+            "guest 1 (*/abort.hvt) has ended by itself: aborted, status 255",
+            "and the test did not ask for its outcome",
+            "*ptender: guest 1*",
+            "guest 1 (*/badgpa.hvt) has ended by itself: fault, status 1: *",
+        ]
+    )
+    assert len(list((images / "left").glob("*/guest*abort.trace.jsonl"))) == 2
+
+
+def test_a_guest_on_two_networks(pytester: pytest.Pytester, images: Path) -> None:
+    source = """
+        import pytest
+
+        @pytest.mark.parametrize("kind", ["switch", "virtual_switch"])
+        def test_two(unikernel, request, kind):
+            inside = request.getfixturevalue(kind)
+            outside = inside.another()
+            guest = unikernel(
+                "ping2.hvt", net={"service0": inside.port(), "service1": outside.port()}, mem_mib=8
+            )
+            near, far = inside.host("10.0.0.1/24"), outside.host("10.1.0.1/24")
+            assert near.ping("10.0.0.2", count=3).received == 3
+            outside.cut()
+            assert far.ping("10.1.0.2", timeout=0.2).received == 0
+            assert near.ping("10.0.0.2").received == 1
+            outside.restore()
+            assert far.ping("10.1.0.2", count=3).received == 3
+            assert inside.now == pytest.approx(outside.now, abs=1)
+            macs = {port.mac for port in guest.ports} | {near.mac, far.mac}
+            assert len(macs) == 4
+            assert "10.1.0.2" not in "".join(inside.lines())
+            assert far.ping("10.1.0.2").received == 2
+
+        def test_macs_are_of_one_switch(switch, virtual_switch):
+            assert switch.port().mac != virtual_switch.port().mac
+    """
+    result = run(pytester, source, "--ptender-artifacts=left")
+    result.assert_outcomes(passed=1, failed=2)
+    for kind in ("switch", "virtual_switch"):
+        (folder,) = (images / "left").glob(f"*test_two_{kind}-*")
+        assert (folder / "switch0.pcapng").exists()
+        assert b"\x0a\x01\x00\x02" in (folder / "switch1.pcapng").read_bytes()
+    result.stdout.fnmatch_lines(["*ptender: switch 1*"])
 
 
 def test_faults_of_a_disk(pytester: pytest.Pytester, images: Path) -> None:
@@ -482,8 +690,8 @@ def test_a_guest_that_polls_without_sleeping_ends_its_test(pytester: pytest.Pyte
 def test_a_timeout_that_is_none(pytester: pytest.Pytester, seconds: str) -> None:
     result = run(pytester, "def test_nothing(): pass", f"--ptender-timeout={seconds}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    message = f"*--ptender-timeout: '{seconds}' is not a number of seconds, as 60"
-    result.stderr.fnmatch_lines([message])
+    told = f"*--ptender-timeout: '{seconds}' is not a number of seconds, as 60"
+    result.stderr.fnmatch_lines([told])
 
 
 def test_an_ordinary_user_without_kvm(guest: Build, cpu: str) -> None:

@@ -6,7 +6,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +186,7 @@ def test_expect_takes_bytes_functions_and_says_what_came(switch: Switch) -> None
     with pytest.raises(TimeoutError, match=r"instead, 1 came.*\n.*type 0x1234"):
         host.expect(b"four", timeout=0.3)
     with pytest.raises(TypeError, match="none of bytes, a function"):
-        host.expect(4)
+        host.expect(4)  # type: ignore[call-overload]
     end.close()
 
 
@@ -196,6 +196,58 @@ def test_scapy_is_welcome_and_not_needed(switch: Switch) -> None:
     a.send(scapy.Ether(dst="02:00:00:00:00:02", src="02:00:00:00:00:01")
            / scapy.IP(src="10.0.0.1", dst="10.0.0.2") / scapy.UDP(dport=7) / b"hi")  # fmt: skip
     assert b.expect(scapy.UDP)[scapy.UDP].dport == 7
+
+
+def test_a_packet_of_scapys_has_the_mac_of_its_host(switch: Switch) -> None:
+    scapy: Any = pytest.importorskip("scapy.all", reason="scapy is not installed")
+    a, b = switch.host("10.0.0.1/24"), switch.host("10.0.0.2/24")
+    packet = scapy.Ether(dst=packets.mac_text(b.mac), type=0x1234) / b"mine"
+    a.send(packet)
+    assert b.expect(b"mine")[6:12] == a.mac
+    assert "src" not in packet.fields
+    packet.src = "02:00:00:00:00:77"
+    a.send(packet)
+    assert b.expect(b"mine")[6:12] == bytes.fromhex("020000000077")
+
+
+def test_an_address_that_no_host_can_have(switch: Switch) -> None:
+    switch.host("10.0.0.1/24")
+    with pytest.raises(ValueError, match=r"^the switch has a host 10\.0\.0\.1 already$"):
+        switch.host("10.0.0.1/16")
+    for text in ("10.0.0.2", "10.0.0.300/24", "10.0.0.2/33", "example/24", "", 7):
+        with pytest.raises(ValueError, match="^.* is not an IPv4 address .*, as 10.0.0.1/24$"):
+            switch.host(text)  # type: ignore[arg-type]
+    assert len(switch.hosts) == len(switch.ports) == 1
+
+
+def test_wrong_types_are_one_line(switch: Switch) -> None:
+    a, _ = switch.host("10.0.0.1/24"), switch.host("10.0.0.2/24")
+    wrong: Any = a
+    calls: list[tuple[Callable[[], object], str]] = [
+        (lambda: wrong.udp_send("10.0.0.2", 7, "text"), "data='text' is not bytes, as b'hello'"),
+        (lambda: wrong.udp_send("10.0.0.2", "7", b""), "port='7' is not the number of a port"),
+        (lambda: wrong.http_get("10.0.0.2", port="80"), "port='80' is not the number of a port"),
+        (lambda: wrong.http_get("10.0.0.2", b"/"), "path=b'/' is not text, as '/'"),
+        (lambda: wrong.send("text"), "packet='text' is not bytes, or of scapy's"),
+        (lambda: wrong.send(7), "packet=7 is not bytes"),
+    ]
+    for call, message in calls:
+        with pytest.raises(TypeError, match=message) as raised:
+            call()
+        assert "\n" not in str(raised.value)
+    with pytest.raises(ValueError, match="167772162 is not an IPv4 address"):
+        wrong.http_get(0x0A000002)
+
+
+def test_what_things_are_is_in_their_repr(switch: Switch) -> None:
+    assert repr(switch) == "<switch: no ports>"
+    host, port = switch.host("10.0.0.1/24"), switch.port("wire")
+    assert repr(switch) == "<switch: host0, wire>"
+    assert repr(host) == "<host 10.0.0.1/24, 02:00:00:01:00:00>"
+    assert repr(port) == "<wire of a switch, 02:00:00:00:00:01: no guest>"
+    end = plug(port)
+    assert repr(port).endswith(": a guest is attached>")
+    end.close()
 
 
 # ---- Faults ----
@@ -289,6 +341,8 @@ def test_two_faults_do_not_have_the_same_chance(switch: Switch) -> None:
     ("options", "message"),
     [
         ({"every": 0}, "count from 1"),
+        ({"every": 0.1}, "every=0.1 is not a number of frames, as 3; probability=0.1 is a share"),
+        ({"every": 2.5}, "every=2.5 is not a number of frames, as 3$"),
         ({"probability": 2.0}, "not between 0 and 1"),
         ({"every": 2, "probability": 0.5}, "not both"),
         ({"direction": "up"}, "none of 'to', 'from', 'both'"),
@@ -297,6 +351,33 @@ def test_two_faults_do_not_have_the_same_chance(switch: Switch) -> None:
 def test_a_fault_that_makes_no_sense(switch: Switch, options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         switch.drop(**options)
+
+
+# ---- Further switches ----
+
+
+@pytest.mark.parametrize("virtual", [False, True])
+def test_another_switch_is_another_network_in_the_same_time(virtual: bool) -> None:
+    with Switch(virtual=virtual, seed="s") as first:
+        second = first.another()
+        a, b = first.host("10.0.0.1/24"), second.host("10.0.0.2/24")
+        assert a.ping("10.0.0.2", timeout=0.1).received == 0
+        assert second.host("10.0.0.1/24").ping("10.0.0.2").received == 1
+        assert second.virtual == virtual
+        assert second.timeline is first.timeline
+        assert a.mac != b.mac
+        assert first.port().mac != second.port().mac
+        assert first.drop(probability=0.5).seed != second.drop(probability=0.5).seed
+        third = second.another()
+        second.close()  # the others go on
+        assert a.ping("10.0.0.1", timeout=0.1).received == 0
+        assert first.host("10.0.0.3/24").ping("10.0.0.1").received == 1
+        end = plug(first.port()) if not virtual else None
+    if end is not None:
+        assert end.recv(100) == b""  # all are closed with the first
+        end.close()
+    third.host("10.0.0.1/24").send(b"to nobody")
+    assert not third.lines()
 
 
 # ---- Packets ----

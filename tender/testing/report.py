@@ -1,0 +1,146 @@
+"""What a failed test leaves: files for who looks closer, and sections for its report.
+
+The rule here: the report comes out whatever becomes of the files. A folder that can't be written
+to, or a full disk, is one line in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tender.testing.disk import DiskImage
+    from tender.testing.switch import Switch
+    from tender.testing.unikernel import Unikernel
+
+    Section = tuple[str, str]  # a title, and a text
+
+LAST_LINES = 40  # in a report; all of it is in the folder
+LINE_MAX = 200  # letters
+END_S = 10.0  # for a guest to end, before it is killed
+
+
+class Artifacts:
+    """The folder of one test, made when there is something for it.
+
+    `error` is the first thing that kept a file out of it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.error: OSError | None = None
+        self._kept = 0  # files
+
+    def write(self, name: str, data: bytes) -> None:
+        path = self.folder / name
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+            self._kept += 1
+        except OSError as error:
+            self.error = self.error or error
+            with contextlib.suppress(OSError):  # half a file looks like a whole one
+                path.unlink()
+
+    def about(self) -> list[str]:
+        """Where it all is, or why it is not."""
+        if self.error is not None:
+            return [f"artifacts: could not keep them in {self.folder}: {self.error.strerror}"]
+        return [str(self.folder)] if self._kept else []
+
+
+def sections(
+    artifacts: Artifacts,
+    guests: list[Unikernel],
+    switches: list[Switch],
+    disks: list[DiskImage],
+) -> list[Section]:
+    """What is told of each; what nothing has happened to is left out."""
+    return [
+        *(_keep_guest(artifacts, *each) for each in enumerate(guests)),
+        *(_keep_switch(artifacts, *each) for each in enumerate(switches) if each[1].lines()),
+        *(_keep_disk(artifacts, *each) for each in enumerate(disks) if each[1].log),
+    ]
+
+
+def _keep_guest(artifacts: Artifacts, number: int, guest: Unikernel) -> Section:
+    name = f"guest{number}-{Path(guest.kernel).stem}"
+    outcome = describe_end(guest)
+    artifacts.write(f"{name}.outcome.txt", f"{outcome}\n".encode())
+    parts = [outcome]
+    if console := guest.said_last():
+        artifacts.write(f"{name}.console.txt", console)
+        parts += _tail("console", console.decode(errors="replace").splitlines())
+    if trace := _trace(guest):
+        artifacts.write(f"{name}.trace.jsonl", trace)
+        lines = trace.decode(errors="replace").splitlines()
+        parts += _tail("hypercalls", lines, short_call)
+    return f"guest {number}: {guest.kernel}", "\n".join(parts)
+
+
+def _trace(guest: Unikernel) -> bytes | None:
+    """What is written down of its hypercalls."""
+    path = guest.config.trace
+    if not isinstance(path, str):
+        return None
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        return None
+
+
+def _keep_switch(artifacts: Artifacts, number: int, switch: Switch) -> Section:
+    name = f"switch{number}.pcapng"
+    artifacts.write(name, switch.packets())
+    lines = [str(artifacts.folder / name), *_tail("packets", switch.lines())]
+    return f"switch {number}", "\n".join(lines)
+
+
+def _keep_disk(artifacts: Artifacts, number: int, disk: DiskImage) -> Section:
+    artifacts.write(f"disk{number}.log.txt", "".join(f"{line}\n" for line in disk.log).encode())
+    return f"disk {number}", "\n".join(_tail("operations", list(disk.log)))
+
+
+def describe_end(guest: Unikernel) -> str:
+    """How a guest ended, for people."""
+    try:
+        outcome = guest.wait(END_S)
+    except Exception as error:
+        return f"it has no outcome: {type(error).__name__}: {error}"
+    lines = [f"ended: {outcome.reason}, status {outcome.status}"]
+    lines += [f"error: {outcome.error}"] if outcome.error else []
+    if outcome.trap:
+        lines.append(
+            "trap: " + " ".join(f"{key}={value:#x}" for key, value in outcome.trap.items())
+        )
+    for name, counters in outcome.stats.items():
+        lines.append(f"{name}: " + " ".join(f"{key}={value}" for key, value in counters.items()))
+    return "\n".join([*lines, *(f"trouble: {text}" for text in guest.trouble)])
+
+
+def short_call(line: str) -> str:
+    """A line of a trace (tender/trace.py) for people: when, which call and device, its answer."""
+    try:
+        fields = json.loads(line)
+        if "end" in fields:
+            return f"{fields['t']:.6f} ended: {fields['end']}, status {fields['status']}"
+        words = [f"{fields['t']:.6f} {fields['call']}", fields.get("device")]
+        words += [f"ret {fields['ret']}" if "ret" in fields else None]
+        words += [fields.get("fault"), fields.get("error")]
+    except (ValueError, KeyError, TypeError):  # a line that was cut off
+        return line
+    return ", ".join(str(word) for word in words if word is not None)
+
+
+def _tail(title: str, lines: list[str], tell: Callable[[str], str] = str) -> list[str]:
+    left_out = f" (the last {LAST_LINES} of {len(lines)})" if len(lines) > LAST_LINES else ""
+    return [f"{title}{left_out}:", *(f"  {_cut(tell(line))}" for line in lines[-LAST_LINES:])]
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= LINE_MAX else f"{line[:LINE_MAX]}..."
