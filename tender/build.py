@@ -14,14 +14,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
 from tender import manifest as manifest_notes
 from tender._abi import lib
-from tender.errors import EXIT_FAILURE, BuildError
+from tender.errors import BuildError
 from tender.options import Parser
 from tender.record import record
 
@@ -69,6 +68,47 @@ PASSED_ON = (  # to the compiler of the guest's sources: the option's letter, it
     ("W", "WARNING", "switch a warning on or off"),
 )
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PATIENCE_S = 2  # for a compiler that is asked to end: it has files of its own in /tmp
+
+
+class Signals:
+    """What ends the command: the first such signal is an error wherever it comes.
+
+    But for the moment in which a compiler is started (`held`): who starts it has to end it, too.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.held = False
+
+    def __call__(self, number: int, _frame: object) -> None:
+        if not self.number:  # another one must not get in the way of tidying up
+            self.number = number
+            if not self.held:
+                self.check()
+
+    def check(self) -> None:
+        if self.number:
+            raise BuildError(f"Exiting on signal {self.number}")
+
+    @contextlib.contextmanager
+    def caught(self) -> Iterator[None]:
+        """Take those that are not ignored; as nohup ignores SIGHUP, for one."""
+        self.number = 0
+        before = {number: signal.getsignal(number) for number in ENDING}
+        taken = [number for number in ENDING if before[number] != signal.SIG_IGN]
+        try:
+            for number in taken:
+                signal.signal(number, self)
+            yield
+        finally:
+            for number in taken:
+                signal.signal(number, before[number])
+
+
+signals = Signals()
+
 
 @record
 class Toolchain:
@@ -84,13 +124,41 @@ class Toolchain:
         command = [*self.command, *arguments]
         if self.verbose:
             print(shlex.join(command), file=sys.stderr)
-        status = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
+        status = _run(command)
         if status != 0:
             raise BuildError(f"{doing} failed: {self.command[0]} ended with status {status}")
 
     def file_name(self, option: str) -> str:
         """Return the compiler's answer to one of its `-print-...` options."""
         return _output_of([*self.command, option]).strip()
+
+
+def _run(command: Sequence[str]) -> int:
+    """The compiler's status; it does not outlive an error in here."""
+    process = None
+    signals.held = True
+    try:
+        # In a session of its own: all that it starts can be ended with it.
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        signals.held = False
+        signals.check()
+        return process.wait()
+    except BaseException:
+        if process is not None and process.poll() is None:
+            _end(process)
+        raise
+    finally:
+        signals.held = False
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the compiler and all that it has started."""
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def build(
@@ -130,19 +198,18 @@ def build(
 def main(argv: list[str]) -> int:
     """Run `ptender build` with the words after `build`."""
     given = _parser().parse_intermixed_args(argv)
-    # So that the folder of a build that is ended goes away too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_FAILURE))
     cflags = [f"-{letter}{value}" for letter, *_ in PASSED_ON for value in getattr(given, letter)]
-    build(
-        given.sources,
-        given.manifest,
-        given.output,
-        target=given.target,
-        cc=given.cc,
-        cflags=[*cflags, *(["-g"] if given.g else [])],
-        fp=given.fp,
-        verbose=given.verbose,
-    )
+    with signals.caught():
+        build(
+            given.sources,
+            given.manifest,
+            given.output,
+            target=given.target,
+            cc=given.cc,
+            cflags=[*cflags, *(["-g"] if given.g else [])],
+            fp=given.fp,
+            verbose=given.verbose,
+        )
     return 0
 
 
@@ -290,12 +357,14 @@ def _manifest_note(path: str | None) -> bytes:
 @contextlib.contextmanager
 def _folder_beside(output: str) -> Iterator[Path]:
     """Make a folder on the output's own file system; remove it whatever happens."""
+    # Its name is known before it is there: so it goes away whenever the build is ended.
+    folder = Path(os.path.dirname(output) or ".", f".ptender-build-{os.urandom(8).hex()}")
     try:
-        folder = tempfile.mkdtemp(prefix=".ptender-build-", dir=os.path.dirname(output) or ".")
-    except OSError as error:
-        raise BuildError(f"can't write {output}: {error.strerror}") from None
-    try:
-        yield Path(folder)
+        try:
+            folder.mkdir(0o700)
+        except OSError as error:
+            raise BuildError(f"can't write {output}: {error.strerror}") from None
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

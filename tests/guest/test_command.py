@@ -222,6 +222,50 @@ def test_a_lock_is_gone_however_its_holder_ended(
     assert ptender("--mem=8", "--block", image, guest("block")).returncode == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_build_that_is_ended_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """Neither its folder nor the compiler, here one that waits while it compiles."""
+    compiler, source = tmp_path / "cc", tmp_path / "guest.c"
+    source.write_text("int nothing;\n")
+    compiler.write_text(
+        "#!/bin/sh\n"
+        'case " $* " in *" -c "*) sleep 1000 & echo $! $$; wait ;; *) exec gcc "$@" ;; esac\n'
+    )
+    compiler.chmod(0o755)
+    before = sorted(tmp_path.rglob("*"))
+    words = ("build", "--cc", compiler, source, "-o", tmp_path / "out.hvt")
+    with start(*words) as process:
+        assert process.stdout
+        compilers = process.stdout.readline().split()
+        assert len(compilers) == 2
+        assert sorted(tmp_path.rglob("*")) != before
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)  # at the end of all who have its output
+    assert (process.returncode, errors) == (1, f"ptender: Exiting on signal {int(number)}\n")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not any(is_running(pid) for pid in compilers)
+
+
+def is_running(pid: str) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_a_build_under_nohup_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "guest.c").write_text(
+        "#include <solo5.h>\n"
+        "int solo5_app_main(const struct solo5_start_info *info) { return info->cmdline[0]; }\n"
+    )
+    compiler = tmp_path / "cc"
+    compiler.write_text('#!/bin/sh\nkill -HUP $PPID; exec gcc "$@"\n')
+    compiler.chmod(0o755)
+    words = ["nohup", str(PTENDER), "build", "--cc", "./cc", "guest.c", "-o", "out.hvt"]
+    assert subprocess.run(words, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "out.hvt").exists()
+
+
 # Output, as scripts see it.
 
 
