@@ -91,15 +91,27 @@ install_project() {
     local extras wanted
     extras=$(declared_extras "$@")
     wanted=$(fingerprint "$extras")
-    if [ "$(cat ".venv/installed-$extras" 2>/dev/null)" = "$wanted" ] &&
-        .venv/bin/ptender --version >/dev/null 2>&1; then
-        return
+    if [ "$(cat ".venv/installed-$extras" 2>/dev/null)" != "$wanted" ] ||
+        ! .venv/bin/ptender --version >/dev/null 2>&1; then
+        make_venv
+        say "installing ptender and its Python packages in .venv (a minute or so) ..."
+        logged "pip install" .venv/bin/python -m pip install --no-cache-dir \
+            --disable-pip-version-check -e ".[$extras]"
+        echo "$wanted" >".venv/installed-$extras"
     fi
-    make_venv
-    say "installing ptender and its Python packages in .venv (a minute or so) ..."
-    logged "pip install" .venv/bin/python -m pip install --no-cache-dir \
-        --disable-pip-version-check -e ".[$extras]"
-    echo "$wanted" >".venv/installed-$extras"
+    show_to_checkers
+}
+
+# What pip has installed is code that finds the checkout when Python runs. mypy and editors run
+# nothing: they read the paths in .pth files. The folder named there has the package and no more:
+# `tests' or `abi' must not be found where programs import what is theirs.
+show_to_checkers() {
+    local folder
+    mkdir -p .venv/checkout
+    ln -sfn "$PWD/tender" .venv/checkout/tender
+    for folder in .venv/lib/python3*/site-packages; do
+        echo "$PWD/.venv/checkout" >"$folder/ptender-checkout.pth"
+    done
 }
 
 make_venv() {
