@@ -19,13 +19,31 @@ fail() {
 
 # Run a command whose output goes to the log; where it fails, $1 says what did, and why.
 logged() {
-    local what=$1 last
+    local what=$1 begin why
     shift
     mkdir -p build
     printf '$ %s\n' "$*" >>"$log"
+    begin=$(wc -l <"$log")
     "$@" </dev/null >>"$log" 2>&1 && return
-    last=$(grep -E '^ *(E:|ERROR:|error:|[A-Za-z.]*Error:)|fatal error:' "$log" | tail -n 1) || true
-    fail "$what failed${last:+: ${last#"${last%%[! ]*}"}} (all of it: $PWD/$log)"
+    why=$(tail -n "+$begin" "$log" | reason) || true
+    fail "$what failed${why:+: $why} (all of it: $PWD/$log)"
+}
+
+# Why a command failed, by its output: its last complaint that says something.
+reason() {
+    local text last
+    text=$(cat)
+    last=$(grep -E '^ *(E:|ERROR:|error:|[A-Za-z.]*Error:)|fatal error:' <<<"$text" |
+        grep -v subprocess-exited-with-error | tail -n 1)
+    last=${last#"${last%%[! ]*}"}
+    case $last in
+    *"No matching distribution"* | *"Could not find a version"*)
+        if grep -qE 'connection broken by|Could not fetch URL' <<<"$text"; then
+            last="pip could not reach its package index (is there a network, or a proxy?): $last"
+        fi
+        ;;
+    esac
+    echo "$last"
 }
 
 # needs_command PACKAGE COMMAND: name the package if the command is not there.
