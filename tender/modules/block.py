@@ -213,8 +213,22 @@ def _open(where: str, path: str, reads: bool) -> int:
         hint = ""
         if getattr(error, "errno", 0) in (errno.EACCES, errno.EROFS) and not reads:
             hint = " (to attach it read-only, add ,ro)"
+        elif isinstance(error, FileNotFoundError):
+            hint = _how_to_have(path, reads)
         reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
         raise DeviceError(f"{what}: {reason}{hint}") from None
+
+
+def _how_to_have(path: str, reads: bool) -> str:
+    """What was meant by the name of a file that is not there, in brackets; or nothing."""
+    before, comma, _ = path.rpartition(",")
+    while comma:
+        if os.path.exists(before):
+            return f" (after a comma, --block NAME={before} takes: ro, overlay, sector-size=N)"
+        before, comma, _ = before.rpartition(",")
+    if reads or not os.path.isdir(os.path.dirname(path) or "."):
+        return ""
+    return f" (to make an empty one: truncate -s 1M {path})"
 
 
 def _capacity(where: str, fd: int) -> int:
