@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tender.stop import Stop
 
 _IO = Layout("hvt_block_io")
+_COMMAND_MAX = 160  # of a command that is shown in a message
 _SECTOR_MAX = 1 << 15  # the largest power of two that the manifest's u16 holds
 
 
@@ -271,7 +272,21 @@ def _holder(fd: int) -> str:
         return "this guest itself or another one of this program"
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as words:
-            command = words.read(200).replace(b"\0", b" ").decode(errors="replace").strip()
+            command = _command(words.read(4096).decode(errors="replace").rstrip("\0").split("\0"))
     except OSError:
         return f"process {pid}"
     return f"process {pid} ({command})"
+
+
+def _command(words: list[str]) -> str:
+    """A command as it was typed: where it is ours, without the interpreter and its options."""
+    program = 0
+    if os.path.basename(words[0]).startswith("python"):
+        program = 1
+        while program < len(words) and words[program].startswith("-"):
+            program += 1
+    name = os.path.basename(words[program]) if program < len(words) else ""
+    if name.startswith(("ptender", "solo5-hvt")):
+        words = [name, *words[program + 1 :]]
+    text = " ".join(words)
+    return text if len(text) <= _COMMAND_MAX else f"{text[:_COMMAND_MAX]}..."

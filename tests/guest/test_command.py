@@ -215,11 +215,26 @@ def test_a_lock_is_gone_however_its_holder_ended(
         read_until(process, "held")
         second = ptender("--mem=8", "--block", image, guest("block"))
         assert second.returncode == 1
-        assert f"locked by process {process.pid} (" in second.stderr
+        command = f"ptender --mem=8 --block {image} "
+        assert f"locked by process {process.pid} ({command}" in second.stderr
         assert re.fullmatch(ONE_LINE, second.stderr)
         process.send_signal(number)
         process.communicate()
     assert ptender("--mem=8", "--block", image, guest("block")).returncode == 0
+
+
+@pytest.mark.usefixtures("cpu")
+def test_a_long_command_that_holds_a_lock_is_shortened(
+    ptender: Run, guest: Build, tmp_path: Path
+) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(4096))
+    with start("--mem=8", "--block", image, guest("hold"), *(["word"] * 900)) as process:
+        read_until(process, "held")
+        second = ptender("--mem=8", "--block", image, guest("block"))
+        process.terminate()
+        process.communicate()
+    assert re.search(r"locked by process \d+ \(ptender --mem=8 .{60,160}\.\.\.\)\n$", second.stderr)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
