@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import signal
+import struct
 import subprocess
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -45,6 +48,64 @@ def test_the_demo_needs_nothing(ptender: Run) -> None:
     assert "to you" in done.stdout
 
 
+def test_the_demo_has_its_own_help(ptender: Run) -> None:
+    for word in ("--help", "-h"):
+        done = ptender("demo", word)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("usage: ptender [OPTIONS] demo [ARGS]\n")
+        assert "Hello from a guest" not in done.stdout
+
+
+def test_a_kernel_may_have_the_name_of_a_command(
+    ptender: Run, guest: Build, tmp_path: Path
+) -> None:
+    for name in ("help", "run", "version", "demo"):
+        (tmp_path / name).write_bytes(guest("exit").read_bytes())
+        assert ptender("--mem=8", name, "7", cwd=tmp_path).returncode == 7
+    done = subprocess.run(
+        [PTENDER.with_name("solo5-hvt.2"), "help"], capture_output=True, text=True
+    )
+    assert "help: Could not open" in done.stderr
+
+
+def test_help_of_the_tools(ptender: Run) -> None:
+    assert "FILE" in ptender("inspect", "--help").stdout.splitlines()[0]
+
+
+def test_json_of_a_policy_may_be_asked_for_after_the_kernel(ptender: Run, guest: Build) -> None:
+    for words in ([guest("ping"), "--json", "--net=t"], ["--net=t", guest("ping"), "--json"]):
+        assert json.loads(ptender("policy", *words).stdout)["descriptors"]
+
+
+@pytest.mark.parametrize("width", [72, 80])
+def test_a_policy_fits_the_terminal(guest: Build, width: int) -> None:
+    """What does not fit goes on below, and not in the first column."""
+    words = [str(PTENDER), "policy", "--cpu=kvm", "--block", "d.img", str(guest("block"))]
+    plain = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    lines = on_a_terminal(words, width).splitlines()
+    assert max(map(len, lines)) <= width < max(map(len, plain.splitlines()))
+    assert " ".join(lines).split() == plain.split()
+    headings = [line for line in lines if line[:1].strip()]
+    assert headings == [line for line in plain.splitlines() if line[:1].strip()]
+
+
+def on_a_terminal(words: list[str], columns: int) -> str:
+    ours, theirs = os.openpty()
+    plain = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with subprocess.Popen(words, stdout=theirs, env=plain) as process:
+        os.close(theirs)
+        output = b""
+        try:
+            while part := os.read(ours, 4096):
+                output += part
+        except OSError:  # the terminal's other end is closed
+            pass
+    os.close(ours)
+    assert process.returncode == 0
+    return output.decode()
+
+
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
@@ -58,6 +119,12 @@ def test_the_demo_needs_nothing(ptender: Run) -> None:
         ([__file__], 1, "not an ELF executable"),
         (["/bin/true"], 1, "not a static executable"),
         (["inspect", "/nonexistent"], 1, "/nonexistent: Could not open"),
+        (["inspect", "--jso", "/nonexistent"], 2, "unrecognized arguments: --jso; see ptender ins"),
+        (["build", "x.c", "-o", "x.hvt", "--manif", "x"], 2, "unrecognized arguments: --manif x"),
+        (["policy", "--bfp", "k.hvt"], 2, "see ptender policy --help (did you mean --bpf?)"),
+        (["help"], 2, "there is no command `help', and no kernel: type ptender --help"),
+        (["version"], 2, "type ptender --version"),
+        (["run", "k.hvt"], 2, "type ptender [OPTIONS] KERNEL [ARGS]; see ptender --help"),
     ],
 )
 def test_wrong_words_and_files(ptender: Run, words: list[str], status: int, message: str) -> None:
