@@ -8,7 +8,9 @@ the folder, the clock or the user gets into the image.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -109,6 +111,11 @@ class Signals:
 
 signals = Signals()
 
+NO_MAIN = (
+    "no source has solo5_app_main(), where a guest begins in the place of main(): "
+    "#include <solo5.h> and int solo5_app_main(const struct solo5_start_info *info)"
+)
+
 
 @record
 class Toolchain:
@@ -121,34 +128,57 @@ class Toolchain:
 
     def run(self, arguments: Sequence[str], doing: str) -> None:
         """Run the compiler; it explains its own failure on standard error."""
-        command = [*self.command, *arguments]
+        color = ["-fdiagnostics-color=always"] if sys.stderr.isatty() else []
+        command = [*self.command, *color, *arguments]
         if self.verbose:
             print(shlex.join(command), file=sys.stderr)
-        status = _run(command)
-        if status != 0:
-            raise BuildError(f"{doing} failed: {self.command[0]} ended with status {status}")
+        status, said = _run(command)
+        why = _why(said) if status else ""
+        if why != NO_MAIN:
+            sys.stderr.write(said)
+            sys.stderr.flush()
+        if status:
+            raise BuildError(
+                f"{doing} failed: {why or f'{self.command[0]} ended with status {status}'}"
+            )
 
     def file_name(self, option: str) -> str:
         """Return the compiler's answer to one of its `-print-...` options."""
         return _output_of([*self.command, option]).strip()
 
 
-def _run(command: Sequence[str]) -> int:
-    """The compiler's status; it does not outlive an error in here."""
+def _run(command: Sequence[str]) -> tuple[int, str]:
+    """The compiler's status, and what it said; it does not outlive an error in here."""
     process = None
     signals.held = True
     try:
         # In a session of its own: all that it starts can be ended with it.
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        )
         signals.held = False
         signals.check()
-        return process.wait()
+        said = process.communicate()[1].decode(errors="replace")
+        return process.returncode, said
     except BaseException:
         if process is not None and process.poll() is None:
             _end(process)
         raise
     finally:
         signals.held = False
+
+
+def _why(said: str) -> str:
+    """The first thing that a compiler or linker complained of; nothing where it is not found."""
+    lines = re.sub(r"\x1b\[[0-9;]*[mK]", "", said).splitlines()
+    full = os.strerror(errno.ENOSPC)
+    if any(full in line for line in lines):
+        return f"{full}: in the output's folder or in {os.environ.get('TMPDIR', '/tmp')}"
+    undefined = re.findall(r"undefined (?:reference to|symbol:) [`']?([^\s']+)", "\n".join(lines))
+    if undefined and set(undefined) == {"solo5_app_main"}:
+        return NO_MAIN
+    complaint = "undefined (reference|symbol)" if undefined else r"\berror: "
+    return next((line.strip() for line in lines if re.search(complaint, line)), "")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -197,7 +227,7 @@ def build(
 
 def main(argv: list[str]) -> int:
     """Run `ptender build` with the words after `build`."""
-    given = _parser().parse_intermixed_args(argv)
+    given = _parser().parse_intermixed_args(_joined(argv))
     cflags = [f"-{letter}{value}" for letter, *_ in PASSED_ON for value in getattr(given, letter)]
     with signals.caught():
         build(
@@ -206,11 +236,20 @@ def main(argv: list[str]) -> int:
             given.output,
             target=given.target,
             cc=given.cc,
-            cflags=[*cflags, *(["-g"] if given.g else [])],
+            cflags=[*cflags, *(["-g"] if given.g else []), *given.cflag],
             fp=given.fp,
             verbose=given.verbose,
         )
     return 0
+
+
+def _joined(argv: list[str]) -> list[str]:
+    """With `--cflag -fx` as `--cflag=-fx`: to argparse, what begins with a dash is no value."""
+    words = list(argv)
+    while "--cflag" in words[:-1]:
+        at = words.index("--cflag")
+        words[at : at + 2] = [f"--cflag={words[at + 1]}"]
+    return words
 
 
 def _parser() -> Parser:
@@ -225,6 +264,8 @@ def _parser() -> Parser:
     add("--fp", action="store_true", help="let the guest use floating point and vector registers")
     for letter, value, meaning in PASSED_ON:
         add(f"-{letter}", action="append", default=[], metavar=value, help=meaning)
+    about = "anything else for it, as in --cflag -fwrapv; may come more than once"
+    add("--cflag", action="append", default=[], metavar="FLAG", help=about)
     add("-g", action="store_true", help="keep debug information")
     add("-v", "--verbose", action="store_true", help="print each command")
     return parser
@@ -469,7 +510,10 @@ def _assemble_manifest(toolchain: Toolchain, folder: Path, note: bytes) -> str:
         '.section .note.GNU-stack, "", @progbits',
         "",
     ]
-    source.write_text("\n".join(lines), encoding="ascii")
+    try:
+        source.write_text("\n".join(lines), encoding="ascii")
+    except OSError as error:
+        raise BuildError(f"can't write the manifest's note: {error.strerror}") from None
     flags = CLANG_ONLY if toolchain.is_clang else ()
     return _compile(toolchain, str(source), folder / "manifest.o", flags, "the manifest")
 

@@ -335,6 +335,25 @@ def is_running(pid: str) -> bool:
         return False
 
 
+def test_a_build_on_a_full_disk_is_one(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("a file system of its own needs root")
+    (tmp_path / "guest.c").write_text(
+        "#include <solo5.h>\nstatic const char much[300000] = {1};\n"
+        "int solo5_app_main(const struct solo5_start_info *i) { return much[i->heap_size]; }\n"
+    )
+    script = (
+        "mount -t tmpfs -o size=64k tmpfs /mnt && "
+        f"{PTENDER} build {tmp_path}/guest.c -o /mnt/guest.hvt; echo $?; ls -A /mnt"
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True
+    )
+    assert done.stdout == "1\n", done
+    last = done.stderr.splitlines()[-1]
+    assert "guest.c failed: No space left on device: in the output's folder or in " in last
+
+
 def test_a_build_under_nohup_goes_on(tmp_path: Path) -> None:
     (tmp_path / "guest.c").write_text(
         "#include <solo5.h>\n"
