@@ -19,13 +19,31 @@ fail() {
 
 # Run a command whose output goes to the log; where it fails, $1 says what did, and why.
 logged() {
-    local what=$1 last
+    local what=$1 begin why
     shift
     mkdir -p build
     printf '$ %s\n' "$*" >>"$log"
+    begin=$(wc -l <"$log")
     "$@" </dev/null >>"$log" 2>&1 && return
-    last=$(grep -E '^ *(E:|ERROR:|error:|[A-Za-z.]*Error:)|fatal error:' "$log" | tail -n 1) || true
-    fail "$what failed${last:+: ${last#"${last%%[! ]*}"}} (all of it: $PWD/$log)"
+    why=$(tail -n "+$begin" "$log" | reason) || true
+    fail "$what failed${why:+: $why} (all of it: $PWD/$log)"
+}
+
+# Why a command failed, by its output: its last complaint that says something.
+reason() {
+    local text last
+    text=$(cat)
+    last=$(grep -E '^ *(E:|ERROR:|error:|[A-Za-z.]*Error:)|fatal error:' <<<"$text" |
+        grep -v subprocess-exited-with-error | tail -n 1)
+    last=${last#"${last%%[! ]*}"}
+    case $last in
+    *"No matching distribution"* | *"Could not find a version"*)
+        if grep -qE 'connection broken by|Could not fetch URL' <<<"$text"; then
+            last="pip could not reach its package index (is there a network, or a proxy?): $last"
+        fi
+        ;;
+    esac
+    echo "$last"
 }
 
 # needs_command PACKAGE COMMAND: name the package if the command is not there.
@@ -91,15 +109,27 @@ install_project() {
     local extras wanted
     extras=$(declared_extras "$@")
     wanted=$(fingerprint "$extras")
-    if [ "$(cat ".venv/installed-$extras" 2>/dev/null)" = "$wanted" ] &&
-        .venv/bin/ptender --version >/dev/null 2>&1; then
-        return
+    if [ "$(cat ".venv/installed-$extras" 2>/dev/null)" != "$wanted" ] ||
+        ! .venv/bin/ptender --version >/dev/null 2>&1; then
+        make_venv
+        say "installing ptender and its Python packages in .venv (a minute or so) ..."
+        logged "pip install" .venv/bin/python -m pip install --no-cache-dir \
+            --disable-pip-version-check -e ".[$extras]"
+        echo "$wanted" >".venv/installed-$extras"
     fi
-    make_venv
-    say "installing ptender and its Python packages in .venv (a minute or so) ..."
-    logged "pip install" .venv/bin/python -m pip install --no-cache-dir \
-        --disable-pip-version-check -e ".[$extras]"
-    echo "$wanted" >".venv/installed-$extras"
+    show_to_checkers
+}
+
+# What pip has installed is code that finds the checkout when Python runs. mypy and editors run
+# nothing: they read the paths in .pth files. The folder named there has the package and no more:
+# `tests' or `abi' must not be found where programs import what is theirs.
+show_to_checkers() {
+    local folder
+    mkdir -p .venv/checkout
+    ln -sfn "$PWD/tender" .venv/checkout/tender
+    for folder in .venv/lib/python3*/site-packages; do
+        echo "$PWD/.venv/checkout" >"$folder/ptender-checkout.pth"
+    done
 }
 
 make_venv() {

@@ -8,20 +8,21 @@ the folder, the clock or the user gets into the image.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
 from tender import manifest as manifest_notes
 from tender._abi import lib
-from tender.errors import EXIT_FAILURE, BuildError
+from tender.errors import BuildError
 from tender.options import Parser
 from tender.record import record
 
@@ -69,6 +70,52 @@ PASSED_ON = (  # to the compiler of the guest's sources: the option's letter, it
     ("W", "WARNING", "switch a warning on or off"),
 )
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PATIENCE_S = 2  # for a compiler that is asked to end: it has files of its own in /tmp
+
+
+class Signals:
+    """What ends the command: the first such signal is an error wherever it comes.
+
+    But for the moment in which a compiler is started (`held`): who starts it has to end it, too.
+    """
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.held = False
+
+    def __call__(self, number: int, _frame: object) -> None:
+        if not self.number:  # another one must not get in the way of tidying up
+            self.number = number
+            if not self.held:
+                self.check()
+
+    def check(self) -> None:
+        if self.number:
+            raise BuildError(f"Exiting on signal {self.number}")
+
+    @contextlib.contextmanager
+    def caught(self) -> Iterator[None]:
+        """Take those that are not ignored; as nohup ignores SIGHUP, for one."""
+        self.number = 0
+        before = {number: signal.getsignal(number) for number in ENDING}
+        taken = [number for number in ENDING if before[number] != signal.SIG_IGN]
+        try:
+            for number in taken:
+                signal.signal(number, self)
+            yield
+        finally:
+            for number in taken:
+                signal.signal(number, before[number])
+
+
+signals = Signals()
+
+NO_MAIN = (
+    "no source has solo5_app_main(), where a guest begins in the place of main(): "
+    "#include <solo5.h> and int solo5_app_main(const struct solo5_start_info *info)"
+)
+
 
 @record
 class Toolchain:
@@ -81,16 +128,67 @@ class Toolchain:
 
     def run(self, arguments: Sequence[str], doing: str) -> None:
         """Run the compiler; it explains its own failure on standard error."""
-        command = [*self.command, *arguments]
+        color = ["-fdiagnostics-color=always"] if sys.stderr.isatty() else []
+        command = [*self.command, *color, *arguments]
         if self.verbose:
             print(shlex.join(command), file=sys.stderr)
-        status = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
-        if status != 0:
-            raise BuildError(f"{doing} failed: {self.command[0]} ended with status {status}")
+        status, said = _run(command)
+        why = _why(said) if status else ""
+        if why != NO_MAIN:
+            sys.stderr.write(said)
+            sys.stderr.flush()
+        if status:
+            raise BuildError(
+                f"{doing} failed: {why or f'{self.command[0]} ended with status {status}'}"
+            )
 
     def file_name(self, option: str) -> str:
         """Return the compiler's answer to one of its `-print-...` options."""
         return _output_of([*self.command, option]).strip()
+
+
+def _run(command: Sequence[str]) -> tuple[int, str]:
+    """The compiler's status, and what it said; it does not outlive an error in here."""
+    process = None
+    signals.held = True
+    try:
+        # In a session of its own: all that it starts can be ended with it.
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        )
+        signals.held = False
+        signals.check()
+        said = process.communicate()[1].decode(errors="replace")
+        return process.returncode, said
+    except BaseException:
+        if process is not None and process.poll() is None:
+            _end(process)
+        raise
+    finally:
+        signals.held = False
+
+
+def _why(said: str) -> str:
+    """The first thing that a compiler or linker complained of; nothing where it is not found."""
+    lines = re.sub(r"\x1b\[[0-9;]*[mK]", "", said).splitlines()
+    full = os.strerror(errno.ENOSPC)
+    if any(full in line for line in lines):
+        return f"{full}: in the output's folder or in {os.environ.get('TMPDIR', '/tmp')}"
+    undefined = re.findall(r"undefined (?:reference to|symbol:) [`']?([^\s']+)", "\n".join(lines))
+    if undefined and set(undefined) == {"solo5_app_main"}:
+        return NO_MAIN
+    complaint = "undefined (reference|symbol)" if undefined else r"\berror: "
+    return next((line.strip() for line in lines if re.search(complaint, line)), "")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the compiler and all that it has started."""
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def build(
@@ -129,21 +227,29 @@ def build(
 
 def main(argv: list[str]) -> int:
     """Run `ptender build` with the words after `build`."""
-    given = _parser().parse_intermixed_args(argv)
-    # So that the folder of a build that is ended goes away too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_FAILURE))
+    given = _parser().parse_intermixed_args(_joined(argv))
     cflags = [f"-{letter}{value}" for letter, *_ in PASSED_ON for value in getattr(given, letter)]
-    build(
-        given.sources,
-        given.manifest,
-        given.output,
-        target=given.target,
-        cc=given.cc,
-        cflags=[*cflags, *(["-g"] if given.g else [])],
-        fp=given.fp,
-        verbose=given.verbose,
-    )
+    with signals.caught():
+        build(
+            given.sources,
+            given.manifest,
+            given.output,
+            target=given.target,
+            cc=given.cc,
+            cflags=[*cflags, *(["-g"] if given.g else []), *given.cflag],
+            fp=given.fp,
+            verbose=given.verbose,
+        )
     return 0
+
+
+def _joined(argv: list[str]) -> list[str]:
+    """With `--cflag -fx` as `--cflag=-fx`: to argparse, what begins with a dash is no value."""
+    words = list(argv)
+    while "--cflag" in words[:-1]:
+        at = words.index("--cflag")
+        words[at : at + 2] = [f"--cflag={words[at + 1]}"]
+    return words
 
 
 def _parser() -> Parser:
@@ -158,6 +264,8 @@ def _parser() -> Parser:
     add("--fp", action="store_true", help="let the guest use floating point and vector registers")
     for letter, value, meaning in PASSED_ON:
         add(f"-{letter}", action="append", default=[], metavar=value, help=meaning)
+    about = "anything else for it, as in --cflag -fwrapv; may come more than once"
+    add("--cflag", action="append", default=[], metavar="FLAG", help=about)
     add("-g", action="store_true", help="keep debug information")
     add("-v", "--verbose", action="store_true", help="print each command")
     return parser
@@ -290,12 +398,14 @@ def _manifest_note(path: str | None) -> bytes:
 @contextlib.contextmanager
 def _folder_beside(output: str) -> Iterator[Path]:
     """Make a folder on the output's own file system; remove it whatever happens."""
+    # Its name is known before it is there: so it goes away whenever the build is ended.
+    folder = Path(os.path.dirname(output) or ".", f".ptender-build-{os.urandom(8).hex()}")
     try:
-        folder = tempfile.mkdtemp(prefix=".ptender-build-", dir=os.path.dirname(output) or ".")
-    except OSError as error:
-        raise BuildError(f"can't write {output}: {error.strerror}") from None
-    try:
-        yield Path(folder)
+        try:
+            folder.mkdir(0o700)
+        except OSError as error:
+            raise BuildError(f"can't write {output}: {error.strerror}") from None
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -400,7 +510,10 @@ def _assemble_manifest(toolchain: Toolchain, folder: Path, note: bytes) -> str:
         '.section .note.GNU-stack, "", @progbits',
         "",
     ]
-    source.write_text("\n".join(lines), encoding="ascii")
+    try:
+        source.write_text("\n".join(lines), encoding="ascii")
+    except OSError as error:
+        raise BuildError(f"can't write the manifest's note: {error.strerror}") from None
     flags = CLANG_ONLY if toolchain.is_clang else ()
     return _compile(toolchain, str(source), folder / "manifest.o", flags, "the manifest")
 

@@ -52,7 +52,12 @@ def _main(program: str, arguments: list[str]) -> int:
         return _help(program)
     if line.version:
         return _version(program)
-    return _run(program, _demo(line) if not words.is_solo5_name(program) else line)
+    if words.is_solo5_name(program):
+        return _run(program, line)
+    if _is_demo(line) and line.config and line.config.args[:1] in (("--help",), ("-h",)):
+        return show(words.demo_usage(program))
+    _check_kernel(program, line)
+    return _run(program, _demo(line))
 
 
 def _tool(arguments: list[str]) -> int | None:
@@ -74,10 +79,23 @@ def _tool(arguments: list[str]) -> int | None:
 
 
 def _demo(line: CommandLine) -> CommandLine:
-    """`demo`, where no file is called so, is the guest that comes with the package."""
-    if line.config is None or line.config.kernel != "demo" or os.path.exists("demo"):
+    if line.config is None or not _is_demo(line):
         return line
     return replace(line, config=replace(line.config, kernel=demo_kernel()))
+
+
+def _is_demo(line: CommandLine) -> bool:
+    """`demo`, where no file is called so, is the guest that comes with the package."""
+    return line.config is not None and line.config.kernel == "demo" and not os.path.exists("demo")
+
+
+def _check_kernel(program: str, line: CommandLine) -> None:
+    """Words that are commands elsewhere get what to type here, unless a file is called so."""
+    word = line.config.kernel if line.config else ""
+    right = words.NO_COMMANDS.get(word)
+    if right and not os.path.exists(word):
+        right = right.format(program=program)
+        raise UsageError(f"there is no command `{word}', and no kernel: type {right}")
 
 
 def demo_kernel() -> str:

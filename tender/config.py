@@ -268,5 +268,5 @@ def check_all_attached(manifest: Manifest, handles: Iterable[int]) -> None:
     if missing:
         names = ", ".join(f"'{device.name}' of type {device.type_name}" for device in missing)
         example = {"NET_BASIC": "--net {}=TAP", "BLOCK_BASIC": "--block {}=FILE"}
-        option = example[missing[0].type_name].format(missing[0].name)
-        raise DeviceError(f"All declared devices must be attached; missing: {names}: add {option}")
+        options = " ".join(example[device.type_name].format(device.name) for device in missing)
+        raise DeviceError(f"All declared devices must be attached; missing: {names}: add {options}")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def main(argv: list[str]) -> str:
     """The command; `argv` without the program's name and `inspect`. What it prints."""
     parser = Parser(prog="ptender inspect", description="Print what an image says of itself.")
-    parser.add_argument("file", help="a unikernel for Solo5's hvt target")
+    parser.add_argument("file", metavar="FILE", help="a unikernel for Solo5's hvt target")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse_args(argv)
     facts = describe(open_image(options.file), options.file)

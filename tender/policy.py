@@ -7,7 +7,10 @@ and the kernel's manifest by the same functions as in a run (tests compare the t
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import struct
+import textwrap
 
 from tender import filter, plan, words
 from tender._abi import lib
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from tender.elf import Image
     from tender.rules import Rule
 
+OPTIONS = ("--bpf", "--json")  # beside those of a run
+HELP = "ptender policy --help"
 USAGE = """\
 usage: ptender policy [--bpf | --json] [OPTIONS] KERNEL [ARGS]
 
@@ -64,17 +69,19 @@ class Shown:
 
 def main(argv: list[str]) -> str:
     """The command; `argv` without the program's name and `policy`. What it prints."""
-    options = [word for word in argv if word in ("--bpf", "--json")]
-    rest = [word for word in argv if word not in ("--bpf", "--json")]
+    options = [word for word in argv if word in OPTIONS]
+    rest = [word for word in argv if word not in OPTIONS]
     line = _command_line(rest)
     if line.help:
         return USAGE.rstrip()
     if line.config is None:
-        raise UsageError("Missing KERNEL operand; see ptender policy --help")
+        raise UsageError(f"Missing KERNEL operand; see {HELP}")
     shown = show(line.config)
     if "--json" in options:
         return json.dumps(facts(shown), indent=2)
-    return bpf_text(shown) if "--bpf" in options else text(shown)
+    if "--bpf" in options:
+        return bpf_text(shown)
+    return text(shown, shutil.get_terminal_size().columns if os.isatty(1) else None)
 
 
 def _command_line(words_: list[str]) -> words.CommandLine:
@@ -87,7 +94,7 @@ def _command_line(words_: list[str]) -> words.CommandLine:
         else:
             if line.config and line.config.kernel == words_[0] and not line.config.args:
                 return line
-    return words.parse(words_)
+    return words.parse(words_, HELP, OPTIONS)
 
 
 def show(config: Config) -> Shown:
@@ -144,29 +151,49 @@ def _what(spec: Any) -> str:
     return f"@{spec.fd}" if hasattr(spec, "fd") else "through passt"
 
 
-def text(shown: Shown) -> str:
+REASON_COLUMN = 41
+WHAT_COLUMN = 31
+
+
+def text(shown: Shown, width: int | None = None) -> str:
+    """For people; on a terminal of `width` columns, what is longer goes on below where it began."""
     lines = ["While the guest runs, the tender holds these descriptors and no others:", ""]
     for number, (name, what) in shown.descriptors.items():
-        lines.append(f"  {number:3}  @{name:<22} {what}")
+        lines += _folded(f"  {number:3}  @{name:<22} {what}", WHAT_COLUMN, width)
     lines += ["", "and may make these system calls; any other ends it (SIGSYS):", ""]
-    lines += _entries(shown.main)
+    lines += _entries(shown.main, width)
     if shown.ring:
-        lines += ["", "The thread of its network ring may make these:", "", *_entries(shown.ring)]
+        lines += ["", "The thread of its network ring may make these:", ""]
+        lines += _entries(shown.ring, width)
     if shown.plan.cpu == "soft":
         lines += ["", "It has memory that it may write and execute: the software CPU's translator."]
     return "\n".join(lines)
 
 
-def _entries(rules: list[Rule]) -> list[str]:
+def _entries(rules: list[Rule], width: int | None) -> list[str]:
     """An entry a line, with its reason; one that is too long has it on the next."""
     lines = []
     for entry in dict.fromkeys(rule.entry for rule in rules):
         call = f"  {entry}"
-        if len(call) < 40:
-            lines.append(f"{call:<40} {entry.reason}")
+        if len(call) < REASON_COLUMN - 1:
+            lines += _folded(f"{call:<40} {entry.reason}", REASON_COLUMN, width)
         else:
-            lines += [call, f"{'':<40} {entry.reason}"]
+            lines += _folded(call, 4, width)
+            lines += _folded(f"{'':<40} {entry.reason}", REASON_COLUMN, width)
     return lines
+
+
+def _folded(line: str, column: int, width: int | None) -> list[str]:
+    """Lines of at most `width`, all but the first from `column` on; they may be wider in words."""
+    if width is None or len(line) <= width or width < column + 20:
+        return [line]
+    return textwrap.wrap(
+        line,
+        width,
+        subsequent_indent=" " * column,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def facts(shown: Shown) -> dict[str, Any]:

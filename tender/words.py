@@ -50,7 +50,8 @@ def has_solo5_spelling(arguments: list[str]) -> bool:
 class _Parser:
     """What has been read so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, see: str = "--help", others: tuple[str, ...] = ()) -> None:
+        self.see, self.others = see, others  # for what to say of a word that is no option
         self.mem_bytes = layout.MEM_DEFAULT
         self.dumpcore: str | None = None
         self.net: list[tuple[str | None, NetWord]] = []
@@ -271,15 +272,35 @@ Solo5's own spelling works too: --mem=MIB, --net:NAME=TAP, --net:NAME=@FD,
 --net-mac:NAME=MAC, --block:NAME=FILE, --block-sector-size:NAME=N,
 --net=TAP, --disk=FILE, --dumpcore=DIR, --no-net-ring."""
 
+# What is typed in the place of commands that other programs have.
+NO_COMMANDS = {
+    "help": "{program} --help",
+    "version": "{program} --version",
+    "run": "{program} [OPTIONS] KERNEL [ARGS]; see {program} --help",
+}
+
+_DEMO_USAGE = """\
+usage: {program} [OPTIONS] demo [ARGS]
+
+Run the guest that comes with the package: it prints ARGS, its command line,
+and ends. OPTIONS are those of any guest; see {program} --help."""
+
+
+def demo_usage(program: str) -> str:
+    return _DEMO_USAGE.format(program=program)
+
 
 def usage(program: str) -> str:
     tools = "" if is_solo5_name(program) else _TOOLS.format(program=program)
     return _USAGE.format(program=program, tools=tools)
 
 
-def parse(arguments: list[str]) -> CommandLine:
-    """Read a whole command line (without the program's name); raises UsageError."""
-    parser = _Parser()
+def parse(arguments: list[str], see: str = "--help", others: tuple[str, ...] = ()) -> CommandLine:
+    """Read a whole command line (without the program's name); raises UsageError.
+
+    Its text sends the user to `see`, and to `others` too, options that the caller has read itself.
+    """
+    parser = _Parser(see, others)
     rest = list(arguments)
     while rest and rest[0].startswith("-") and rest[0] != "--":
         _parse_option(parser, rest)
@@ -303,7 +324,8 @@ def _parse_option(parser: _Parser, rest: list[str]) -> None:
     option, colon, name = head.partition(":")
     handler = _VALUES.get(option)
     if handler is None or (colon and option not in _NAMED):
-        raise UsageError(f"Invalid option: `{word}'; see --help{_suggestion(option)}")
+        hint = _suggestion(option, parser.others)
+        raise UsageError(f"Invalid option: `{word}'; see {parser.see}{hint}")
     if colon and not is_name(name):
         raise UsageError(f"Invalid option: `{word}': {name!r} is not a device name")
     if not equals:
@@ -315,10 +337,10 @@ def _parse_option(parser: _Parser, rest: list[str]) -> None:
     handler(parser, head, name or None, value)
 
 
-def _suggestion(option: str) -> str:
+def _suggestion(option: str, others: tuple[str, ...]) -> str:
     from difflib import get_close_matches
 
-    close = get_close_matches(option, [*_FLAGS, *_VALUES], n=1)
+    close = get_close_matches(option, [*others, *_FLAGS, *_VALUES], n=1)
     return f" (did you mean {close[0]}?)" if close else ""
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tender.stop import Stop
 
 _IO = Layout("hvt_block_io")
+_COMMAND_MAX = 160  # of a command that is shown in a message
 _SECTOR_MAX = 1 << 15  # the largest power of two that the manifest's u16 holds
 
 
@@ -219,8 +220,22 @@ def _open(where: str, path: str, reads: bool) -> int:
         hint = ""
         if getattr(error, "errno", 0) in (errno.EACCES, errno.EROFS) and not reads:
             hint = " (to attach it read-only, add ,ro)"
+        elif isinstance(error, FileNotFoundError):
+            hint = _how_to_have(path, reads)
         reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
         raise DeviceError(f"{what}: {reason}{hint}") from None
+
+
+def _how_to_have(path: str, reads: bool) -> str:
+    """What was meant by the name of a file that is not there, in brackets; or nothing."""
+    before, comma, _ = path.rpartition(",")
+    while comma:
+        if os.path.exists(before):
+            return f" (after a comma, --block NAME={before} takes: ro, overlay, sector-size=N)"
+        before, comma, _ = before.rpartition(",")
+    if reads or not os.path.isdir(os.path.dirname(path) or "."):
+        return ""
+    return f" (to make an empty one: truncate -s 1M {path})"
 
 
 def _capacity(where: str, fd: int) -> int:
@@ -263,7 +278,21 @@ def _holder(fd: int) -> str:
         return "this guest itself or another one of this program"
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as words:
-            command = words.read(200).replace(b"\0", b" ").decode(errors="replace").strip()
+            command = _command(words.read(4096).decode(errors="replace").rstrip("\0").split("\0"))
     except OSError:
         return f"process {pid}"
     return f"process {pid} ({command})"
+
+
+def _command(words: list[str]) -> str:
+    """A command as it was typed: where it is ours, without the interpreter and its options."""
+    program = 0
+    if os.path.basename(words[0]).startswith("python"):
+        program = 1
+        while program < len(words) and words[program].startswith("-"):
+            program += 1
+    name = os.path.basename(words[program]) if program < len(words) else ""
+    if name.startswith(("ptender", "solo5-hvt")):
+        words = [name, *words[program + 1 :]]
+    text = " ".join(words)
+    return text if len(text) <= _COMMAND_MAX else f"{text[:_COMMAND_MAX]}..."

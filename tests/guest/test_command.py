@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import signal
+import struct
 import subprocess
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -45,6 +48,64 @@ def test_the_demo_needs_nothing(ptender: Run) -> None:
     assert "to you" in done.stdout
 
 
+def test_the_demo_has_its_own_help(ptender: Run) -> None:
+    for word in ("--help", "-h"):
+        done = ptender("demo", word)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith("usage: ptender [OPTIONS] demo [ARGS]\n")
+        assert "Hello from a guest" not in done.stdout
+
+
+def test_a_kernel_may_have_the_name_of_a_command(
+    ptender: Run, guest: Build, tmp_path: Path
+) -> None:
+    for name in ("help", "run", "version", "demo"):
+        (tmp_path / name).write_bytes(guest("exit").read_bytes())
+        assert ptender("--mem=8", name, "7", cwd=tmp_path).returncode == 7
+    done = subprocess.run(
+        [PTENDER.with_name("solo5-hvt.2"), "help"], capture_output=True, text=True
+    )
+    assert "help: Could not open" in done.stderr
+
+
+def test_help_of_the_tools(ptender: Run) -> None:
+    assert "FILE" in ptender("inspect", "--help").stdout.splitlines()[0]
+
+
+def test_json_of_a_policy_may_be_asked_for_after_the_kernel(ptender: Run, guest: Build) -> None:
+    for words in ([guest("ping"), "--json", "--net=t"], ["--net=t", guest("ping"), "--json"]):
+        assert json.loads(ptender("policy", *words).stdout)["descriptors"]
+
+
+@pytest.mark.parametrize("width", [72, 80])
+def test_a_policy_fits_the_terminal(guest: Build, width: int) -> None:
+    """What does not fit goes on below, and not in the first column."""
+    words = [str(PTENDER), "policy", "--cpu=kvm", "--block", "d.img", str(guest("block"))]
+    plain = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    lines = on_a_terminal(words, width).splitlines()
+    assert max(map(len, lines)) <= width < max(map(len, plain.splitlines()))
+    assert " ".join(lines).split() == plain.split()
+    headings = [line for line in lines if line[:1].strip()]
+    assert headings == [line for line in plain.splitlines() if line[:1].strip()]
+
+
+def on_a_terminal(words: list[str], columns: int) -> str:
+    ours, theirs = os.openpty()
+    plain = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with subprocess.Popen(words, stdout=theirs, env=plain) as process:
+        os.close(theirs)
+        output = b""
+        try:
+            while part := os.read(ours, 4096):
+                output += part
+        except OSError:  # the terminal's other end is closed
+            pass
+    os.close(ours)
+    assert process.returncode == 0
+    return output.decode()
+
+
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
@@ -58,6 +119,12 @@ def test_the_demo_needs_nothing(ptender: Run) -> None:
         ([__file__], 1, "not an ELF executable"),
         (["/bin/true"], 1, "not a static executable"),
         (["inspect", "/nonexistent"], 1, "/nonexistent: Could not open"),
+        (["inspect", "--jso", "/nonexistent"], 2, "unrecognized arguments: --jso; see ptender ins"),
+        (["build", "x.c", "-o", "x.hvt", "--manif", "x"], 2, "unrecognized arguments: --manif x"),
+        (["policy", "--bfp", "k.hvt"], 2, "see ptender policy --help (did you mean --bpf?)"),
+        (["help"], 2, "there is no command `help', and no kernel: type ptender --help"),
+        (["version"], 2, "type ptender --version"),
+        (["run", "k.hvt"], 2, "type ptender [OPTIONS] KERNEL [ARGS]; see ptender --help"),
     ],
 )
 def test_wrong_words_and_files(ptender: Run, words: list[str], status: int, message: str) -> None:
@@ -215,11 +282,89 @@ def test_a_lock_is_gone_however_its_holder_ended(
         read_until(process, "held")
         second = ptender("--mem=8", "--block", image, guest("block"))
         assert second.returncode == 1
-        assert f"locked by process {process.pid} (" in second.stderr
+        command = f"ptender --mem=8 --block {image} "
+        assert f"locked by process {process.pid} ({command}" in second.stderr
         assert re.fullmatch(ONE_LINE, second.stderr)
         process.send_signal(number)
         process.communicate()
     assert ptender("--mem=8", "--block", image, guest("block")).returncode == 0
+
+
+@pytest.mark.usefixtures("cpu")
+def test_a_long_command_that_holds_a_lock_is_shortened(
+    ptender: Run, guest: Build, tmp_path: Path
+) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(4096))
+    with start("--mem=8", "--block", image, guest("hold"), *(["word"] * 900)) as process:
+        read_until(process, "held")
+        second = ptender("--mem=8", "--block", image, guest("block"))
+        process.terminate()
+        process.communicate()
+    assert re.search(r"locked by process \d+ \(ptender --mem=8 .{60,160}\.\.\.\)\n$", second.stderr)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_build_that_is_ended_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """Neither its folder nor the compiler, here one that waits while it compiles."""
+    compiler, source = tmp_path / "cc", tmp_path / "guest.c"
+    source.write_text("int nothing;\n")
+    compiler.write_text(
+        "#!/bin/sh\n"
+        'case " $* " in *" -c "*) sleep 1000 & echo $! $$; wait ;; *) exec gcc "$@" ;; esac\n'
+    )
+    compiler.chmod(0o755)
+    before = sorted(tmp_path.rglob("*"))
+    words = ("build", "--cc", compiler, source, "-o", tmp_path / "out.hvt")
+    with start(*words) as process:
+        assert process.stdout
+        compilers = process.stdout.readline().split()
+        assert len(compilers) == 2
+        assert sorted(tmp_path.rglob("*")) != before
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)  # at the end of all who have its output
+    assert (process.returncode, errors) == (1, f"ptender: Exiting on signal {int(number)}\n")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not any(is_running(pid) for pid in compilers)
+
+
+def is_running(pid: str) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def test_a_build_on_a_full_disk_is_one(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("a file system of its own needs root")
+    (tmp_path / "guest.c").write_text(
+        "#include <solo5.h>\nstatic const char much[300000] = {1};\n"
+        "int solo5_app_main(const struct solo5_start_info *i) { return much[i->heap_size]; }\n"
+    )
+    script = (
+        "mount -t tmpfs -o size=64k tmpfs /mnt && "
+        f"{PTENDER} build {tmp_path}/guest.c -o /mnt/guest.hvt; echo $?; ls -A /mnt"
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True
+    )
+    assert done.stdout == "1\n", done
+    last = done.stderr.splitlines()[-1]
+    assert "guest.c failed: No space left on device: in the output's folder or in " in last
+
+
+def test_a_build_under_nohup_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "guest.c").write_text(
+        "#include <solo5.h>\n"
+        "int solo5_app_main(const struct solo5_start_info *info) { return info->cmdline[0]; }\n"
+    )
+    compiler = tmp_path / "cc"
+    compiler.write_text('#!/bin/sh\nkill -HUP $PPID; exec gcc "$@"\n')
+    compiler.chmod(0o755)
+    words = ["nohup", str(PTENDER), "build", "--cc", "./cc", "guest.c", "-o", "out.hvt"]
+    assert subprocess.run(words, cwd=tmp_path).returncode == 0
+    assert (tmp_path / "out.hvt").exists()
 
 
 # Output, as scripts see it.

@@ -19,7 +19,7 @@ import pytest
 from tender import build as building
 from tender import elf, manifest
 from tender._abi import lib
-from tender.errors import BuildError, ManifestError
+from tender.errors import BuildError, ManifestError, UsageError
 
 COMPILERS = [cc for cc in ("gcc", "clang") if shutil.which(cc)]
 # A compiler and the machine that it is to make code for.
@@ -255,6 +255,22 @@ def test_command_line(
     assert parse_image(Path("guest.hvt")).segments
 
 
+def test_any_flag_for_the_compiler(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "guest.c"
+    source.write_text(EMPTY_MAIN + "\n#if ONE + TWO != 3\n#error\n#endif\n")
+    words = [str(source), "--cflag", "-DONE=1", "--cflag=-DTWO=2", "-o", f"{tmp_path}/out.hvt"]
+    assert building.main(words) == 0
+    with pytest.raises(BuildError, match="--no-such-flag"):
+        building.main([*words, "--cflag", "--no-such-flag"])
+    with pytest.raises(UsageError, match="--cflag: expected one argument"):
+        building.main([*words, "--cflag"])
+
+
+def test_warnings_are_shown_as_ever(make: Build, capfd: pytest.CaptureFixture[str]) -> None:
+    make(EMPTY_MAIN + "\n#warning take care\n")
+    assert "take care" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
@@ -268,9 +284,12 @@ def test_command_line(
         (["guest.c", "--cc", "no-such-cc"], "no C compiler named 'no-such-cc'"),
         (["guest.c", "--cc", "gcc 'half"], "no C compiler named"),
         (["guest.c", "--cc", "false"], "false is no C compiler"),
-        (["wrong.c"], "compiling wrong.c failed"),
+        (["wrong.c"], "compiling wrong.c failed: wrong.c:1:"),
+        (["wrong.c"], "undeclared"),
         (["constructor.c"], "linking failed"),
-        (["part.c"], "linking failed"),
+        (["missing.c"], "linking failed: missing.c:(.text.startup"),
+        (["part.c"], "linking failed: no source has solo5_app_main(), where a guest begins"),
+        (["main.c", "--cc", COMPILERS[-1]], "begins in the place of main()"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -290,6 +309,8 @@ def test_what_is_wrong_is_said_and_nothing_is_left(
         EMPTY_MAIN + "int set; __attribute__((constructor)) static void early(void) { set = 1; }"
     )
     Path("part.c").write_text("int part(void) { return 0; }")  # without a main function
+    Path("main.c").write_text("int main(void) { return 0; }")
+    Path("missing.c").write_text("int nowhere(void); int main(void) { return nowhere(); }")
     Path("binary.json").write_bytes(b"\xff\xfe")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(BuildError) as caught:
@@ -297,8 +318,11 @@ def test_what_is_wrong_is_said_and_nothing_is_left(
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
-    if words[0] != "guest.c" and "failed" in complaint:
-        assert capfd.readouterr().err  # the compiler's own words
+    said = capfd.readouterr().err
+    if words[0] in ("wrong.c", "constructor.c", "missing.c"):
+        assert said  # the compiler's own words
+    if words[0] in ("part.c", "main.c"):
+        assert said == ""
 
 
 def test_a_bad_manifest_is_refused_before_compiling(tmp_path: Path) -> None:

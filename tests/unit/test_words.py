@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tender import words
 from tender._abi import lib
+from tender.cleanup import Cleanup
 from tender.config import (
     BlockDescriptor,
     BlockFile,
@@ -23,6 +26,8 @@ from tender.config import (
 )
 from tender.errors import ConfigError, DeviceError, TenderError, UsageError
 from tender.manifest import Device, Manifest
+from tender.modules import block
+from tender.stop import Stop
 
 MIB = 1 << 20
 MAC = b"\x02\x00\x00\x00\x00\x07"
@@ -278,7 +283,48 @@ def test_every_device_must_be_attached() -> None:
         DeviceError, match="All declared devices must be attached; missing: 'disk' of type BLOCK"
     ) as raised:
         check_all_attached(MANIFEST, [1, 3])
-    assert "--block disk=FILE" in str(raised.value)
+    assert str(raised.value).endswith(": add --block disk=FILE")
+    with pytest.raises(DeviceError) as raised:
+        check_all_attached(MANIFEST, [])
+    assert str(raised.value).endswith(": add --net a=TAP --block disk=FILE --net b=TAP")
+
+
+@pytest.mark.parametrize("wrong", ["rw", "sectorsize=4096", "ro,rw", "sector-size=512,overlap"])
+def test_what_a_comma_may_precede_is_told(tmp_path: Path, wrong: str) -> None:
+    image = tmp_path / "disk.img"
+    image.touch()
+    ((_, spec),) = parse(f"--block {image},{wrong} k").block
+    assert isinstance(spec, BlockFile)
+    with Cleanup() as cleanup, pytest.raises(DeviceError) as raised:
+        block.attach(Device("disk", BLOCK, 1), spec, cleanup, Stop(), pytest.fail)
+    assert str(raised.value).endswith(
+        f": No such file or directory (after a comma, --block NAME={image} takes: "
+        "ro, overlay, sector-size=N)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        ("new.img", " (to make an empty one: truncate -s 1M new.img)"),
+        ("new.img,overlay", ""),  # which is to read what is there
+        ("nowhere/new.img", ""),
+    ],
+)
+def test_how_to_make_an_image_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, hint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ((_, spec),) = parse(f"--block {value} k").block
+    assert isinstance(spec, BlockFile)
+    with Cleanup() as cleanup, pytest.raises(DeviceError) as raised:
+        block.attach(Device("disk", BLOCK, 1), spec, cleanup, Stop(), pytest.fail)
+    assert str(raised.value).endswith(f": No such file or directory{hint}")
+
+
+def test_a_path_in_solo5s_spelling_has_its_commas() -> None:
+    assert parse("--block:disk=a.img,rw k").block == (("disk", BlockFile("a.img,rw")),)
+    assert parse("--block:disk=a.img,ro k").block == (("disk", BlockFile("a.img,ro")),)
 
 
 def test_status_follows_the_spelling() -> None:
