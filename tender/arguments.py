@@ -25,6 +25,7 @@ from tender.config import (
     Tap,
     UserNet,
     VirtualTime,
+    parse_address,
     parse_mac,
 )
 from tender.errors import DeviceError, UsageError, one_line
@@ -168,19 +169,7 @@ def _is_whole(value: Any) -> bool:
 def _addresses(value: Any) -> tuple[str, ...]:
     if not isinstance(value, (tuple, list)) or not all(isinstance(each, str) for each in value):
         raise TypeError('not strings, as ("10.0.0.1/24",)')
-    return tuple(map(_address, value))
-
-
-def _address(text: str) -> str:
-    """An address with its length. The command checks it the same way (words.py)."""
-    import ipaddress
-
-    try:
-        if "/" in text:
-            return ipaddress.ip_interface(text).with_prefixlen
-    except ValueError:
-        pass
-    raise ValueError(f"{text!r} is not an address with its length, as 10.0.0.1/24")
+    return tuple(map(parse_address, value))
 
 
 def _mtu(value: Any) -> int:

@@ -198,6 +198,18 @@ def usable_memory(mem_bytes: int) -> int:
     return max(layout.MEM_MIN, mem_bytes // layout.MEM_STEP * layout.MEM_STEP)
 
 
+def parse_address(text: str) -> str:
+    """`10.0.0.1/24` or `fd00::1/64`: an address with the length of its network."""
+    import ipaddress
+
+    try:
+        if "/" in text:
+            return ipaddress.ip_interface(text).with_prefixlen
+    except ValueError:
+        pass
+    raise UsageError(f"{text!r} is not an address with its length, as in 10.0.0.1/24")
+
+
 def parse_mac(text: str) -> bytes:
     """`52:54:00:12:34:56` -> 6 bytes."""
     parts = text.split(":")

@@ -64,10 +64,7 @@ class _Parser:
     # Options with a value: (word for messages, device name or None, value).
 
     def opt_mem(self, _word: str, _name: str | None, value: str) -> None:
-        try:
-            self.mem_bytes = conf.parse_size(value)
-        except UsageError as error:
-            raise UsageError(f"Malformed argument to --mem: {error}") from None
+        self.mem_bytes = _parsed("Malformed argument to --mem", conf.parse_size, value)
 
     def opt_dumpcore(self, _word: str, _name: str | None, value: str) -> None:
         self.dumpcore = value
@@ -84,7 +81,7 @@ class _Parser:
             name, value = _split_name(value)
         if name is None:
             raise UsageError(f"{word}: name the device: --net-mac NAME={value}")
-        self.macs[name] = _mac(word, value)
+        self.macs[name] = _parsed(word, conf.parse_mac, value)
 
     def opt_block(self, word: str, name: str | None, value: str) -> None:
         if name is None:
@@ -101,10 +98,7 @@ class _Parser:
         self.sector_sizes[name] = _number(word, value)
 
     def opt_console_limit(self, word: str, _name: str | None, value: str) -> None:
-        try:
-            self.more["console_limit"] = conf.parse_rate(value)
-        except UsageError as error:
-            raise UsageError(f"{word}: {error}") from None
+        self.more["console_limit"] = _parsed(word, conf.parse_rate, value)
 
     def opt_engine(self, word: str, _name: str | None, value: str) -> None:
         self.more["engine"] = _one_of(word, value, conf.ENGINES)
@@ -430,13 +424,13 @@ def _parse_user(word: str, first: str, options: list[str]) -> UserNet:
     for option in [first, *options] if first else options:
         key, equals, text = option.partition("=")
         if key == "addr" and text:
-            fields["address"] = _check_addr(word, text)
+            fields["address"] = _parsed(f"{word}: addr", conf.parse_address, text)
         elif key == "gateway" and text:
             fields["gateway"] = text
         elif key == "mtu" and text:
             fields["mtu"] = _mtu(word, text)
         elif key == "mac" and text:
-            fields["mac"] = _mac(f"{word}: mac", text)
+            fields["mac"] = _parsed(f"{word}: mac", conf.parse_mac, text)
         elif option == "host":
             fields["reach_host"] = True
         elif not equals and option.startswith("udp:"):
@@ -469,13 +463,13 @@ def _net_option(
         changes["create"] = True
     elif key == "addr" and text:
         before = changes.get("addr", ())
-        changes["addr"] = (*before, _check_addr(word, text))  # type: ignore[misc]
+        changes["addr"] = (*before, _parsed(f"{word}: addr", conf.parse_address, text))  # type: ignore[misc]
     elif key == "mtu" and text:
         changes["mtu"] = _mtu(word, text)
     elif key == "bridge" and text:
         changes["bridge"] = text
     elif key == "mac" and text:
-        changes["mac"] = _mac(f"{word}: mac", text)
+        changes["mac"] = _parsed(f"{word}: mac", conf.parse_mac, text)
     else:
         raise UsageError(
             f"{word}: {option!r} is none of create, addr=ADDRESS/LENGTH, mtu=N, bridge=NAME, "
@@ -490,22 +484,12 @@ def _mtu(word: str, text: str) -> int:
     return mtu
 
 
-def _mac(word: str, text: str) -> bytes:
+def _parsed(word: str, parse: Callable[[str], Any], text: str) -> Any:
+    """What one of config's functions makes of it; its error, with the option's name."""
     try:
-        return conf.parse_mac(text)
+        return parse(text)
     except UsageError as error:
         raise UsageError(f"{word}: {error}") from None
-
-
-def _check_addr(word: str, text: str) -> str:
-    import ipaddress
-
-    try:
-        if "/" in text:
-            return ipaddress.ip_interface(text).with_prefixlen
-    except ValueError:
-        pass
-    raise UsageError(f"{word}: addr wants an address with its length, as in 10.0.0.1/24")
 
 
 def _parse_block(word: str, value: str) -> BlockWord:

@@ -238,7 +238,7 @@ def test_what_bad_words_get(ptender: Run, guest: Build) -> None:
             ("user::80:80", "':80:80' is none of PORT:PORT"),
             ("user:8080:80,8080:81", "port 8080 is forwarded twice"),
             ("user,create", "'create' is none of PORT:PORT"),
-            ("user,addr=10.0.0.2", "addr wants an address with its length"),
+            ("user,addr=10.0.0.2", "addr: '10.0.0.2' is not an address with its length"),
             ("user,gateway=10.9.0.1", "they want one network"),
             ("user,gateway=x", "Expected 4 octets"),
             ("user,mtu=1", "mtu 1 is not"),
