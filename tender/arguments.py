@@ -106,18 +106,18 @@ def net(spec: Any, where: str) -> Any:
         spec = Tap(spec)
     if isinstance(spec, Tap) and isinstance(spec.addr, str):
         spec = replace(spec, addr=(spec.addr,))
-    return _checked(spec, where) if isinstance(spec, _NET_VALUES) else spec
+    return _checked(spec, where) if isinstance(spec, (*NET_VALUES, UserNet)) else spec
 
 
 def block(spec: Any, where: str) -> Any:
     """The same for a block device: a path is the file there."""
     if isinstance(spec, (str, os.PathLike)):
         spec = BlockFile(os.fspath(spec))
-    return _checked(spec, where) if isinstance(spec, _BLOCK_VALUES) else spec
+    return _checked(spec, where) if isinstance(spec, BLOCK_VALUES) else spec
 
 
-_NET_VALUES = (Tap, Descriptor, StreamNet, UserNet)
-_BLOCK_VALUES = (BlockFile, BlockDescriptor, BlockRemote)
+NET_VALUES = (Tap, Descriptor, StreamNet)  # what a guest's process can attach
+BLOCK_VALUES = (BlockFile, BlockDescriptor, BlockRemote)
 
 
 def _checked(spec: Any, where: str) -> Any:

@@ -80,7 +80,7 @@ class Console:
         What was said before the call counts. Raises TimeoutError after `timeout` seconds (None:
         never), and GuestEnded as soon as the guest has ended without it.
         """
-        wanted = _pattern(pattern)
+        wanted = compile_pattern(pattern)
         limit = arguments.seconds("timeout", timeout)
         deadline = inf if limit is None else monotonic() + limit
         seen = -1
@@ -145,7 +145,8 @@ class Console:
             self._news.wake()
 
 
-def _pattern(pattern: Any) -> re.Pattern[str]:
+def compile_pattern(pattern: Any) -> re.Pattern[str]:
+    """What is to be looked for in a guest's output, line by line; raises UsageError."""
     if isinstance(pattern, str):
         return re.compile(pattern, re.MULTILINE)
     if not isinstance(pattern, re.Pattern) or not isinstance(pattern.pattern, str):

@@ -14,6 +14,7 @@ import weakref
 from io import FileIO
 
 from tender import arguments, timers
+from tender.arguments import BLOCK_VALUES, NET_VALUES
 from tender.block_memory import BlockMemory
 from tender.config import (
     BlockDescriptor,
@@ -89,8 +90,6 @@ if TYPE_CHECKING:
     NetSpec = str | NetValue | AttachableNet | NetSender | NetReceiver
     BlockSpec = str | os.PathLike[str] | BlockValue | AttachableBlock | BlockPython
 
-_NET_VALUES = (Tap, Descriptor, StreamNet)
-_BLOCK_VALUES = (BlockFile, BlockDescriptor, BlockRemote)
 KINDS_MAX = 20  # of trouble that are told of one device
 
 
@@ -198,7 +197,7 @@ class Wiring:
         if isinstance(spec, UserNet):
             return self._user_net(spec, where)
         if hasattr(spec, "attach"):
-            attached = arguments.net(self._attach(spec, where, _NET_VALUES, _NO_NET), where)
+            attached = arguments.net(self._attach(spec, where, NET_VALUES, _NO_NET), where)
         elif hasattr(spec, "send") or hasattr(spec, "receive"):
             report = lambda what: self._report(where, what)  # noqa: E731
             attached = self._start(NetService(spec, where, report))
@@ -228,7 +227,7 @@ class Wiring:
         if isinstance(spec, BlockFile):
             return spec
         if hasattr(spec, "attach"):
-            attached = arguments.block(self._attach(spec, where, _BLOCK_VALUES, _NO_BLOCK), where)
+            attached = arguments.block(self._attach(spec, where, BLOCK_VALUES, _NO_BLOCK), where)
             if isinstance(attached, BlockDescriptor) and not isinstance(spec, BlockMemory):
                 self._ends.append(_file_locks.begin(attached.fd))
         elif hasattr(spec, "read"):

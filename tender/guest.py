@@ -24,6 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
     from collections.abc import Callable, Mapping
+    from typing import TypeVar
 
     from typing_extensions import Self
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from tender.console_capture import Console, Sink
     from tender.devices import BlockSpec, NetSpec
     from tender.machine import Outcome
+
+    T = TypeVar("T")
 
 KICK_EVERY_S = 0.01  # of a guest that is asked to end, until it has
 LOOK_EVERY_S = 0.5  # of who waits
@@ -236,7 +239,7 @@ class Guest:
         try:
             return await asyncio.get_running_loop().run_in_executor(None, self.start)
         except asyncio.CancelledError:
-            self._way.ask_to_end() if self.in_process else self._way.kill()
+            self._press(patience=0)
             raise
 
     async def wait_async(self, timeout: float | None = None) -> Outcome:
@@ -310,7 +313,7 @@ class Guest:
             while not done.acquire(timeout=LOOK_EVERY_S):
                 pass
         except BaseException:
-            self._way.ask_to_end() if self.in_process else self._way.kill()
+            self._press(patience=0)
             raise
         if errors:
             raise errors[0]
@@ -322,8 +325,8 @@ class Guest:
             if self._error is not None:
                 raise self._error
 
-    def _begin(self, launch: Callable[[], None]) -> None:
-        """Start it, once, as `launch` does."""
+    def _begin(self, launch: Callable[[], T]) -> T:
+        """Start it, once, as `launch` does; gives what that gives."""
         with self._settling:
             self._check_not_begun()
             self._program = os.getpid()
@@ -332,7 +335,7 @@ class Guest:
             self._launching.acquire()
             self._begun = True
         try:
-            launch()
+            return launch()
         except BaseException as error:
             self._failed(error)
             raise
@@ -367,9 +370,8 @@ class Guest:
 
     def _run_here(self) -> Outcome:
         assert isinstance(self._way, InProcess)
-        prepared: list[Config] = []
-        self._begin(lambda: prepared.append(_wired(*self._prepare())))
-        self._way.run(prepared[0], self.deadline)
+        config = self._begin(lambda: _wired(*self._prepare()))
+        self._way.run(config, self.deadline)
         self._wait(None)
         return self._result()
 

@@ -29,7 +29,6 @@ MESSAGE_MAX = 1 << 16  # bytes
 TEXT_MAX = 4000  # letters of an error or a warning
 LAYERS_MAX = 16  # of a sandbox; there are fewer
 FIRST_FD = 128  # the number of a job's first descriptor in the child
-MSG_CMSG_CLOEXEC = 0x40000000  # recvmsg(2): what comes is no business of a program's children
 FDS_PER_MESSAGE = 250  # Linux takes 253 (SCM_MAX_FD)
 
 # Between program and server.
@@ -82,7 +81,9 @@ def receive_descriptors(
     sock: socket.socket, size: int, most: int = FDS_PER_MESSAGE
 ) -> tuple[bytes, list[int]]:
     """One message and the descriptors that came with it."""
-    data, ancillary, _, _ = sock.recvmsg(size, socket.CMSG_SPACE(most * _FD.size), MSG_CMSG_CLOEXEC)
+    room = socket.CMSG_SPACE(most * _FD.size)
+    # What comes is no business of the program's children.
+    data, ancillary, _, _ = sock.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
     descriptors: list[int] = []
     for level, kind, packed in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

@@ -12,6 +12,7 @@ import threading
 import time
 
 from tender.config import VIRTUAL_START_NS, VirtualTime
+from tender.console_capture import compile_pattern
 from tender.errors import DeviceError, GuestEnded
 from tender.guest import GRACE_S, Guest
 from tender.reactor import reactor
@@ -109,7 +110,7 @@ class Console:
         guest = self._guest
         if guest.participant is None:
             return guest.captured.wait_for(pattern, seconds)
-        wanted = re.compile(pattern, re.MULTILINE) if isinstance(pattern, str) else pattern
+        wanted = compile_pattern(pattern)
         guest.wait_virtually(lambda: wanted.search(guest.said()), seconds)
         try:
             return guest.captured.wait_for(wanted, END_S if guest.participant.gone else 0)

@@ -335,20 +335,22 @@ def is_running(pid: str) -> bool:
         return False
 
 
-def test_a_build_on_a_full_disk_is_one(tmp_path: Path) -> None:
+def on_a_full_disk(words: str) -> subprocess.CompletedProcess[str]:
+    """The command where /mnt has room for 64 KiB; its status and what is there, on stdout."""
     if os.geteuid() != 0:
         pytest.skip("a file system of its own needs root")
+    script = f"mount -t tmpfs -o size=64k tmpfs /mnt && {PTENDER} {words}; echo $?; ls -A /mnt"
+    return subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True
+    )
+
+
+def test_a_build_on_a_full_disk_is_one(tmp_path: Path) -> None:
     (tmp_path / "guest.c").write_text(
         "#include <solo5.h>\nstatic const char much[300000] = {1};\n"
         "int solo5_app_main(const struct solo5_start_info *i) { return much[i->heap_size]; }\n"
     )
-    script = (
-        "mount -t tmpfs -o size=64k tmpfs /mnt && "
-        f"{PTENDER} build {tmp_path}/guest.c -o /mnt/guest.hvt; echo $?; ls -A /mnt"
-    )
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True
-    )
+    done = on_a_full_disk(f"build {tmp_path}/guest.c -o /mnt/guest.hvt")
     assert done.stdout == "1\n", done
     last = done.stderr.splitlines()[-1]
     assert "guest.c failed: No space left on device: in the output's folder or in " in last
@@ -426,15 +428,7 @@ def test_no_core_without_an_abort(ptender: Run, guest: Build, tmp_path: Path) ->
 
 
 def test_a_core_that_does_not_fit_leaves_nothing(ptender: Run, guest: Build, cpu: str) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("a file system of its own needs root")
-    script = (
-        "mount -t tmpfs -o size=64k tmpfs /mnt && "
-        f"{PTENDER} --mem=64 --dumpcore=/mnt {guest('dumpcore')} >/dev/null; echo $?; ls -A /mnt"
-    )
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True
-    )
+    done = on_a_full_disk(f"--mem=64 --dumpcore=/mnt {guest('dumpcore')} >/dev/null")
     assert done.stdout == "255\n", done
     assert "dumpcore: /mnt: No space left on device" in done.stderr
 
