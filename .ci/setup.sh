@@ -100,7 +100,7 @@ declared_extras() {
 
 # Everything that an editable install depends on: changed, the project is installed again.
 fingerprint() {
-    { echo "$1 $PWD"; cat pyproject.toml setup.py tender/engine.c abi/*.* bin/*; } |
+    { echo "$1 $PWD"; cat pyproject.toml setup.py tender/engine/engine.c abi/*.* bin/*; } |
         sha256sum
 }
 

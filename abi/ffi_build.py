@@ -4,7 +4,7 @@
 `tender._host`    the few POSIX calls that Python has no face for, and how a guest is interrupted
 `tender._kvm`     KVM's structures and ioctls, as this machine's <linux/kvm.h> has them
 `tender._soft`    the CPU in software (its engine is found at run time, if at all)
-`tender._engine`  tender/engine.c, the fast path
+`tender._engine`  tender/engine/engine.c, the fast path
 `tender._sandbox` system calls and constants of the sandbox, and libseccomp (found at run time)
 
 A layout is written once: in this folder's headers (ours) or in the kernel's. What stands in a
@@ -74,5 +74,5 @@ if sys.platform == "linux" and platform.machine() == "x86_64":  # as in setup.py
         "_engine",
         ["pollfd.cdef", "device.h", "stop.cdef", "engine.h"],
         '#include <poll.h>\n#include "device.h"\n#include "stop.h"\n#include "engine.h"',
-        "tender/engine.c",
+        "tender/engine/engine.c",
     )

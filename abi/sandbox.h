@@ -2,7 +2,7 @@
  * What the sandbox needs of the host and Python has no face for: bare system calls, the library
  * that compiles filters, and the last words of a process that broke its policy.
  *
- * The rule here: no policy. What is allowed stands in seccomp/, what is done in tender/sandbox.py.
+ * The rule here: no policy. What is allowed stands in seccomp/, what is done in tender/sandbox/sandbox.py.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE

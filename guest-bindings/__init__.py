@@ -1,1 +1,1 @@
-"""The C runtime of guests, as data: `tender.build` compiles it together with a guest's sources."""
+"""The C runtime of guests, which `tender.image.build` compiles with a guest's sources."""

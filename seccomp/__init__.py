@@ -1,1 +1,1 @@
-"""What a running tender may ask of the kernel, as data: tender/rules.py says how it is read."""
+"""What a running tender may ask of the kernel; tender/sandbox/policy.py reads it."""

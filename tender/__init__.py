@@ -9,36 +9,36 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from tender.block_memory import BlockMemory as BlockMemory
     from tender.config import BlockDescriptor as BlockDescriptor
     from tender.config import BlockFile as BlockFile
     from tender.config import Descriptor as Descriptor
     from tender.config import Tap as Tap
     from tender.config import UserNet as UserNet
     from tender.config import VirtualTime as VirtualTime
-    from tender.console_capture import Console as Console
-    from tender.elf import Image as Image
+    from tender.embed.block_memory import BlockMemory as BlockMemory
+    from tender.embed.console import Console as Console
     from tender.errors import GuestEnded as GuestEnded
     from tender.errors import TenderError as TenderError
     from tender.guest import Guest as Guest
-    from tender.image import open_image as open_image
+    from tender.image.elf import Image as Image
+    from tender.image.file import open_image as open_image
     from tender.machine import Outcome as Outcome
 
 _HOMES = {
     "BlockDescriptor": "tender.config",
     "BlockFile": "tender.config",
-    "BlockMemory": "tender.block_memory",
-    "Console": "tender.console_capture",
+    "BlockMemory": "tender.embed.block_memory",
+    "Console": "tender.embed.console",
     "Descriptor": "tender.config",
     "Guest": "tender.guest",
     "GuestEnded": "tender.errors",
-    "Image": "tender.elf",
+    "Image": "tender.image.elf",
     "Outcome": "tender.machine",
     "Tap": "tender.config",
     "TenderError": "tender.errors",
     "UserNet": "tender.config",
     "VirtualTime": "tender.config",
-    "open_image": "tender.image",
+    "open_image": "tender.image.file",
 }
 
 __all__ = [  # noqa: RUF022 - the order of the guide

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from tender._abi import lib
 from tender.boot import layout
+from tender.dataclass import dataclass
 from tender.errors import ConfigError, DeviceError, UsageError
-from tender.record import record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import TypeAlias, TypeVar
 
-    from tender.manifest import Device, Manifest
+    from tender.image.manifest import Device, Manifest
 
     NetValue: TypeAlias = "Tap | Descriptor | StreamNet | UserNet"
     BlockValue: TypeAlias = "BlockFile | BlockDescriptor | BlockRemote"
@@ -35,7 +35,7 @@ _HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-@record
+@dataclass
 class Tap:
     """A tap interface of the host.
 
@@ -52,7 +52,7 @@ class Tap:
     mac: bytes | None = None
 
 
-@record
+@dataclass
 class Descriptor:
     """An open descriptor: a tap, or a socket that carries one frame per message.
 
@@ -66,7 +66,7 @@ class Descriptor:
     sync_fd: int | None = None
 
 
-@record
+@dataclass
 class StreamNet:
     """A stream socket on which 4 bytes (big-endian) before each frame say its length."""
 
@@ -75,7 +75,7 @@ class StreamNet:
     mac: bytes | None = None
 
 
-@record
+@dataclass
 class UserNet:
     """A network through passt: without root, without a tap.
 
@@ -96,7 +96,7 @@ class UserNet:
     reach_host: bool = False
 
 
-@record
+@dataclass
 class BlockFile:
     """A file or block device of the host. A writable one is locked while the guest runs.
 
@@ -109,7 +109,7 @@ class BlockFile:
     overlay: bool = False
 
 
-@record
+@dataclass
 class BlockDescriptor:
     """An open descriptor of a file, a block device or a memfd."""
 
@@ -118,7 +118,7 @@ class BlockDescriptor:
     sector_size: int = SECTOR_SIZE
 
 
-@record
+@dataclass
 class BlockRemote:
     """A device that is served at the other end of a seqpacket socket: see modules/remote.py."""
 
@@ -128,7 +128,7 @@ class BlockRemote:
     sector_size: int = SECTOR_SIZE
 
 
-@record
+@dataclass
 class VirtualTime:
     """A clock that starts at `start_ns` since the epoch and takes `tick_ns` to be read."""
 
@@ -136,7 +136,7 @@ class VirtualTime:
     tick_ns: int = VIRTUAL_TICK_NS
 
 
-@record
+@dataclass
 class Config:
     """A guest to run.
 
@@ -156,9 +156,9 @@ class Config:
     net_ring: bool | None = None  # offer the network ring; None: where it helps
     engine: str = ENGINES[0]  # what answers hypercalls whose device is a plain descriptor
     hugepages: bool = False  # ask the kernel to hold guest memory in pages of 2 MiB
-    cpu: str = "auto"  # or "kvm", "soft": see tender/cpus.py
+    cpu: str = "auto"  # or "kvm", "soft": see tender/accel.py
     clock: VirtualTime | None = None  # None: the host's
-    sandbox: str = SANDBOXES[0]  # see tender/sandbox.py
+    sandbox: str = SANDBOXES[0]  # see tender/sandbox/sandbox.py
     user: str | None = None  # who the tender becomes when root starts it: NAME or UID[:GID]
     instructions: int | None = None  # how many the guest may execute; None: any number
 

@@ -2,7 +2,7 @@
 
 The rule here: a guest is described when it is made, and nothing of the host is touched before it
 is started; after it has ended nothing of it is left. It runs in a child process of its own
-(tender/process.py), or in this one if the program wants that (tender/inprocess.py).
+(tender/embed/process.py), or in this one if the program wants that (tender/embed/inprocess.py).
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import sys
 import threading
 from time import monotonic
 
-from tender import arguments, cpus, messages, process, timers
+from tender import accel
 from tender.boot import layout
-from tender.devices import Wiring
+from tender.dataclass import replace
+from tender.embed import process, protocol, timers, validation
+from tender.embed.devices import Wiring
+from tender.embed.inprocess import InProcess
+from tender.embed.process import Process
 from tender.errors import HostError
-from tender.inprocess import InProcess
-from tender.process import Process
-from tender.record import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from tender.config import Config, VirtualTime
-    from tender.console_capture import Console, Sink
-    from tender.devices import BlockSpec, NetSpec
+    from tender.embed.console import Console, Sink
+    from tender.embed.devices import BlockSpec, NetSpec
     from tender.machine import Outcome
 
     T = TypeVar("T")
@@ -45,7 +46,7 @@ class Guest:
     """A unikernel, run by this program.
 
     `kernel` is the image's path and `args` its command line. `net` and `block` say what each
-    device that the manifest declares is attached to, by its name there (see tender.devices).
+    device that the manifest declares is attached to, by its name there (see tender.embed.devices).
     `mem_mib` is the guest's memory in MiB. What it says is in `guest.console`; `console` gets it
     as well: a callable, a stream, a file or a descriptor. `console_limit` drops what it says
     beyond so many bytes per second. `dumpcore` is a folder for the core file of a guest that
@@ -84,7 +85,7 @@ class Guest:
         user: str | int | None = None,
         in_process: bool = False,
     ) -> None:
-        self.config = arguments.build_config(
+        self.config = validation.build_config(
             kernel,
             args,
             mem_mib=mem_mib,
@@ -100,9 +101,9 @@ class Guest:
         if in_process:
             self.config = replace(self.config, sandbox="off")
         self.in_process = in_process
-        self.deadline = arguments.seconds("deadline", deadline)
-        self._warn = _guarded(arguments.warn(warn) or _to_stderr)
-        self._devices = arguments.devices("net", net), arguments.devices("block", block), console
+        self.deadline = validation.seconds("deadline", deadline)
+        self._warn = _guarded(validation.warn(warn) or _to_stderr)
+        self._devices = validation.devices("net", net), validation.devices("block", block), console
         self._wiring: Wiring | None = None
         self._program = os.getpid()
         self._way: Process | InProcess = (InProcess if in_process else Process)(
@@ -192,7 +193,7 @@ class Guest:
         Raises the TenderError of a guest that could not start.
         """
         self._check_waiting()
-        if not self._wait(arguments.seconds("timeout", timeout)):
+        if not self._wait(validation.seconds("timeout", timeout)):
             raise TimeoutError(f"the guest still runs after {timeout} s")
         return self._result()
 
@@ -247,7 +248,7 @@ class Guest:
         import asyncio
 
         self._check_begun()
-        timeout = arguments.seconds("timeout", timeout)
+        timeout = validation.seconds("timeout", timeout)
         loop = asyncio.get_running_loop()
         ended: Future[None] = loop.create_future()
         self._when_ended(lambda: _resolve(loop, ended))
@@ -345,7 +346,7 @@ class Guest:
 
     def _prepare(self) -> tuple[Config, Wiring]:
         """Open the program's side of its devices; what it is to run, its devices still unsaid."""
-        config = replace(self.config, cpu=cpus.choice(self.config))
+        config = replace(self.config, cpu=accel.choice(self.config))
         self._wiring = wiring = Wiring(*self._devices, self._report)
         if self.in_process:
             self._warn("in_process=True: this guest has no sandbox and no process of its own")
@@ -359,10 +360,10 @@ class Guest:
         here = _current_folder()
         try:
             descriptors = list(dict.fromkeys([here, *wiring.descriptors]))
-            numbers = {fd: messages.FIRST_FD + index for index, fd in enumerate(descriptors)}
+            numbers = {fd: protocol.FIRST_FD + index for index, fd in enumerate(descriptors)}
             net, block, console_fd = wiring.with_descriptors(numbers)
             config = replace(config, net=net, block=block, console_fd=console_fd)
-            job = messages.pack_job(config, len(descriptors))
+            job = protocol.pack_job(config, len(descriptors))
             self._way.start(job, descriptors, _request(config), self.deadline)
         finally:
             os.close(here)
@@ -507,9 +508,9 @@ def _wired(config: Config, wiring: Wiring) -> Config:
 def _request(config: Config) -> bytes:
     """Which kind of child is worth having ready for a guest like this."""
     if config.cpu == "kvm":
-        return messages.FOR_KVM
-    emulated = config.cpu == "soft" or cpus.emulated()
-    return messages.FOR_SOFT if emulated else messages.FOR_KVM
+        return protocol.FOR_KVM
+    emulated = config.cpu == "soft" or accel.emulated()
+    return protocol.FOR_SOFT if emulated else protocol.FOR_KVM
 
 
 def _resolve(loop: AbstractEventLoop, future: Future[None]) -> None:
@@ -525,7 +526,7 @@ def _resolve(loop: AbstractEventLoop, future: Future[None]) -> None:
 
 def _patience(grace: float) -> float:
     """Until when (time.monotonic()) to wait for one that is asked to end."""
-    limit = arguments.seconds("grace", grace)
+    limit = validation.seconds("grace", grace)
     return float("inf") if limit is None else monotonic() + limit
 
 

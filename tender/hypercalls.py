@@ -7,19 +7,19 @@ what a module does is in tender/modules/.
 from __future__ import annotations
 
 from tender._abi import ffi, lib
-from tender.elf import EM_AARCH64, EM_X86_64
+from tender.cpu.vcpu import IoIn, IoOut, Mmio
+from tender.dataclass import dataclass
 from tender.errors import GuestFault
+from tender.image.elf import EM_AARCH64, EM_X86_64
 from tender.memory import Layout
-from tender.record import record
-from tender.vcpu import IoIn, IoOut, Mmio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Protocol
 
+    from tender.cpu.vcpu import Exit
     from tender.memory import GuestMemory
-    from tender.vcpu import Exit
 
     Handler = Callable[[GuestMemory, int], None]
 
@@ -36,7 +36,7 @@ _HALT = Layout("hvt_halt")
 _TRAPS = {EM_X86_64: Layout("hvt_x86_trap"), EM_AARCH64: Layout("hvt_aarch64_trap")}
 
 
-@record
+@dataclass
 class Halt:
     """The guest's own end: its exit status, and its registers where a trap handler passed them."""
 

@@ -10,20 +10,20 @@ import errno
 import os
 import struct
 
-from tender import cpuid
 from tender._kvm import ffi, lib
 from tender.boot.x86_64 import CONTROL, MSRS, REGISTERS, SEGMENTS, Fpu, Segment, State, Table
+from tender.cpu import cpuid
+from tender.cpu.vcpu import Failure, Fault, Interrupted, IoIn, IoOut, Mmio
+from tender.dataclass import replace
 from tender.errors import HostError
-from tender.record import replace
-from tender.vcpu import Failure, Fault, Interrupted, IoIn, IoOut, Mmio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from tender.cleanup import Cleanup
-    from tender.cpuid import Entry
-    from tender.vcpu import Exit
+    from tender.cpu.cpuid import Entry
+    from tender.cpu.vcpu import Exit
 
 DEVICE = "/dev/kvm"
 API_VERSION = 12  # the only one there is since Linux 2.6.22

@@ -7,18 +7,18 @@ are the same.
 
 from __future__ import annotations
 
+from tender.cpu.vcpu import Failure, Interrupted, IoIn, IoOut, Mmio
 from tender.errors import GuestFault, NotEmulated
-from tender.vcpu import Failure, Interrupted, IoIn, IoOut, Mmio
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from tender.cpu.vcpu import Exit, Vcpu
     from tender.hypercalls import Dispatcher, Halt
     from tender.memory import GuestMemory
+    from tender.observe.trace import Traced
     from tender.stop import Stop
-    from tender.trace import Traced
-    from tender.vcpu import Exit, Vcpu
 
 X86_INSTRUCTION_MAX = 15  # bytes
 

@@ -10,12 +10,12 @@ from errno import EINTR
 
 from tender import loop
 from tender._abi import lib
+from tender.accel import Cpus
 from tender.boot import bootinfo, layout
 from tender.cleanup import Cleanup
 from tender.clock import HostClock, VirtualClock
 from tender.config import Descriptor, assign, check_all_attached, usable_memory
-from tender.cpus import Cpus
-from tender.elf import EM_AARCH64
+from tender.dataclass import dataclass, replace
 from tender.errors import (
     EXIT_FAILURE,
     GuestFault,
@@ -24,8 +24,9 @@ from tender.errors import (
     TenderError,
 )
 from tender.hypercalls import Dispatcher
-from tender.image import ImageFile
-from tender.manifest import Attached, encode
+from tender.image.elf import EM_AARCH64
+from tender.image.file import ImageFile
+from tender.image.manifest import Attached, encode
 from tender.memory import GuestMemory
 from tender.modules import block, counters_dict, keep_descriptors, net
 from tender.modules.block import Block
@@ -33,8 +34,7 @@ from tender.modules.console import Console
 from tender.modules.net import Net
 from tender.modules.poll import Poll
 from tender.modules.time import Time
-from tender.plan import Plan, held_as
-from tender.record import record, replace
+from tender.sandbox.fdtable import Plan, held_as
 from tender.stop import Stopped
 
 TYPE_CHECKING = False
@@ -42,27 +42,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any, Literal, TypeAlias
 
+    from tender.accel import Warm
     from tender.config import Config
-    from tender.cpus import Warm
-    from tender.dumpcore import Target
-    from tender.elf import Image
+    from tender.cpu.vcpu import Vcpu
+    from tender.engine.ring import Ring
     from tender.hypercalls import Halt, Module
+    from tender.image.elf import Image
+    from tender.image.manifest import Manifest
     from tender.kvm import Vcpu as KvmVcpu
-    from tender.manifest import Manifest
     from tender.modules import Warn
+    from tender.observe.core import Target
+    from tender.observe.trace import Trace, Traced
     from tender.rendezvous import Rendezvous
-    from tender.ring import Ring
-    from tender.sandbox import Door
+    from tender.sandbox.sandbox import Door
     from tender.stop import Stop
-    from tender.trace import Trace, Traced
-    from tender.vcpu import Vcpu
 
     Reason: TypeAlias = Literal[
         "halted", "stopped", "fault", "host", "deadline", "killed", "sandbox"
     ]
 
 
-@record
+@dataclass
 class Outcome:
     """How a guest ended.
 
@@ -128,7 +128,7 @@ class Machine:
         self._net_specs = keep_descriptors(config.net, "Could not attach interface", cleanup)
         self._block_specs = keep_descriptors(config.block, "Could not open block device", cleanup)
         if isinstance(config.trace, int):
-            from tender import trace
+            from tender.observe import trace
 
             self._fds["trace"] = trace.keep(config.trace, cleanup)
         file = ImageFile(config.kernel)
@@ -176,7 +176,7 @@ class Machine:
         return uses_engine(self._config, self._cpus.on_kvm)
 
     def _traced(self, calls: Dispatcher) -> Traced:
-        from tender import trace
+        from tender.observe import trace
 
         self._trace = trace.Trace(
             self._fds["trace"], self._stop, self._warn, self._clock.elapsed_ns
@@ -185,12 +185,12 @@ class Machine:
         return trace.Traced(calls, self.memory, self._trace, devices)
 
     def _with_engine(self, vcpu: KvmVcpu) -> Vcpu[Any]:
-        from tender.engine import Engine, EngineVcpu
+        from tender.engine.engine import Engine, EngineVcpu
 
         engine = Engine(self.memory, self.console, self.poll, self.block, self.net)
         engine_vcpu = EngineVcpu(vcpu, engine)
         if self.memory.mapped > self.memory.size:
-            from tender.ring import Ring
+            from tender.engine.ring import Ring
 
             engine_vcpu.ring = self._ring = Ring(
                 self._fds["kick"], self.memory, engine, self.net, self._stop, self._cleanup
@@ -203,11 +203,11 @@ class Machine:
         if self._cpus.on_kvm:
             fds["vcpu"] = self._cpus.kvm_vcpu.fd
         if ring_bytes:
-            from tender import ring
+            from tender.engine import ring
 
             fds["kick"] = ring.open_kick(self._cpus.kvm_vcpu.vm, self._cleanup)
         if isinstance(self._config.trace, str):
-            from tender import trace
+            from tender.observe import trace
 
             fds["trace"] = trace.open_file(self._config.trace, self._cleanup)
         if self._target is not None:
@@ -242,9 +242,9 @@ class Machine:
         self._held_as = {handle: held_as(spec) for handle, spec in [*nets.items(), *blocks.items()]}
         by_handle = {device.handle: device for device in manifest.devices}
         if config.dumpcore is not None:
-            from tender import dumpcore
+            from tender.observe import core
 
-            self._target = dumpcore.Target(config.dumpcore)
+            self._target = core.Target(config.dumpcore)
             cleanup.callback(self._target.close)
             if self._door:
                 self._target.start_keeper()
@@ -380,7 +380,8 @@ def run(
     the way. `started` is called when all is open and the guest is about to run; `warm` is what
     was made for it in advance. Nothing is left behind, whatever happens.
 
-    With a `door` (tender/sandbox.py), this process is confined to the guest's devices before the
+    With a `door` (tender/sandbox/sandbox.py), this process is confined to the guest's devices
+    before the
     guest runs, and stays so: all that is left for it to do is to say how the guest ended.
     """
     stop.enter()
@@ -420,7 +421,8 @@ def ring_region(
     networks = {name for names in devices.values() for name in names if name.startswith("net")}
     if networks != {"net"} or not uses_engine(config, on_kvm):
         return 0
-    from tender import kvm, ring
+    from tender import kvm
+    from tender.engine import ring
 
     if not ring.is_worth_it(config.net_ring, kvm.is_hardware()):
         return 0

@@ -3,7 +3,7 @@
 The rule here: two system calls and a wait on one descriptor, a seqpacket socket that was opened
 before the start. The guest's POLL says what time it is for the guest and how long it would sleep;
 the answer is what time it is now, and frames that are due by then are in the guest's sockets. Who
-is at the other end: tender/testing/virtual.py.
+is at the other end: tender/testing/net/virtual.py.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 
 from tender.boot import layout
-from tender.record import record, replace
+from tender.dataclass import dataclass, replace
 
 # Descriptors of translation tables (D8.3).
 TABLE, BLOCK, PAGE = 3, 1, 3
@@ -54,7 +54,7 @@ SYSTEM = {
 VECTORS = 32  # registers of 128 bits
 
 
-@record
+@dataclass
 class State:
     """What an aarch64 CPU of a guest has in its registers."""
 

@@ -10,11 +10,11 @@ import os
 
 from tender._abi import ffi, lib
 from tender.boot import layout
+from tender.dataclass import dataclass
 from tender.errors import ConfigError
-from tender.record import record
 
 
-@record
+@dataclass
 class BootInfo:
     """What the guest is told at its start."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 
 from tender.boot import layout
-from tender.record import record, replace
+from tender.dataclass import dataclass, replace
 
 CR0_PE, CR0_NE, CR0_WP, CR0_PG = 1 << 0, 1 << 5, 1 << 16, 1 << 31
 CR4_PAE, CR4_OSFXSR, CR4_OSXMMEXCPT = 1 << 5, 1 << 9, 1 << 10
@@ -41,7 +41,7 @@ MSRS = {
 }  # fmt: skip
 
 
-@record
+@dataclass
 class Segment:
     """A segment register with its hidden part; fields as in struct kvm_segment."""
 
@@ -59,7 +59,7 @@ class Segment:
     unusable: int = 0
 
 
-@record
+@dataclass
 class Table:
     """GDTR or IDTR."""
 
@@ -67,7 +67,7 @@ class Table:
     limit: int = 0
 
 
-@record
+@dataclass
 class Fpu:
     """x87 and SSE, as they are after a reset if nothing is said (the SDM's FNINIT)."""
 
@@ -82,7 +82,7 @@ class Fpu:
     mxcsr: int = 0x1F80
 
 
-@record
+@dataclass
 class State:
     """What an x86_64 CPU of a guest has in its registers.
 

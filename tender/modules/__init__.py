@@ -10,8 +10,8 @@ import fcntl
 import os
 
 from tender._host import ffi
+from tender.dataclass import replace
 from tender.errors import DeviceError
-from tender.record import replace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tender.cleanup import Cleanup
     from tender.config import BlockValue
     from tender.hypercalls import Handler
-    from tender.manifest import Device
+    from tender.image.manifest import Device
     from tender.memory import GuestMemory
     from tender.modules import Warn
     from tender.stop import Stop
@@ -144,7 +144,7 @@ def attach(
     size = spec.sector_size
     check_sector_size(where, size)
     if isinstance(spec, BlockRemote):
-        from tender.modules.remote import RemoteBlock
+        from tender.host.remote import RemoteBlock
 
         check_sectors(where, spec.capacity, size)
         _check_remote(where, spec.fd)
@@ -159,7 +159,7 @@ def attach(
     check_sectors(where, capacity, size)
     _lock(where, fd, reads, warn)
     if isinstance(spec, BlockFile) and spec.overlay:
-        from tender.modules.overlay import OverlayBlock
+        from tender.host.overlay import OverlayBlock
 
         return OverlayBlock(device.name, fd, capacity, spec, stop, warn, cleanup)
     return BlockDevice(device.name, fd, capacity, size, spec.readonly, stop, warn)

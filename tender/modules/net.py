@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tender.cleanup import Cleanup
     from tender.config import NetValue
     from tender.hypercalls import Handler
-    from tender.manifest import Device
+    from tender.image.manifest import Device
     from tender.memory import GuestMemory
     from tender.modules import Warn
 
@@ -168,21 +168,21 @@ def attach(device: Device, spec: NetValue, cleanup: Cleanup, warn: Warn) -> NetD
     """Open and set up one device."""
     where = f"network device '{device.name}'"
     if isinstance(spec, UserNet):
-        from tender import usernet
+        from tender.host import passt
 
-        stream = StreamNet(usernet.start(spec, where), spec.mtu, spec.mac)
+        stream = StreamNet(passt.start(spec, where), spec.mtu, spec.mac)
         cleanup.callback(lambda: os.close(stream.fd))
         spec = stream
     mac = random_mac() if spec.mac is None else spec.mac
     if len(mac) != 6 or mac[0] & 1:
         raise DeviceError(f"{where}: {mac.hex(':')} is not a unicast MAC address of 6 bytes")
     if isinstance(spec, Tap):
-        from tender import tap
+        from tender.host import tap
 
         fd, mtu = tap.attach(spec, where, cleanup)
         return NetDevice(device.name, device.handle, fd, mac, mtu, warn, is_socket=False)
     if isinstance(spec, StreamNet):
-        from tender.modules.stream import StreamNetDevice
+        from tender.host.stream import StreamNetDevice
 
         _check_stream(spec.fd, where)
         mtu = _check_mtu(spec.mtu or MTU, where)
@@ -212,7 +212,7 @@ def _adopt(fd: int, where: str) -> tuple[int, int | None, bool]:
     if stat.S_ISSOCK(mode):
         _check_socket(fd, where)
     elif stat.S_ISCHR(mode):
-        from tender import tap
+        from tender.host import tap
 
         mtu = tap.check(fd, where)
     else:

@@ -19,10 +19,10 @@ from tender.modules import new_counters
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tender.clock import HostClock
+    from tender.host.stream import StreamNetDevice
     from tender.hypercalls import Handler
     from tender.memory import GuestMemory
     from tender.modules.net import Net
-    from tender.modules.stream import StreamNetDevice
     from tender.rendezvous import Rendezvous
     from tender.stop import Stop
 

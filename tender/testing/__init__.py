@@ -10,36 +10,36 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tender.testing.disk import DiskFault as DiskFault
     from tender.testing.disk import DiskImage as DiskImage
-    from tender.testing.faults import Fault as Fault
-    from tender.testing.host import Host as Host
-    from tender.testing.host import Ping as Ping
-    from tender.testing.host import UdpPort as UdpPort
-    from tender.testing.packets import Datagram as Datagram
+    from tender.testing.net.faults import Fault as Fault
+    from tender.testing.net.host import Host as Host
+    from tender.testing.net.host import Ping as Ping
+    from tender.testing.net.host import UdpPort as UdpPort
+    from tender.testing.net.packets import Datagram as Datagram
+    from tender.testing.net.port import GuestPort as GuestPort
+    from tender.testing.net.switch import Switch as Switch
+    from tender.testing.net.tcp import Connection as Connection
+    from tender.testing.net.tcp import Listener as Listener
     from tender.testing.plugin import BlockImageFactory as BlockImageFactory
     from tender.testing.plugin import SubtestFactory as SubtestFactory
     from tender.testing.plugin import UnikernelFactory as UnikernelFactory
-    from tender.testing.port import GuestPort as GuestPort
-    from tender.testing.switch import Switch as Switch
-    from tender.testing.tcp import Connection as Connection
-    from tender.testing.tcp import Listener as Listener
     from tender.testing.unikernel import Console as Console
     from tender.testing.unikernel import Unikernel as Unikernel
 
 _HOMES = {
     "BlockImageFactory": "plugin",
-    "Connection": "tcp",
+    "Connection": "net.tcp",
     "Console": "unikernel",
-    "Datagram": "packets",
+    "Datagram": "net.packets",
     "DiskFault": "disk",
     "DiskImage": "disk",
-    "Fault": "faults",
-    "GuestPort": "port",
-    "Host": "host",
-    "Listener": "tcp",
-    "Ping": "host",
+    "Fault": "net.faults",
+    "GuestPort": "net.port",
+    "Host": "net.host",
+    "Listener": "net.tcp",
+    "Ping": "net.host",
     "SubtestFactory": "plugin",
-    "Switch": "switch",
-    "UdpPort": "host",
+    "Switch": "net.switch",
+    "UdpPort": "net.host",
     "Unikernel": "unikernel",
     "UnikernelFactory": "plugin",
 }

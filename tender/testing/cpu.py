@@ -1,6 +1,6 @@
 """Which CPU the guests of a pytest run have, and why: found out once, told once.
 
-The rule here: `auto` is decided as tender/cpus.py decides it, so that no guest has to say again
+The rule here: `auto` is decided as tender/accel.py decides it, so that no guest has to say again
 what the header of pytest has said. Every pytest with a header pays for this: it imports little.
 """
 
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 
-from tender import cpus, softcpu
+from tender import accel
 from tender.cleanup import Cleanup
+from tender.cpu import soft
 from tender.errors import HostError
 
 NAMES = {"kvm": "KVM", "soft": "the software CPU"}
@@ -21,7 +22,7 @@ def choose(wanted: str) -> tuple[str, str]:
     by = "--ptender-cpu"
     asked = wanted
     if wanted == "auto":
-        by = cpus.ENVIRONMENT
+        by = accel.ENVIRONMENT
         asked = os.environ.get(by) or wanted
     if asked != "auto":
         return wanted, f"{NAMES.get(asked, asked)} ({by})"
@@ -29,8 +30,8 @@ def choose(wanted: str) -> tuple[str, str]:
     if not why:
         return "auto", NAMES["kvm"]
     try:
-        softcpu.load()
-    except softcpu.NoEngine as error:
+        soft.load()
+    except soft.NoEngine as error:
         return "auto", NAMES["kvm"] if why == _EMULATED else f"no CPU ({why}; {error})"
     return "soft", f"{NAMES['soft']} ({why})"
 
@@ -46,4 +47,4 @@ def _why_not_kvm() -> str:
         return "there is no KVM on this system"
     except HostError as error:
         return str(error).removesuffix(", or use --cpu=soft")
-    return _EMULATED if cpus.emulated() else ""
+    return _EMULATED if accel.emulated() else ""

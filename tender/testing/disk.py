@@ -15,7 +15,7 @@ from collections import deque
 
 from tender.config import SECTOR_SIZE
 from tender.errors import DeviceError
-from tender.testing.faults import Chance
+from tender.testing.net.faults import Chance
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from tender.config import parse_size
 from tender.errors import UsageError
 from tender.testing import report
 from tender.testing.disk import DiskImage
-from tender.testing.port import GuestPort
-from tender.testing.switch import Switch
+from tender.testing.net.port import GuestPort
+from tender.testing.net.switch import Switch
 from tender.testing.unikernel import Unikernel
 
 TYPE_CHECKING = False
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from tender.devices import NetSpec
+    from tender.embed.devices import NetSpec
     from tender.testing.unikernel import GuestOptions
 
 NAME_MAX = 150  # letters of a folder's name

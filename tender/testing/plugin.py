@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from tender.devices import NetSpec
+    from tender.embed.devices import NetSpec
     from tender.testing.disk import DiskImage
     from tender.testing.lab import Lab
-    from tender.testing.switch import Switch
+    from tender.testing.net.switch import Switch
     from tender.testing.unikernel import GuestOptions, Unikernel
 
 _LAB: pytest.StashKey[Lab] = pytest.StashKey()
@@ -174,7 +174,7 @@ class UnikernelFactory:
         fp: bool = False,
     ) -> Path:
         """Build an image as `ptender build` does, in the test's temporary folder; its path."""
-        from tender.build import build
+        from tender.image.build import build
 
         found = [str(self._lab.find(source)) for source in sources]
         described = None if manifest is None else str(self._lab.find(manifest))

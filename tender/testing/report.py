@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tender.testing.disk import DiskImage
-    from tender.testing.switch import Switch
+    from tender.testing.net.switch import Switch
     from tender.testing.unikernel import Unikernel
 
     Section = tuple[str, str]  # a title, and a text
@@ -124,7 +124,7 @@ def describe_end(guest: Unikernel) -> str:
 
 
 def short_call(line: str) -> str:
-    """A line of a trace (tender/trace.py) for people: when, which call and device, its answer."""
+    """A line of a trace (tender/observe/trace.py) for people: when, call and device, answer."""
     try:
         fields = json.loads(line)
         if "end" in fields:

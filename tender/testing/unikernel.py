@@ -12,13 +12,13 @@ import threading
 import time
 
 from tender.config import VIRTUAL_START_NS, VirtualTime
-from tender.console_capture import compile_pattern
+from tender.dataclass import replace
+from tender.embed.console import compile_pattern
+from tender.embed.reactor import reactor
 from tender.errors import DeviceError, GuestEnded
 from tender.guest import GRACE_S, Guest
-from tender.reactor import reactor
-from tender.record import replace
-from tender.testing.port import GuestPort
-from tender.testing.virtual import Stuck, VirtualTimeline
+from tender.testing.net.port import GuestPort
+from tender.testing.net.virtual import Stuck, VirtualTimeline
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from tender.console_capture import Console as Captured
-    from tender.console_capture import Sink
-    from tender.devices import BlockSpec, NetSpec
+    from tender.embed.console import Console as Captured
+    from tender.embed.console import Sink
+    from tender.embed.devices import BlockSpec, NetSpec
     from tender.machine import Outcome
-    from tender.testing.virtual import Participant
+    from tender.testing.net.virtual import Participant
 
     T = TypeVar("T")
 

@@ -11,8 +11,8 @@ import re
 import subprocess
 from pathlib import Path
 
-from tender.policy import Shown
-from tender.rules import Entry, Rule
+from tender.cli.policy import Shown
+from tender.sandbox.policy import Entry, Rule
 
 STRACE = ["strace", "-f", "-qq", "-X", "raw", "-e", "raw=all"]
 # The length of an int is unsigned to strace, and a filter takes its low half anyway.

@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from tender import Descriptor, Guest, softcpu
+from tender import Descriptor, Guest
+from tender.cpu import soft
 from tests.guest.conftest import PTENDER, Build, Run, builder
 
 ABORT = 255
 
 pytestmark = [
-    pytest.mark.skipif(not softcpu.installed(), reason="the Unicorn engine is not installed"),
+    pytest.mark.skipif(not soft.installed(), reason="the Unicorn engine is not installed"),
     pytest.mark.skipif(
         not (shutil.which("aarch64-linux-gnu-gcc") or shutil.which("clang")),
         reason="no compiler for aarch64",

@@ -445,7 +445,7 @@ def test_closed_descriptors_are_not_taken_for_the_console(guest: Build, tmp_path
 @pytest.mark.usefixtures("kvm")
 def test_a_signal_is_not_lost_before_the_guest_runs(guest: Build) -> None:
     code = (
-        "import os, sys; from tender import stop; from tender.cli import main\n"
+        "import os, sys; from tender import stop; from tender.cli.main import main\n"
         "class Late(stop.Stop):\n"
         "    def __init__(self):\n"
         "        super().__init__(); os.kill(os.getpid(), 15)\n"

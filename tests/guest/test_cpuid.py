@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from tender import cpuid
 from tender.cleanup import Cleanup
+from tender.cpu import cpuid
 from tests.guest.conftest import Build, Run
 
 FORBIDDEN = {

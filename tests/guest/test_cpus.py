@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tender import Guest, VirtualTime, cpus
+from tender import Guest, VirtualTime, accel
 from tender.errors import HostError
 from tests.guest.conftest import PTENDER, Build, Run
 
@@ -117,14 +117,14 @@ def test_kvm_that_is_asked_for_and_not_there(bare: list[str]) -> None:
 
 
 def demo() -> Path:
-    return Path(cpus.__file__).with_name("guests") / "hello-x86_64.hvt"
+    return Path(accel.__file__).with_name("guests") / "hello-x86_64.hvt"
 
 
 def test_the_engine_is_missing(guest: Build) -> None:
     code = (
-        "import sys; from tender import softcpu, cli, cpus; "
-        "softcpu.library = lambda: '/nonexistent/libunicorn.so.2'; "
-        f"sys.exit(cli.main(['ptender', '--cpu=soft', '{demo()}']))"
+        "import sys; from tender.cli import main; from tender.cpu import soft; "
+        "soft.library = lambda: '/nonexistent/libunicorn.so.2'; "
+        f"sys.exit(main.main(['ptender', '--cpu=soft', '{demo()}']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
@@ -135,9 +135,9 @@ def test_the_engine_is_missing(guest: Build) -> None:
 @needs_kvm
 def test_a_run_on_kvm_touches_no_engine() -> None:
     code = (
-        "import os, sys; from tender import cli; "
-        f"status = cli.main(['ptender', '--cpu=kvm', '{demo()}']); "
-        "loaded = {'unicorn', 'tender._soft', 'tender.softcpu', 'ctypes'} & set(sys.modules); "
+        "import os, sys; from tender.cli import main; "
+        f"status = main.main(['ptender', '--cpu=kvm', '{demo()}']); "
+        "loaded = {'unicorn', 'tender._soft', 'tender.cpu.soft', 'ctypes'} & set(sys.modules); "
         "os.write(2, str(loaded).encode()) if loaded else None; "
         "os._exit(status or len(loaded))"
     )
@@ -153,7 +153,7 @@ def test_the_environment_says_what_auto_means() -> None:
 
 
 @needs_kvm
-@pytest.mark.skipif(not cpus.emulated(), reason="this machine's KVM runs guests in hardware")
+@pytest.mark.skipif(not accel.emulated(), reason="this machine's KVM runs guests in hardware")
 def test_auto_prefers_software_to_a_kvm_that_emulates(guest: Build) -> None:
     done = run("--mem=8", guest("fp"))
     assert done.returncode == 0, done
@@ -166,13 +166,13 @@ def test_auto_prefers_software_to_a_kvm_that_emulates(guest: Build) -> None:
 
 
 @needs_kvm
-@pytest.mark.skipif(not cpus.emulated(), reason="this machine's KVM runs guests in hardware")
+@pytest.mark.skipif(not accel.emulated(), reason="this machine's KVM runs guests in hardware")
 @pytest.mark.parametrize(("name", "word", "status"), [("fp", "", 0), ("exception", "int3", 255)])
 def test_a_guest_that_kvm_cannot_emulate_moves(
     guest: Build, monkeypatch: pytest.MonkeyPatch, name: str, word: str, status: int
 ) -> None:
     monkeypatch.delenv("PTENDER_CPU", raising=False)
-    monkeypatch.setattr(cpus, "emulated", lambda: False)
+    monkeypatch.setattr(accel, "emulated", lambda: False)
     warnings: list[str] = []
     reader, writer = os.pipe()
     outcome = Guest(
@@ -188,12 +188,13 @@ def test_a_guest_that_kvm_cannot_emulate_moves(
 
 
 @needs_kvm
-@pytest.mark.skipif(not cpus.emulated(), reason="this machine's KVM runs guests in hardware")
+@pytest.mark.skipif(not accel.emulated(), reason="this machine's KVM runs guests in hardware")
 def test_a_guest_behind_the_door_does_not_move(guest: Build) -> None:
     """No library can be loaded there any more: the line says what would run it."""
     code = (
-        "import os; from tender import cli, cpus; cpus.emulated = lambda: False; "
-        f"os._exit(cli.main(['ptender', '--mem=8', {str(guest('fp'))!r}]))"
+        "import os; from tender import accel; from tender.cli import main; "
+        "accel.emulated = lambda: False; "
+        f"os._exit(main.main(['ptender', '--mem=8', {str(guest('fp'))!r}]))"
     )
     environment = {key: value for key, value in os.environ.items() if key != "PTENDER_CPU"}
     command = [sys.executable, "-c", code]
@@ -205,7 +206,7 @@ def test_a_guest_behind_the_door_does_not_move(guest: Build) -> None:
 
 
 @needs_kvm
-@pytest.mark.skipif(not cpus.emulated(), reason="this machine's KVM runs guests in hardware")
+@pytest.mark.skipif(not accel.emulated(), reason="this machine's KVM runs guests in hardware")
 def test_a_guest_does_not_move_where_kvm_was_asked_for(guest: Build) -> None:
     done = run("--cpu=kvm", "--mem=8", guest("fp"))
     assert done.returncode == 1
@@ -342,10 +343,10 @@ def test_words_that_name_no_cpu(word: str) -> None:
 def test_errors_of_the_software_cpu_reach_the_program(
     monkeypatch: pytest.MonkeyPatch, guest: Build
 ) -> None:
-    from tender import softcpu
+    from tender.cpu import soft
 
-    monkeypatch.setattr(softcpu, "_loaded", False)
-    monkeypatch.setattr(softcpu, "library", lambda: "/nonexistent")
+    monkeypatch.setattr(soft, "_loaded", False)
+    monkeypatch.setattr(soft, "library", lambda: "/nonexistent")
     with pytest.raises(HostError, match="pip install"):
         Guest(guest("exit"), "0", cpu="soft", in_process=True).run()
 

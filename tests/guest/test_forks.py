@@ -10,10 +10,10 @@ import sys
 import pytest
 
 from tests.guest.conftest import Build
-from tests.guest.test_usernet import LONG, free_port, passt, passts, wait_until_gone
+from tests.guest.test_usernet import LONG, free_port, needs_passt, passts, wait_until_gone
 
 pytestmark = pytest.mark.usefixtures("cpu")
-__all__ = ["passt"]  # a fixture: skips where there is none
+__all__ = ["needs_passt"]  # a fixture: skips where there is none
 
 
 def test_a_forked_worker_does_not_keep_a_killed_programs_ports(guest: Build) -> None:

@@ -166,10 +166,10 @@ def test_a_traceback_is_that_of_the_test(pytester: pytest.Pytester, images: Path
         assert "tender/console_capture" not in told
     told = result.stdout.str()
     assert "INTERNALERROR" not in told
-    result.stdout.fnmatch_lines(["*tender/testing/host.py:*: AttributeError"])
+    result.stdout.fnmatch_lines(["*tender/testing/net/host.py:*: AttributeError"])
     assert "could not be made: AttributeError: " in told.split(" test_what_can_not_be_told _")[1]
     told = run(pytester, source, "--full-trace", "-k", "address").stdout.str()
-    assert "tender/testing/switch.py" in told
+    assert "tender/testing/net/switch.py" in told
 
 
 def test_the_header_says_which_cpu_guests_have(
@@ -612,7 +612,7 @@ def test_virtual_time_is_the_same_on_every_run(pytester: pytest.Pytester, images
 def test_verbs_in_virtual_time(pytester: pytest.Pytester, images: Path) -> None:
     source = """
         import pytest
-        from tender.testing import packets as p
+        from tender.testing.net import packets as p
 
         def test_an_hour(unikernel, virtual_switch):
             switch = virtual_switch

@@ -21,7 +21,8 @@ from typing import Any
 
 import pytest
 
-from tender import BlockFile, Descriptor, Guest, Outcome, Tap, process, servers
+from tender import BlockFile, Descriptor, Guest, Outcome, Tap
+from tender.embed import process, server
 from tender.errors import HostError, SandboxViolation, TenderError
 from tests.guest.conftest import Build, Namespace, Run
 
@@ -644,7 +645,7 @@ def test_a_locked_image_names_its_holder(guest: Build, tmp_path: Path) -> None:
 HOSTILE = """
 import sys; sys.path[:] = {{path!r}}
 import json, os, signal
-from tender import forkserver, messages
+from tender.embed import forkserver, protocol as messages
 
 def hostile(child, config):
     say = lambda data: os.write(child._sock.fileno(), data)
@@ -658,7 +659,7 @@ forkserver.main({{fds}})
 def hostile(monkeypatch: pytest.MonkeyPatch, what: str, kernel: Path) -> Guest:
     """A guest whose process does `what` in its place."""
     monkeypatch.setattr(
-        servers, "CODE", HOSTILE.format(what=what.replace("{", "{{").replace("}", "}}"))
+        server, "CODE", HOSTILE.format(what=what.replace("{", "{{").replace("}", "}}"))
     )
     return Guest(kernel, mem_mib=8, dumpcore="/tmp", warn=lambda _: None)
 

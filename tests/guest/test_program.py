@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tender import BlockMemory, Guest, process, servers
+from tender import BlockMemory, Guest
+from tender.embed import process, server
 from tender.errors import UsageError
 from tests.guest.conftest import PTENDER, Build
 
@@ -37,8 +38,8 @@ def program(code: str, kernel: Path, *words: object) -> subprocess.CompletedProc
 def reserve(guest: Build) -> int:
     """The PID of the process that waits for the next guest."""
     Guest(guest("exit"), "0", mem_mib=8).run()
-    server = process._program_here()._server(servers.surroundings())
-    children = Path(f"/proc/{server.pid}/task/{server.pid}/children")
+    pid = process._program_here()._server(server.surroundings()).pid
+    children = Path(f"/proc/{pid}/task/{pid}/children")
     limit = time.monotonic() + LONG
     while not (pids := [pid for pid in children.read_text().split() if not is_zombie(pid)]):
         assert time.monotonic() < limit

@@ -16,11 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from tender import Guest, filter, policy, process, servers, words
+from tender import Guest
+from tender.cli import options, policy
+from tender.cli.policy import Shown
+from tender.embed import process, server
 from tender.errors import SandboxViolation
-from tender.plan import Plan
-from tender.policy import Shown
-from tender.rules import Entry
+from tender.sandbox import seccomp
+from tender.sandbox.fdtable import Plan
+from tender.sandbox.policy import Entry
 from tests.guest import strace
 from tests.guest.conftest import PTENDER, ROOT, Build, Run
 
@@ -102,8 +105,8 @@ def test_somebody_else_may_be_named(looping: Callable[..., int]) -> None:
 def ordinary() -> list[str]:
     """What makes root's command an ordinary user's, who can read the files of this checkout all
     the same: a capability that the sandbox has to take away."""
-    words = ["setpriv", f"--reuid={ORDINARY}", f"--regid={ORDINARY}", "--clear-groups"]
-    return [*words, "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    options = ["setpriv", f"--reuid={ORDINARY}", f"--regid={ORDINARY}", "--clear-groups"]
+    return [*options, "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
 
 
 def ordinary_with(cpu: str, folder: Path) -> list[str]:
@@ -313,8 +316,9 @@ def test_room_for_descriptors(guest: Build) -> None:
 
 def test_without_the_library(guest: Build) -> None:
     code = (
-        "import os; from tender import filter, cli; filter.LIBRARY = b'libnothing.so.9'; "
-        f"os._exit(cli.main(['ptender', *{{}}, {str(guest('exit'))!r}]))"
+        "import os; from tender.cli import main; from tender.sandbox import seccomp; "
+        "seccomp.LIBRARY = b'libnothing.so.9'; "
+        f"os._exit(main.main(['ptender', *{{}}, {str(guest('exit'))!r}]))"
     )
     run = [sys.executable, "-c"]
     done = subprocess.run([*run, code.format("[]")], capture_output=True, text=True)
@@ -331,9 +335,9 @@ def test_without_the_library(guest: Build) -> None:
 def test_a_taken_over_tender_ends(guest: Build, cpu: str) -> None:
     """A handler that opens a file stands for a guest that took its tender over."""
     code = (
-        "import os; from tender import cli; from tender.modules import console; "
+        "import os; from tender.cli import main; from tender.modules import console; "
         "console.Console.puts = lambda *_: os.open('/', os.O_RDONLY); "
-        f"os._exit(cli.main(['ptender', '--engine=python', '--mem=8', {str(guest('exit'))!r}]))"
+        f"os._exit(main.main(['ptender', '--engine=python', '--mem=8', {str(guest('exit'))!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == -signal.SIGSYS, done
@@ -341,9 +345,9 @@ def test_a_taken_over_tender_ends(guest: Build, cpu: str) -> None:
 
 def test_a_bug_of_ours_behind_the_door_is_told(guest: Build, cpu: str) -> None:
     code = (
-        "import os; from tender import cli; from tender.modules import console; "
+        "import os; from tender.cli import main; from tender.modules import console; "
         "console.Console.puts = lambda *_: 1 // 0; "
-        f"os._exit(cli.main(['ptender', '--engine=python', '--mem=8', {str(guest('exit'))!r}]))"
+        f"os._exit(main.main(['ptender', '--engine=python', '--mem=8', {str(guest('exit'))!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1, done
@@ -360,9 +364,9 @@ def test_the_tenders_own_memory_may_grow(guest: Build, cpu: str) -> None:
 
 def growing(line: list[str]) -> str:
     return (
-        "import os; from tender import cli; from tender.modules import console; "
+        "import os; from tender.cli import main; from tender.modules import console; "
         "console.Console.puts = lambda *_: [each for each in range(400_000)].clear(); "
-        f"os._exit(cli.main(['ptender', *{line!r}]))"
+        f"os._exit(main.main(['ptender', *{line!r}]))"
     )
 
 
@@ -371,11 +375,11 @@ def test_a_disk_gets_no_longer(guest: Build, cpu: str, tmp_path: Path) -> None:
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(1 << 20))
     code = (
-        "import os; from tender import cli; from tender.modules import console, block; "
+        "import os; from tender.cli import main; from tender.modules import console, block; "
         "devices = []; before = block.attach; "
         "block.attach = lambda *a: devices.append(before(*a)) or devices[0]; "
         "console.Console.puts = lambda *_: os.pwrite(devices[0].fd, b'x', 1 << 20); "
-        "os._exit(cli.main(['ptender', '--engine=python', '--mem=8', "
+        "os._exit(main.main(['ptender', '--engine=python', '--mem=8', "
         f"{f'--block={image}'!r}, {str(guest('disk'))!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -387,7 +391,8 @@ def test_a_disk_gets_no_longer(guest: Build, cpu: str, tmp_path: Path) -> None:
 TAKEN_OVER = """
 import sys; sys.path[:] = {{path!r}}
 import os
-from tender import forkserver, machine
+from tender import machine
+from tender.embed import forkserver
 from tender.modules import console
 machine.uses_engine = lambda *_: False
 console.Console.puts = lambda *_: {what}
@@ -407,7 +412,7 @@ forkserver.main({{fds}})
 def test_a_program_is_told_which_call_it_was(
     guest: Build, cpu: str, monkeypatch: pytest.MonkeyPatch, what: str, name: str
 ) -> None:
-    monkeypatch.setattr(servers, "CODE", TAKEN_OVER.format(what=what))
+    monkeypatch.setattr(server, "CODE", TAKEN_OVER.format(what=what))
     with fresh_server(monkeypatch):
         outcome = Guest(guest("exit"), mem_mib=8, cpu=cpu).run()
     assert (outcome.reason, outcome.signo) == ("sandbox", signal.SIGSYS), outcome
@@ -430,7 +435,7 @@ def fresh_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def shown(*line: object) -> Shown:
-    config = words.parse([str(word) for word in line]).config
+    config = options.parse([str(word) for word in line]).config
     assert config is not None
     return policy.show(config)
 
@@ -470,7 +475,7 @@ def test_policy_for_programs(guest: Build, cpu: str) -> None:
         code.to_bytes(2, "little") + bytes([jt, jf]) + k.to_bytes(4, "little")
         for code, jt, jf, k in facts["bpf"]
     )
-    assert compiled == filter.compile(shown(guest("exit")).main)
+    assert compiled == seccomp.compile(shown(guest("exit")).main)
     lines = ptender_policy("--bpf", guest("exit")).splitlines()
     assert len(lines) == 1 + len(facts["bpf"])
     assert lines[-1].endswith("ret  kill process")
@@ -501,14 +506,14 @@ def test_the_filter_that_is_shown_is_the_one_that_is_installed(
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(4096))
     code = (
-        "import sys; from tender import cli, filter; "
-        "filter.install = lambda compiled: sys.stderr.write(compiled.hex() + '\\n'); "
-        "cli.main(['ptender', *sys.argv[1:]])"
+        "import sys; from tender.cli import main; from tender.sandbox import seccomp; "
+        "seccomp.install = lambda compiled: sys.stderr.write(compiled.hex() + '\\n'); "
+        "main.main(['ptender', *sys.argv[1:]])"
     )
     line = ["--mem=8", f"--dumpcore={tmp_path}", f"--trace={tmp_path}/trace"]
     line += ["--block", str(image), str(guest("block"))]
     done = subprocess.run([sys.executable, "-c", code, *line], capture_output=True, text=True)
-    assert done.stderr.split("\n")[0] == filter.compile(shown(*line).main).hex(), done
+    assert done.stderr.split("\n")[0] == seccomp.compile(shown(*line).main).hex(), done
 
 
 # Every entry is used, and nothing is asked for that is in no entry.
@@ -546,7 +551,7 @@ class Suite:
         single += ["vcpu"] if cpu == "kvm" else []
         single += ["sync"] if sync else []
         plan = Plan(cpu, tuple(single), {1: kinds})
-        self.take(Shown(plan, {}, filter.build(plan.policies(), plan.held()), []), threads)
+        self.take(Shown(plan, {}, seccomp.build(plan.policies(), plan.held()), []), threads)
 
 
 TERMINATE = ("timeout", "--preserve-status", "-s", "TERM", "3")
@@ -608,7 +613,7 @@ with Guest({ping!r}, mem_mib=8, cpu={cpu!r}, net={{"service": stream}}) as guest
 
 VIRTUAL = """
 from tender import Guest, VirtualTime
-from tender.testing.switch import Switch
+from tender.testing import Switch
 switch = Switch(virtual=True)
 with Guest({ping!r}, mem_mib=8, cpu="soft", clock=VirtualTime(), net={{"service": switch.port()}}):
     assert switch.host("10.0.0.1/24").ping("10.0.0.2", count=3).received == 3
@@ -737,7 +742,7 @@ def test_every_entry_was_used(suite: Suite, request: pytest.FixtureRequest) -> N
     idle = [
         f"{name}: {entry}"
         for name in files
-        for entry in filter.policy(name)
+        for entry in seccomp.entries(name)
         if entry not in suite.used and entry.call not in UNSEEN
     ]
     assert not idle

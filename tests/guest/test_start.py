@@ -19,23 +19,23 @@ PLAIN = {
     # the compiled part
     "_cffi_backend", "tender._abi", "tender._engine", "tender._host", "tender._kvm",
     # ours
-    "tender", "tender.boot", "tender.boot.bootinfo", "tender.boot.layout", "tender.boot.x86_64",
-    "tender.cleanup", "tender.cli", "tender.clock", "tender.config", "tender.cpuid", "tender.cpus",
-    "tender.elf", "tender.engine",
-    "tender._sandbox", "tender.filter", "tender.layers", "tender.plan", "tender.rules",
-    "tender.sandbox",
-    "tender.errors", "tender.hypercalls", "tender.image", "tender.kvm", "tender.loop",
-    "tender.machine", "tender.manifest", "tender.memory", "tender.modules",
-    "tender.modules.block", "tender.modules.console", "tender.modules.net",
-    "tender.modules.poll", "tender.modules.time", "tender.record", "tender.stop",
-    "tender.vcpu", "tender.words",
+    "tender", "tender._sandbox", "tender.accel", "tender.boot", "tender.boot.bootinfo",
+    "tender.boot.layout", "tender.boot.x86_64", "tender.cleanup", "tender.cli", "tender.cli.main",
+    "tender.cli.options", "tender.clock", "tender.config", "tender.cpu", "tender.cpu.cpuid",
+    "tender.cpu.vcpu", "tender.dataclass", "tender.engine", "tender.engine.engine",
+    "tender.errors", "tender.host", "tender.hypercalls", "tender.image", "tender.image.elf",
+    "tender.image.file", "tender.image.manifest", "tender.kvm", "tender.loop", "tender.machine",
+    "tender.memory", "tender.modules", "tender.modules.block", "tender.modules.console",
+    "tender.modules.net", "tender.modules.poll", "tender.modules.time", "tender.sandbox",
+    "tender.sandbox.confine", "tender.sandbox.fdtable", "tender.sandbox.policy",
+    "tender.sandbox.sandbox", "tender.sandbox.seccomp", "tender.stop",
 }  # fmt: skip
 
 CODE = """
 import os, sys
 before = set(sys.modules)
 sys.path += [{root!r}, {backend!r}]
-from tender.cli import main
+from tender.cli.main import main
 status = main(["ptender", *{words!r}])
 new = set(sys.modules) - before
 new = {{name for name in new if not name.endswith(".lib")}}

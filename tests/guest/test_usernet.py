@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
-from tender import Guest, UserNet, usernet
+from tender import Guest, UserNet
 from tender.errors import DeviceError
+from tender.host import passt
 from tests.guest.conftest import PTENDER, Build, Run
 from tests.guest.ordinary import ordinary
 
@@ -32,11 +33,11 @@ GUEST_MAC = bytes.fromhex("020000000009")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def passt() -> None:
+def needs_passt() -> None:
     if shutil.which("passt") is None:
         pytest.skip("passt is not installed: apt install passt")
     try:
-        usernet.wait_for_end(usernet.start(UserNet(), WHERE))
+        passt.wait_for_end(passt.start(UserNet(), WHERE))
     except DeviceError as error:
         if "default route" in str(error):
             pytest.skip("this machine has no default route, which passt needs")
@@ -256,9 +257,9 @@ def test_a_passt_that_failed_is_told_where_nobody_has_its_status() -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             with pytest.raises(DeviceError, match=f"{WHERE}: TCP port {port} .* already in use"):
-                usernet.start(UserNet(forward={port: 80}), WHERE)
-        link = usernet.start(UserNet(forward={free_port(): 80}), WHERE)
-        usernet.wait_for_end(link)
+                passt.start(UserNet(forward={port: 80}), WHERE)
+        link = passt.start(UserNet(forward={free_port(): 80}), WHERE)
+        passt.wait_for_end(link)
     finally:
         signal.signal(signal.SIGCHLD, before)
 
@@ -303,7 +304,7 @@ class Link:
     """The guest's end of a UserNet."""
 
     def __init__(self, net: UserNet) -> None:
-        self.end = socket.socket(fileno=usernet.start(net, WHERE))
+        self.end = socket.socket(fileno=passt.start(net, WHERE))
         self.end.settimeout(LONG)
         self.rest = b""
 
@@ -368,7 +369,7 @@ def test_a_resolver_of_the_hosts_own_is_not_the_guests(
 ) -> None:
     local, upstream = tmp_path / "local", tmp_path / "upstream"
     upstream.write_text("# of systemd-resolved\nnameserver 192.0.2.53\nnameserver fd00::1\n")
-    monkeypatch.setattr(usernet, "RESOLV_CONF", (str(local), str(upstream)))
+    monkeypatch.setattr(passt, "RESOLV_CONF", (str(local), str(upstream)))
     for text, spec, words in [
         ("nameserver 127.0.0.53\noptions edns0\n", UserNet(), ["--dns", "192.0.2.53"]),
         ("nameserver 192.0.2.1\n", UserNet(), []),
@@ -376,14 +377,14 @@ def test_a_resolver_of_the_hosts_own_is_not_the_guests(
         ("nameserver 127.0.0.53\n", UserNet(reach_host=True), []),
     ]:
         local.write_text(text)
-        assert usernet._resolvers(spec) == words
+        assert passt._resolvers(spec) == words
     upstream.unlink()
-    assert usernet._resolvers(UserNet()) == []
+    assert passt._resolvers(UserNet()) == []
 
 
 def test_words_of_passt() -> None:
     net: Any = UserNet({8080: 80, "10.1.1.1:8081": 81}, {"0.0.0.0:53": 53})
-    words = usernet.arguments(net, WHERE)
+    words = passt.arguments(net, WHERE)
     assert "127.0.0.1/8080:80" in words
     assert "10.1.1.1/8081:81" in words
     assert words[-2:] == ["-u", "0.0.0.0/53:53"]

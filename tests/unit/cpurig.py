@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 from tender.boot import layout, x86_64
 from tender.cleanup import Cleanup
 from tender.clock import HostClock, VirtualClock
+from tender.cpu.soft_x86_64 import X86Vcpu
+from tender.cpu.vcpu import IoOut
 from tender.memory import GuestMemory
-from tender.softcpu_x86 import X86Vcpu
 from tender.stop import Stop
-from tender.vcpu import IoOut
 
 if TYPE_CHECKING:
     from tender.boot.x86_64 import State
     from tender.config import VirtualTime
-    from tender.vcpu import Exit
+    from tender.cpu.vcpu import Exit
 
 SIZE = 4 << 20
 CODE = 0x100000  # four pages, read-only

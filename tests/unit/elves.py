@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import struct
 
-from tender import elf
 from tender._abi import lib
-from tender.manifest import Device, Manifest, encode
+from tender.image import elf
+from tender.image.manifest import Device, Manifest, encode
 
 BASE = lib.HVT_GUEST_MIN_BASE
 DATA_OFFSET = 0x1000  # of the first segment in the file

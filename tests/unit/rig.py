@@ -14,9 +14,10 @@ from tender._abi import ffi, lib
 from tender.cleanup import Cleanup
 from tender.clock import HostClock
 from tender.config import BlockFile, Descriptor
-from tender.engine import Engine
+from tender.cpu.vcpu import IoOut
+from tender.engine.engine import Engine
 from tender.hypercalls import Dispatcher, Halt
-from tender.manifest import Device
+from tender.image.manifest import Device
 from tender.memory import GuestMemory, Layout
 from tender.modules import block, net
 from tender.modules.block import Block
@@ -25,7 +26,6 @@ from tender.modules.net import Net
 from tender.modules.poll import Poll
 from tender.modules.time import Time
 from tender.stop import Stop
-from tender.vcpu import IoOut
 
 if TYPE_CHECKING:
     from tender.hypercalls import Module

@@ -13,8 +13,8 @@ import os
 import signal
 import sys
 
-from tender import filter, layers
 from tender._sandbox import lib
+from tender.sandbox import confine, seccomp
 
 WAIT_S = 0.2  # for a call that is allowed and blocks
 
@@ -25,9 +25,9 @@ def attempt(compiled: bytes, number: int, arguments: list[int], came_back: mmap.
     if pid == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, WAIT_S)
-        layers.prctl(lib.PR_SET_NO_NEW_PRIVS, 1)
+        confine.prctl(lib.PR_SET_NO_NEW_PRIVS, 1)
         five = [each & (1 << 64) - 1 for each in (*arguments, 0, 0, 0, 0, 0)][:5]
-        filter.install(compiled)
+        seccomp.install(compiled)
         lib.sandbox_call(number, *five)
         came_back[0] = 1
         os._exit(0)  # which not every policy allows

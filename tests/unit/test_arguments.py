@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from tender import BlockFile, Guest, Tap, UserNet, VirtualTime, arguments, config
+from tender import BlockFile, Guest, Tap, UserNet, VirtualTime, config
 from tender.config import BlockDescriptor, Descriptor
+from tender.embed import validation
 from tender.errors import DeviceError, UsageError
 
 
@@ -68,12 +69,12 @@ def test_what_is_taken() -> None:
 
 
 def test_devices_in_short() -> None:
-    assert arguments.net("tap0", "") == Tap("tap0")
-    assert arguments.net(Tap("t", create=True, addr="10.0.0.1/24"), "").addr == ("10.0.0.1/24",)  # type: ignore[arg-type]
-    assert arguments.net(UserNet(mac="02:00:00:00:00:01"), "").mac == b"\2\0\0\0\0\1"  # type: ignore[arg-type]
-    assert arguments.block("disk.img", "") == BlockFile("disk.img")
-    assert arguments.block(Path("disk.img"), "") == BlockFile("disk.img")
-    assert arguments.block(BlockFile(Path("disk.img"), overlay=True), "") == BlockFile(  # type: ignore[arg-type]
+    assert validation.net("tap0", "") == Tap("tap0")
+    assert validation.net(Tap("t", create=True, addr="10.0.0.1/24"), "").addr == ("10.0.0.1/24",)  # type: ignore[arg-type]
+    assert validation.net(UserNet(mac="02:00:00:00:00:01"), "").mac == b"\2\0\0\0\0\1"  # type: ignore[arg-type]
+    assert validation.block("disk.img", "") == BlockFile("disk.img")
+    assert validation.block(Path("disk.img"), "") == BlockFile("disk.img")
+    assert validation.block(BlockFile(Path("disk.img"), overlay=True), "") == BlockFile(  # type: ignore[arg-type]
         "disk.img", overlay=True
     )
 
@@ -109,19 +110,19 @@ def test_devices_in_short() -> None:
 )
 def test_wrong_devices(kind: str, spec: Any, text: str) -> None:
     with pytest.raises(DeviceError, match=text) as raised:
-        getattr(arguments, kind)(spec, "here")
+        getattr(validation, kind)(spec, "here")
     assert str(raised.value).isprintable()
 
 
 def test_who_is_warned() -> None:
-    assert arguments.warn(None) is None
-    assert arguments.warn(print) is print
+    assert validation.warn(None) is None
+    assert validation.warn(print) is print
     with pytest.raises(UsageError, match="warn='x' is not a function"):
-        arguments.warn("x")
+        validation.warn("x")
 
 
 def test_every_field_of_a_device_is_known() -> None:
     values = [config.Tap, config.Descriptor, config.StreamNet, config.UserNet]
     values += [config.BlockFile, config.BlockDescriptor, config.BlockRemote]
     names = {name for value in values for name in value.__annotations__}
-    assert names == set(arguments._FIELDS)
+    assert names == set(validation._FIELDS)

@@ -15,7 +15,7 @@ import pytest
 from tender.cleanup import Cleanup
 from tender.config import BlockFile, Descriptor, Tap
 from tender.errors import DeviceError
-from tender.manifest import Device
+from tender.image.manifest import Device
 from tender.modules import block, keep_descriptors, net
 from tender.stop import Stop
 

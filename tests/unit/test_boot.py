@@ -8,7 +8,7 @@ import pytest
 
 from tender.boot import aarch64, bootinfo, layout, x86_64
 from tender.errors import ConfigError
-from tender.manifest import Device, Manifest, encode
+from tender.image.manifest import Device, Manifest, encode
 
 MIB = 1 << 20
 

@@ -1,7 +1,7 @@
 """`ptender build` with the compilers that are here.
 
-The rule here: an image is judged by its bytes, with `tender.elf` for the tender's view of it and
-with `struct` for what the tender does not look at. Running guests is for tests/guest.
+The rule here: an image is judged by its bytes, with `tender.image.elf` for the tender's view of it
+and with `struct` for what the tender does not look at. Running guests is for tests/guest.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from tender import build as building
-from tender import elf, manifest
 from tender._abi import lib
 from tender.errors import BuildError, ManifestError, UsageError
+from tender.image import build as building
+from tender.image import elf, manifest
 
 COMPILERS = [cc for cc in ("gcc", "clang") if shutil.which(cc)]
 # A compiler and the machine that it is to make code for.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tender import cpuid
 from tender.boot.x86_64 import MSRS
-from tender.cpuid import HIDDEN, shown
+from tender.cpu import cpuid
+from tender.cpu.cpuid import HIDDEN, shown
 
 ONES = 0xFFFFFFFF
 LEAVES = [*range(0x30), *range(0x40000000, 0x40000010), *range(0x80000000, 0x80000030)]
@@ -128,9 +128,9 @@ def test_no_bit_is_in_two_rows() -> None:
 
 def test_the_software_cpu_shows_nothing_that_is_hidden() -> None:
     pytest.importorskip("unicorn", reason="the software CPU needs unicorn")
-    from tender import softcpu_x86
+    from tender.cpu import soft_x86_64
 
-    own = [(leaf, 0, 0, *values) for leaf, values in softcpu_x86._LEAVES.items()]
+    own = [(leaf, 0, 0, *values) for leaf, values in soft_x86_64._LEAVES.items()]
     assert shown(own)[:-1] == [entry for entry in own if entry[0] != cpuid.HYPERVISOR]
 
 

@@ -17,18 +17,18 @@ from typing import Any
 import pytest
 
 from tender._abi import lib
-from tender.block_memory import BlockMemory
 from tender.cleanup import Cleanup
 from tender.clock import HostClock
 from tender.config import BlockDescriptor, BlockFile, BlockRemote, Descriptor, StreamNet, Tap
-from tender.console_capture import Capture, Console
-from tender.devices import Wiring
+from tender.embed.block_memory import BlockMemory
+from tender.embed.console import Capture, Console
+from tender.embed.devices import Wiring
 from tender.errors import ConfigError, DeviceError, GuestEnded, TenderError, UsageError
-from tender.manifest import Device
+from tender.host.remote import HEADER, READ, STATUS, WRITE
+from tender.host.stream import StreamNetDevice
+from tender.image.manifest import Device
 from tender.modules import block, net
 from tender.modules.poll import Poll
-from tender.modules.remote import HEADER, READ, STATUS, WRITE
-from tender.modules.stream import StreamNetDevice
 from tender.stop import Stop, Stopped
 from tests.unit.interrupts import at_every_moment, comes_back
 
@@ -60,7 +60,7 @@ def cleanup() -> Iterator[Cleanup]:
 @pytest.fixture(autouse=True)
 def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """No descriptor and no thread, but those of the reactor."""
-    from tender.reactor import reactor
+    from tender.embed.reactor import reactor
 
     reactor().call_soon(bool)
     descriptors, threads = open_descriptors(), threading.active_count()

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tender import dumpcore
 from tender.boot import x86_64
 from tender.errors import ConfigError, HostError
 from tender.memory import GuestMemory
+from tender.observe import core
 from tender.stop import Stopped
 
 MIB = 1 << 20
@@ -25,16 +25,16 @@ def nothing() -> None: ...
 @pytest.fixture(params=["nameless", "hidden name"])
 def target(
     tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[dumpcore.Target]:
+) -> Iterator[core.Target]:
     """On file systems with files that have no name, and on others."""
     if request.param == "hidden name":
-        monkeypatch.setattr(dumpcore, "NAMELESS", os.O_DIRECTORY)  # what those others refuse
-    value = dumpcore.Target(str(tmp_path))
+        monkeypatch.setattr(core, "NAMELESS", os.O_DIRECTORY)  # what those others refuse
+    value = core.Target(str(tmp_path))
     yield value
     value.close()
 
 
-def test_a_core_has_the_memory_that_was_touched(target: dumpcore.Target, tmp_path: Path) -> None:
+def test_a_core_has_the_memory_that_was_touched(target: core.Target, tmp_path: Path) -> None:
     memory = GuestMemory(4 * MIB)
     memory.put(0x5000, b"here")
     memory.put(3 * MIB, b"and there")
@@ -42,24 +42,24 @@ def test_a_core_has_the_memory_that_was_touched(target: dumpcore.Target, tmp_pat
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
     assert path.name == f"core.solo5-hvt.{os.getpid()}"
     data = path.read_bytes()
-    assert data[dumpcore.MEMORY_OFFSET :] == bytes(memory.view)
+    assert data[core.MEMORY_OFFSET :] == bytes(memory.view)
     assert path.stat().st_blocks * 512 < MIB
     (rip,) = struct.unpack_from("<Q", data, data.index(b"CORE") + 8 + 112 + 16 * 8)
     assert rip == 0x123456
 
 
-def test_no_core_takes_the_place_of_another(target: dumpcore.Target, tmp_path: Path) -> None:
+def test_no_core_takes_the_place_of_another(target: core.Target, tmp_path: Path) -> None:
     memory = GuestMemory(2 * MIB)
     names = {target.write(memory, STATE, nothing)}
     for _ in range(2):
-        another = dumpcore.Target(str(tmp_path))
+        another = core.Target(str(tmp_path))
         names.add(another.write(memory, STATE, nothing))
         another.close()
     assert len(names) == 3
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_core_that_is_given_up_leaves_nothing(target: dumpcore.Target, tmp_path: Path) -> None:
+def test_a_core_that_is_given_up_leaves_nothing(target: core.Target, tmp_path: Path) -> None:
     memory = GuestMemory(2 * MIB)
     memory.put(0, b"x")
 
@@ -71,7 +71,7 @@ def test_a_core_that_is_given_up_leaves_nothing(target: dumpcore.Target, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pages_that_nobody_may_read_are_left_out(target: dumpcore.Target) -> None:
+def test_pages_that_nobody_may_read_are_left_out(target: core.Target) -> None:
     memory = GuestMemory(2 * MIB)
     memory.put(0x100000, b"secret")
     memory.put(0x102000, b"open")
@@ -81,7 +81,7 @@ def test_pages_that_nobody_may_read_are_left_out(target: dumpcore.Target) -> Non
     assert b"open" in data
 
 
-def test_no_physical_address_is_to_be_had(target: dumpcore.Target) -> None:
+def test_no_physical_address_is_to_be_had(target: core.Target) -> None:
     memory = GuestMemory(2 * MIB)
     memory.put(0, b"touched")
     entry = int.from_bytes(os.pread(target.fds["pagemap"], 8, memory.base // 4096 * 8), "little")
@@ -92,10 +92,10 @@ def test_no_physical_address_is_to_be_had(target: dumpcore.Target) -> None:
 def test_a_folder_that_went_away(tmp_path: Path) -> None:
     folder = tmp_path / "cores"
     folder.mkdir()
-    target = dumpcore.Target(str(folder))
+    target = core.Target(str(folder))
     folder.rmdir()  # the file has no name, so the folder is empty
     with pytest.raises(HostError, match="dumpcore: .*No such file"):
         target.write(GuestMemory(2 * MIB), STATE, nothing)
     target.close()
     with pytest.raises(ConfigError, match="cannot open dir"):
-        dumpcore.Target(str(folder))
+        core.Target(str(folder))

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tender import elf
 from tender._abi import lib
 from tender.errors import ImageError
-from tender.manifest import Device, Manifest
+from tender.image import elf
+from tender.image.manifest import Device, Manifest
 from tests.unit import elves
 
 NET = Device("service", lib.MFT_DEV_NET_BASIC, 1)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tender import filter, plan
-from tender.plan import Plan
-from tender.policy import disassemble
-from tender.rules import LE, Rule
+from tender.cli.policy import disassemble
+from tender.sandbox import fdtable, seccomp
+from tender.sandbox.fdtable import Plan
+from tender.sandbox.policy import LE, Rule
 
 ROOT = Path(__file__).parents[2]
 NUMBERS = 480  # of system calls: more than any kernel has
@@ -29,7 +29,7 @@ OTHERS = {1: ("net-stream",), 2: ("block-remote",)}
 USUAL = ("console", "stderr")
 PLANS = {
     "kvm": Plan("kvm", (*USUAL, "vcpu"), DEVICES),
-    "kvm with everything": Plan("kvm", tuple(plan.SLOTS), {**DEVICES, 5: ("net-stream",)}),
+    "kvm with everything": Plan("kvm", tuple(fdtable.SLOTS), {**DEVICES, 5: ("net-stream",)}),
     "soft": Plan("soft", USUAL, DEVICES),
     "a child on KVM": Plan("kvm", (*USUAL, "vcpu", "report"), OTHERS),
     "a child on the software CPU": Plan("soft", (*USUAL, "report"), {}),
@@ -41,11 +41,11 @@ Case = tuple[int, ...]
 def policies() -> list[tuple[str, list[Rule], bool]]:
     """Each policy by a name: its rules, and whether a violation is told."""
     found = [
-        (name, filter.build(each.policies(), each.held()), "report" in each.single)
+        (name, seccomp.build(each.policies(), each.held()), "report" in each.single)
         for name, each in PLANS.items()
     ]
     everything = PLANS["kvm with everything"]
-    ring = filter.build(everything.thread_policies(), everything.held())
+    ring = seccomp.build(everything.thread_policies(), everything.held())
     return [*found, ("the ring's thread", ring, False)]
 
 
@@ -71,13 +71,13 @@ def expected(rules: Iterable[Rule], names: dict[int, str], case: Case) -> bool:
 
 
 def check(rules: list[Rule], trap: bool, cases: list[Case]) -> None:
-    names = {filter.syscall_number(rule.call): rule.call for rule in rules}
+    names = {seccomp.syscall_number(rule.call): rule.call for rule in rules}
     wrong = []
-    for case, result in zip(cases, run(filter.compile(rules, trap=trap), cases), strict=True):
+    for case, result in zip(cases, run(seccomp.compile(rules, trap=trap), cases), strict=True):
         allowed = expected(rules, names, case)
         # A call that is allowed may end its process in its own way; SIGSYS is the filter's.
         if (result == "SIGSYS") == allowed:
-            wrong.append((filter.syscall_name(case[0]), case, allowed, result))
+            wrong.append((seccomp.syscall_name(case[0]), case, allowed, result))
     assert not wrong, "call, case, allowed by the policy, what happened"
 
 
@@ -116,7 +116,7 @@ def test_pinned_arguments(name: str, rules: list[Rule], trap: bool) -> None:
     """Each rule as it stands, and with each of its arguments as it must not be."""
     cases: list[Case] = []
     for rule in rules:
-        number = filter.syscall_number(rule.call)
+        number = seccomp.syscall_number(rule.call)
         cases.append((number, *matching(rule)))
         cases += [(number, *arguments) for arguments in variations(rule)]
     assert any(rule.compares for rule in rules)
@@ -128,17 +128,17 @@ def test_no_call_of_another_architecture() -> None:
     """`int 0x80` means 32-bit numbers, where 4 is write and 11 is execve."""
     code = """
 import ctypes, mmap, os, sys
-from tender import filter, layers
+from tender.sandbox import confine, seccomp
 from tender._sandbox import lib
-from tender.plan import Plan
-from tender.policy import disassemble
+from tender.sandbox.fdtable import Plan
+from tender.cli.policy import disassemble
 memory = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
 memory.write(bytes.fromhex("b814000000cd80c3"))  # mov eax, 20 (getpid); int 0x80; ret
 call = ctypes.CFUNCTYPE(ctypes.c_long)(ctypes.addressof(ctypes.c_char.from_buffer(memory)))
 plan = Plan("kvm", ("stderr",), {})
-compiled = filter.compile(filter.build(plan.policies(), plan.held()))
-layers.prctl(lib.PR_SET_NO_NEW_PRIVS, 1)
-filter.install(compiled)
+compiled = seccomp.compile(seccomp.build(plan.policies(), plan.held()))
+confine.prctl(lib.PR_SET_NO_NEW_PRIVS, 1)
+seccomp.install(compiled)
 call()
 os._exit(0)
 """
@@ -148,14 +148,14 @@ os._exit(0)
 
 def test_a_filter_is_the_same_each_time() -> None:
     for _, rules, trap in policies()[:-1]:  # the ring's names this process
-        assert filter.compile(rules, trap=trap) == filter.compile(rules, trap=trap)
+        assert seccomp.compile(rules, trap=trap) == seccomp.compile(rules, trap=trap)
 
 
 def test_what_is_not_allowed_ends_the_process_or_tells_first() -> None:
     rules = policies()[0][1]
     kill, trap = "ret  kill process", "ret  trap"
-    plain = disassemble(filter.compile(rules))
-    told = disassemble(filter.compile(rules, trap=True))
+    plain = disassemble(seccomp.compile(rules))
+    told = disassemble(seccomp.compile(rules, trap=True))
     assert [line for line in plain if "ret" in line] == ["ret  allow", kill]
     assert [line for line in told if "ret" in line] == [trap, "ret  allow", kill]
     architecture = next(line for line in told if line.startswith("jeq"))

@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tender.config import ENGINES
-from tender.elf import EM_AARCH64
+from tender.cpu.vcpu import IoIn, IoOut, Mmio
 from tender.errors import GuestFault, HostError
 from tender.hypercalls import Dispatcher, Halt, decode
+from tender.image.elf import EM_AARCH64
 from tender.stop import Stopped
-from tender.vcpu import IoIn, IoOut, Mmio
 from tests.unit.rig import (
     ARGS,
     CAPACITY,
@@ -434,7 +434,7 @@ def test_a_datagram_socket_carries_frames_too() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     from tender.cleanup import Cleanup
     from tender.config import Descriptor
-    from tender.manifest import Device
+    from tender.image.manifest import Device
     from tender.modules import net
 
     with Cleanup() as cleanup, ours, theirs:

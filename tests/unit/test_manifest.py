@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tender import manifest
 from tender._abi import lib
 from tender.errors import ManifestError
-from tender.manifest import Attached, Device, Manifest
+from tender.image import manifest
+from tender.image.manifest import Attached, Device, Manifest
 
 NAMES = st.text(string.ascii_letters + string.digits, min_size=1, max_size=67)
 TYPES = st.sampled_from([lib.MFT_DEV_BLOCK_BASIC, lib.MFT_DEV_NET_BASIC])

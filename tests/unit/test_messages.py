@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tender import errors, messages
+from tender import errors
 from tender.config import BlockFile, Config, Descriptor, Tap, VirtualTime
+from tender.embed import protocol
+from tender.embed.protocol import Malformed
 from tender.errors import ConfigError, GuestFault, HostError, TenderError
 from tender.machine import Outcome
-from tender.messages import Malformed
 
 OUTCOME = Outcome(
     "fault",
@@ -36,15 +37,15 @@ def test_a_job_arrives_as_it_was_sent() -> None:
         block=((None, BlockFile("disk.img", readonly=True)),),
         clock=VirtualTime(5),
     )
-    assert messages.unpack_job(messages.pack_job(config, 7)) == (config, 7)
+    assert protocol.unpack_job(protocol.pack_job(config, 7)) == (config, 7)
     path: Any = Path("/x/disk.img")
-    got, _ = messages.unpack_job(
-        messages.pack_job(Config("k", block=((None, BlockFile(path)),)), 1)
+    got, _ = protocol.unpack_job(
+        protocol.pack_job(Config("k", block=((None, BlockFile(path)),)), 1)
     )
     assert got.block == ((None, BlockFile("/x/disk.img")),)
     wrong: Any = object()
     with pytest.raises(ConfigError, match="can be given"):
-        messages.pack_job(Config("k", dumpcore=wrong), 1)
+        protocol.pack_job(Config("k", dumpcore=wrong), 1)
 
 
 @pytest.mark.parametrize(("letters", "count"), [(0, 1), (5000, 100), (2_000_000, 700)])
@@ -52,8 +53,8 @@ def test_any_number_of_descriptors(letters: int, count: int) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs, open("/dev/null") as null:
         config = Config("k", ("x" * letters,), net=((None, Descriptor(1)),))
-        messages.send_job(ours, messages.pack_job(config, count), [null.fileno()] * count)
-        job = messages.receive_job(theirs)
+        protocol.send_job(ours, protocol.pack_job(config, count), [null.fileno()] * count)
+        job = protocol.receive_job(theirs)
         assert job is not None
         got, descriptors = job
         assert got == config
@@ -61,11 +62,11 @@ def test_any_number_of_descriptors(letters: int, count: int) -> None:
         for fd in descriptors:
             os.close(fd)
         ours.close()
-        assert messages.receive_job(theirs) is None
+        assert protocol.receive_job(theirs) is None
 
 
 def test_an_outcome_arrives_as_it_was_sent() -> None:
-    kind, value = messages.parse(messages.pack_outcome(OUTCOME))
+    kind, value = protocol.parse(protocol.pack_outcome(OUTCOME))
     assert kind == "outcome"
     got = Outcome(**value)
     assert got.error is not OUTCOME.error
@@ -78,15 +79,15 @@ def test_every_error_arrives_as_what_it_was() -> None:
     for name, error in vars(errors).items():
         if isinstance(error, type) and issubclass(error, TenderError):
             made = error("what is wrong")
-            kind, got = messages.parse(messages.pack("error", messages.pack_error(made)))
+            kind, got = protocol.parse(protocol.pack("error", protocol.pack_error(made)))
             assert kind == "error"
             assert isinstance(made, type(got)), name
-    _, got = messages.parse(messages.pack("error", messages.pack_error(HostError("x", "mmap", 12))))
+    _, got = protocol.parse(protocol.pack("error", protocol.pack_error(HostError("x", "mmap", 12))))
     assert (str(got), got.syscall, got.errno) == ("x: Cannot allocate memory", "mmap", 12)
 
 
 def test_what_is_shown_is_one_line_without_controls() -> None:
-    _, text = messages.parse(messages.pack("warn", "a\nb\x1b[2Jc"))
+    _, text = protocol.parse(protocol.pack("warn", "a\nb\x1b[2Jc"))
     assert text == "a\\nb\\x1b[2Jc"
 
 
@@ -115,10 +116,10 @@ def test_what_is_shown_is_one_line_without_controls() -> None:
     ],
 )
 def test_an_outcome_is_checked_field_by_field(change: dict[str, Any]) -> None:
-    message = json.loads(messages.pack_outcome(OUTCOME))
+    message = json.loads(protocol.pack_outcome(OUTCOME))
     message["outcome"].update(change)
     with pytest.raises(Malformed):
-        messages.parse(json.dumps(message).encode())
+        protocol.parse(json.dumps(message).encode())
 
 
 @pytest.mark.parametrize(
@@ -146,12 +147,12 @@ def test_an_outcome_is_checked_field_by_field(change: dict[str, Any]) -> None:
 )
 def test_what_is_no_message(data: bytes) -> None:
     with pytest.raises(Malformed):
-        messages.parse(data)
+        protocol.parse(data)
 
 
 def test_a_violation_names_a_system_call() -> None:
-    record = messages.VIOLATION.pack(messages.VIOLATION_MAGIC, 41, 0xC000003E)
-    assert messages.parse(record) == ("violation", 41)
+    record = protocol.VIOLATION.pack(protocol.VIOLATION_MAGIC, 41, 0xC000003E)
+    assert protocol.parse(record) == ("violation", 41)
 
 
 json_values = st.recursive(
@@ -164,7 +165,7 @@ json_values = st.recursive(
 @given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes_are_a_message_or_malformed(data: bytes) -> None:
     try:
-        messages.parse(data)
+        protocol.parse(data)
     except Malformed:
         pass
 
@@ -179,6 +180,6 @@ def test_any_bytes_are_a_message_or_malformed(data: bytes) -> None:
 )
 def test_any_value_is_a_message_or_malformed(kind: str, value: object) -> None:
     try:
-        messages.parse(json.dumps({kind: value}).encode())
+        protocol.parse(json.dumps({kind: value}).encode())
     except Malformed:
         pass

@@ -10,7 +10,7 @@ from tender._abi import lib
 from tender.cleanup import Cleanup
 from tender.config import BlockFile
 from tender.errors import HostError
-from tender.manifest import Device
+from tender.image.manifest import Device
 from tender.modules import block
 from tender.stop import Stop
 

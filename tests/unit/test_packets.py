@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tender.testing import packets
-from tender.testing.packets import Arp, Datagram, Echo, Frame, Packet, Segment
+from tender.testing.net import packets
+from tender.testing.net.packets import Arp, Datagram, Echo, Frame, Packet, Segment
 
 MAC1, MAC2 = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tender.testing import pcapng
-from tender.testing.pcapng import INBOUND, OUTBOUND, Capture, Record
+from tender.testing.net import pcapng
+from tender.testing.net.pcapng import INBOUND, OUTBOUND, Capture, Record
 
 FRAME = bytes.fromhex("ffffffffffff0200000000010806") + bytes.fromhex(
     "00010800060400010200000000010a0000010000000000000a000002"

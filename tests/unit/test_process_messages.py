@@ -6,8 +6,8 @@ import signal
 
 import pytest
 
-from tender.messages import pack
-from tender.process import Process
+from tender.embed.process import Process
+from tender.embed.protocol import pack
 
 OUTCOME = {"reason": "halted", "status": 0, "signo": 0, "stats": {}}
 VIOLATION = b"\0SYS" + bytes(8)

@@ -14,7 +14,7 @@ from functools import partial
 
 import pytest
 
-from tender.reactor import GONE, READ, WRITE, Reactor, reactor
+from tender.embed.reactor import GONE, READ, WRITE, Reactor, reactor
 from tests.unit.interrupts import at_every_moment, comes_back
 
 Ends = tuple[socket.socket, socket.socket]
@@ -173,7 +173,7 @@ def test_thousands_of_descriptors_from_many_threads() -> None:
 def test_a_forked_child_has_a_reactor_of_its_own_and_the_parent_keeps_its() -> None:
     code = """
 import os, queue, socket, threading
-from tender.reactor import READ, reactor
+from tender.embed.reactor import READ, reactor
 def ask():
     got = queue.Queue()
     a, b = socket.socketpair()
@@ -201,7 +201,7 @@ print(set(os.listdir("/proc/self/fd")) == before)
 
 
 def test_a_program_may_end_while_the_thread_waits() -> None:
-    code = "from tender.reactor import reactor; reactor().call_later(1000, print)"
+    code = "from tender.embed.reactor import reactor; reactor().call_later(1000, print)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, b"")
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tender import elf
 from tender._abi import ffi, lib
-from tender.ring import Ring, is_worth_it, open_kick, region
+from tender.engine.ring import Ring, is_worth_it, open_kick, region
+from tender.image import elf
 from tests.unit import elves
 from tests.unit.rig import DATA, PORT, SIZE, TEXT, U64, Rig
 

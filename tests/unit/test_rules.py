@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tender import filter, plan, rules
 from tender.config import (
     BlockDescriptor,
     BlockFile,
@@ -16,15 +15,16 @@ from tender.config import (
     Tap,
     UserNet,
 )
+from tender.sandbox import fdtable, policy, seccomp
 
-FOLDER = Path(filter.__file__).parents[1] / "seccomp"
+FOLDER = Path(seccomp.__file__).parents[2] / "seccomp"
 FILES = sorted(path.stem for path in FOLDER.glob("*.policy"))
 NUMBERS = {"KVM_RUN": 0xAE80, "PROT_EXEC": 4, "A": 1, "B": 2}
 ARGUMENTS = (0, 0, 0, 0, 0, 0)
 
 
-def expand(line: str, **held: list[int]) -> list[rules.Rule]:
-    return rules.expand(rules.parse(line), held, NUMBERS.__getitem__)
+def expand(line: str, **held: list[int]) -> list[policy.Rule]:
+    return policy.expand(policy.parse(line), held, NUMBERS.__getitem__)
 
 
 def allows(line: str, *arguments: int, **held: list[int]) -> bool:
@@ -34,7 +34,7 @@ def allows(line: str, *arguments: int, **held: list[int]) -> bool:
 
 
 def test_an_entry() -> None:
-    (entry,) = rules.parse("# a comment\n\nioctl(@vcpu, KVM_RUN)   -- let the guest run\n")
+    (entry,) = policy.parse("# a comment\n\nioctl(@vcpu, KVM_RUN)   -- let the guest run\n")
     assert (entry.call, entry.arguments) == ("ioctl", ("@vcpu", "KVM_RUN"))
     assert entry.reason == "let the guest run"
     assert str(entry) == "ioctl(@vcpu, KVM_RUN)"
@@ -68,7 +68,7 @@ def test_flags_limits_and_any() -> None:
     assert not allows("f(<=64) -- x", 1 << 32)
     assert allows("f(_, 0x10) -- x", 12345, 16)
     assert allows("f() -- x", 1, 2, 3)
-    assert not rules.Rule("f", (), rules.Entry("f", (), "x")).allows("g", ARGUMENTS)
+    assert not policy.Rule("f", (), policy.Entry("f", (), "x")).allows("g", ARGUMENTS)
 
 
 def test_every_choice_of_two_descriptors_is_a_rule() -> None:
@@ -79,59 +79,59 @@ def test_every_choice_of_two_descriptors_is_a_rule() -> None:
     "line", ["read(@net)", "read(@net) --", "read @net -- x", "read(@net -- x", "read(@net) y -- x"]
 )
 def test_a_line_that_is_no_entry(line: str) -> None:
-    with pytest.raises(rules.PolicyError, match="policy: no CALL"):
-        rules.parse(line)
+    with pytest.raises(policy.PolicyError, match="policy: no CALL"):
+        policy.parse(line)
 
 
 def test_an_unknown_constant() -> None:
-    with pytest.raises(rules.PolicyError, match=r"abi/sandbox\.cdef has no O_NONSENSE"):
-        filter.constant("O_NONSENSE")
+    with pytest.raises(policy.PolicyError, match=r"abi/sandbox\.cdef has no O_NONSENSE"):
+        seccomp.constant("O_NONSENSE")
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_policy_file(name: str) -> None:
     text = (FOLDER / f"{name}.policy").read_text()
     assert text.startswith("# "), "it says whose it is"
-    entries = rules.parse(text)
+    entries = policy.parse(text)
     assert len({str(entry) for entry in entries}) == len(entries), "no entry twice"
-    held = {each: [plan.SLOTS.get(each, 17)] for entry in entries for each in entry.names}
+    held = {each: [fdtable.SLOTS.get(each, 17)] for entry in entries for each in entry.names}
     for entry in entries:
-        (rule, *_) = rules.expand([entry], held, filter.constant)
-        assert filter.syscall_number(rule.call) >= 0, f"x86_64 has no {rule.call}"
+        (rule, *_) = policy.expand([entry], held, seccomp.constant)
+        assert seccomp.syscall_number(rule.call) >= 0, f"x86_64 has no {rule.call}"
         assert not entry.reason.endswith(".") or entry.reason.endswith("...")
 
 
 def test_each_file_is_somebodys_and_the_other_way_round() -> None:
     remote = BlockRemote(4, 512, readonly=False)
     kinds = [
-        plan.held_as(Tap("tap0")),
-        plan.held_as(StreamNet(3)),
-        plan.held_as(BlockFile("disk.img")),
-        plan.held_as(remote),
+        fdtable.held_as(Tap("tap0")),
+        fdtable.held_as(StreamNet(3)),
+        fdtable.held_as(BlockFile("disk.img")),
+        fdtable.held_as(remote),
     ]
     devices = dict(enumerate(kinds))
     used = set()
     for cpu in ("kvm", "soft"):
-        whole = plan.Plan(cpu, tuple(plan.SLOTS), devices)
+        whole = fdtable.Plan(cpu, tuple(fdtable.SLOTS), devices)
         used |= {*whole.policies(), *whole.thread_policies()}
     assert used == set(FILES)
-    names = {name for file in FILES for entry in filter.policy(file) for name in entry.names}
-    assert names <= {*plan.SLOTS, *(name for each in devices.values() for name in each)}
+    names = {name for file in FILES for entry in seccomp.entries(file) for name in entry.names}
+    assert names <= {*fdtable.SLOTS, *(name for each in devices.values() for name in each)}
 
 
 def test_what_a_device_is_called() -> None:
-    assert plan.held_as(Descriptor(3)) == ("net",)
-    assert plan.held_as(UserNet()) == ("net-stream",)
-    assert plan.held_as(BlockFile("x")) == ("block", "block-writable")
-    assert plan.held_as(BlockFile("x", readonly=True)) == ("block",)
-    assert plan.held_as(BlockFile("x", overlay=True)) == ("block",)
-    assert plan.held_as(BlockDescriptor(3, readonly=True)) == ("block",)
-    assert plan.held_as(BlockDescriptor(3)) == ("block", "block-writable")
+    assert fdtable.held_as(Descriptor(3)) == ("net",)
+    assert fdtable.held_as(UserNet()) == ("net-stream",)
+    assert fdtable.held_as(BlockFile("x")) == ("block", "block-writable")
+    assert fdtable.held_as(BlockFile("x", readonly=True)) == ("block",)
+    assert fdtable.held_as(BlockFile("x", overlay=True)) == ("block",)
+    assert fdtable.held_as(BlockDescriptor(3, readonly=True)) == ("block",)
+    assert fdtable.held_as(BlockDescriptor(3)) == ("block", "block-writable")
 
 
 def test_no_policy_opens_anything() -> None:
     """What a tender must not do, whatever else a policy comes to hold."""
-    calls = {entry.call for name in FILES for entry in filter.policy(name)}
+    calls = {entry.call for name in FILES for entry in seccomp.entries(name)}
     never = "open openat openat2 creat socket connect bind execve execveat clone clone3 fork vfork "
     never += "ptrace process_vm_readv process_vm_writev kill tkill mount unshare setns bpf "
     never += "io_uring_setup userfaultfd memfd_create dup dup2 dup3 fcntl prctl seccomp chmod "
@@ -140,7 +140,7 @@ def test_no_policy_opens_anything() -> None:
 
 def test_only_the_translator_has_memory_to_execute() -> None:
     for name in FILES:
-        for entry in filter.policy(name):
+        for entry in seccomp.entries(name):
             if entry.call in ("mmap", "mprotect", "pkey_mprotect", "shmat", "mremap"):
                 words = " ".join(entry.arguments)
                 assert "PROT" in words, "protection is pinned"

@@ -12,13 +12,14 @@ import pytest
 
 pytest.importorskip("unicorn", reason="the engine is not installed: pip install 'ptender[soft]'")
 
-from tender import softcpu, softcpu_x86, x86
 from tender.boot import layout, x86_64
 from tender.boot.x86_64 import Fpu, State, Table
 from tender.config import VirtualTime
+from tender.cpu import soft, soft_x86_64
+from tender.cpu import x86_64 as cpu_x86_64
+from tender.cpu.vcpu import Failure, Fault, Interrupted, IoIn, IoOut, Mmio
+from tender.dataclass import replace
 from tender.errors import HostError
-from tender.record import replace
-from tender.vcpu import Failure, Fault, Interrupted, IoIn, IoOut, Mmio
 from tests.unit.cpurig import (
     CODE,
     DATA,
@@ -61,10 +62,10 @@ def test_the_engines_numbers_are_those_of_its_package() -> None:
         "idt": "IDTR", "gdt": "GDTR", "ldt": "LDTR", "fcw": "FPCW", "fsw": "FPSW",
         "last_ip": "FIP", "last_dp": "FDP", "last_opcode": "FOP",
     }  # fmt: skip
-    for name, number in softcpu_x86.NUMBERS.items():
+    for name, number in soft_x86_64.NUMBERS.items():
         assert number == getattr(x86_const, "UC_X86_REG_" + aliases.get(name, name.upper())), name
     for name in ("IN", "OUT", "CPUID", "RDTSC", "RDTSCP", "SYSCALL", "SYSENTER"):
-        ours = getattr(softcpu_x86, f"INS_{name}")
+        ours = getattr(soft_x86_64, f"INS_{name}")
         assert ours == getattr(x86_const, f"UC_X86_INS_{name}"), name
 
 
@@ -414,7 +415,7 @@ def test_fs_base_and_its_msr(cpu: Make) -> None:
 
 
 def test_cpuid_promises_what_the_engine_does() -> None:
-    _, _, ecx, edx = softcpu_x86.leaf_values(1, 0, random=True)
+    _, _, ecx, edx = soft_x86_64.leaf_values(1, 0, random=True)
     for bit in (12, 26, 27, 28, 29):  # FMA, XSAVE, OSXSAVE, AVX, F16C
         assert not ecx >> bit & 1
     for bit in (9, 11, 12):  # APIC, SEP, MTRR
@@ -422,9 +423,9 @@ def test_cpuid_promises_what_the_engine_does() -> None:
     for bit in (0, 25, 26):  # x87, SSE, SSE2
         assert edx >> bit & 1
     assert ecx >> 30 & 1
-    assert not softcpu_x86.leaf_values(1, 0, random=False)[2] >> 30 & 1
-    assert softcpu_x86.leaf_values(7, 0, random=True)[1] & (1 << 5 | 1 << 16) == 0  # AVX2, AVX-512
-    assert softcpu_x86.leaf_values(0x1234, 0, random=True) == (0, 0, 0, 0)
+    assert not soft_x86_64.leaf_values(1, 0, random=False)[2] >> 30 & 1
+    assert soft_x86_64.leaf_values(7, 0, random=True)[1] & (1 << 5 | 1 << 16) == 0  # AVX2, AVX-512
+    assert soft_x86_64.leaf_values(0x1234, 0, random=True) == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -587,13 +588,13 @@ def test_a_limit_of_instructions_is_exact(cpu: Make) -> None:
 
 def test_where_an_instruction_may_start() -> None:
     text = memoryview(b"\x90\x0f\x32\x66\x48\x0f\x30\x0f")
-    found = list(x86.starts(text, [b"\x0f\x30", b"\x0f\x32"], 0x1000))
+    found = list(cpu_x86_64.starts(text, [b"\x0f\x30", b"\x0f\x32"], 0x1000))
     assert found == [0x1001, 0x1003, 0x1004, 0x1005]
 
 
 def test_regions_are_of_one_protection(cpu: Make) -> None:
     rig = cpu("hlt")
-    pieces = softcpu.regions(rig.memory, [(CODE, CODE + 0x4000)])
+    pieces = soft.regions(rig.memory, [(CODE, CODE + 0x4000)])
     assert (CODE, CODE + 0x4000, 5) in pieces
     assert (RODATA, RODATA + 4096, 1) in pieces
     assert not any(start <= HIDDEN < end for start, end, _ in pieces)
@@ -602,9 +603,9 @@ def test_regions_are_of_one_protection(cpu: Make) -> None:
 
 def test_undefined_is_what_no_cpu_does() -> None:
     for text in ("ud2", "ud1 %eax, %eax", "ud0 %eax, %eax", ".byte 0x27", "lock; nop"):
-        assert x86.is_undefined(assemble(text)), text
+        assert cpu_x86_64.is_undefined(assemble(text)), text
     for text in ("vaddps %ymm0, %ymm0, %ymm0", "xsave DATA", "invpcid DATA, %rax"):
-        assert not x86.is_undefined(assemble(text)), text
+        assert not cpu_x86_64.is_undefined(assemble(text)), text
 
 
 def test_nothing_is_left_of_a_cpu(cpu: Make) -> None:

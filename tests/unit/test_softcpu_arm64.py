@@ -9,23 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from tender import softcpu
 from tender.boot import aarch64, layout
 from tender.cleanup import Cleanup
 from tender.clock import HostClock, VirtualClock
 from tender.config import VirtualTime
+from tender.cpu import soft
+from tender.cpu.soft_aarch64 import Arm64Vcpu, syndrome_offset, vector
+from tender.cpu.vcpu import Failure, Fault, Interrupted, Mmio
+from tender.dataclass import replace
 from tender.errors import HostError
 from tender.memory import GuestMemory
-from tender.record import replace
-from tender.softcpu_arm64 import Arm64Vcpu, syndrome_offset, vector
-from tender.vcpu import Failure, Fault, Interrupted, Mmio
 
 MEM = 4 << 20
 CODE = layout.MIN_BASE
 AS = "aarch64-linux-gnu-as"
 
 pytestmark = [
-    pytest.mark.skipif(not softcpu.installed(), reason="the Unicorn engine is not installed"),
+    pytest.mark.skipif(not soft.installed(), reason="the Unicorn engine is not installed"),
     pytest.mark.skipif(not shutil.which(AS), reason="no assembler for aarch64"),
 ]
 Make = Callable[..., Arm64Vcpu]
@@ -188,5 +188,5 @@ def test_a_kick_ends_a_loop(make: Make) -> None:
 
 
 def test_the_experiment_gives_one_answer() -> None:
-    softcpu.load()
+    soft.load()
     assert syndrome_offset() == syndrome_offset() > 0

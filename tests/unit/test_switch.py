@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from tender.errors import DeviceError
-from tender.testing import packets
-from tender.testing.faults import Chance, Fault, apply
-from tender.testing.packets import Arp, Frame
-from tender.testing.port import GuestPort
-from tender.testing.switch import Switch
-from tender.testing.virtual import GO, SYNC, Stuck
+from tender.testing.net import packets
+from tender.testing.net.faults import Chance, Fault, apply
+from tender.testing.net.packets import Arp, Frame
+from tender.testing.net.port import GuestPort
+from tender.testing.net.switch import Switch
+from tender.testing.net.virtual import GO, SYNC, Stuck
 
 
 @pytest.fixture
@@ -489,7 +489,7 @@ def test_a_guest_that_ends_leaves_the_others_alone() -> None:
 
 
 def test_a_guest_that_sends_without_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tender.testing.port.FRAMES_AT_ONCE", 50)
+    monkeypatch.setattr("tender.testing.net.port.FRAMES_AT_ONCE", 50)
     with Switch(virtual=True) as switch:
         player = Player(switch.port())
         for _ in range(51):

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tender.testing import packets
-from tender.testing.host import Host
-from tender.testing.packets import Packet, Segment
-from tender.testing.switch import Switch
-from tender.testing.tcp import Connection
+from tender.testing.net import packets
+from tender.testing.net.host import Host
+from tender.testing.net.packets import Packet, Segment
+from tender.testing.net.switch import Switch
+from tender.testing.net.tcp import Connection
 
 
 @pytest.fixture(params=[False, True], ids=["real", "virtual"])

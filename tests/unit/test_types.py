@@ -56,7 +56,7 @@ def test_importing_the_types_is_cheap() -> None:
         "print(Switch.__module__, 'pytest' in sys.modules)"
     )
     told = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
-    assert told.stdout == "tender.testing.switch False\n", told.stderr
+    assert told.stdout == "tender.testing.net.switch False\n", told.stderr
 
 
 def test_every_name_leads_somewhere() -> None:

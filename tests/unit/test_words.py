@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tender import words
 from tender._abi import lib
 from tender.cleanup import Cleanup
+from tender.cli import options
 from tender.config import (
     BlockDescriptor,
     BlockFile,
@@ -25,7 +25,7 @@ from tender.config import (
     usable_memory,
 )
 from tender.errors import ConfigError, DeviceError, TenderError, UsageError
-from tender.manifest import Device, Manifest
+from tender.image.manifest import Device, Manifest
 from tender.modules import block
 from tender.stop import Stop
 
@@ -34,7 +34,7 @@ MAC = b"\x02\x00\x00\x00\x00\x07"
 
 
 def parse(text: str) -> Config:
-    config = words.parse(text.split()).config
+    config = options.parse(text.split()).config
     assert config is not None
     return config
 
@@ -56,7 +56,7 @@ def test_solo5_words() -> None:
 
 
 def test_words_of_urunc_keep_empty_arguments() -> None:
-    line = words.parse(["--mem=100", "--net:a=tap0", "k.hvt", "", "a", "", "--net=x"])
+    line = options.parse(["--mem=100", "--net:a=tap0", "k.hvt", "", "a", "", "--net=x"])
     assert line.config is not None
     assert line.config.args == ("", "a", "", "--net=x")
 
@@ -191,31 +191,31 @@ def test_sizes(text: str, size: int) -> None:
 )
 def test_wrong_words(arguments: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as raised:
-        words.parse(arguments.split())
+        options.parse(arguments.split())
     assert "\n" not in str(raised.value)
 
 
 def test_help_and_version_win() -> None:
-    assert words.parse(["--mem=64", "--help", "--nonsense"]).help
-    assert words.parse(["--version"]).version
-    assert words.parse([]).config is None
-    assert words.parse(["--"]).config is None
+    assert options.parse(["--mem=64", "--help", "--nonsense"]).help
+    assert options.parse(["--version"]).version
+    assert options.parse([]).config is None
+    assert options.parse(["--"]).config is None
 
 
 def test_help_fits_80_columns() -> None:
-    assert max(map(len, words.usage("ptender").splitlines())) <= 80
+    assert max(map(len, options.usage("ptender").splitlines())) <= 80
 
 
 def test_help_under_solo5s_name_has_no_tools() -> None:
     """`inspect` and the like are names of kernels there."""
-    assert "inspect" in words.usage("ptender")
-    assert "inspect" not in words.usage("solo5-hvt.2")
+    assert "inspect" in options.usage("ptender")
+    assert "inspect" not in options.usage("solo5-hvt.2")
 
 
 @given(st.lists(st.text(max_size=20), max_size=6))
 def test_any_words_are_a_command_line_or_a_usage_error(arguments: list[str]) -> None:
     try:
-        words.parse(arguments)
+        options.parse(arguments)
     except UsageError as error:
         assert str(error)
 
@@ -330,5 +330,5 @@ def test_a_path_in_solo5s_spelling_has_its_commas() -> None:
 def test_status_follows_the_spelling() -> None:
     assert UsageError.exit_status == 2
     assert TenderError.exit_status == DeviceError.exit_status == 1
-    assert words.has_solo5_spelling(["--mem=1", "--net:a=x", "k"])
-    assert not words.has_solo5_spelling(["--net", "tap0", "k", "--net:a=x"])
+    assert options.has_solo5_spelling(["--mem=1", "--net:a=x", "k"])
+    assert not options.has_solo5_spelling(["--net", "tap0", "k", "--net:a=x"])

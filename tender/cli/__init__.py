@@ -1,0 +1,1 @@
+"""The commands: the command line, and the tools beside running a guest."""

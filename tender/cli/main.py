@@ -1,0 +1,224 @@
+"""Words -> Config -> exit status.
+
+The rule here: the only place that prints for people and ends the process. Options are Solo5's
+(`--net:NAME=TAP`) and, beside them, friendlier ones (`--net TAP`); they end at the first word
+without a leading dash, and everything after the kernel is the guest's.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+
+from tender import __version__
+from tender.cli import options
+from tender.dataclass import replace
+from tender.errors import EXIT_FAILURE, HostError, TenderError, UsageError, bug_text, one_line
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from tender.cli.options import CommandLine
+    from tender.config import Config
+    from tender.machine import Outcome
+    from tender.sandbox.sandbox import Door
+
+SIGINT = 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command `ptender`, and `solo5-hvt` by another name; the exit status.
+
+    After a guest has run, this process is confined: it can end by os._exit(), and do little else.
+    """
+    _fill_standard_descriptors()
+    arguments = sys.argv if argv is None else argv
+    program = os.path.basename(arguments[0])
+    try:
+        return _main(program, arguments[1:])
+    except TenderError as error:
+        _say(program, str(error))
+        return _status(program, error, arguments[1:])
+    except KeyboardInterrupt:
+        _say(program, f"Exiting on signal {SIGINT}")
+        return EXIT_FAILURE
+
+
+def _main(program: str, arguments: list[str]) -> int:
+    tool = None if options.is_solo5_name(program) else _tool(arguments)
+    if tool is not None:
+        return tool
+    line = options.parse(arguments)
+    if line.help:
+        return _help(program)
+    if line.version:
+        return _version(program)
+    if options.is_solo5_name(program):
+        return _run(program, line)
+    if _is_demo(line) and line.config and line.config.args[:1] in (("--help",), ("-h",)):
+        return show(options.demo_usage(program))
+    _check_kernel(program, line)
+    return _run(program, _demo(line))
+
+
+def _tool(arguments: list[str]) -> int | None:
+    """The commands beside running a guest; None: it is no such command."""
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if name == "inspect":
+        from tender.cli import inspect
+
+        return show(inspect.main(rest))
+    if name == "policy":
+        from tender.cli import policy
+
+        return show(policy.main(rest))
+    if name == "build":
+        from tender.image import build
+
+        return build.main(rest)
+    return None
+
+
+def _demo(line: CommandLine) -> CommandLine:
+    if line.config is None or not _is_demo(line):
+        return line
+    return replace(line, config=replace(line.config, kernel=demo_kernel()))
+
+
+def _is_demo(line: CommandLine) -> bool:
+    """`demo`, where no file is called so, is the guest that comes with the package."""
+    return line.config is not None and line.config.kernel == "demo" and not os.path.exists("demo")
+
+
+def _check_kernel(program: str, line: CommandLine) -> None:
+    """Words that are commands elsewhere get what to type here, unless a file is called so."""
+    word = line.config.kernel if line.config else ""
+    right = options.NO_COMMANDS.get(word)
+    if right and not os.path.exists(word):
+        right = right.format(program=program)
+        raise UsageError(f"there is no command `{word}', and no kernel: type {right}")
+
+
+def demo_kernel() -> str:
+    """guest-bindings/samples/hello.c, built."""
+    return os.path.join(os.path.dirname(os.path.dirname(__file__)), "guests", "hello-x86_64.hvt")
+
+
+def _run(program: str, line: CommandLine) -> int:
+    from tender import machine
+    from tender.stop import Stop, default_signals, on_termination_signals
+
+    if line.config is None:
+        raise UsageError(f"Missing KERNEL operand; see {program} --help")
+    on_termination_signals()
+    door = _door(program, line.config, line.verbose)
+    try:
+        outcome = machine.run(
+            line.config, Stop(), lambda text: _say(program, text), door, started=_started
+        )
+        return _report(program, line.verbose, outcome)
+    except Exception as error:
+        if isinstance(error, TenderError) or not (door and door.closed):
+            raise
+        for text in bug_text(error).split("\n"):
+            _say(program, text)
+        return EXIT_FAILURE
+    finally:
+        if not (door and door.closed):
+            default_signals()
+
+
+def _started() -> None:
+    """What there is now stays to the end: the collector of garbage need not look at it again."""
+    gc.freeze()
+    gc.enable()
+
+
+def _door(program: str, config: Config, verbose: bool) -> Door | None:
+    """The sandbox of this process; None: it does without, and says so every time."""
+    mode, user = config.sandbox, config.user
+    if mode == "off":
+        if user is not None:
+            raise UsageError(f"--user={user}: there is nobody to become with --sandbox=off")
+        _say(program, "sandbox: off: a guest that takes over the tender has all of its rights")
+        return None
+    from tender.sandbox.sandbox import Door
+
+    return Door(mode, user, lambda text: _say(program, text) if verbose else None)
+
+
+def _report(program: str, verbose: bool, outcome: Outcome) -> int:
+    if outcome.reason == "stopped":
+        _say(program, f"Exiting on signal {outcome.signo}")
+    elif outcome.error is not None:
+        _say(program, str(outcome.error))
+    if outcome.core is not None:
+        _say(program, f"dumpcore: dumped guest core to: {outcome.core}")
+    if verbose:
+        _say(program, f"guest {outcome.reason}, status {outcome.status}")
+        for device, counters in outcome.stats.items():
+            numbers = ", ".join(f"{value} {name}" for name, value in counters.items() if value)
+            _say(program, f"  {device}: {numbers or 'not used'}")
+    return outcome.status
+
+
+def _status(program: str, error: TenderError, arguments: list[str]) -> int:
+    """Solo5's own spelling gets Solo5's own exit status: 1 for everything."""
+    if options.is_solo5_name(program) or options.has_solo5_spelling(arguments):
+        return EXIT_FAILURE
+    return error.exit_status
+
+
+def _version(program: str) -> int:
+    # solo5-hvt prints it to standard error; albatross reads both.
+    text = f"{program} tender, version {__version__}\nABI version 2"
+    if options.is_solo5_name(program):
+        print(text, file=sys.stderr)
+        return 0
+    return show(text)
+
+
+def _help(program: str) -> int:
+    if options.is_solo5_name(program):
+        print(options.usage(program), file=sys.stderr)
+        return EXIT_FAILURE
+    return show(options.usage(program))
+
+
+def show(text: str) -> int:
+    """Print what was asked for; the exit status says whether all of it could be written."""
+    data = f"{text}\n".encode(errors="backslashreplace")
+    try:
+        while data:
+            data = data[os.write(1, data) :]
+    except OSError as error:
+        raise HostError("standard output", "write", error.errno or 0) from None
+    return 0
+
+
+def _fill_standard_descriptors() -> None:
+    """Where 0, 1 or 2 is closed, put nothing there: a disk must not be opened as the console."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open("/dev/null", os.O_RDWR)
+
+
+SAY_TRIES, SAY_WAIT_MS = 10, 10
+SAY_MAX = 4000  # bytes that fit into a pipe that has room at all
+
+
+def _say(program: str, text: str) -> None:
+    """One line on standard error, within 100 ms: where nobody takes it, it is lost."""
+    from tender._host import lib
+
+    data = f"{program}: {one_line(text)}".encode(errors="surrogateescape")[:SAY_MAX] + b"\n"
+    for _ in range(SAY_TRIES):
+        if lib.host_events(2, lib.POLLOUT, SAY_WAIT_MS) > 0:
+            lib.host_write(2, data, len(data))
+            return
+
+
+if __name__ == "__main__":
+    os._exit(main())

@@ -1,0 +1,268 @@
+"""`ptender policy`: what a tender could ask of the kernel, for one command line.
+
+The rule here: nothing is attached, made or locked; what is shown is computed from the command line
+and the kernel's manifest by the same functions as in a run (tests compare the two).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import textwrap
+
+from tender._abi import lib
+from tender.accel import Cpus, choice
+from tender.cleanup import Cleanup
+from tender.cli import options
+from tender.clock import HostClock
+from tender.config import assign, check_all_attached, usable_memory
+from tender.dataclass import dataclass
+from tender.errors import UsageError
+from tender.image.file import open_image
+from tender.machine import ring_region
+from tender.sandbox import fdtable, seccomp
+from tender.sandbox.fdtable import Plan, held_as
+from tender.stop import Stop
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from tender.config import BlockValue, Config, NetValue
+    from tender.image.elf import Image
+    from tender.sandbox.policy import Rule
+
+OPTIONS = ("--bpf", "--json")  # beside those of a run
+HELP = "ptender policy --help"
+USAGE = """\
+usage: ptender policy [--bpf | --json] [OPTIONS] KERNEL [ARGS]
+
+Say what `ptender OPTIONS KERNEL ARGS` may ask of the kernel while the guest
+runs. Nothing is attached, and the kernel is not run.
+
+  --bpf    the filters as the kernel gets them, an instruction a line
+  --json   all of it, for programs
+"""
+
+MEANINGS = {
+    "console": "the guest's output: standard output",
+    "stderr": "the tender's own messages: standard error",
+    "vcpu": "the guest's CPU in KVM; /dev/kvm itself is closed",
+    "kick": "wakes the thread of the network ring",
+    "core": "the core file, which has no name yet",
+    "pagemap": "which memory the guest has touched: /proc/self/pagemap",
+    "keeper": "a process that gives the core file its name",
+    "trace": "the trace",
+}
+
+
+@dataclass
+class Shown:
+    """A command line's policy: its plan, what each descriptor is, and both threads' rules."""
+
+    plan: Plan
+    descriptors: dict[int, tuple[str, str]]  # by number: what the policies call it, what it is
+    main: list[Rule]
+    ring: list[Rule]
+
+
+def main(argv: list[str]) -> str:
+    """The command; `argv` without the program's name and `policy`. What it prints."""
+    flags = [word for word in argv if word in OPTIONS]
+    rest = [word for word in argv if word not in OPTIONS]
+    line = _command_line(rest)
+    if line.help:
+        return USAGE.rstrip()
+    if line.config is None:
+        raise UsageError(f"Missing KERNEL operand; see {HELP}")
+    shown = show(line.config)
+    if "--json" in flags:
+        return json.dumps(facts(shown), indent=2)
+    if "--bpf" in flags:
+        return bpf_text(shown)
+    return text(shown, shutil.get_terminal_size().columns if os.isatty(1) else None)
+
+
+def _command_line(words_: list[str]) -> options.CommandLine:
+    """`OPTIONS KERNEL ARGS`; where the kernel comes first, `KERNEL OPTIONS` as well."""
+    if len(words_) > 1 and not words_[0].startswith("-"):
+        try:
+            line = options.parse([*words_[1:], words_[0]])
+        except UsageError:
+            pass
+        else:
+            if line.config and line.config.kernel == words_[0] and not line.config.args:
+                return line
+    return options.parse(words_, HELP, OPTIONS)
+
+
+def show(config: Config) -> Shown:
+    """Compute what a run of `config` would hold and may do; raises TenderError."""
+    if config.sandbox == "off":
+        raise UsageError("--sandbox=off: there is no policy then")
+    image = open_image(config.kernel)
+    on_kvm = _is_for_kvm(config, image)
+    nets = assign(image.manifest, lib.MFT_DEV_NET_BASIC, config.net)
+    blocks = assign(image.manifest, lib.MFT_DEV_BLOCK_BASIC, config.block)
+    check_all_attached(image.manifest, [*nets, *blocks])
+    specs: dict[int, NetValue | BlockValue] = {**nets, **blocks}
+    devices = {handle: held_as(spec) for handle, spec in specs.items()}
+    single = ["console", "stderr"]
+    single += ["vcpu"] if on_kvm else []
+    if ring_region(config, image, usable_memory(config.mem_bytes), on_kvm, devices):
+        single += ["kick"]
+    single += ["trace"] if config.trace is not None else []
+    single += ["pagemap", "core", "keeper"] if config.dumpcore is not None else []
+    found = Plan("kvm" if on_kvm else "soft", tuple(single), devices)
+    numbers = {fdtable.SLOTS[name]: (name, MEANINGS[name]) for name in single}
+    for device in image.manifest.devices:
+        if device.handle in devices:
+            kind = "network" if device.handle in nets else "block"
+            what = f"{kind} device '{device.name}': {_what(specs[device.handle])}"
+            numbers[fdtable.slot(device.handle)] = ("/".join(devices[device.handle]), what)
+    held = found.held()
+    return Shown(
+        found,
+        dict(sorted(numbers.items())),
+        seccomp.build(found.policies(), held),
+        seccomp.build(found.thread_policies(), held),
+    )
+
+
+def _is_for_kvm(config: Config, image: Image) -> bool:
+    """As asked for, on whatever machine; where it is left to the machine, as this one would."""
+    wanted = choice(config)
+    if wanted == "auto":
+        with Cleanup() as cleanup:
+            cpus = Cpus(config, image, HostClock(), cleanup, Stop())
+            cpus.choose(lambda _: None)
+            return cpus.on_kvm
+    return wanted == "kvm"
+
+
+def _what(spec: Any) -> str:
+    """The host's side of a device, in a word."""
+    for field in ("name", "path"):
+        if hasattr(spec, field):
+            rights = ", overlay" if getattr(spec, "overlay", False) else ""
+            rights = ", read-only" if getattr(spec, "readonly", False) else rights
+            return f"{getattr(spec, field)}{rights}"
+    return f"@{spec.fd}" if hasattr(spec, "fd") else "through passt"
+
+
+REASON_COLUMN = 41
+WHAT_COLUMN = 31
+
+
+def text(shown: Shown, width: int | None = None) -> str:
+    """For people; on a terminal of `width` columns, what is longer goes on below where it began."""
+    lines = ["While the guest runs, the tender holds these descriptors and no others:", ""]
+    for number, (name, what) in shown.descriptors.items():
+        lines += _folded(f"  {number:3}  @{name:<22} {what}", WHAT_COLUMN, width)
+    lines += ["", "and may make these system calls; any other ends it (SIGSYS):", ""]
+    lines += _entries(shown.main, width)
+    if shown.ring:
+        lines += ["", "The thread of its network ring may make these:", ""]
+        lines += _entries(shown.ring, width)
+    if shown.plan.cpu == "soft":
+        lines += ["", "It has memory that it may write and execute: the software CPU's translator."]
+    return "\n".join(lines)
+
+
+def _entries(rules: list[Rule], width: int | None) -> list[str]:
+    """An entry a line, with its reason; one that is too long has it on the next."""
+    lines = []
+    for entry in dict.fromkeys(rule.entry for rule in rules):
+        call = f"  {entry}"
+        if len(call) < REASON_COLUMN - 1:
+            lines += _folded(f"{call:<40} {entry.reason}", REASON_COLUMN, width)
+        else:
+            lines += _folded(call, 4, width)
+            lines += _folded(f"{'':<40} {entry.reason}", REASON_COLUMN, width)
+    return lines
+
+
+def _folded(line: str, column: int, width: int | None) -> list[str]:
+    """Lines of at most `width`, all but the first from `column` on; they may be wider in words."""
+    if width is None or len(line) <= width or width < column + 20:
+        return [line]
+    return textwrap.wrap(
+        line,
+        width,
+        subsequent_indent=" " * column,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def facts(shown: Shown) -> dict[str, Any]:
+    """The policy as JSON has it; a filter is a list of instructions [code, jt, jf, k]."""
+    return {
+        "cpu": shown.plan.cpu,
+        "descriptors": [
+            {"number": number, "names": name.split("/"), "is": what}
+            for number, (name, what) in shown.descriptors.items()
+        ],
+        "policies": shown.plan.policies(),
+        "calls": _calls(shown.main),
+        "ring_calls": _calls(shown.ring),
+        "bpf": instructions(seccomp.compile(shown.main)),
+        "ring_bpf": instructions(seccomp.compile(shown.ring)) if shown.ring else [],
+    }
+
+
+def _calls(rules: list[Rule]) -> list[dict[str, Any]]:
+    entries = dict.fromkeys(rule.entry for rule in rules)
+    return [
+        {"call": entry.call, "arguments": list(entry.arguments), "reason": entry.reason}
+        for entry in entries
+    ]
+
+
+def instructions(compiled: bytes) -> list[tuple[int, int, int, int]]:
+    """code, jt, jf and k of each struct sock_filter (linux/filter.h)."""
+    return list(struct.iter_unpack("=HBBI", compiled))
+
+
+def bpf_text(shown: Shown) -> str:
+    """The filters, as an assembler would have them (linux/bpf_common.h)."""
+    main = ["the guest's thread:", *_numbered(disassemble(seccomp.compile(shown.main)))]
+    if not shown.ring:
+        return "\n".join(main)
+    ring = _numbered(disassemble(seccomp.compile(shown.ring)))
+    return "\n".join([*main, "", "the ring's thread:", *ring])
+
+
+def _numbered(lines: list[str]) -> list[str]:
+    return [f"  {at:04}  {line}" for at, line in enumerate(lines)]
+
+
+_JUMPS = {0x15: "jeq", 0x25: "jgt", 0x35: "jge", 0x45: "jset"}
+_JUMP, _RETURN, _LOAD, _AND = 0x05, 0x06, 0x20, 0x54
+_ACTIONS = {0x7FFF0000: "allow", 0x80000000: "kill process", 0x00030000: "trap"}
+
+
+def disassemble(compiled: bytes) -> list[str]:
+    """The instructions of a filter, in words; jumps name their targets."""
+    lines = []
+    for at, (code, jt, jf, k) in enumerate(instructions(compiled)):
+        if code in _JUMPS:
+            line = f"{_JUMPS[code]:<4} {k:#x}, {at + 1 + jt:04}, {at + 1 + jf:04}"
+        elif code == _JUMP:
+            line = f"jmp  {at + 1 + k:04}"
+        elif code == _RETURN:
+            line = f"ret  {_ACTIONS.get(k, hex(k))}"
+        elif code == _LOAD:
+            line = f"ld   [{k}]{_FIELDS.get(k, '')}"
+        else:
+            line = f"{'and' if code == _AND else hex(code):<4} {k:#x}"
+        lines.append(line)
+    return lines
+
+
+# struct seccomp_data (linux/seccomp.h): number, architecture, instruction pointer, six arguments.
+_FIELDS = {0: "  number", 4: "  architecture"}
+_FIELDS |= {16 + 8 * index: f"  argument {index}" for index in range(6)}
+_FIELDS |= {20 + 8 * index: f"  argument {index}, upper half" for index in range(6)}

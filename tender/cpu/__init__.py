@@ -1,0 +1,1 @@
+"""CPUs: their exits and state as values, and the CPUs in software."""

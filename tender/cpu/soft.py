@@ -1,0 +1,283 @@
+"""A CPU in software: the Unicorn engine behind the face of vcpu.Vcpu.
+
+The rule here: what all architectures have in common, the engine's library, memory, exits, stop
+requests and the clock; what a register or an exception is, is in softcpu_x86.py and
+softcpu_arm64.py. The engine works in the guest's own memory: nothing is copied, and what the tender
+protects is protected.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from itertools import pairwise
+
+from tender._soft import ffi, lib
+from tender.cpu.vcpu import Failure, Fault, Interrupted, IoIn, IoOut, Mmio
+from tender.errors import HostError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    from tender.cleanup import Cleanup
+    from tender.clock import HostClock
+    from tender.cpu.vcpu import Exit
+    from tender.memory import GuestMemory
+    from tender.stop import Stop
+
+NANOSECONDS = 1_000_000_000  # the guest's counter has this frequency unless it knows another
+VERSION_MIN = (2, 1, 2)  # the first with RDTSC under the tender's control
+PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
+INSTALL = "pip install 'ptender[soft]'"
+
+_OUT = lib.SOFT_OUT
+_run = lib.soft_run
+_loaded = False
+
+
+class NoEngine(HostError):
+    """The engine is not installed, or is not one that can be used."""
+
+
+def library() -> str:
+    """The path of the engine's library: of the Python package, else of the system."""
+    # The package itself is not imported: that takes longer than running a short guest.
+    names = {"darwin": "libunicorn.2.dylib"}
+    name = names.get(sys.platform, "libunicorn.so.2")
+    for folder in sys.path:
+        path = os.path.join(folder, "unicorn", "lib", name)
+        if os.path.exists(path):
+            return path
+    return name
+
+
+def load() -> None:
+    """Make the engine usable; raises NoEngine."""
+    global _loaded
+    if _loaded:
+        return
+    error = lib.soft_load(os.fsencode(library()))
+    if error:
+        reason = ffi.string(error).decode(errors="replace")
+        raise NoEngine(f"the software CPU needs the Unicorn engine: {INSTALL} ({reason})")
+    number = lib.soft_version()
+    version = (number >> 16, number >> 8 & 0xFF, number & 0xFF)
+    if version < VERSION_MIN or version[0] != VERSION_MIN[0]:
+        found, wanted = (".".join(map(str, each)) for each in (version, VERSION_MIN))
+        raise NoEngine(f"the software CPU needs Unicorn {wanted}, not {found}: {INSTALL}")
+    _loaded = True
+
+
+def installed() -> bool:
+    """Whether there is an engine."""
+    try:
+        load()
+    except NoEngine:
+        return False
+    return True
+
+
+def check(error: int, what: str) -> None:
+    """Raise HostError for what the engine calls an error."""
+    if error:
+        reason = ffi.string(lib.soft_strerror(error)).decode()
+        raise HostError(f"software CPU: cannot {what}: {reason}")
+
+
+class SoftCpu:
+    """What the vCPUs of all architectures share.
+
+    `executable` are the pages that hold code, as (start, end): nothing else can be executed.
+    `instructions` ends the guest after that many.
+    """
+
+    cpu_cycle_freq = NANOSECONDS
+    arch: int
+    mode: int
+    pc: int  # the engine's number of the program counter
+    pc_name: str
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        executable: Iterable[tuple[int, int]],
+        clock: HostClock,
+        cleanup: Cleanup,
+        stop: Stop | None = None,
+        instructions: int | None = None,
+        cpu_cycle_freq: int = NANOSECONDS,
+    ) -> None:
+        load()
+        self.cpu_cycle_freq = cpu_cycle_freq
+        self._memory = memory
+        self._executable = sorted(executable)
+        self._clock = clock
+        self._stop = stop
+        self._instructions = instructions
+        self._soft: Any = None
+        self._leave = {
+            lib.SOFT_IN: self._on_in,
+            lib.SOFT_MMIO: self._on_mmio,
+            lib.SOFT_STOPPED: Interrupted,
+            lib.SOFT_HALTED: self._on_halted,
+            lib.SOFT_MEMORY: self._on_memory,
+            lib.SOFT_INTR: self._on_interrupt,
+            lib.SOFT_INVALID: self._on_invalid,
+            lib.SOFT_INSN: self._on_insn,
+            lib.SOFT_CODE: self._on_code,
+            lib.SOFT_LIMIT: self._on_limit,
+            lib.SOFT_ERROR: self._on_error,
+        }
+        lib.soft_set_counter(clock.cell, 0, cpu_cycle_freq)
+        cleanup.callback(self.close)
+        self._open()
+
+    def _open(self) -> None:
+        error = ffi.new("int *")
+        soft = lib.soft_open(self.arch, self.mode, self.pc, error)
+        check(error[0], "start the engine")
+        self._soft = soft
+        soft.clock = self._clock.cell
+        for start, end, prot in regions(self._memory, self._executable):
+            address = ffi.cast("void *", self._memory.base + start)
+            check(lib.soft_map(soft, start, end - start, prot, address), "map the guest's memory")
+        self._hook()
+        if self._instructions is not None:
+            check(lib.soft_count(soft, self._instructions), "count instructions")
+        if self._stop is not None:
+            of = int(ffi.cast("uintptr_t", soft))
+            self._stop.watch_kick(lib.soft_kick_address(), of)
+
+    def _renew(self) -> None:
+        """An engine in its first state, because this one is in the middle of an instruction."""
+        if self._instructions is not None:
+            self._instructions = int(self._soft.instructions)
+        self.close()
+        self._open()
+
+    def close(self) -> None:
+        """Free the engine."""
+        soft, self._soft = self._soft, None
+        if soft is not None:
+            if self._stop is not None:
+                self._stop.watch_kick(0, 0)
+            lib.soft_close(soft)
+
+    def run(self) -> Exit:
+        """Let the guest run until something happens."""
+        soft = self._soft
+        while True:
+            kind = _run(soft)
+            if kind == _OUT:  # a hypercall: nothing else has to be quick
+                return IoOut(soft.number, soft.size, soft.value)
+            exit = self._leave[kind]()
+            if exit is not None:
+                return exit
+
+    def kick(self) -> None:
+        """Let `run` come back; from any thread, again and again until it has."""
+        import ctypes
+
+        function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lib.soft_kick_address())
+        function(int(ffi.cast("uintptr_t", self._soft)))
+
+    # One of these for each way in which the engine leaves off; None: it goes on.
+
+    def _on_in(self) -> Exit | None:
+        return IoIn(self._soft.number, self._soft.size)
+
+    def _on_mmio(self) -> Exit | None:
+        soft = self._soft
+        return Mmio(soft.address, soft.size, bool(soft.is_write), soft.value)
+
+    def _on_halted(self) -> Exit | None:
+        return Failure("software CPU: unhandled exit (HLT)")
+
+    def _on_memory(self) -> Exit | None:
+        soft = self._soft
+        if soft.number in (lib.UC_MEM_FETCH_PROT, lib.UC_MEM_FETCH_UNMAPPED):
+            return Fault()
+        return Mmio(soft.address, soft.size, bool(soft.is_write), soft.value)
+
+    def _on_limit(self) -> Exit | None:
+        return Failure("software CPU: the guest has had all its instructions (--instructions)")
+
+    def _on_error(self) -> Exit | None:
+        reason = ffi.string(lib.soft_strerror(self._soft.number)).decode()
+        return Failure(f"software CPU: {reason}")
+
+    # What an architecture makes of the rest.
+
+    def get_state(self) -> Any:
+        """As kvm.Vcpu has it."""
+        raise NotImplementedError
+
+    def core_state(self) -> Any:
+        """As kvm.Vcpu has it."""
+        return self.get_state()
+
+    def set_state(self, state: Any) -> None:
+        """As kvm.Vcpu has it."""
+        raise NotImplementedError
+
+    def _hook(self) -> None:
+        raise NotImplementedError
+
+    def _on_interrupt(self) -> Exit | None:
+        raise NotImplementedError
+
+    def _on_invalid(self) -> Exit | None:
+        return Failure("software CPU: an instruction that it can't do")
+
+    def _on_insn(self) -> Exit | None:
+        raise NotImplementedError
+
+    def _on_code(self) -> Exit | None:
+        return None
+
+    def read_register(self, number: int) -> int:
+        """A register of up to 64 bits by the engine's number."""
+        value = ffi.new("uint64_t *")
+        check(lib.soft_reg_read(self._soft, number, value), f"read register {number}")
+        return int(value[0])
+
+    def write_register(self, number: int, value: int) -> None:
+        """Set one register of 64 bits; the engine's number for it."""
+        cell = ffi.new("uint64_t *", value)
+        check(lib.soft_reg_write(self._soft, number, cell), f"write register {number}")
+
+    def instruction_pointer(self) -> int:
+        """As kvm.Vcpu has it."""
+        return self.read_register(self.pc)
+
+
+def regions(
+    memory: GuestMemory, executable: Iterable[tuple[int, int]]
+) -> list[tuple[int, int, int]]:
+    """The memory as pieces of equal protection: start, end and PROT_*.
+
+    Pages that can't be read are left out: what the host forbids, the engine must not touch.
+    """
+    executable = list(executable)
+    edges = {0, memory.size}
+    for start, end, *_ in [*memory.protected, *executable]:
+        edges |= {start, end}
+    cuts = sorted(edges)
+    pieces = []
+    for start, end in pairwise(cuts):
+        prot = _protection(start, memory, executable)
+        if prot & PROT_READ:
+            pieces.append((start, end, prot))
+    return pieces
+
+
+def _protection(gpa: int, memory: GuestMemory, executable: list[tuple[int, int]]) -> int:
+    prot = PROT_READ | PROT_WRITE
+    for start, end, readable in memory.protected:
+        if start <= gpa < end:
+            prot = PROT_READ if readable else 0
+    if any(start <= gpa < end for start, end in executable):
+        prot |= PROT_EXEC
+    return prot

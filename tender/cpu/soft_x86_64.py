@@ -1,0 +1,594 @@
+"""An x86_64 CPU in software: registers, exceptions, and what the engine leaves to its user.
+
+The rule here: a guest sees what a CPU of KVM shows it. The engine executes instructions and walks
+the guest's page tables; it does not deliver exceptions, invents values for MSRs it does not have
+and does not end what it does not know: that is here. Sources: Intel SDM volume 3, chapters 3, 4
+and 6; the engine's public interface (unicorn/x86.h).
+"""
+
+from __future__ import annotations
+
+import struct
+
+from tender._soft import ffi, lib
+from tender.boot.x86_64 import (
+    CONTROL,
+    EFER_LMA,
+    MSRS,
+    REGISTERS,
+    SEGMENTS,
+    UNUSABLE,
+    Fpu,
+    Segment,
+    State,
+    Table,
+)
+from tender.cpu import cpuid
+from tender.cpu.soft import SoftCpu, check
+from tender.cpu.vcpu import Failure, Fault
+from tender.cpu.x86_64 import (
+    _INSTRUCTION_MAX,
+    ARITHMETIC_FLAGS,
+    BP,
+    CF,
+    DB,
+    GP,
+    HAS_ERROR_CODE,
+    IF,
+    INTERRUPT_GATE,
+    NP,
+    NT,
+    PAGE,
+    PF,
+    RF,
+    SS,
+    TF,
+    TRAP_GATE,
+    TS,
+    UD,
+    VM,
+    CpuException,
+    combine,
+    is_canonical,
+    is_undefined,
+    skip_prefixes,
+    starts,
+    walk,
+)
+from tender.errors import GuestFault, HostError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from tender.cpu.vcpu import Exit
+
+UC_MODE_64 = 8
+
+# UC_X86_INS_*
+INS_IN, INS_OUT, INS_CPUID, INS_RDTSC, INS_RDTSCP = 218, 500, 113, 608, 609
+INS_SYSCALL, INS_SYSENTER = 699, 700
+
+# UC_X86_REG_*
+NUMBERS = {
+    "rax": 35, "rbp": 36, "rbx": 37, "rcx": 38, "rdi": 39, "rdx": 40, "rip": 41, "rsi": 43,
+    "rsp": 44, "r8": 106, "r9": 107, "r10": 108, "r11": 109, "r12": 110, "r13": 111, "r14": 112,
+    "r15": 113, "rflags": 253,
+    "cs": 11, "ds": 17, "es": 28, "fs": 32, "gs": 33, "ss": 49,
+    "cr0": 50, "cr2": 52, "cr3": 53, "cr4": 54,
+    "idt": 242, "gdt": 243, "ldt": 244, "tr": 245,
+    "fcw": 246, "fptag": 247, "msr": 248, "mxcsr": 249, "fs_base": 250, "gs_base": 251,
+    "fsw": 31, "st0": 114, "xmm0": 122,
+    "last_ip": 254, "last_dp": 256, "last_opcode": 258,
+}  # fmt: skip
+
+MSR_EFER, MSR_FS_BASE, MSR_GS_BASE = 0xC0000080, 0xC0000100, 0xC0000101
+# What a guest on KVM has, and the engine has a register for. All others trap.
+_OF_THE_GUEST = frozenset(cpuid.msrs())
+_ADDRESSES = {
+    MSR_FS_BASE, MSR_GS_BASE, *(MSRS[name] for name in ("kernel_gs_base", "lstar", "cstar")),
+}  # fmt: skip
+
+
+class X86Vcpu(SoftCpu):
+    """The face is vcpu.Vcpu. Guests run in ring 0, as those of the hvt target do."""
+
+    arch = lib.UC_ARCH_X86
+    mode = UC_MODE_64
+    pc = NUMBERS["rip"]
+    pc_name = "rip"
+
+    def _hook(self) -> None:
+        soft = self._soft
+        check(lib.soft_hook_x86(soft, INS_OUT, INS_IN, INS_RDTSC, INS_RDTSCP), "hook instructions")
+        self._insns = {number: ffi.new("struct soft_insn *") for number in _INSNS}
+        for number, insn in self._insns.items():
+            check(lib.soft_hook_insn(soft, insn, number), "hook instructions")
+        for address in self._hooked_addresses():
+            check(lib.soft_hook_code(soft, address), "hook instructions")
+        check(lib.soft_watch_avx(soft), "hook instructions")
+        self._set_fpu(Fpu())
+
+    def _hooked_addresses(self) -> Iterator[int]:
+        """Where an instruction may start that the engine has no hook for."""
+        patterns = [b"\x0f\x30", b"\x0f\x32"]
+        if self._clock.virtual:
+            patterns += [bytes([0x0F, 0xC7, 0xF0 + register]) for register in range(8)]
+        for start, end in self._executable:
+            yield from starts(self._memory.readable(start, end - start), patterns, start)
+
+    # The state, as a value.
+
+    def _read(self, name: str) -> int:
+        return self.read_register(NUMBERS[name])
+
+    def _write(self, name: str, value: int) -> None:
+        self.write_register(NUMBERS[name], value)
+
+    def _msr(self, index: int) -> int:
+        cell = ffi.new("struct uc_x86_msr *", {"rid": index})
+        check(lib.soft_reg_read(self._soft, NUMBERS["msr"], cell), "read an MSR")
+        return int(cell.value)
+
+    def _set_msr(self, index: int, value: int) -> None:
+        cell = ffi.new("struct uc_x86_msr *", {"rid": index, "value": value})
+        check(lib.soft_reg_write(self._soft, NUMBERS["msr"], cell), "write an MSR")
+
+    def _table(self, name: str) -> Any:
+        cell = ffi.new("struct uc_x86_mmr *")
+        check(lib.soft_reg_read(self._soft, NUMBERS[name], cell), f"read {name}")
+        return cell
+
+    def _set_table(self, name: str, **fields: int) -> None:
+        cell = ffi.new("struct uc_x86_mmr *", fields)
+        check(lib.soft_reg_write(self._soft, NUMBERS[name], cell), f"write {name}")
+
+    def get_state(self) -> State:
+        """All registers, as kvm.Vcpu gives them."""
+        registers = {name: self._read(name) for name in REGISTERS}
+        if self._soft.inside and self._soft.kind == lib.SOFT_OUT:
+            registers["rip"] += self._length_of_out(registers["rip"])
+        control = dict.fromkeys(CONTROL, 0) | {
+            name: self._read(name) for name in ("cr0", "cr2", "cr3", "cr4")
+        }
+        control["efer"] = self._msr(MSR_EFER)
+        msrs = {name: self._msr(index) for name, index in MSRS.items()}
+        msrs["tsc"] = lib.soft_counter(self._clock.cell)
+        gdt, idt = self._table("gdt"), self._table("idt")
+        return State(
+            registers,
+            {name: self._segment(name) for name in SEGMENTS},
+            control,
+            Table(gdt.base, gdt.limit),
+            Table(idt.base, idt.limit),
+            self._get_fpu(),
+            msrs,
+        )
+
+    def _segment(self, name: str) -> Segment:
+        if name in ("tr", "ldt"):
+            table = self._table(name)
+            return _from_flags(table.selector, table.base, table.limit, table.flags)
+        base = self._read(f"{name}_base") if name in ("fs", "gs") else 0
+        segment = _CODE if name == "cs" else _DATA
+        return Segment(**{**segment.__dict__, "selector": self._read(name) & 0xFFFF, "base": base})
+
+    def set_state(self, state: State) -> None:
+        """Raises HostError for a state that this CPU has no way to be in."""
+        code = state.segments["cs"]
+        if not code.l or code.dpl or not state.control["efer"] & EFER_LMA:
+            raise HostError("software CPU: it runs 64-bit code in ring 0 only")
+        if self._soft.inside:
+            self._renew()
+        self._set_msr(MSR_EFER, state.control["efer"])
+        for name in ("cr2", "cr3", "cr4", "cr0"):
+            self._write(name, state.control[name])
+        for name, table in (("gdt", state.gdt), ("idt", state.idt)):
+            self._set_table(name, base=table.base, limit=table.limit)
+        self._set_segments(state.segments)
+        if state.fpu is not None:
+            self._set_fpu(state.fpu)
+        self._set_msrs(state.msrs)
+        for name in REGISTERS:
+            self._write(name, state.registers[name])
+
+    def _set_segments(self, segments: dict[str, Segment]) -> None:
+        for name in ("cs", "ds", "es", "ss"):
+            self._write(name, segments[name].selector)
+        for name in ("fs", "gs"):
+            # The engine would read the descriptor, which need not be there any more.
+            self._write(f"{name}_base", segments[name].base)
+        for name in ("tr", "ldt"):
+            each = segments[name]
+            self._set_table(
+                name,
+                selector=each.selector,
+                base=each.base,
+                limit=each.limit,
+                flags=_flags(each),
+            )
+
+    def _set_msrs(self, msrs: dict[str, int]) -> None:
+        for name, value in msrs.items():
+            if name == "tsc":
+                lib.soft_set_counter(self._clock.cell, value, self.cpu_cycle_freq)
+            else:
+                self._set_msr(MSRS[name], value)
+
+    def _get_fpu(self) -> Fpu:
+        tags = self._read("fptag")
+        return Fpu(
+            fcw=self._read("fcw"),
+            fsw=self._read("fsw"),
+            ftwx=sum((tags >> 2 * index & 3 != 3) << index for index in range(8)),
+            last_opcode=self._read("last_opcode"),
+            last_ip=self._read("last_ip"),
+            last_dp=self._read("last_dp"),
+            st=tuple(self._wide("st0", index, 10) for index in range(8)),
+            xmm=tuple(self._wide("xmm0", index, 16) for index in range(16)),
+            mxcsr=self._read("mxcsr"),
+        )
+
+    def _set_fpu(self, fpu: Fpu) -> None:
+        tags = sum((0 if fpu.ftwx >> index & 1 else 3) << 2 * index for index in range(8))
+        self._write("fptag", tags)
+        for name in ("fcw", "fsw", "last_opcode", "last_ip", "last_dp", "mxcsr"):
+            self._write(name, getattr(fpu, name))
+        for first, values in (("st0", fpu.st), ("xmm0", fpu.xmm)):
+            for index, value in enumerate(values):
+                number = NUMBERS[first] + index
+                check(lib.soft_reg_write(self._soft, number, value.ljust(16, b"\0")), "write")
+
+    def _wide(self, first: str, index: int, size: int) -> bytes:
+        cell = ffi.new("char[16]")
+        check(lib.soft_reg_read(self._soft, NUMBERS[first] + index, cell), "read a register")
+        return bytes(ffi.buffer(cell)[:size])
+
+    # Memory, as the guest addresses it.
+
+    def _read_u64(self, gpa: int) -> int:
+        return int.from_bytes(self._memory.readable(gpa, 8), "little")
+
+    def _translate(self, address: int, write: bool) -> int:
+        """The GPA behind an address; raises CpuException (#PF)."""
+        page = walk(self._read_u64, self._read("cr3"), address)
+        if page is None or (write and not page[1]):
+            raise CpuException(PF, (0 if page is None else 1) | write << 1, address)
+        return page[0]
+
+    def _load(self, address: int, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            at = address + len(data)
+            count = min(size - len(data), PAGE - at % PAGE)
+            data += bytes(self._memory.readable(self._translate(at, False), count))
+        return data
+
+    def _push(self, address: int, values: list[int]) -> int:
+        """Put `values` below `address`; where the last one is."""
+        for value in values:
+            address = (address - 8) & 0xFFFFFFFFFFFFFFFF
+            gpa = self._translate(address, True)  # aligned: it is on one page
+            self._memory.writable(gpa, 8)[:] = value.to_bytes(8, "little")
+        return address
+
+    def _code_at(self, address: int) -> bytes:
+        """The bytes of an instruction, as far as they can be read."""
+        code = b""
+        try:
+            while len(code) < _INSTRUCTION_MAX:
+                code += self._load(address + len(code), 1)
+        except (CpuException, GuestFault):
+            pass
+        return code
+
+    def _length_of_out(self, rip: int) -> int:
+        code = self._code_at(rip)
+        at = skip_prefixes(code)
+        return at + (2 if code[at : at + 1] in (b"\xe6", b"\xe7") else 1)
+
+    # Exceptions.
+
+    def _on_interrupt(self) -> Exit | None:
+        number = self._soft.number
+        error_code, by_instruction = self._take_exception()
+        return self._deliver(CpuException(number, error_code), by_instruction)
+
+    def _take_exception(self) -> tuple[int, bool]:
+        """The engine's error code and whether an INT caused it; it forgets the exception."""
+        fields = engine_fields()
+        context = lib.soft_context(self._soft)
+        try:
+            check(lib.soft_context_save(self._soft, context), "read the exception")
+            record = ffi.buffer(context, lib.soft_context_size(self._soft))
+            error_code = int.from_bytes(record[fields.error_code : fields.error_code + 4], "little")
+            by_instruction = record[fields.is_int : fields.is_int + 4] != bytes(4)
+            record[fields.in_flight : fields.in_flight + 4] = b"\xff" * 4
+            check(lib.soft_context_restore(self._soft, context), "take the exception")
+        finally:
+            lib.soft_context_free(context)
+        return error_code, by_instruction
+
+    def _deliver(self, raised: CpuException, by_instruction: bool = False) -> Exit | None:
+        """Call the guest's handler; None, or the exit where it has none."""
+        if self._read("cs") & 3:
+            return Failure("software CPU: an exception outside ring 0: it runs ring 0 only")
+        try:
+            while True:
+                if raised.address is not None:
+                    self._write("cr2", raised.address)
+                try:
+                    self._enter_handler(raised, by_instruction)
+                    return None
+                except CpuException as second:
+                    combined = combine(raised, second)
+                    if combined is None:
+                        return Failure("software CPU: unhandled exit (triple fault)")
+                    raised, by_instruction = combined, False
+        except GuestFault:  # the handler's stack or the tables are where no memory is
+            return Fault()
+
+    def _enter_handler(self, raised: CpuException, by_instruction: bool) -> None:
+        vector = raised.vector
+        target, selector, ist, kind = self._gate(vector, by_instruction)
+        rsp, rflags = self._read("rsp"), self._read("rflags")
+        fault = not by_instruction and vector not in (DB, BP)
+        frame = [
+            self._read("ss") & 0xFFFF,
+            rsp,
+            rflags | RF if fault else rflags,
+            self._read("cs") & 0xFFFF,
+            self._read("rip"),
+        ]
+        if vector in HAS_ERROR_CODE and not by_instruction:
+            frame.append(raised.error_code)
+        stack = (self._stack(ist) if ist else rsp) & ~0xF
+        top = self._push(stack, frame)
+        cleared = TF | NT | RF | VM | (IF if kind == INTERRUPT_GATE else 0)
+        self._write("rflags", rflags & ~cleared)
+        self._write("cs", selector)
+        self._write("rsp", top)
+        self._write("rip", target)
+
+    def _gate(self, vector: int, by_instruction: bool) -> tuple[int, int, int, int]:
+        """The handler's address, code selector, IST number and gate type (SDM figure 6-8)."""
+        idt = self._table("idt")
+        external = 0 if by_instruction else 1
+        error_code = vector << 3 | 2 | external
+        if vector * 16 + 15 > idt.limit:
+            raise CpuException(GP, error_code)
+        low, selector, ist, kind, middle, high, _ = struct.unpack(
+            "<HHBBHII", self._load(idt.base + vector * 16, 16)
+        )
+        if kind & 0x1F not in (INTERRUPT_GATE, TRAP_GATE):
+            raise CpuException(GP, error_code)
+        if not kind & 0x80:
+            raise CpuException(NP, error_code)
+        self._check_code(selector, external)
+        target = low | middle << 16 | high << 32
+        if not is_canonical(target):
+            raise CpuException(GP, external)
+        return target, selector, ist & 7, kind & 0xF
+
+    def _check_code(self, selector: int, external: int) -> None:
+        """A handler's code segment is 64-bit code of ring 0 (SDM 6.12.1.3, 6.14.1)."""
+        gdt = self._table("gdt")
+        error_code = selector & 0xFFFC | external
+        if not selector & 0xFFFC:
+            raise CpuException(GP, external)
+        if selector & 4 or (selector | 7) > gdt.limit:
+            raise CpuException(GP, error_code)
+        access, flags = self._load(gdt.base + (selector & 0xFFF8) + 5, 2)
+        is_code = access & 0x18 == 0x18
+        if not is_code or access & 0x60 or not flags & 0x20 or flags & 0x40:
+            raise CpuException(GP, error_code)
+        if not access & 0x80:
+            raise CpuException(NP, error_code)
+
+    def _stack(self, ist: int) -> int:
+        """The stack that the task state names (SDM figure 8-11)."""
+        task = self._table("tr")
+        offset = 0x24 + (ist - 1) * 8
+        if offset + 7 > task.limit:
+            raise CpuException(TS, task.selector & 0xFFFC | 1)
+        stack = int.from_bytes(self._load(task.base + offset, 8), "little")
+        if not is_canonical(stack):
+            raise CpuException(SS, 0)
+        return stack
+
+    # Instructions.
+
+    def _on_invalid(self) -> Exit | None:
+        if is_undefined(self._code_at(self.instruction_pointer())):
+            return self._deliver(CpuException(UD))
+        return Failure("software CPU: it can't do this instruction")
+
+    def _on_insn(self) -> Exit | None:
+        return _INSNS[self._soft.number](self)
+
+    def _cpuid(self) -> Exit | None:
+        leaf, subleaf = self._read("rax") & 0xFFFFFFFF, self._read("rcx") & 0xFFFFFFFF
+        values = leaf_values(leaf, subleaf, random=not self._clock.virtual)
+        for name, value in zip(("rax", "rbx", "rcx", "rdx"), values, strict=True):
+            self._write(name, value)
+        self._soft.reply = 1
+        return None
+
+    def _system_call(self) -> Exit | None:
+        return Failure("software CPU: it can't do this instruction")
+
+    def _on_code(self) -> Exit | None:
+        rip = self._soft.address
+        code = self._code_at(rip)
+        at = skip_prefixes(code)
+        after = rip + at + 2
+        opcode = code[at : at + 2]
+        if opcode == b"\x0f\x32":
+            return self._rdmsr(after)
+        if opcode == b"\x0f\x30":
+            return self._wrmsr(after)
+        if opcode == b"\x0f\xc7" and code[at + 2] & 0xF8 == 0xF0:
+            self._rdrand(code[:at], code[at + 2] & 7, after + 1)
+        if opcode[:1] in (b"\xc4", b"\xc5"):
+            return Failure("software CPU: it can't do this instruction")
+        return None
+
+    def _rdmsr(self, after: int) -> Exit | None:
+        index = self._read("rcx") & 0xFFFFFFFF
+        if index not in _OF_THE_GUEST:
+            return self._deliver(CpuException(GP))
+        if index == MSRS["tsc"]:
+            value = lib.soft_counter(self._clock.cell)
+            self._write("rax", value & 0xFFFFFFFF)
+            self._write("rdx", value >> 32)
+            self._write("rip", after)
+        return None
+
+    def _wrmsr(self, after: int) -> Exit | None:
+        index = self._read("rcx") & 0xFFFFFFFF
+        value = self._read("rax") & 0xFFFFFFFF | (self._read("rdx") & 0xFFFFFFFF) << 32
+        if index not in _OF_THE_GUEST or (index in _ADDRESSES and not is_canonical(value)):
+            return self._deliver(CpuException(GP))
+        if index == MSRS["tsc"]:
+            lib.soft_set_counter(self._clock.cell, value, self.cpu_cycle_freq)
+            self._write("rip", after)
+        return None
+
+    def _rdrand(self, prefixes: bytes, register: int, after: int) -> None:
+        """What is random would make two runs differ: a number from the clock instead."""
+        rex = prefixes[-1] if prefixes and 0x40 <= prefixes[-1] <= 0x4F else 0
+        name = _BY_NUMBER[register | (rex & 1) << 3]
+        value = mix(lib.soft_counter(self._clock.cell))
+        if not rex & 8:
+            size = 0xFFFF if 0x66 in prefixes else 0xFFFFFFFF
+            kept = self._read(name) & ~0xFFFF if size == 0xFFFF else 0
+            value = value & size | kept
+        self._write(name, value)
+        self._write("rflags", self._read("rflags") & ~ARITHMETIC_FLAGS | CF)
+        self._write("rip", after)
+
+
+_INSNS: dict[int, Callable[[X86Vcpu], Exit | None]] = {
+    INS_CPUID: X86Vcpu._cpuid,
+    INS_SYSCALL: X86Vcpu._system_call,
+    INS_SYSENTER: X86Vcpu._system_call,
+}
+_BY_NUMBER = (
+    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+    "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
+)  # fmt: skip
+
+_CODE = Segment(limit=0xFFFFFFFF, type=11, present=1, s=1, l=1, g=1)
+_DATA = Segment(limit=0xFFFFFFFF, type=3, present=1, s=1, db=1, g=1)
+
+
+def _flags(segment: Segment) -> int:
+    """The engine's word for a segment's attributes: the descriptor's upper half."""
+    if segment.unusable:
+        return 0
+    access = segment.type | segment.s << 4 | segment.dpl << 5 | segment.present << 7
+    return access << 8 | segment.avl << 20 | segment.l << 21 | segment.db << 22 | segment.g << 23
+
+
+def _from_flags(selector: int, base: int, limit: int, flags: int) -> Segment:
+    if not flags >> 15 & 1:
+        return UNUSABLE
+    return Segment(
+        base, limit, selector, flags >> 8 & 0xF, 1, flags >> 13 & 3, flags >> 22 & 1,
+        flags >> 12 & 1, flags >> 21 & 1, flags >> 23 & 1, flags >> 20 & 1,
+    )  # fmt: skip
+
+
+def mix(value: int) -> int:
+    """A 64-bit number that looks random (the finishing step of splitmix64)."""
+    mask = 0xFFFFFFFFFFFFFFFF
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & mask
+    value = (value ^ value >> 27) * 0x94D049BB133111EB & mask
+    return value ^ value >> 31
+
+
+# CPUID: what the engine can do of what a Haswell promises, and no more: nothing that cpuid.HIDDEN
+# hides on KVM, no XSAVE (so no AVX), no SYSCALL, no FMA. Source: the engine's own CPUID
+# and its list of what it implements.
+_BRAND = b"ptender software CPU".ljust(48, b"\0")
+_VENDOR = struct.unpack("<3I", b"GenuineIntel")
+_RDRAND = 1 << 30
+_LEAVES = {
+    0: (7, _VENDOR[0], _VENDOR[2], _VENDOR[1]),
+    1: (0x306C4, 0x800, 0xC2D82203, 0x078BA17D),
+    7: (0, 0x389, 0, 0),
+    cpuid.HYPERVISOR: cpuid.hypervisor(b"ptender soft"),
+    0x80000000: (0x80000008, 0, 0, 0),
+    0x80000001: (0, 0, 0x21, 0x28100000),
+    0x80000008: (0x3028, 0, 0, 0),
+}
+for _index in range(3):
+    _LEAVES[0x80000002 + _index] = struct.unpack_from("<4I", _BRAND, _index * 16)
+
+
+def leaf_values(leaf: int, subleaf: int, *, random: bool) -> tuple[int, int, int, int]:
+    """EAX, EBX, ECX, EDX; `random`: there is an RDRAND."""
+    if leaf == 7 and subleaf:
+        return 0, 0, 0, 0
+    eax, ebx, ecx, edx = _LEAVES.get(leaf, (0, 0, 0, 0))
+    if leaf == 1 and not random:
+        ecx &= ~_RDRAND
+    return eax, ebx, ecx, edx
+
+
+class Fields:
+    """Where the engine keeps an exception in its record of the CPU: offsets in bytes."""
+
+    def __init__(self, error_code: int, is_int: int, in_flight: int) -> None:
+        self.error_code = error_code
+        self.is_int = is_int
+        self.in_flight = in_flight
+
+
+_fields: Fields | None = None
+
+
+def engine_fields() -> Fields:
+    """Found by experiment, once per process: the engine's interface does not tell them.
+
+    A #GP with a known error code changes three words of the record in a way nothing else does.
+    """
+    global _fields
+    if _fields is None:
+        selector = 0x1238
+        before, fault = _experiment(b"\x8e\xd8", selector)  # mov %eax, %ds
+        _, by_int = _experiment(b"\xcd\x20", selector)  # int $0x20
+        words = range(len(before))
+        codes = [i for i in words if (before[i], fault[i], by_int[i]) == (0, selector, 0)]
+        flights = [i for i in words if (before[i], fault[i], by_int[i]) == (-1, GP, -1)]
+        if len(codes) != 1 or len(flights) != 1 or by_int[codes[0] + 1] != 1:
+            raise HostError("software CPU: this version of Unicorn keeps exceptions elsewhere")
+        _fields = Fields(codes[0] * 4, codes[0] * 4 + 4, flights[0] * 4)
+    return _fields
+
+
+def _experiment(code: bytes, rax: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The engine's record before and after an instruction that causes an exception."""
+    error = ffi.new("int *")
+    page = ffi.new("char[]", 2 * PAGE)
+    at = -int(ffi.cast("uintptr_t", page)) % PAGE
+    ffi.memmove(page + at, code, len(code))
+    soft = lib.soft_open(lib.UC_ARCH_X86, UC_MODE_64, NUMBERS["rip"], error)
+    check(error[0], "start the engine")
+    context = lib.soft_context(soft)
+    try:
+        check(lib.soft_map(soft, 0, PAGE, 7, page + at), "map memory")
+        lib.soft_reg_write(soft, NUMBERS["rax"], ffi.new("uint64_t *", rax))
+        before = _words(soft, context)
+        lib.soft_run(soft)
+        return before, _words(soft, context)
+    finally:
+        lib.soft_context_free(context)
+        lib.soft_close(soft)
+
+
+def _words(soft: Any, context: Any) -> tuple[int, ...]:
+    check(lib.soft_context_save(soft, context), "read the engine's record")
+    record = bytes(ffi.buffer(context, lib.soft_context_size(soft)))
+    return struct.unpack(f"<{len(record) // 4}i", record[: len(record) // 4 * 4])

@@ -1,0 +1,82 @@
+"""What every CPU has in common: its exits and its state, as values.
+
+The rule here: a CPU's `run()` returns one of these exits and never acts on it; `get_state()` and
+`set_state()` speak in these values. Names are KVM's and the architecture manual's.
+"""
+
+from __future__ import annotations
+
+from tender.dataclass import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol, TypeVar
+
+    State = TypeVar("State")  # of boot/x86_64.py or boot/aarch64.py
+
+    class Vcpu(Protocol[State]):
+        """A CPU that can run a guest."""
+
+        cpu_cycle_freq: int  # Hz, of the guest's counter
+        pc_name: str  # what the architecture calls the instruction pointer
+
+        def run(self) -> Exit: ...
+        def get_state(self) -> State: ...
+        def core_state(self) -> State:
+            """As much of it as a core file has."""
+
+        def set_state(self, state: State) -> None: ...
+        def instruction_pointer(self) -> int: ...
+
+
+class IoOut:
+    """The guest wrote `value` (`size` bytes) to an I/O port."""
+
+    __slots__ = ("port", "size", "value")
+
+    def __init__(self, port: int, size: int, value: int) -> None:
+        self.port = port
+        self.size = size
+        self.value = value
+
+
+@dataclass
+class IoIn:
+    """The guest read from an I/O port."""
+
+    port: int
+    size: int
+
+
+class Mmio:
+    """The guest touched memory that is not there, or wrote where it may only read."""
+
+    __slots__ = ("gpa", "is_write", "size", "value")
+
+    def __init__(self, gpa: int, size: int, is_write: bool, value: int) -> None:
+        self.gpa = gpa
+        self.size = size
+        self.is_write = is_write
+        self.value = value
+
+
+@dataclass
+class Fault:
+    """The host's memory protection stopped an access of the guest."""
+
+
+@dataclass
+class Interrupted:
+    """Somebody asked the CPU to come back."""
+
+
+@dataclass
+class Failure:
+    """The CPU can't go on; `what` says why in words. `emulation`: another CPU could."""
+
+    what: str
+    emulation: bool = False
+
+
+if TYPE_CHECKING:
+    Exit = IoOut | IoIn | Mmio | Fault | Interrupted | Failure

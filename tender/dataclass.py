@@ -1,0 +1,87 @@
+"""A frozen dataclass without the import of `dataclasses`.
+
+The rule here: it is `dataclasses.dataclass(frozen=True)` to the reader and to the type checker,
+without the import, which costs a plain run more than opening KVM does
+(docs/decisions/0003-imports.md).
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
+    from typing_extensions import dataclass_transform
+
+    T = TypeVar("T")
+
+    @dataclass_transform(frozen_default=True)
+    def dataclass(cls: type[T]) -> type[T]: ...
+
+else:
+
+    def dataclass(cls):
+        """Make `cls` a value: the annotated names are its fields, in order."""
+        fields = tuple(cls.__annotations__)
+        defaults = {name: cls.__dict__[name] for name in fields if name in cls.__dict__}
+
+        def __init__(self, *args, **kwargs):
+            if len(args) > len(fields):
+                raise TypeError(f"{cls.__name__}() takes {len(fields)} values, got {len(args)}")
+            values = {**defaults, **dict(zip(fields, args, strict=False)), **kwargs}
+            missing = [name for name in fields if name not in values]
+            unknown = [name for name in values if name not in fields]
+            if missing or unknown:
+                what = f"no value for {', '.join(missing)}" if missing else f"no {unknown[0]!r}"
+                raise TypeError(f"{cls.__name__}({', '.join(fields)}): {what}")
+            self.__dict__.update((name, values[name]) for name in fields)
+
+        cls.__init__ = __init__
+        cls.__setattr__ = _refuse
+        cls.__delattr__ = _refuse
+        cls.__repr__ = _repr
+        cls.__eq__ = _eq
+        cls.__hash__ = _hash
+        cls.__match_args__ = fields
+        cls.__signature__ = _Signature()
+        return cls
+
+
+class _Signature:
+    """What help() and editors show of a dataclass: made when somebody looks."""
+
+    def __get__(self, _: Any, cls: Any) -> Any:
+        from inspect import Parameter, Signature
+
+        parameters = [
+            Parameter(
+                name,
+                Parameter.POSITIONAL_OR_KEYWORD,
+                default=cls.__dict__.get(name, Parameter.empty),
+                annotation=annotation,
+            )
+            for name, annotation in cls.__annotations__.items()
+        ]
+        return Signature(parameters)
+
+
+def _refuse(self: Any, name: str, *_: object) -> None:
+    raise AttributeError(f"{type(self).__name__} is frozen: {name}")
+
+
+def _repr(self: Any) -> str:
+    fields = ", ".join(f"{name}={value!r}" for name, value in self.__dict__.items())
+    return f"{type(self).__name__}({fields})"
+
+
+def _eq(self: Any, other: Any) -> bool:
+    return bool(self.__dict__ == other.__dict__) if type(self) is type(other) else NotImplemented
+
+
+def _hash(self: Any) -> int:
+    return hash(tuple(self.__dict__.values()))
+
+
+def replace(value: T, **changes: Any) -> T:
+    """A copy of the dataclass `value` with some fields changed."""
+    return type(value)(**{**value.__dict__, **changes})

@@ -1,0 +1,1 @@
+"""Guests of a program: their processes, devices and consoles."""

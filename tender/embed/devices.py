@@ -1,0 +1,363 @@
+"""The program's side of one guest's devices: `Wiring`, and what can be attached.
+
+The rule here: what goes to the guest's tender is values and descriptors, never an object; who
+opened a descriptor closes it. What a guest, or a tender that was taken over, sends back is
+checked here.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import weakref
+from io import FileIO
+
+from tender.config import (
+    BlockDescriptor,
+    BlockFile,
+    BlockRemote,
+    Descriptor,
+    StreamNet,
+    Tap,
+    UserNet,
+)
+from tender.dataclass import replace
+from tender.embed import timers, validation
+from tender.embed.block_memory import BlockMemory
+from tender.embed.console import Capture
+from tender.embed.file_locks import FileLocks
+from tender.embed.python_devices import BlockService, NetService
+from tender.embed.validation import BLOCK_VALUES, NET_VALUES
+from tender.errors import DeviceError, HostError
+from tender.modules import keep_descriptor
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from typing import Any, Protocol
+
+    from tender.config import BlockValue, NetValue
+    from tender.embed.console import Console, Sink
+    from tender.embed.python_devices import Service
+
+    Report = Callable[[str, BaseException | str], None]
+
+    class AttachableNet(Protocol):
+        """Something that gives a guest a network device when it starts.
+
+        The descriptor in what `attach` gives belongs to the guest from then on. An optional
+        `detach()` is called when the guest has ended.
+        """
+
+        def attach(self) -> NetValue: ...
+
+    class AttachableBlock(Protocol):
+        """The same for a block device."""
+
+        def attach(self) -> BlockValue: ...
+
+    class NetSender(Protocol):
+        """A network device in Python: gets each frame that the guest sends.
+
+        The frames that it gives back, one or several, are sent to the guest. It is called on a
+        thread of its own and may block; then frames are lost, as on a wire. `mtu` (int) and `mac`
+        (the guest's, 6 bytes or a string) are optional attributes, as is `close()`, called at the
+        end.
+        """
+
+        def send(self, frame: bytes) -> bytes | Iterable[bytes] | None: ...
+
+    class NetReceiver(Protocol):
+        """A network device in Python: asked for the frames that the guest is to receive.
+
+        It is called on a thread of its own, again as soon as the guest has room, and may block;
+        None: there are no more.
+        """
+
+        def receive(self) -> bytes | None: ...
+
+    class BlockPython(Protocol):
+        """A block device in Python, of `capacity` bytes (or `size`, or `len()`).
+
+        `write(offset, data)` makes it writable, unless its `readonly` says otherwise;
+        `sector_size` is 512 if it has none. It is called on a thread of its own, with pieces of at
+        most 64 KiB. An OSError gives the guest an error, any other exception as well.
+        """
+
+        def read(self, offset: int, length: int) -> bytes: ...
+
+    NetSpec = str | NetValue | AttachableNet | NetSender | NetReceiver
+    BlockSpec = str | os.PathLike[str] | BlockValue | AttachableBlock | BlockPython
+
+KINDS_MAX = 20  # of trouble that are told of one device
+
+
+class Wiring:
+    """The devices and the console of one guest, opened for it.
+
+    `net`, `block` and `console_fd` go into its Config; `descriptors` are all the numbers in them.
+    Raises TenderError, and then has left nothing behind. `report` is called with the device and
+    what went wrong there, from any thread.
+    """
+
+    def __init__(
+        self,
+        net: Mapping[str, NetSpec],
+        block: Mapping[str, BlockSpec],
+        console: Sink,
+        report: Report,
+    ) -> None:
+        self._report = _Reports(report)
+        self._ends: list[Callable[[], object]] = []  # what is done at the guest's end, last first
+        self._owned: list[FileIO] = []  # the guest's ends, but for the console's
+        self._threads: list[Service] = []
+        self._given: set[int] = set()
+        try:
+            self._capture = Capture(console, lambda what: self._report("console", what))
+        except OSError as error:
+            raise HostError("cannot open a console", "socketpair", error.errno or 0) from None
+        try:
+            self.net = tuple((name, self._net(name, spec)) for name, spec in net.items())
+            self.block = tuple((name, self._block(name, spec)) for name, spec in block.items())
+        except BaseException as error:
+            try:
+                self.close("it was not started")
+            except Exception as other:
+                self._report("its devices", other)
+            if isinstance(error, OSError):
+                raise HostError("cannot attach devices", None, error.errno or 0) from None
+            raise
+
+    @property
+    def console(self) -> Console:
+        return self._capture.console
+
+    @property
+    def console_fd(self) -> int:
+        return self._capture.guest_fd
+
+    @property
+    def descriptors(self) -> list[int]:
+        """Every descriptor of the guest's, each once: what a child process gets a copy of."""
+        devices = [fd for _, spec in (*self.net, *self.block) for fd in _descriptors(spec).values()]
+        return [self.console_fd, *devices]
+
+    def with_descriptors(
+        self, numbers: Mapping[int, int]
+    ) -> tuple[tuple[tuple[str, NetValue], ...], tuple[tuple[str, BlockValue], ...], int]:
+        """`net`, `block` and `console_fd` with the numbers that the child has for them."""
+        net = tuple((name, _renumbered(spec, numbers)) for name, spec in self.net)
+        block = tuple((name, _renumbered(spec, numbers)) for name, spec in self.block)
+        return net, block, numbers[self.console_fd]
+
+    def handed_over(self) -> None:
+        """The child has its copies: close the guest's ends here."""
+        self._capture.handed_over()
+        for file in self._owned:
+            file.close()
+
+    def close(self, how: str = "") -> None:
+        """The guest has ended, and `how`: take in its last output, close, join. Idempotent.
+
+        May be called from any thread; on one of the wiring's own, it does not wait for that. All
+        is given back, whatever a device raises; what Ctrl-C has kept from it, by the next call.
+        """
+        ends = [lambda end=end: self._end(end) for end in reversed(self._ends)]
+        _call_all([self.handed_over, lambda: self._capture.close(how), *ends])
+
+    def _end(self, end: Callable[[], object]) -> None:
+        """Call what belongs to the end, until it has come back once."""
+        try:
+            end()
+        except Exception:
+            self._ends.remove(end)
+            raise
+        self._ends.remove(end)
+
+    def serves_here(self) -> bool:
+        """Whether this is a thread of a device or console of this guest.
+
+        It must not wait for the guest, which may be waiting for it.
+        """
+        return self._capture.is_here() or any(thread.is_here() for thread in self._threads)
+
+    def _net(self, name: str, spec: Any) -> NetValue:
+        where = f"network device '{name}'"
+        attached: NetValue
+        spec = validation.net(spec, where)
+        if isinstance(spec, (Descriptor, StreamNet)):
+            copies = {
+                name: self._copy(fd, f"@{fd}: Could not attach interface")
+                for name, fd in _descriptors(spec).items()
+            }
+            return replace(spec, **copies)
+        if isinstance(spec, Tap):
+            return spec
+        if isinstance(spec, UserNet):
+            return self._user_net(spec, where)
+        if hasattr(spec, "attach"):
+            attached = validation.net(self._attach(spec, where, NET_VALUES, _NO_NET), where)
+        elif hasattr(spec, "send") or hasattr(spec, "receive"):
+            report = lambda what: self._report(where, what)  # noqa: E731
+            attached = self._start(NetService(spec, where, report))
+        else:
+            raise DeviceError(f"{where}: {spec!r} is {_NO_NET}")
+        return attached
+
+    def _user_net(self, spec: UserNet, where: str) -> StreamNet:
+        from tender.host import passt
+
+        fd = passt.start(spec, where)
+        self._owned.append(FileIO(fd))
+        link = socket.socket(fileno=os.dup(fd))
+        _not_for_forks.update((self._owned[-1], link))
+        self._ends.append(lambda: _end_passt(link))
+        return StreamNet(fd, spec.mtu, spec.mac)
+
+    def _block(self, name: str, spec: Any) -> BlockValue:
+        where = f"block device '{name}'"
+        attached: BlockValue
+        spec = validation.block(spec, where)
+        if isinstance(spec, (BlockDescriptor, BlockRemote)):
+            fd = self._copy(spec.fd, f"@{spec.fd}: Could not open block device")
+            if isinstance(spec, BlockDescriptor):
+                self._ends.append(_file_locks.begin(fd))
+            return replace(spec, fd=fd)
+        if isinstance(spec, BlockFile):
+            return spec
+        if hasattr(spec, "attach"):
+            attached = validation.block(self._attach(spec, where, BLOCK_VALUES, _NO_BLOCK), where)
+            if isinstance(attached, BlockDescriptor) and not isinstance(spec, BlockMemory):
+                self._ends.append(_file_locks.begin(attached.fd))
+        elif hasattr(spec, "read"):
+            report = lambda what: self._report(where, what)  # noqa: E731
+            attached = self._start(BlockService(spec, where, report))
+        else:
+            raise DeviceError(f"{where}: {spec!r} is {_NO_BLOCK}")
+        return attached
+
+    def _attach(self, spec: Any, where: str, values: tuple[type, ...], none_of: str) -> Any:
+        """What it gives: one of `values`, whose descriptors are the guest's from now on."""
+        detach = getattr(spec, "detach", None)
+        try:
+            attached = spec.attach()
+        except DeviceError as error:
+            raise type(error)(f"{where}: {error}") from None
+        if detach is not None:
+            self._ends.append(detach)
+        if not isinstance(attached, values):
+            raise DeviceError(f"{where}: attach() gave {attached!r}, which is {none_of}")
+        try:
+            for fd in _descriptors(attached).values():
+                self._owned.append(FileIO(fd))
+        except (OSError, ValueError, TypeError):  # of FileIO, for numbers that are none
+            raise DeviceError(f"{where}: attach() gave {attached!r}: no such descriptor") from None
+        return attached
+
+    def _start(self, service: Service) -> Any:
+        self._owned.append(FileIO(service.spec.fd))
+        self._threads.append(service)
+        self._ends += [service.close_device, service.close]
+        service.start()
+        return service.spec
+
+    def _copy(self, fd: int, where: str) -> int:
+        """A descriptor of the wiring's own: the program may close the one it gave."""
+        if fd in self._given:
+            raise DeviceError(f"{where}: it is given twice")
+        self._given.add(fd)
+        copy = keep_descriptor(fd, where)
+        self._owned.append(FileIO(copy))
+        return copy
+
+
+def _call_all(functions: list[Callable[[], object]]) -> None:
+    """Call all of them, whatever one raises; then raise that, Ctrl-C before any other."""
+    first: BaseException | None = None
+    for function in functions:
+        try:
+            function()
+        except BaseException as error:
+            if first is None or (isinstance(first, Exception) and not isinstance(error, Exception)):
+                first = error
+    try:
+        if first is not None:
+            raise first
+    finally:
+        del first  # which holds this frame: a ring that would keep the devices for a while
+
+
+def _end_passt(link: socket.socket) -> None:
+    """`link` is a copy of the guest's end of its socket pair."""
+    from tender.host import passt
+
+    with link:
+        try:
+            link.shutdown(socket.SHUT_WR)  # it ends now, also where Ctrl-C ends the wait
+        except OSError:  # gone already
+            return
+        passt.wait_for_end(os.dup(link.fileno()))
+
+
+_file_locks = FileLocks()
+
+
+def _after_fork() -> None:
+    """In a forked child, whose copies would keep passt and a guest's other end from seeing ends."""
+    global _file_locks
+    _file_locks = FileLocks()
+    for each in list(_not_for_forks):
+        each.close()
+
+
+_not_for_forks: weakref.WeakSet[FileIO | socket.socket] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class _Reports:
+    """What is told of a guest's devices: each kind once per device, and KINDS_MAX of them.
+
+    A guest may be able to make trouble without end. A kind is the type and text of an exception.
+    """
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self._lock = threading.Lock()
+        self._told: dict[str, set[tuple[type, str]]] = {}
+
+    def __call__(self, device: str, what: BaseException | str) -> None:
+        """Tell it if it is new. What is raised by who is told is shown, and ends no thread."""
+        try:
+            kind = type(what), str(what)
+            with self._lock:
+                told = self._told.setdefault(device, set())
+                if kind in told or len(told) > KINDS_MAX:
+                    return
+                told.add(kind)
+                is_last = len(told) > KINDS_MAX
+            self._report(device, _LAST if is_last else what)
+        except Exception:
+            timers.show_exception()
+
+
+_LAST = f"more than {KINDS_MAX} kinds of trouble: no more will be told"
+_NO_NET = (
+    "none of Tap (or its name), Descriptor, UserNet, an object with attach(), "
+    "one with send(frame) or receive()"
+)
+_NO_BLOCK = (
+    "none of BlockFile (or a path), BlockMemory, BlockDescriptor, an object with attach(), "
+    "one with read(offset, length)"
+)
+
+
+def _renumbered(spec: Any, numbers: Mapping[int, int]) -> Any:
+    changes = {name: numbers[fd] for name, fd in _descriptors(spec).items()}
+    return replace(spec, **changes) if changes else spec
+
+
+def _descriptors(spec: Any) -> dict[str, int]:
+    """The open descriptors of a value, by field."""
+    found = {name: getattr(spec, name, None) for name in ("fd", "sync_fd")}
+    return {name: fd for name, fd in found.items() if type(fd) is not bool and isinstance(fd, int)}

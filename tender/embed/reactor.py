@@ -1,0 +1,212 @@
+"""The one thread of a program that waits for all its guests: consoles, switches, timers.
+
+The rule here: a callback runs on this thread and must not block; what may block (a device that a
+user has written) has a thread of its own. A guest's own thread never comes here. Source of how
+epoll and descriptors go together: Linux, epoll(7).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+
+from tender.embed.timers import Timer, Timers, show_exception
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+READ, WRITE = select.EPOLLIN, select.EPOLLOUT
+GONE = select.EPOLLHUP | select.EPOLLERR  # told without being asked for
+EVENTS_MAX = 256  # of one look; the others come with the next
+
+
+class Waiters:
+    """Who waits for something, each at a lock of its own. For use with the owner's lock held.
+
+    Not threading.Condition: that is Python, in which Ctrl-C may come between taking its lock and
+    the `with` that would let go of it, or while it does. A lock itself is safe in a `with`.
+    """
+
+    def __init__(self) -> None:
+        self._locks: list[threading.Lock] = []
+
+    def add(self) -> threading.Lock:
+        """What to `acquire` once the owner's lock is free: it is to be had after `wake`."""
+        lock = threading.Lock()
+        lock.acquire()
+        self._locks.append(lock)
+        return lock
+
+    def remove(self, lock: threading.Lock) -> None:
+        """It waits no longer."""
+        if lock in self._locks:
+            self._locks.remove(lock)
+
+    def wake(self) -> None:
+        for lock in self._locks:
+            if lock.locked():
+                lock.release()
+        self._locks.clear()
+
+
+class _Entry:
+    """A registered descriptor."""
+
+    __slots__ = ("callback", "since")
+
+    def __init__(self, callback: Callable[[int], object], since: int) -> None:
+        self.callback = callback
+        self.since = since
+
+
+class Reactor:
+    """An epoll set and a thread that serves it, a daemon that starts at the first use.
+
+    Every method may be called from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll.register(self._wake_fd, READ)
+        self._lock = threading.Lock()
+        self._idle = Waiters()  # for a callback to come back
+        self._entries: dict[int, _Entry] = {}
+        self._timers = Timers()
+        self._round = 0
+        self._busy: _Entry | None = None
+        self._thread: threading.Thread | None = None
+
+    def register(self, fd: int, events: int, callback: Callable[[int], object]) -> None:
+        """Call `callback(events)` whenever `fd` has any of `events` (READ, WRITE), or is GONE.
+
+        A callback that raises is reported, and its descriptor is not looked at any more.
+        Raises OSError: EEXIST if `fd` is registered, EPERM for a plain file, EBADF.
+        """
+        with self._lock:
+            # Before the first event can come: the thread must find the entry.
+            if fd in self._entries:
+                raise FileExistsError(f"descriptor {fd} is registered already")
+            self._entries[fd] = _Entry(callback, self._round)
+            try:
+                self._epoll.register(fd, events)
+            except BaseException:
+                del self._entries[fd]
+                raise
+            self._start()
+
+    def modify(self, fd: int, events: int) -> None:
+        """Wait for other events of a registered descriptor; one that is not is left so."""
+        with self._lock:
+            if fd in self._entries:
+                self._epoll.modify(fd, events)
+
+    def unregister(self, fd: int) -> None:
+        """Look at `fd` no more; it may be closed after this.
+
+        On return its callback does not run any more, unless this is called by the callback. So
+        no lock may be held here that the callback takes. An `fd` that is not registered is none
+        to complain about: its callback may have raised.
+        """
+        with self._lock:
+            entry = self._entries.get(fd)
+            if entry is None:
+                return
+            self._drop(fd, entry)
+            if self._busy is not entry or self.is_here():
+                return
+            back = self._idle.add()
+        back.acquire()
+
+    def _drop(self, fd: int, entry: _Entry) -> None:
+        if self._entries.get(fd) is entry:
+            del self._entries[fd]
+            try:
+                self._epoll.unregister(fd)
+            except OSError:  # closed already
+                pass
+
+    def call_soon(self, function: Callable[[], object]) -> Timer:
+        """Call `function` on the thread, after what it is doing."""
+        return self.call_later(0, function)
+
+    def call_later(self, seconds: float, function: Callable[[], object]) -> Timer:
+        """Call `function` after `seconds`; calls of one instant come in the order of asking."""
+        timer, is_first = self._timers.add(seconds, function)
+        with self._lock:
+            self._start()
+        if is_first and not self.is_here():
+            self._wake()
+        return timer
+
+    def is_here(self) -> bool:
+        """Whether this is the reactor's own thread, which must not wait for a callback."""
+        return self._thread is threading.current_thread()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="ptender I/O", daemon=True)
+            self._thread.start()
+
+    def _wake(self) -> None:
+        os.eventfd_write(self._wake_fd, 1)
+
+    def _run(self) -> None:
+        while True:
+            self._round += 1
+            ready = self._epoll.poll(self._timers.wait_s(), EVENTS_MAX)
+            for fd, events in ready:
+                if fd == self._wake_fd:
+                    os.eventfd_read(fd)
+                else:
+                    self._serve(fd, events)
+            self._timers.run()
+
+    def _serve(self, fd: int, events: int) -> None:
+        with self._lock:
+            entry = self._entries.get(fd)
+            # An event of this round may be of a descriptor that had the number before.
+            if entry is None or entry.since >= self._round:
+                return
+            self._busy = entry
+        try:
+            entry.callback(events)
+        except BaseException:
+            with self._lock:
+                self._drop(fd, entry)
+            show_exception()
+        finally:
+            with self._lock:
+                self._busy = None
+                self._idle.wake()
+
+    def _forget(self) -> None:
+        """In a forked child: its copies of the descriptors are closed, the thread is not here."""
+        self._epoll.close()
+        os.close(self._wake_fd)
+
+
+_lock = threading.Lock()
+_reactor: Reactor | None = None
+
+
+def reactor() -> Reactor:
+    """The program's reactor. A forked child gets one of its own when it asks."""
+    global _reactor
+    with _lock:
+        if _reactor is None:
+            _reactor = Reactor()
+        return _reactor
+
+
+def _after_fork() -> None:
+    global _lock, _reactor
+    _lock = threading.Lock()
+    if _reactor is not None:
+        _reactor._forget()
+        _reactor = None
+
+
+os.register_at_fork(after_in_child=_after_fork)

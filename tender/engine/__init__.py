@@ -1,0 +1,1 @@
+"""The fast path: engine.c, its Python side, and the network ring."""

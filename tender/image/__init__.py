@@ -1,0 +1,1 @@
+"""Images: read, checked, loaded, built."""

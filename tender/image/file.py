@@ -1,0 +1,113 @@
+"""The image as a file: opened, checked, and loaded into guest memory.
+
+The rule here: the file is read where it is needed and never whole; what it says is checked by
+tender/image/elf.py before a byte of it is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from tender.boot import layout
+from tender.errors import ImageError
+from tender.image import elf
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tender.image.elf import Image
+    from tender.memory import GuestMemory
+
+STEP = 1 << 20  # bytes read at a time
+
+
+class ImageFile:
+    """An open image: its descriptor and what its headers say."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fd = _open(path)
+        try:
+            self.image: Image = elf.parse(lambda offset, size: _pread(self._fd, offset, size))
+        except ImageError as error:
+            self.close()
+            raise type(error)(f"{path}: {error}") from None
+        except OSError as error:
+            self.close()
+            raise ImageError(f"{path}: {os.strerror(error.errno or 0)}") from None
+
+    def close(self) -> None:
+        """Close the file; its headers stay in `image`."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+    def load(self, memory: GuestMemory, check: Callable[[], None]) -> None:
+        """Copy the segments into guest memory and take away the rights they don't ask for.
+
+        `check` is called now and then, and may raise.
+        """
+        image = self.image
+        if image.entry >= memory.size:
+            raise self._too_large(f"its entry point is at {image.entry:#x}", memory)
+        for segment in image.segments:
+            if segment.end > memory.size:
+                raise self._too_large(f"it ends at {image.kernel_end:#x}", memory)
+            target = memory.writable(segment.vaddr, segment.filesz)
+            self._read_into(target, segment.offset, check)
+        for segment in image.segments:
+            # The host reads what the guest executes, and never executes it.
+            readable = segment.readable or segment.executable
+            memory.protect(segment.start, segment.end, readable=readable, writable=segment.writable)
+
+    def _read_into(self, target: memoryview, offset: int, check: Callable[[], None]) -> None:
+        done = 0
+        while done < len(target):
+            try:
+                count = os.preadv(self._fd, [target[done : done + STEP]], offset + done)
+            except OSError as error:
+                raise ImageError(f"{self.path}: {os.strerror(error.errno or 0)}") from None
+            check()
+            if not count:
+                raise ImageError(f"{self.path}: truncated: a segment passes its end")
+            done += count
+
+    def _too_large(self, why: str, memory: GuestMemory) -> ImageError:
+        need = max(self.image.kernel_end, self.image.entry) + layout.MIB
+        mem_mib = -(-need // layout.MEM_STEP) * layout.MEM_STEP // layout.MIB
+        if mem_mib * layout.MIB > layout.MEM_MAX:
+            return ImageError(f"{self.path}: does not fit into any guest's memory: {why}")
+        return ImageError(
+            f"{self.path}: does not fit into {memory.size // layout.MIB} MiB of guest memory: "
+            f"{why}; give it more: --mem={mem_mib}"
+        )
+
+
+def open_image(path: str | os.PathLike[str]) -> Image:
+    """What the image at `path` says of itself.
+
+    Raises ImageError if it is none that a tender can run.
+    """
+    file = ImageFile(os.fspath(path))
+    file.close()
+    return file.image
+
+
+def _open(path: str) -> int:
+    # Not blocking: a FIFO in the place of an image must not hang the command.
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (OSError, ValueError) as error:
+        reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
+        raise ImageError(f"{path}: Could not open: {reason}") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ImageError(f"{path}: not a regular file")
+    return fd
+
+
+def _pread(fd: int, offset: int, size: int) -> bytes:
+    # A header can name any 64-bit offset; the kernel takes 63 bits.
+    return os.pread(fd, size, offset) if offset < 1 << 63 else b""

@@ -1,0 +1,1 @@
+"""Looking at a guest: traces and core files."""

@@ -1,0 +1,219 @@
+"""A core file of a guest that aborted, for gdb.
+
+The rule here: the file has its name only when it is complete, and costs disk only for the memory
+that the guest touched. Sources: the ELF specification (core files), Linux's struct
+elf_prstatus and the registers in it (linux/elfcore.h; asm/user_64.h of x86, asm/ptrace.h of arm64),
+and Documentation/admin-guide/mm/pagemap.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from array import array
+
+from tender.boot.layout import PAGE_SIZE
+from tender.errors import ConfigError, GuestFault, HostError
+from tender.image.elf import EM_AARCH64, EM_X86_64, IDENT, PHDR, PT_LOAD, PT_NOTE
+from tender.sandbox.confine import open_as_anyone
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from tender.boot import aarch64, x86_64
+    from tender.memory import GuestMemory
+
+EHDR = struct.Struct("<16sHHIQQQIHHHHHH")
+ET_CORE, NT_PRSTATUS = 4, 1
+PRSTATUS_PID, PRSTATUS_REGISTERS, PRSTATUS_AFTER = 32, 112, 8
+REGISTER_ORDER = (
+    "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx",
+    "rsi", "rdi", "orig_rax", "rip", "cs", "rflags", "rsp", "ss", "fs_base", "gs_base",
+    "ds", "es", "fs", "gs",
+)  # fmt: skip
+
+PAGEMAP_PRESENT_OR_SWAPPED = 3 << 62
+NAMELESS = os.O_TMPFILE
+BATCH = 512  # pages looked up at a time
+MEMORY_OFFSET = PAGE_SIZE  # of guest memory in the file
+
+
+class Target:
+    """The place where a core will be written: opened at the start, used at an abort.
+
+    `fds` are the descriptors that it takes to write it, by what the policies in seccomp/ call them.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._base = f"core.solo5-hvt.{os.getpid()}"
+        self._partial: str | None = None  # the file's name until it is complete, where it has one
+        self.fds: dict[str, int] = {}
+        self.folder_fd = _open_folder(folder)
+        try:
+            # To root's descriptor the kernel would show where in the host's memory a page is.
+            self.fds["pagemap"] = open_as_anyone("/proc/self/pagemap")
+            self.fds["core"] = self._create()
+        except OSError as error:
+            self.close()
+            reason = os.strerror(error.errno or 0)
+            raise ConfigError(f"--dumpcore={folder}: cannot make a file there: {reason}") from None
+
+    def start_keeper(self) -> None:
+        """From here on, another process gives the file its name: this one will not be able to."""
+        from tender.observe import core_helper
+
+        self.fds["keeper"] = core_helper.start(self)
+        self._ask = core_helper.ask
+
+    def close(self) -> None:
+        """Close the folder and what is left of a file without a name."""
+        self.discard()
+        os.close(self.folder_fd)
+        while self.fds:
+            os.close(self.fds.popitem()[1])
+
+    def discard(self) -> None:
+        """Take away the name that the file has for now, if any."""
+        partial, self._partial = self._partial, None
+        if partial is not None:
+            os.unlink(partial, dir_fd=self.folder_fd)
+
+    def size(self, memory: GuestMemory) -> int:
+        """The length of the core file of a guest, in bytes."""
+        return MEMORY_OFFSET + memory.size
+
+    def write(self, memory: GuestMemory, state: Any, check: Callable[[], None]) -> str:
+        """Write the core of a guest, once; the path it got.
+
+        `check` is called now and then, and may raise; then there is no file.
+        """
+        try:
+            _write_core(self.fds["core"], self.fds["pagemap"], memory, state, check)
+            keeper = self.fds.get("keeper")
+            name = self.name_file() if keeper is None else self._ask(keeper)
+        except OSError as error:
+            raise HostError(f"dumpcore: {self._folder}", "write", error.errno or 0) from None
+        finally:
+            if "keeper" not in self.fds:
+                self.discard()
+        return os.path.join(self._folder, name)
+
+    def _create(self) -> int:
+        """A file without a name; where there are none (overlayfs), one with a hidden name."""
+        flags = os.O_WRONLY | os.O_CLOEXEC
+        try:
+            return os.open(".", flags | NAMELESS, 0o600, dir_fd=self.folder_fd)
+        except OSError:
+            partial = f".{self._base}.{os.urandom(4).hex()}"
+            flags |= os.O_CREAT | os.O_EXCL
+            fd = os.open(partial, flags, 0o600, dir_fd=self.folder_fd)
+            self._partial = partial
+            return fd
+
+    def name_file(self) -> str:
+        """Give the finished file a name that nothing has: one process can have several guests."""
+        source = self._partial or f"/proc/self/fd/{self.fds['core']}"
+        within = self.folder_fd
+        for number in range(100):
+            name = f"{self._base}.{number}" if number else self._base
+            try:
+                os.link(source, name, src_dir_fd=within, dst_dir_fd=within, follow_symlinks=True)
+            except FileExistsError:
+                continue
+            return name
+        raise OSError(errno.EEXIST, "")
+
+
+def _open_folder(folder: str) -> int:
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise ConfigError(f"--dumpcore={folder}: cannot open dir: {reason}") from None
+    if not os.access(folder, os.W_OK):
+        os.close(fd)
+        raise ConfigError(f"--dumpcore={folder}: dir not writable")
+    return fd
+
+
+def header(mem_bytes: int, state: Any) -> bytes:
+    """All of the core file that comes before the guest's memory."""
+    is_x86 = "rip" in state.registers
+    status = prstatus(_x86_registers(state) if is_x86 else _aarch64_registers(state))
+    note = struct.pack("<III8s", 5, len(status), NT_PRSTATUS, b"CORE") + status
+    machine = EM_X86_64 if is_x86 else EM_AARCH64
+    note_offset = EHDR.size + 2 * PHDR.size
+    ehdr = EHDR.pack(
+        IDENT, ET_CORE, machine, 1, 0, EHDR.size, 0, 0, EHDR.size, PHDR.size, 2, 0, 0, 0
+    )
+    notes = PHDR.pack(PT_NOTE, 0, note_offset, 0, 0, len(note), len(note), 4)
+    load = PHDR.pack(PT_LOAD, 7, MEMORY_OFFSET, 0, 0, mem_bytes, mem_bytes, PAGE_SIZE)
+    return ehdr + notes + load + note
+
+
+def prstatus(registers: list[int]) -> bytes:
+    """A struct elf_prstatus around the machine's registers."""
+    data = bytearray(PRSTATUS_REGISTERS + 8 * len(registers) + PRSTATUS_AFTER)
+    struct.pack_into("<i", data, PRSTATUS_PID, 1)
+    struct.pack_into(f"<{len(registers)}Q", data, PRSTATUS_REGISTERS, *registers)
+    return bytes(data)
+
+
+def _x86_registers(state: x86_64.State) -> list[int]:
+    values = {**state.registers, "orig_rax": (1 << 64) - 1}
+    for name in ("cs", "ss", "ds", "es", "fs", "gs"):
+        values[name] = state.segments[name].selector
+    values["fs_base"] = state.segments["fs"].base
+    values["gs_base"] = state.segments["gs"].base
+    return [values[name] for name in REGISTER_ORDER]
+
+
+def _aarch64_registers(state: aarch64.State) -> list[int]:
+    from tender.boot.aarch64 import GENERAL, stack_pointer
+
+    values = state.registers
+    names = (*GENERAL, stack_pointer(values["pstate"]), "pc", "pstate")
+    return [values[name] for name in names]
+
+
+def _write_core(
+    fd: int, pagemap: int, memory: GuestMemory, state: Any, check: Callable[[], None]
+) -> None:
+    os.ftruncate(fd, MEMORY_OFFSET + memory.size)
+    _pwrite(fd, memoryview(header(memory.size, state)), 0)
+    for start, end in touched(memory, pagemap):
+        check()
+        try:
+            data = memory.readable(start, end - start)
+        except GuestFault:  # pages that the image lets nobody read
+            continue
+        _pwrite(fd, data, MEMORY_OFFSET + start)
+
+
+def _pwrite(fd: int, data: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(fd, data[done:], offset + done)
+
+
+def touched(memory: GuestMemory, pagemap: int) -> Iterator[tuple[int, int]]:
+    """The runs of pages [start, end) that the kernel holds for the guest, swapped out or not.
+
+    `pagemap` is a descriptor of /proc/self/pagemap.
+    """
+    first = memory.base // PAGE_SIZE
+    for batch in range(0, memory.size // PAGE_SIZE, BATCH):
+        pages = array("Q", os.pread(pagemap, BATCH * 8, (first + batch) * 8))
+        start = None
+        for index, flags in enumerate(pages):
+            if flags & PAGEMAP_PRESENT_OR_SWAPPED:
+                start = index if start is None else start
+            elif start is not None:
+                yield (batch + start) * PAGE_SIZE, (batch + index) * PAGE_SIZE
+                start = None
+        if start is not None:
+            yield (batch + start) * PAGE_SIZE, (batch + len(pages)) * PAGE_SIZE

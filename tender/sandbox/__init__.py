@@ -1,0 +1,1 @@
+"""What a tender gives away before its guest runs."""

@@ -1,0 +1,138 @@
+"""A policy's text -> rules of a system call filter. Pure.
+
+The rule here: a policy is a list of system calls; what is not in it ends the process. One entry a
+line, written as the call would be in C, with its reason:
+
+    ioctl(@vcpu, KVM_RUN)    -- let the guest run
+
+An argument is `_` (any value), a number or a constant of the kernel's headers (several with `|`),
+`!FLAG` (without these bits), `<=N`, or `@name`: one of the descriptors that the tender holds under
+that name; an entry whose descriptors the tender does not hold allows nothing. Arguments that are
+not named may be anything. The kernel takes an int from the lower half of a register, so that is
+what is compared; `0L` compares the whole of it.
+"""
+
+from __future__ import annotations
+
+from tender.dataclass import dataclass
+from tender.errors import TenderError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    Held = Mapping[str, Sequence[int]]
+    Constant = Callable[[str], int]
+
+INT = 0xFFFFFFFF
+LONG = 0xFFFFFFFFFFFFFFFF
+LE, MASKED_EQ = 3, 7  # enum scmp_compare of libseccomp
+DIGITS = "0123456789"
+
+
+class PolicyError(TenderError):
+    """A file in seccomp/ is not written as it should be: our mistake."""
+
+
+@dataclass
+class Entry:
+    """A line of a policy: the call, its arguments as they are written, and why it is there."""
+
+    call: str
+    arguments: tuple[str, ...]
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.call}({', '.join(self.arguments)})"
+
+    @property
+    def names(self) -> list[str]:
+        """Which of the tender's descriptors it is about."""
+        return [word[1:] for word in self.arguments if word.startswith("@")]
+
+
+@dataclass
+class Compare:
+    """One argument: `value` is what the bits in `mask` must be (MASKED_EQ), or its limit (LE)."""
+
+    argument: int
+    op: int
+    mask: int
+    value: int
+
+    def holds(self, value: int) -> bool:
+        """Whether a system call's argument (64 bits) satisfies it."""
+        value &= LONG
+        return value <= self.value if self.op == LE else value & self.mask == self.value
+
+
+@dataclass
+class Rule:
+    """A system call that is allowed where all of its arguments hold."""
+
+    call: str
+    compares: tuple[Compare, ...]
+    entry: Entry
+
+    def allows(self, call: str, arguments: Sequence[int]) -> bool:
+        """Whether a call with these arguments is one that it is about."""
+        return call == self.call and all(
+            each.holds(arguments[each.argument]) for each in self.compares
+        )
+
+
+def parse(text: str) -> list[Entry]:
+    """The entries of one policy file."""
+    return [_entry(line) for line in text.splitlines() if line.strip() and line[0] != "#"]
+
+
+def _entry(line: str) -> Entry:
+    call, parenthesis, rest = line.partition("(")
+    arguments, end, rest = rest.partition(")")
+    blank, dashes, reason = rest.partition("--")
+    if not (parenthesis and end and dashes and reason.strip()) or blank.strip():
+        raise PolicyError(f"policy: no CALL(ARGUMENTS) -- REASON: {line}")
+    words = tuple(word.strip() for word in arguments.split(",")) if arguments.strip() else ()
+    return Entry(call.strip(), words, reason.strip())
+
+
+def expand(entries: Iterable[Entry], held: Held, constant: Constant) -> list[Rule]:
+    """The rules for a tender that holds these descriptors; `constant` knows the kernel's names."""
+    rules = []
+    for entry in entries:
+        choices: list[tuple[Compare, ...]] = [()]
+        for index, word in enumerate(entry.arguments):
+            wanted = _compares(index, word, held, constant)
+            choices = [(*before, *each) for before in choices for each in wanted]
+        rules += [Rule(entry.call, compares, entry) for compares in choices]
+    return rules
+
+
+def _compares(index: int, word: str, held: Held, constant: Constant) -> list[tuple[Compare, ...]]:
+    """The ways in which one argument can be right."""
+    if word == "_":
+        return [()]
+    if word[0] == "@":
+        return [(Compare(index, MASKED_EQ, INT, fd),) for fd in held.get(word[1:], ())]
+    if word[0] == "!":
+        return [(Compare(index, MASKED_EQ, _number(word[1:], constant), 0),)]
+    if word[:2] == "<=":
+        return [(Compare(index, LE, _number(word[2:], constant), _number(word[2:], constant)),)]
+    mask = LONG if word[-1] == "L" and word[0] in DIGITS else INT
+    return [
+        (
+            Compare(
+                index,
+                MASKED_EQ,
+                mask,
+                _number(word.removesuffix("L") if mask == LONG else word, constant) & mask,
+            ),
+        )
+    ]
+
+
+def _number(text: str, constant: Constant) -> int:
+    value = 0
+    for name in text.split("|"):
+        value |= int(name, 0) if name[0] in DIGITS or name[0] == "-" else constant(name)
+    return value

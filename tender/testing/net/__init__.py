@@ -1,0 +1,1 @@
+"""The network of a test: a switch, its ports, hosts and packets."""

@@ -1,0 +1,68 @@
+"""When things happen on a switch: in real time.
+
+The rule here: all that belongs to a switch is touched with `lock` held, by whatever thread; who
+waits lets go of it. `tender/testing/net/virtual.py` has the same face for virtual time.
+"""
+
+from __future__ import annotations
+
+import threading
+from time import monotonic_ns, time_ns
+
+from tender.embed.reactor import reactor
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Protocol
+
+    class Timeline(Protocol):
+        """Nanoseconds since the switch was made, and what is to happen then."""
+
+        virtual: bool
+        start_ns: int  # since the epoch
+        lock: threading.RLock
+
+        def now_ns(self) -> int: ...
+        def call_at(self, when_ns: int, function: Callable[[], object]) -> None: ...
+        def notify(self) -> None: ...
+        def wait(self, predicate: Callable[[], object], timeout_s: float) -> bool: ...
+        def close(self) -> None: ...
+
+
+class RealTime:
+    """The host's clock; what is due is done on the reactor's thread."""
+
+    virtual = False
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self._changed = threading.Condition(self.lock)
+        self._begun_ns = monotonic_ns()
+        self._closed = False
+        self.start_ns = time_ns()
+
+    def now_ns(self) -> int:
+        return monotonic_ns() - self._begun_ns
+
+    def call_at(self, when_ns: int, function: Callable[[], object]) -> None:
+        reactor().call_later((when_ns - self.now_ns()) / 1e9, lambda: self._call(function))
+
+    def _call(self, function: Callable[[], object]) -> None:
+        with self.lock:
+            if not self._closed:
+                function()
+
+    def notify(self) -> None:
+        """Something has come in: whoever waits looks again."""
+        self._changed.notify_all()
+
+    def wait(self, predicate: Callable[[], object], timeout_s: float) -> bool:
+        """Wait until `predicate` is true; False after `timeout_s` seconds."""
+        with self._changed:
+            return bool(self._changed.wait_for(predicate, timeout_s))
+
+    def close(self) -> None:
+        with self.lock:
+            self._closed = True
+            self.notify()
