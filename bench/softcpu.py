@@ -18,8 +18,10 @@ from pathlib import Path
 from bench.place import Place, Unavailable
 from bench.results import Result, Target
 from bench.rows import Row
-from tender import Guest
+from tender import machine
+from tender.config import Config
 from tender.errors import TenderError
+from tender.stop import Stop
 
 ROUNDS = 5
 SOURCE = """\
@@ -67,18 +69,11 @@ def build(folder: Path) -> Path:
 
 def seconds(kernel: Path, cpu: str, letter: str, count: int, console: int) -> float:
     # In this process, whose CPU time is taken.
-    guest = Guest(
-        kernel,
-        letter,
-        str(count),
-        mem_mib=8,
-        console=console,
-        cpu=cpu,
-        in_process=True,
-        warn=lambda _: None,
+    config = Config(
+        str(kernel), (letter, str(count)), mem_bytes=8 << 20, console_fd=console, cpu=cpu
     )
     start = time.process_time()
-    outcome = guest.run()
+    outcome = machine.run(config, Stop(), lambda _: None)
     if outcome.reason != "halted" or outcome.status:
         raise SystemExit(f"{cpu}: the guest did not end well: {outcome}")
     return time.process_time() - start

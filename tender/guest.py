@@ -2,7 +2,7 @@
 
 The rule here: a guest is described when it is made, and nothing of the host is touched before it
 is started; after it has ended nothing of it is left. It runs in a child process of its own
-(tender/embed/process.py), or in this one if the program wants that (tender/embed/inprocess.py).
+(tender/embed/process.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from tender.boot import layout
 from tender.dataclass import replace
 from tender.embed import process, protocol, timers, validation
 from tender.embed.devices import Wiring
-from tender.embed.inprocess import InProcess
 from tender.embed.process import Process
 from tender.errors import HostError
 
@@ -25,7 +24,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop, Future
     from collections.abc import Callable, Mapping
-    from typing import TypeVar
 
     from typing_extensions import Self
 
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
     from tender.embed.console import Console, Sink
     from tender.embed.devices import BlockSpec, NetSpec
     from tender.machine import Outcome
-
-    T = TypeVar("T")
 
 KICK_EVERY_S = 0.01  # of a guest that is asked to end, until it has
 LOOK_EVERY_S = 0.5  # of who waits
@@ -59,7 +55,7 @@ class Guest:
 
     The guest has a process of its own, with a sandbox: `sandbox` is "on", "require" (a layer that
     this machine can't give is an error) or "off", and `user` is who it runs as where the program
-    is root's. `in_process` runs it on a thread of this program instead, without a sandbox.
+    is root's.
 
     All methods may be called from any thread, but for those of the guest itself: what is called
     by its devices, its console or `warn` can't wait for its end (RuntimeError).
@@ -83,7 +79,6 @@ class Guest:
         deadline: float | None = None,
         sandbox: str = "on",
         user: str | int | None = None,
-        in_process: bool = False,
     ) -> None:
         self.config = validation.build_config(
             kernel,
@@ -98,17 +93,12 @@ class Guest:
             sandbox=sandbox,
             user=user,
         )
-        if in_process:
-            self.config = replace(self.config, sandbox="off")
-        self.in_process = in_process
         self.deadline = validation.seconds("deadline", deadline)
         self._warn = _guarded(validation.warn(warn) or _to_stderr)
         self._devices = validation.devices("net", net), validation.devices("block", block), console
         self._wiring: Wiring | None = None
         self._program = os.getpid()
-        self._way: Process | InProcess = (InProcess if in_process else Process)(
-            self._warn, self._has_ended
-        )
+        self._process = Process(self._warn, self._has_ended)
         self._starter = 0  # the thread that starts it, while it does
         self._settler = 0  # and the one that takes in what is left of it
         self._begun = self._ended = False
@@ -136,18 +126,18 @@ class Guest:
     @property
     def pid(self) -> int | None:
         """The process that it runs in, or ran in."""
-        return self._way.pid
+        return self._process.pid
 
     @property
     def layers(self) -> tuple[str, ...]:
         """What its sandbox consists of, in the words of `ptender -v`; empty before it runs."""
-        return self._way.layers
+        return self._process.layers
 
     @property
     def missing_layers(self) -> tuple[str, ...]:
         """The layers of the sandbox that this machine can't give, each with its reason, as
         "namespaces: Operation not permitted". With sandbox="require" they are an error instead."""
-        return self._way.missing_layers
+        return self._process.missing_layers
 
     @property
     def console(self) -> Console:
@@ -177,14 +167,12 @@ class Guest:
 
     def run(self) -> Outcome:
         """Start it and wait for its end. Another thread can call `stop`."""
-        if self.in_process:
-            return self._run_here()
         self._check_not_begun()
         try:
             self.start()
             return self.wait()
         except BaseException:
-            self._way.kill()
+            self._process.kill()
             raise
 
     def wait(self, timeout: float | None = None) -> Outcome:
@@ -200,11 +188,11 @@ class Guest:
     def stop(self, grace: float = GRACE_S) -> Outcome:
         """End it, if it has not ended by itself, and say how it ended.
 
-        One that does not end within `grace` seconds is killed (not one in this process).
+        One that does not end within `grace` seconds is killed.
         """
         self._check_waiting()
         patience = _patience(grace)
-        self._way.ask_to_end()
+        self._process.ask_to_end()
         while not self._wait(KICK_EVERY_S):
             self._press(patience)
         return self._result()
@@ -212,7 +200,7 @@ class Guest:
     def kill(self) -> Outcome:
         """End its process at once, whatever it is doing, and say how it ended."""
         self._check_begun()
-        self._way.kill()
+        self._process.kill()
         self._check_waiting()
         self._wait(None)
         return self._result()
@@ -226,8 +214,8 @@ class Guest:
         try:
             self.stop()
         except BaseException as error:
-            if not isinstance(error, Exception) and not self.in_process:
-                self._way.kill()  # Ctrl-C once more
+            if not isinstance(error, Exception):
+                self._process.kill()  # Ctrl-C once more
             if exc_type is None:  # else the error of the with block is the one to see
                 raise
 
@@ -277,8 +265,8 @@ class Guest:
         try:
             await self.stop_async()
         except BaseException as error:
-            if not isinstance(error, Exception) and not self.in_process:
-                self._way.kill()
+            if not isinstance(error, Exception):
+                self._process.kill()
             if exc_type is None:
                 raise
 
@@ -286,10 +274,10 @@ class Guest:
 
     def _press(self, patience: float) -> None:
         """Ask it to end once more, or kill it where `patience` (time.monotonic()) is over."""
-        if monotonic() < patience or self.in_process:
-            self._way.ask_to_end()
+        if monotonic() < patience:
+            self._process.ask_to_end()
         else:
-            self._way.kill()
+            self._process.kill()
 
     def _start_beside(self) -> None:
         """Start it on another thread, and wait for that.
@@ -320,14 +308,14 @@ class Guest:
             raise errors[0]
 
     def _start(self) -> None:
-        self._begin(self._launch)
-        if not self._way.started:
+        self._begin()
+        if not self._process.started:
             self._wait(None)
             if self._error is not None:
                 raise self._error
 
-    def _begin(self, launch: Callable[[], T]) -> T:
-        """Start it, once, as `launch` does; gives what that gives."""
+    def _begin(self) -> None:
+        """Start its process, once."""
         with self._settling:
             self._check_not_begun()
             self._program = os.getpid()
@@ -336,7 +324,7 @@ class Guest:
             self._launching.acquire()
             self._begun = True
         try:
-            return launch()
+            self._launch()
         except BaseException as error:
             self._failed(error)
             raise
@@ -344,19 +332,9 @@ class Guest:
             self._starter = 0
             self._launching.release()
 
-    def _prepare(self) -> tuple[Config, Wiring]:
-        """Open the program's side of its devices; what it is to run, its devices still unsaid."""
+    def _launch(self) -> None:
         config = replace(self.config, cpu=accel.choice(self.config))
         self._wiring = wiring = Wiring(*self._devices, self._report)
-        if self.in_process:
-            self._warn("in_process=True: this guest has no sandbox and no process of its own")
-        return config, wiring
-
-    def _launch(self) -> None:
-        config, wiring = self._prepare()
-        if isinstance(self._way, InProcess):
-            self._way.start(_wired(config, wiring), self.deadline)
-            return
         here = _current_folder()
         try:
             descriptors = list(dict.fromkeys([here, *wiring.descriptors]))
@@ -364,26 +342,19 @@ class Guest:
             net, block, console_fd = wiring.with_descriptors(numbers)
             config = replace(config, net=net, block=block, console_fd=console_fd)
             job = protocol.pack_job(config, len(descriptors))
-            self._way.start(job, descriptors, _request(config), self.deadline)
+            self._process.start(job, descriptors, _request(config), self.deadline)
         finally:
             os.close(here)
             wiring.handed_over()
 
-    def _run_here(self) -> Outcome:
-        assert isinstance(self._way, InProcess)
-        config = self._begin(lambda: _wired(*self._prepare()))
-        self._way.run(config, self.deadline)
-        self._wait(None)
-        return self._result()
-
     def _failed(self, error: BaseException) -> None:
         """It has not come as far as to have a process."""
-        if self._way.pid is None or self.in_process:
+        if self._process.pid is None:
             self._error = error
             self._has_ended()
 
     def _has_ended(self) -> None:
-        """Called when its process or thread has ended, by a thread that must not wait."""
+        """Called when its process has ended, by a thread that must not wait."""
         if not process.program_ends():
             try:
                 threading.Thread(target=self._settle, name="ptender end", daemon=True).start()
@@ -415,7 +386,7 @@ class Guest:
         if self._error is not None:
             return "it could not start"
         try:
-            outcome = self._way.outcome()
+            outcome = self._process.outcome()
         except BaseException as error:
             self._error = error
             return "it could not start"
@@ -461,8 +432,6 @@ class Guest:
     def _is_its_own_thread(self) -> bool:
         if process.on_monitor() or threading.get_ident() in (self._starter, self._settler):
             return True
-        if isinstance(self._way, InProcess) and self._way.is_here():
-            return True
         return self._wiring is not None and self._wiring.serves_here()
 
     def _result(self) -> Outcome:
@@ -499,10 +468,6 @@ def _current_folder() -> int:
         return os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise HostError("the current folder", "open", error.errno or 0) from None
-
-
-def _wired(config: Config, wiring: Wiring) -> Config:
-    return replace(config, net=wiring.net, block=wiring.block, console_fd=wiring.console_fd)
 
 
 def _request(config: Config) -> bytes:

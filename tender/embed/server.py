@@ -215,7 +215,7 @@ def _start(asked: int, told: int) -> subprocess.Popen[bytes]:
     if not sys.executable or getattr(sys, "frozen", False):
         raise HostError(
             "cannot start a process for the guest: this program has no Python interpreter of its "
-            "own; in_process=True runs it in this process"
+            "own"
         )
     program = os.pidfd_open(os.getpid())
     numbers: list[int] = []

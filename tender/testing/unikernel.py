@@ -51,7 +51,6 @@ if TYPE_CHECKING:
         deadline: float | None
         sandbox: str
         user: str | int | None
-        in_process: bool
 
 
 LOOK_EVERY_S = 0.02
@@ -280,7 +279,7 @@ class Unikernel(Guest):
         """End the guest at once, as a power cut does: nothing in it or its tender is asked."""
         self._rest()
         try:
-            return self.stop() if self.in_process else self.kill()
+            return self.kill()
         finally:
             self._rest()
 

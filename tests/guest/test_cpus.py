@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from tender import Guest, VirtualTime, accel
-from tender.errors import HostError
 from tests.guest.conftest import PTENDER, Build, Run
 
 pytest.importorskip("unicorn", reason="the software CPU needs unicorn")
@@ -30,6 +29,22 @@ def run(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if key != "PTENDER_CPU"}
     settings = {"env": environment | options.pop("env", {}), "capture_output": True, "text": True}
     return subprocess.run([PTENDER, *map(str, words)], timeout=100, **(settings | options))
+
+
+def command(change: str, *words: object) -> subprocess.CompletedProcess[str]:
+    """The command, after a change of its modules."""
+    code = (
+        "import os, sys; from tender import accel; from tender.cpu import soft; "
+        f"from tender.cli import main; {change}; os._exit(main.main(['ptender', *sys.argv[1:]]))"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PTENDER_CPU"}
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=100,
+    )
 
 
 # Where there is no KVM, no device at all, no network and no root.
@@ -169,36 +184,21 @@ def test_auto_prefers_software_to_a_kvm_that_emulates(guest: Build) -> None:
 @pytest.mark.skipif(not accel.emulated(), reason="this machine's KVM runs guests in hardware")
 @pytest.mark.parametrize(("name", "word", "status"), [("fp", "", 0), ("exception", "int3", 255)])
 def test_a_guest_that_kvm_cannot_emulate_moves(
-    guest: Build, monkeypatch: pytest.MonkeyPatch, name: str, word: str, status: int
+    guest: Build, name: str, word: str, status: int
 ) -> None:
-    monkeypatch.delenv("PTENDER_CPU", raising=False)
-    monkeypatch.setattr(accel, "emulated", lambda: False)
-    warnings: list[str] = []
-    reader, writer = os.pipe()
-    outcome = Guest(
-        guest(name), word, mem_mib=8, console=writer, warn=warnings.append, in_process=True
-    ).run()
-    os.close(writer)
-    with open(reader) as output:
-        said = output.read()
-    assert (outcome.reason, outcome.status) == ("halted", status)
-    assert len(warnings) == 2, "the first says that there is no sandbox"
-    assert re.match(r"KVM: internal error exit: .*rip=0x1.*instruction=.*; going on", warnings[1])
-    assert "SUCCESS" in said or "trap #BP" in said
+    done = command("accel.emulated = lambda: False", "--sandbox=off", "--mem=8", guest(name), word)
+    assert done.returncode == status
+    assert re.search(
+        r"KVM: internal error exit: .*rip=0x1.*instruction=.*; going on", done.stderr
+    ), done
+    assert "SUCCESS" in done.stdout or "trap #BP" in done.stdout
 
 
 @needs_kvm
 @pytest.mark.skipif(not accel.emulated(), reason="this machine's KVM runs guests in hardware")
 def test_a_guest_behind_the_door_does_not_move(guest: Build) -> None:
     """No library can be loaded there any more: the line says what would run it."""
-    code = (
-        "import os; from tender import accel; from tender.cli import main; "
-        "accel.emulated = lambda: False; "
-        f"os._exit(main.main(['ptender', '--mem=8', {str(guest('fp'))!r}]))"
-    )
-    environment = {key: value for key, value in os.environ.items() if key != "PTENDER_CPU"}
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    done = command("accel.emulated = lambda: False", "--mem=8", guest("fp"))
     assert done.returncode == 1
     assert re.fullmatch(
         r"ptender: KVM: internal error exit: [^\n]* \(--cpu=soft may run it\)\n", done.stderr
@@ -340,15 +340,10 @@ def test_words_that_name_no_cpu(word: str) -> None:
     assert f"'{word}' is none of auto, kvm, soft" in done.stderr
 
 
-def test_errors_of_the_software_cpu_reach_the_program(
-    monkeypatch: pytest.MonkeyPatch, guest: Build
-) -> None:
-    from tender.cpu import soft
-
-    monkeypatch.setattr(soft, "_loaded", False)
-    monkeypatch.setattr(soft, "library", lambda: "/nonexistent")
-    with pytest.raises(HostError, match="pip install"):
-        Guest(guest("exit"), "0", cpu="soft", in_process=True).run()
+def test_a_library_of_the_software_cpu_that_cannot_be_loaded(guest: Build) -> None:
+    done = command("soft.library = lambda: '/nonexistent'", "--cpu=soft", guest("exit"), "0")
+    assert done.returncode == 1
+    assert re.fullmatch(r"ptender: [^\n]*pip install[^\n]*\n", done.stderr), done
 
 
 def test_the_fixture_knows_both(ptender: Run, cpu: str) -> None:

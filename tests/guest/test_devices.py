@@ -223,11 +223,9 @@ class Disk:
             raise self.error
 
 
-@pytest.mark.parametrize("in_process", [False, True])
-def test_a_disk_in_python(guest: Build, in_process: bool) -> None:
+def test_a_disk_in_python(guest: Build) -> None:
     disk = Disk()
-    options = {"in_process": in_process, "warn": str}
-    outcome, text = run(guest("block"), block={"storage": disk}, **options)
+    outcome, text = run(guest("block"), block={"storage": disk})
     assert (outcome.status, "SUCCESS" in text) == (0, True)
     assert disk.content.count(0) < 6000
     assert outcome.stats["block:storage"]["bytes"] == 16384
@@ -304,11 +302,9 @@ class Pinger:
         return ping_frame(frame[6:12], self.left)
 
 
-@pytest.mark.parametrize("in_process", [False, True])
-def test_a_network_in_python(guest: Build, in_process: bool) -> None:
+def test_a_network_in_python(guest: Build) -> None:
     net = Pinger(100)
-    options: Any = {"in_process": in_process, "warn": str}
-    with made(guest("ping"), "--limit=100", net={"service": net}, **options) as running:
+    with made(guest("ping"), "--limit=100", net={"service": net}) as running:
         assert net.done.wait(LONG)
         assert running.wait(LONG).status == 0
     assert "answered 100 pings" in running.console.text

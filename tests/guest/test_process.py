@@ -726,24 +726,6 @@ def test_a_bug_shows_where_it_is(guest: Build, mark: str, monkeypatch: pytest.Mo
         hostile(monkeypatch, "1 / 0", guest("exit")).start()
 
 
-# In this process.
-
-
-def test_in_process(guest: Build) -> None:
-    told: list[str] = []
-    running = Guest(guest("loop"), mem_mib=8, in_process=True, warn=told.append)
-    with running:
-        assert running.pid == os.getpid()
-        with pytest.raises(RuntimeError, match="use stop"):
-            running.kill()
-        assert running.stop().reason == "stopped"
-    assert told == ["in_process=True: this guest has no sandbox and no process of its own"]
-    late = Guest(guest("loop"), mem_mib=8, in_process=True, warn=told.append, deadline=0.2)
-    assert late.run().reason == "deadline"
-    with pytest.raises(TenderError, match="Could not open"):
-        Guest("/nonexistent.hvt", in_process=True, warn=told.append).start()
-
-
 def test_a_pidfd_outlives_its_process(guest: Build) -> None:
     """What is signalled after the end is nobody else's process."""
     running = Guest(guest("exit"), "0", mem_mib=8).start()
