@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tender.guest import Guest as Guest
     from tender.image.elf import Image as Image
     from tender.image.file import open_image as open_image
-    from tender.machine import Outcome as Outcome
+    from tender.outcome import Outcome as Outcome
 
 _HOMES = {
     "BlockDescriptor": "tender.config",
@@ -33,7 +33,7 @@ _HOMES = {
     "Guest": "tender.guest",
     "GuestEnded": "tender.errors",
     "Image": "tender.image.elf",
-    "Outcome": "tender.machine",
+    "Outcome": "tender.outcome",
     "Tap": "tender.config",
     "TenderError": "tender.errors",
     "UserNet": "tender.config",

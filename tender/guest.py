@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tender.config import Config, VirtualTime
     from tender.embed.console import Console, Sink
     from tender.embed.devices import BlockSpec, NetSpec
-    from tender.machine import Outcome
+    from tender.outcome import Outcome
 
 KICK_EVERY_S = 0.01  # of a guest that is asked to end, until it has
 LOOK_EVERY_S = 0.5  # of who waits

@@ -15,32 +15,32 @@ from tender.boot import bootinfo, layout
 from tender.cleanup import Cleanup
 from tender.clock import HostClock, VirtualClock
 from tender.config import Descriptor, assign, check_all_attached, usable_memory
-from tender.dataclass import dataclass, replace
+from tender.dataclass import replace
 from tender.errors import (
     EXIT_FAILURE,
     GuestFault,
     HostError,
     NotEmulated,
-    TenderError,
 )
 from tender.hypercalls import Dispatcher
 from tender.image.elf import EM_AARCH64
 from tender.image.file import ImageFile
 from tender.image.manifest import Attached, encode
 from tender.memory import GuestMemory
-from tender.modules import block, counters_dict, keep_descriptors, net
+from tender.modules import block, counters_value, keep_descriptors, net
 from tender.modules.block import Block
 from tender.modules.console import Console
 from tender.modules.net import Net
 from tender.modules.poll import Poll
 from tender.modules.time import Time
+from tender.outcome import NetCounters, Outcome, Statistics
 from tender.sandbox.fdtable import Plan, held_as
 from tender.stop import Stopped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any, Literal, TypeAlias
+    from typing import Any
 
     from tender.accel import Warm
     from tender.config import Config
@@ -56,35 +56,6 @@ if TYPE_CHECKING:
     from tender.rendezvous import Rendezvous
     from tender.sandbox.sandbox import Door
     from tender.stop import Stop
-
-    Reason: TypeAlias = Literal[
-        "halted", "stopped", "fault", "host", "deadline", "killed", "sandbox"
-    ]
-
-
-@dataclass
-class Outcome:
-    """How a guest ended.
-
-    `reason` is "halted" (by itself, with `status`; 255: it aborted), "stopped" (asked to, by a
-    program or by the signal `signo`), "fault" (it did what no guest may: `error` is a GuestFault)
-    or "host" (the host could not go on: `error` is a HostError). A guest of a program has three
-    more: "deadline" (it took longer than it may), "killed" (its process was, by `signo`) and
-    "sandbox" (its process did what the sandbox does not allow: `error` is a SandboxViolation).
-
-    `status` is what the command would end with. `trap` has the registers of a CPU exception
-    (cr2, ec, rip, cs, rflags, rsp, ss), where the guest tells; `core` is the path of the core
-    file that was written. `stats` counts what each device did ("console", "poll",
-    "block:NAME", "net:NAME:received", "net:NAME:sent"): calls, bytes, errors, drops.
-    """
-
-    reason: Reason
-    status: int
-    signo: int = 0
-    error: TenderError | None = None
-    trap: dict[str, int] | None = None
-    core: str | None = None
-    stats: dict[str, dict[str, int]] = {}  # noqa: RUF012 - never written to
 
 
 class Machine:
@@ -355,14 +326,16 @@ class Machine:
             self._warn(str(error))
             return None
 
-    def _stats(self) -> dict[str, dict[str, int]]:
-        cells = {"console": self.console.counters, "poll": self.poll.counters}
-        for device in self.block.devices.values():
-            cells[f"block:{device.name}"] = device.counters
-        for port in self.net.devices.values():
-            cells[f"net:{port.name}:received"] = port.received
-            cells[f"net:{port.name}:sent"] = port.sent
-        return {name: counters_dict(cell) for name, cell in cells.items()}
+    def _stats(self) -> Statistics:
+        return Statistics(
+            counters_value(self.console.counters),
+            counters_value(self.poll.counters),
+            {disk.name: counters_value(disk.counters) for disk in self.block.devices.values()},
+            {
+                port.name: NetCounters(counters_value(port.received), counters_value(port.sent))
+                for port in self.net.devices.values()
+            },
+        )
 
 
 def run(

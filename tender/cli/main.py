@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tender.cli.options import CommandLine
     from tender.config import Config
-    from tender.machine import Outcome
+    from tender.outcome import Outcome
     from tender.sandbox.sandbox import Door
 
 SIGINT = 2
@@ -156,8 +156,10 @@ def _report(program: str, verbose: bool, outcome: Outcome) -> int:
         _say(program, f"dumpcore: dumped guest core to: {outcome.core}")
     if verbose:
         _say(program, f"guest {outcome.reason}, status {outcome.status}")
-        for device, counters in outcome.stats.items():
-            numbers = ", ".join(f"{value} {name}" for name, value in counters.items() if value)
+        for device, counters in outcome.stats.rows():
+            numbers = ", ".join(
+                f"{value} {name}" for name, value in counters.__dict__.items() if value
+            )
             _say(program, f"  {device}: {numbers or 'not used'}")
     return outcome.status
 

@@ -25,7 +25,7 @@ from tender.stop import Stop, end_with, on_termination_signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from tender.machine import Outcome
+    from tender.outcome import Outcome
     from tender.sandbox.sandbox import Door
 
 REHEARSAL_BYTES = 8 << 20

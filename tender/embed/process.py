@@ -19,7 +19,7 @@ from tender.embed.monitor import Monitor
 from tender.embed.protocol import MESSAGE_MAX, Malformed
 from tender.embed.server import Gone, Server, surroundings
 from tender.errors import EXIT_FAILURE, HostError, SandboxViolation, TenderError
-from tender.machine import Outcome
+from tender.outcome import Outcome
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -17,17 +17,19 @@ import struct
 from tender import config as conf
 from tender import errors
 from tender.errors import TenderError
+from tender.outcome import Counters, NetCounters, Statistics
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
     from tender.config import Config
-    from tender.machine import Outcome
+    from tender.outcome import Outcome
 
 MESSAGE_MAX = 1 << 16  # bytes
 TEXT_MAX = 4000  # letters of an error or a warning
 LAYERS_MAX = 16  # of a sandbox; there are fewer
+DEVICES_MAX = 64  # of one kind: a manifest has no more entries
 FIRST_FD = 128  # the number of a job's first descriptor in the child
 FDS_PER_MESSAGE = 250  # Linux takes 253 (SCM_MAX_FD)
 
@@ -185,6 +187,7 @@ def pack_outcome(outcome: Outcome) -> bytes:
     """The message that says how the guest ended."""
     value = dict(outcome.__dict__)
     value["error"] = pack_error(outcome.error) if outcome.error else None
+    value["stats"] = _values(outcome.stats)
     return pack("outcome", value)
 
 
@@ -269,8 +272,39 @@ def _outcome(value: Any) -> dict[str, Any]:
         "error": None if error is None else _error(error),
         "trap": None if trap is None else _numbers(trap),
         "core": _core(value.get("core")),
-        "stats": {_text(name): _numbers(each) for name, each in _dict(value.get("stats")).items()},
+        "stats": _statistics(value.get("stats")),
     }
+
+
+def _values(value: Any) -> Any:
+    """A dataclass as the list of its fields, and what is in it likewise."""
+    if isinstance(value, dict):
+        return {name: _values(each) for name, each in value.items()}
+    fields = getattr(value, "__dict__", None)
+    return value if fields is None else [_values(each) for each in fields.values()]
+
+
+def _statistics(value: Any) -> Statistics:
+    console, poll, block, net = _list(value, 4)
+    return Statistics(
+        _counters(console),
+        _counters(poll),
+        {_text(name): _counters(each) for name, each in _dict(block, DEVICES_MAX).items()},
+        {
+            _text(name): NetCounters(*map(_counters, _list(each, 2)))
+            for name, each in _dict(net, DEVICES_MAX).items()
+        },
+    )
+
+
+def _counters(value: Any) -> Counters:
+    return Counters(*(_number(each, _U64) for each in _list(value, len(Counters.__annotations__))))
+
+
+def _list(value: Any, length: int) -> list[Any]:
+    if type(value) is not list or len(value) != length:
+        raise Malformed("malformed message: not a list of the right length")
+    return value
 
 
 def _core(value: Any) -> str | None:

@@ -12,6 +12,7 @@ import os
 from tender._host import ffi
 from tender.dataclass import replace
 from tender.errors import DeviceError
+from tender.outcome import Counters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,9 +37,9 @@ def new_counters() -> Any:
     return ffi.new("struct counters *")
 
 
-def counters_dict(counters: Any) -> dict[str, int]:
-    """The counters by name, as Outcome.stats has them."""
-    return {name: getattr(counters, name) for name in ("calls", "bytes", "errors", "drops")}
+def counters_value(counters: Any) -> Counters:
+    """A struct counters as a value."""
+    return Counters(*(getattr(counters, name) for name in Counters.__annotations__))
 
 
 def keep_descriptors(given: Given[Spec], what: str, cleanup: Cleanup) -> Given[Spec]:

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from tender.cleanup import Cleanup
     from tender.cpu.vcpu import Exit
     from tender.hypercalls import Dispatcher, Halt
-    from tender.machine import Outcome
     from tender.memory import GuestMemory
     from tender.modules import Warn
+    from tender.outcome import Outcome
     from tender.stop import Stop
 
 TEXT_MAX, DATA_MAX = 256, 64  # bytes that are shown: of the console, of frames and sectors

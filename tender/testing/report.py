@@ -118,8 +118,9 @@ def describe_end(guest: Unikernel) -> str:
         lines.append(
             "trap: " + " ".join(f"{key}={value:#x}" for key, value in outcome.trap.items())
         )
-    for name, counters in outcome.stats.items():
-        lines.append(f"{name}: " + " ".join(f"{key}={value}" for key, value in counters.items()))
+    for name, counters in outcome.stats.rows():
+        values = " ".join(f"{key}={value}" for key, value in counters.__dict__.items())
+        lines.append(f"{name}: {values}")
     return "\n".join([*lines, *(f"trouble: {text}" for text in guest.trouble)])
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tender.embed.console import Console as Captured
     from tender.embed.console import Sink
     from tender.embed.devices import BlockSpec, NetSpec
-    from tender.machine import Outcome
+    from tender.outcome import Outcome
     from tender.testing.net.virtual import Participant
 
     T = TypeVar("T")

@@ -228,7 +228,7 @@ def test_a_disk_in_python(guest: Build) -> None:
     outcome, text = run(guest("block"), block={"storage": disk})
     assert (outcome.status, "SUCCESS" in text) == (0, True)
     assert disk.content.count(0) < 6000
-    assert outcome.stats["block:storage"]["bytes"] == 16384
+    assert outcome.stats.block["storage"].bytes == 16384
     assert threading.get_ident() not in disk.threads
 
 
@@ -243,7 +243,7 @@ def test_an_exception_is_an_error_for_the_guest_and_is_reported(guest: Build) ->
     assert "the first block can't be written" in text
     assert outcome.reason == "halted"
     assert without_lines(told) == [f"block device 'storage': ZeroDivisionError ({__file__})"]
-    assert outcome.stats["block:storage"]["errors"] == 1
+    assert outcome.stats.block["storage"].errors == 1
     told.clear()
     _, text = run(guest("disk"), block={"storage": Disk(0, OSError)}, warn=told.append)
     assert "the first block can't be read" in text

@@ -61,7 +61,7 @@ def test_devices_and_their_statistics(guest: Build, tmp_path: Path) -> None:
     image.write_bytes(bytes(4096))
     outcome, output = run(guest("block"), block={"storage": BlockFile(str(image))})
     assert b"SUCCESS" in output
-    assert outcome.stats["block:storage"]["bytes"] >= 8192  # type: ignore[attr-defined]
+    assert outcome.stats.block["storage"].bytes >= 8192  # type: ignore[attr-defined]
     with pytest.raises(DeviceError, match="All declared devices must be attached"):
         Guest(guest("block")).run()
 
@@ -79,7 +79,7 @@ def test_a_guest_runs_beside_the_program(guest: Build) -> None:
             running.wait(timeout=0.05)
         outcome = running.stop()
     assert (outcome.reason, outcome.signo, running.running) == ("stopped", 0, False)
-    assert outcome.stats["net:service:sent"]["calls"] >= 1
+    assert outcome.stats.net["service"].sent.calls >= 1
     os.close(null)
     ours.close()
     theirs.close()

@@ -17,7 +17,7 @@ from tender.config import BlockFile, Config, Descriptor, Tap, VirtualTime
 from tender.embed import protocol
 from tender.embed.protocol import Malformed
 from tender.errors import ConfigError, GuestFault, HostError, TenderError
-from tender.machine import Outcome
+from tender.outcome import Counters, NetCounters, Outcome, Statistics
 
 OUTCOME = Outcome(
     "fault",
@@ -25,7 +25,10 @@ OUTCOME = Outcome(
     error=GuestFault("Invalid guest access: gpa=0x1, len=0x2", 1, 2, 5),
     trap={"rip": (1 << 64) - 1},
     core="/tmp/core.solo5-hvt.12.3",
-    stats={"block:storage": {"calls": 3, "bytes": 1 << 63}},
+    stats=Statistics(
+        block={"storage": Counters(3, 1 << 63)},
+        net={"service": NetCounters(Counters(drops=1), Counters(errors=2))},
+    ),
 )
 
 
@@ -111,8 +114,10 @@ def test_what_is_shown_is_one_line_without_controls() -> None:
         {"core": "/etc/passwd"},
         {"core": "a\0core.solo5-hvt.1"},
         {"stats": None},
-        {"stats": {"x": {"y": 1.5}}},
-        {"stats": {str(each): {} for each in range(10_000)}},
+        {"stats": [[1.5] * 4, [0] * 4, {}, {}]},
+        {"stats": [[0] * 4, [0] * 5, {}, {}]},
+        {"stats": [[0] * 4, [0] * 4, {str(each): [0] * 4 for each in range(10_000)}, {}]},
+        {"stats": [[0] * 4, [0] * 4, {}, {"x": [0] * 4}]},
     ],
 )
 def test_an_outcome_is_checked_field_by_field(change: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tender.embed.process import Process
 from tender.embed.protocol import pack
 
-OUTCOME = {"reason": "halted", "status": 0, "signo": 0, "stats": {}}
+OUTCOME = {"reason": "halted", "status": 0, "signo": 0, "stats": [[0] * 4, [0] * 4, {}, {}]}
 VIOLATION = b"\0SYS" + bytes(8)
 
 

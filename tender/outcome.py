@@ -1,0 +1,84 @@
+"""How a guest ended, and what its devices did, as values."""
+
+from __future__ import annotations
+
+from tender.dataclass import dataclass
+from tender.errors import TenderError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Literal, TypeAlias
+
+    Reason: TypeAlias = Literal[
+        "halted", "stopped", "fault", "host", "deadline", "killed", "sandbox"
+    ]
+
+
+@dataclass
+class Counters:
+    """What a device did, in one direction.
+
+    `calls` is the number of hypercalls and `bytes` what they moved; `errors` counts failures of
+    the host, `drops` frames or output that the host did not take.
+    """
+
+    calls: int = 0
+    bytes: int = 0
+    errors: int = 0
+    drops: int = 0
+
+
+@dataclass
+class NetCounters:
+    """What a network device received and sent."""
+
+    received: Counters = Counters()
+    sent: Counters = Counters()
+
+
+@dataclass
+class Statistics:
+    """What a guest's devices did: the console, POLL, and by name its disks and networks.
+
+    All zero and without devices where the guest's process ended before it could report.
+    """
+
+    console: Counters = Counters()
+    poll: Counters = Counters()
+    block: Mapping[str, Counters] = {}
+    net: Mapping[str, NetCounters] = {}
+
+    def rows(self) -> Iterator[tuple[str, Counters]]:
+        """Every counter group with its name in reports, such as "net:service:sent"."""
+        yield "console", self.console
+        yield "poll", self.poll
+        for name, counters in self.block.items():
+            yield f"block:{name}", counters
+        for name, both in self.net.items():
+            yield f"net:{name}:received", both.received
+            yield f"net:{name}:sent", both.sent
+
+
+@dataclass
+class Outcome:
+    """How a guest ended.
+
+    `reason` is "halted" (by itself, with `status`; 255: it aborted), "stopped" (asked to, by a
+    program or by the signal `signo`), "fault" (it did what no guest may: `error` is a GuestFault)
+    or "host" (the host could not go on: `error` is a HostError). A guest of a program has three
+    more: "deadline" (it took longer than it may), "killed" (its process was, by `signo`) and
+    "sandbox" (its process did what the sandbox does not allow: `error` is a SandboxViolation).
+
+    `status` is what the command would end with. `trap` has the registers of a CPU exception
+    (cr2, ec, rip, cs, rflags, rsp, ss), if the guest reports them; `core` is the path of the core
+    file that was written. `stats` counts what each device did.
+    """
+
+    reason: Reason
+    status: int
+    signo: int = 0
+    error: TenderError | None = None
+    trap: Mapping[str, int] | None = None
+    core: str | None = None
+    stats: Statistics = Statistics()
