@@ -17,6 +17,7 @@ from tender.boot import layout
 from tender.dataclass import replace
 from tender.embed import process, protocol, timers, validation
 from tender.embed.devices import Wiring
+from tender.embed.latch import Latch
 from tender.embed.process import Process
 from tender.errors import HostError
 
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from tender.outcome import Outcome
 
 KICK_EVERY_S = 0.01  # of a guest that is asked to end, until it has
-LOOK_EVERY_S = 0.5  # of who waits
 GRACE_S = 5.0
 _HERE = os.path.join(os.path.dirname(__file__), "")
 
@@ -101,12 +101,10 @@ class Guest:
         self._process = Process(self._warn, self._has_ended)
         self._starter = 0  # the thread that starts it, while it does
         self._settler = 0  # and the one that takes in what is left of it
-        self._begun = self._ended = False
-        # Held from its start until all is known of its end. A lock and not an Event: Ctrl-C in a
-        # wait must break neither.
-        self._busy = threading.Lock()
-        self._launching = threading.Lock()  # held while it is started: its devices are in use
-        self._settling = threading.Lock()  # of what follows
+        self._begun = False
+        self._launched = Latch()  # it has been started, or can't be: its devices are not in use
+        self._ended = Latch()  # all is known of its end
+        self._lock = threading.Lock()  # of its start and of what follows
         self._callbacks: list[Callable[[], None]] = []
         self._outcome: Outcome | None = None
         self._error: BaseException | None = None
@@ -116,7 +114,7 @@ class Guest:
     @property
     def running(self) -> bool:
         """Whether it has been started and has not ended."""
-        return self._begun and not self._ended
+        return self._begun and not self._ended.is_set
 
     @property
     def outcome(self) -> Outcome | None:
@@ -181,7 +179,7 @@ class Guest:
         Raises the TenderError of a guest that could not start.
         """
         self._check_waiting()
-        if not self._wait(validation.seconds("timeout", timeout)):
+        if not self._ended.wait(validation.seconds("timeout", timeout)):
             raise TimeoutError(f"the guest still runs after {timeout} s")
         return self._result()
 
@@ -193,7 +191,7 @@ class Guest:
         self._check_waiting()
         patience = _patience(grace)
         self._process.ask_to_end()
-        while not self._wait(KICK_EVERY_S):
+        while not self._ended.wait(KICK_EVERY_S):
             self._press(patience)
         return self._result()
 
@@ -202,7 +200,7 @@ class Guest:
         self._check_begun()
         self._process.kill()
         self._check_waiting()
-        self._wait(None)
+        self._ended.wait()
         return self._result()
 
     def __enter__(self) -> Self:
@@ -286,8 +284,7 @@ class Guest:
         done here would be a guest that nobody can end.
         """
         errors: list[BaseException] = []
-        done = threading.Lock()
-        done.acquire()
+        done = Latch()
 
         def start() -> None:
             try:
@@ -295,12 +292,11 @@ class Guest:
             except BaseException as error:
                 errors.append(error)
             finally:
-                done.release()
+                done.set()
 
         try:
             threading.Thread(target=start, name="ptender start", daemon=True).start()
-            while not done.acquire(timeout=LOOK_EVERY_S):
-                pass
+            done.wait()
         except BaseException:
             self._press(patience=0)
             raise
@@ -310,27 +306,26 @@ class Guest:
     def _start(self) -> None:
         self._begin()
         if not self._process.started:
-            self._wait(None)
+            self._ended.wait()
             if self._error is not None:
                 raise self._error
 
     def _begin(self) -> None:
         """Start its process, once."""
-        with self._settling:
+        with self._lock:
             self._check_not_begun()
             self._program = os.getpid()
             self._starter = threading.get_ident()
-            self._busy.acquire()
-            self._launching.acquire()
             self._begun = True
         try:
-            self._launch()
+            try:
+                self._launch()
+            finally:
+                self._starter = 0
+                self._launched.set()
         except BaseException as error:
             self._failed(error)
             raise
-        finally:
-            self._starter = 0
-            self._launching.release()
 
     def _launch(self) -> None:
         config = replace(self.config, cpu=accel.choice(self.config))
@@ -367,17 +362,16 @@ class Guest:
         """Take in what is left of its devices: on a thread that no Ctrl-C comes to."""
         self._settler = threading.get_ident()
         try:
-            with self._launching:
-                how = self._conclude()
-                if self._wiring is not None:
-                    self._wiring.close(how)
+            self._launched.wait()
+            how = self._conclude()
+            if self._wiring is not None:
+                self._wiring.close(how)
         except Exception as error:
             self._report("its devices", error)
         finally:
-            with self._settling:
-                self._ended = True
+            with self._lock:
+                self._ended.set()
                 callbacks, self._callbacks = self._callbacks, []
-            self._busy.release()
             self._settler = 0
         for call in callbacks:
             call()
@@ -397,22 +391,11 @@ class Guest:
         return f"{outcome.reason}, status {outcome.status}"
 
     def _when_ended(self, call: Callable[[], None]) -> None:
-        with self._settling:
-            if not self._ended:
+        with self._lock:
+            if not self._ended.is_set:
                 self._callbacks.append(call)
                 return
         call()
-
-    def _wait(self, timeout: float | None) -> bool:
-        """Wait until all is known of its end; False after `timeout` seconds."""
-        limit = None if timeout is None else monotonic() + timeout
-        while not self._ended:
-            left = LOOK_EVERY_S if limit is None else min(LOOK_EVERY_S, limit - monotonic())
-            if self._busy.acquire(timeout=max(0.0, left)):
-                self._busy.release()
-            elif limit is not None and monotonic() >= limit:
-                return self._ended
-        return True
 
     def _check_not_begun(self) -> None:
         if self._begun:
@@ -426,7 +409,7 @@ class Guest:
 
     def _check_waiting(self) -> None:
         self._check_begun()
-        if not self._ended and self._is_its_own_thread():
+        if not self._ended.is_set and self._is_its_own_thread():
             raise RuntimeError("a guest's own thread can't wait for its end")
 
     def _is_its_own_thread(self) -> bool:

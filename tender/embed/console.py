@@ -17,6 +17,7 @@ from math import inf
 from time import monotonic
 
 from tender.embed import reactor, validation
+from tender.embed.latch import Latch
 from tender.errors import ConfigError, GuestEnded, UsageError
 from tender.modules import keep_descriptor
 
@@ -48,7 +49,7 @@ class Console:
         self.lost = 0  # bytes before those that are kept
         self._data = bytearray()
         self._lock = threading.Lock()
-        self._news = reactor.Waiters()
+        self._news = Latch()  # of the next output, or the end
         self._ended = False
         self._how = ""
 
@@ -114,12 +115,8 @@ class Console:
                 left = deadline - monotonic()
                 if come() or left <= 0:
                     return
-                news = self._news.add()
-            try:
-                news.acquire(timeout=min(left, threading.TIMEOUT_MAX))
-            finally:
-                with self._lock:
-                    self._news.remove(news)
+                news = self._news
+            news.wait(left)
 
     def _missing(self, wanted: re.Pattern[str], when: str) -> str:
         lines = self.lines()[-TOLD_LINES:]
@@ -135,14 +132,18 @@ class Console:
             if over > 0:
                 del self._data[:over]
                 self.lost += over
-            self._news.wake()
+            self._wake()
 
     def end(self, how: str = "") -> None:
         """Nothing comes any more; `how` the guest has ended, where it is known."""
         with self._lock:
             self._ended = True
             self._how = self._how or how
-            self._news.wake()
+            self._wake()
+
+    def _wake(self) -> None:
+        news, self._news = self._news, Latch()
+        news.set()
 
 
 def compile_pattern(pattern: Any) -> re.Pattern[str]:

@@ -14,6 +14,7 @@ from tender.config import MTU, SECTOR_SIZE, BlockRemote, Descriptor
 from tender.dataclass import replace
 from tender.embed import validation
 from tender.embed.console import PATIENCE_S
+from tender.embed.latch import Latch
 from tender.errors import DeviceError
 from tender.host.remote import HEADER, PIECE, READ, STATUS, WRITE
 
@@ -41,9 +42,7 @@ class Service:
         self._threads: list[threading.Thread] = []
         self._left = 0  # threads that use the socket
         self._lock = threading.Lock()
-        self._closing = False
-        self._open = threading.Lock()  # held until it is closed; an Event is none for Ctrl-C
-        self._open.acquire()
+        self._closing = Latch()
 
     def _add(self, loop: Callable[[], None]) -> threading.Thread:
         thread = threading.Thread(
@@ -62,9 +61,7 @@ class Service:
 
     def close(self) -> None:
         """Let the device have what the guest has sent, and wake who waits for more."""
-        self._closing = True
-        if self._open.locked():
-            self._open.release()
+        self._closing.set()
         with self._lock:
             if self._left:
                 self._ours.shutdown(socket.SHUT_RDWR)
@@ -84,7 +81,7 @@ class Service:
             loop()
         except OSError as error:
             # When the guest ends, so does its end of the socket.
-            if not self._closing and error.errno not in (EPIPE, ECONNRESET):
+            if not self._closing.is_set and error.errno not in (EPIPE, ECONNRESET):
                 self._report(error)
         finally:
             with self._lock:
@@ -149,7 +146,7 @@ class NetService(Service):
             pass
 
     def _give_frames(self) -> None:
-        while not self._closing:
+        while not self._closing.is_set:
             try:
                 frame = self._device.receive()
                 if frame is None:
@@ -157,7 +154,7 @@ class NetService(Service):
                 frame = self._checked(frame)
             except BaseException as error:
                 self._report(error)
-                self._open.acquire(timeout=RETRY_S)
+                self._closing.wait(RETRY_S)
             else:
                 self._ours.send(frame)
 

@@ -11,6 +11,7 @@ import os
 import select
 import threading
 
+from tender.embed.latch import Latch
 from tender.embed.timers import Timer, Timers, show_exception
 
 TYPE_CHECKING = False
@@ -20,35 +21,6 @@ if TYPE_CHECKING:
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 GONE = select.EPOLLHUP | select.EPOLLERR  # told without being asked for
 EVENTS_MAX = 256  # of one look; the others come with the next
-
-
-class Waiters:
-    """Who waits for something, each at a lock of its own. For use with the owner's lock held.
-
-    Not threading.Condition: that is Python, in which Ctrl-C may come between taking its lock and
-    the `with` that would let go of it, or while it does. A lock itself is safe in a `with`.
-    """
-
-    def __init__(self) -> None:
-        self._locks: list[threading.Lock] = []
-
-    def add(self) -> threading.Lock:
-        """What to `acquire` once the owner's lock is free: it is to be had after `wake`."""
-        lock = threading.Lock()
-        lock.acquire()
-        self._locks.append(lock)
-        return lock
-
-    def remove(self, lock: threading.Lock) -> None:
-        """It waits no longer."""
-        if lock in self._locks:
-            self._locks.remove(lock)
-
-    def wake(self) -> None:
-        for lock in self._locks:
-            if lock.locked():
-                lock.release()
-        self._locks.clear()
 
 
 class _Entry:
@@ -72,7 +44,7 @@ class Reactor:
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._wake_fd, READ)
         self._lock = threading.Lock()
-        self._idle = Waiters()  # for a callback to come back
+        self._returned: Latch | None = None  # the callback, where somebody waits for that
         self._entries: dict[int, _Entry] = {}
         self._timers = Timers()
         self._round = 0
@@ -117,8 +89,10 @@ class Reactor:
             self._drop(fd, entry)
             if self._busy is not entry or self.is_here():
                 return
-            back = self._idle.add()
-        back.acquire()
+            if self._returned is None:
+                self._returned = Latch()
+            returned = self._returned
+        returned.wait()
 
     def _drop(self, fd: int, entry: _Entry) -> None:
         if self._entries.get(fd) is entry:
@@ -180,7 +154,9 @@ class Reactor:
         finally:
             with self._lock:
                 self._busy = None
-                self._idle.wake()
+                returned, self._returned = self._returned, None
+            if returned is not None:
+                returned.set()
 
     def _forget(self) -> None:
         """In a forked child: its copies of the descriptors are closed, the thread is not here."""
