@@ -21,7 +21,7 @@ def one_line(text: str) -> str:
 def bug_text(error: BaseException) -> str:
     """Where something went wrong that is ours to mend.
 
-    The lines of a traceback without the sources: a tender behind its door can't open those.
+    The lines of a traceback without the sources: a tender can't open those after lockdown.
     """
     lines = [f"{type(error).__name__}: {error}"]
     trace = error.__traceback__

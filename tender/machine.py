@@ -34,7 +34,7 @@ from tender.modules.net import Net
 from tender.modules.poll import Poll
 from tender.modules.time import Time
 from tender.outcome import NetCounters, Outcome, Statistics
-from tender.sandbox.fdtable import Plan, held_as
+from tender.sandbox.fdtable import FdTable, device_labels
 from tender.stop import Stopped
 
 TYPE_CHECKING = False
@@ -54,14 +54,14 @@ if TYPE_CHECKING:
     from tender.observe.core import Target
     from tender.observe.trace import Trace, Traced
     from tender.rendezvous import Rendezvous
-    from tender.sandbox.sandbox import Door
+    from tender.sandbox.sandbox import Sandbox
     from tender.stop import Stop
 
 
 class Machine:
     """One guest, ready to run. Made, run and closed on one thread.
 
-    With a `door`, this process is the guest's: it is confined before the guest runs, for good.
+    With a `sandbox`, this process is the guest's: it is confined before the guest runs, for good.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Machine:
         config: Config,
         stop: Stop,
         warn: Warn,
-        door: Door | None = None,
+        sandbox: Sandbox | None = None,
         warm: Warm | None = None,
     ) -> None:
         self._cleanup = Cleanup()
@@ -77,7 +77,7 @@ class Machine:
         self._config = config
         self._stop = stop
         self._warn = warn
-        self._door = door
+        self._sandbox = sandbox
         self._ring: Ring | None = None
         self._target: Target | None = None
         self._trace: Trace | None = None
@@ -89,9 +89,9 @@ class Machine:
             raise
 
     def close(self) -> None:
-        """Give everything back, unless the door is closed: then the end of the process does."""
-        if self._door and self._door.closed:
-            self._cleanup.forget()  # it could give nothing back: that is for the process's end
+        """Close everything; after lockdown, leave that to the end of the process."""
+        if self._sandbox and self._sandbox.entered:
+            self._cleanup.forget()
         self._cleanup.close()
 
     def _assemble(self) -> None:
@@ -115,7 +115,7 @@ class Machine:
         self._cpus.choose(self._warn)
         self._attach(image.manifest)
 
-        ring_bytes = ring_region(config, self.image, mem_bytes, self._cpus.on_kvm, self._held_as)
+        ring_bytes = ring_region(config, image, mem_bytes, self._cpus.on_kvm, self._labels)
         memory = self.memory = GuestMemory(
             mem_bytes - ring_bytes, ring_bytes, huge=config.hugepages
         )
@@ -127,8 +127,8 @@ class Machine:
         for gpa, table in boot.tables(mem_bytes):
             memory.put(gpa, table)
         self._fds = self._descriptors(ring_bytes)
-        if self._door:
-            self._hand_over(self._door)
+        if self._sandbox:
+            self._hand_over(self._sandbox)
         boot_info = bootinfo.BootInfo(
             memory.size,
             image.kernel_end,
@@ -188,9 +188,11 @@ class Machine:
                 fds["sync"] = spec.sync_fd
         return fds
 
-    def _hand_over(self, door: Door) -> None:
-        """From here on, this process holds what the door was told of, and no other descriptor."""
-        fds = self._fds = door.take(self._fds, {**self.block.devices, **self.net.devices})
+    def _hand_over(self, sandbox: Sandbox) -> None:
+        """From here on, this process holds the descriptors of the sandbox, and no others."""
+        fds = self._fds = sandbox.move_descriptors(
+            self._fds, {**self.block.devices, **self.net.devices}
+        )
         self._cleanup.forget()  # the numbers are others' now, and this process ends with its guest
         if self._cpus.on_kvm:
             self._cpus.kvm_vcpu.fd = fds["vcpu"]
@@ -198,11 +200,11 @@ class Machine:
             self._target.fds = {name: fds[name] for name in self._target.fds}
         self._cpus.stay()
         if self._cpus.on_kvm and not self._cpus.kvm_vcpu.vm.filters_msrs:
-            door.missing("MSR filter", "this KVM has none (it takes Linux 5.10)")
+            sandbox.report_missing("MSR filter", "this KVM has none (it takes Linux 5.10)")
 
-    def plan(self) -> Plan:
+    def fd_table(self) -> FdTable:
         """What this process holds while the guest runs."""
-        return Plan("kvm" if self._cpus.on_kvm else "soft", tuple(self._fds), self._held_as)
+        return FdTable("kvm" if self._cpus.on_kvm else "soft", tuple(self._fds), self._labels)
 
     def _attach(self, manifest: Manifest) -> None:
         """Open the devices that the manifest declares, all of them."""
@@ -210,15 +212,17 @@ class Machine:
         nets = assign(manifest, lib.MFT_DEV_NET_BASIC, self._net_specs)
         blocks = assign(manifest, lib.MFT_DEV_BLOCK_BASIC, self._block_specs)
         check_all_attached(manifest, [*nets, *blocks])
-        self._held_as = {handle: held_as(spec) for handle, spec in [*nets.items(), *blocks.items()]}
+        self._labels = {
+            handle: device_labels(spec) for handle, spec in [*nets.items(), *blocks.items()]
+        }
         by_handle = {device.handle: device for device in manifest.devices}
         if config.dumpcore is not None:
             from tender.observe import core
 
             self._target = core.Target(config.dumpcore)
             cleanup.callback(self._target.close)
-            if self._door:
-                self._target.start_keeper()
+            if self._sandbox:
+                self._target.start_helper()
         self.block = Block({
             handle: block.attach(by_handle[handle], spec, cleanup, self._stop, warn)
             for handle, spec in blocks.items()
@@ -257,10 +261,10 @@ class Machine:
         return told
 
     def start(self) -> None:
-        """Close the door, if there is one, and start what runs beside the guest."""
-        if self._door:
+        """Enter the sandbox, if there is one, and start what runs beside the guest."""
+        if self._sandbox:
             start_ring = self._ring.start if self._ring else None
-            self._door.close(self.plan(), self._file_bytes(), start_ring)
+            self._sandbox.enter(self.fd_table(), self._file_bytes(), start_ring)
         elif self._ring:
             self._ring.start()
 
@@ -298,8 +302,8 @@ class Machine:
         return loop.run(self._vcpu, self.memory, self._calls, self._stop)
 
     def _hint(self, fault: NotEmulated) -> NotEmulated:
-        """Behind a door no other CPU can be loaded; from the start, it can."""
-        return NotEmulated(f"{fault} (--cpu=soft may run it)") if self._door else fault
+        """After lockdown no other CPU can be loaded; at the start, it can."""
+        return NotEmulated(f"{fault} (--cpu=soft may run it)") if self._sandbox else fault
 
     def _halted(self, halt: Halt) -> Outcome:
         core = None
@@ -342,7 +346,7 @@ def run(
     config: Config,
     stop: Stop,
     warn: Warn,
-    door: Door | None = None,
+    sandbox: Sandbox | None = None,
     *,
     started: Callable[[], None] | None = None,
     warm: Warm | None = None,
@@ -353,13 +357,13 @@ def run(
     the way. `started` is called when all is open and the guest is about to run; `warm` is what
     was made for it in advance. Nothing is left behind, whatever happens.
 
-    With a `door` (tender/sandbox/sandbox.py), this process is confined to the guest's devices
+    With a `sandbox` (tender/sandbox/sandbox.py), this process is confined to the guest's devices
     before the
     guest runs, and stays so: all that is left for it to do is to say how the guest ended.
     """
     stop.enter()
     try:
-        machine = Machine(config, stop, warn, door, warm)
+        machine = Machine(config, stop, warn, sandbox, warm)
         try:
             machine.start()
             if started is not None:
@@ -389,7 +393,7 @@ def ring_region(
 ) -> int:
     """How much of the guest's memory the network ring takes; 0: none is offered.
 
-    `devices`: as a Plan has them. The ring is engine.c's, so all networks must be.
+    `devices`: as an FdTable has them. The ring is engine.c's, so all networks must be.
     """
     networks = {name for names in devices.values() for name in names if name.startswith("net")}
     if networks != {"net"} or not uses_engine(config, on_kvm):

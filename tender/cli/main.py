@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tender.cli.options import CommandLine
     from tender.config import Config
     from tender.outcome import Outcome
-    from tender.sandbox.sandbox import Door
+    from tender.sandbox.sandbox import Sandbox
 
 SIGINT = 2
 
@@ -111,40 +111,49 @@ def _run(program: str, line: CommandLine) -> int:
     if line.config is None:
         raise UsageError(f"Missing KERNEL operand; see {program} --help")
     on_termination_signals()
-    door = _door(program, line.config, line.verbose)
+    sandbox = _sandbox(program, line.config)
+    logged = sandbox if line.verbose else None
     try:
         outcome = machine.run(
-            line.config, Stop(), lambda text: _say(program, text), door, started=_started
+            line.config,
+            Stop(),
+            lambda text: _say(program, text),
+            sandbox,
+            started=lambda: _started(program, logged),
         )
         return _report(program, line.verbose, outcome)
     except Exception as error:
-        if isinstance(error, TenderError) or not (door and door.closed):
+        if isinstance(error, TenderError) or not (sandbox and sandbox.entered):
             raise
         for text in bug_text(error).split("\n"):
             _say(program, text)
         return EXIT_FAILURE
     finally:
-        if not (door and door.closed):
+        if not (sandbox and sandbox.entered):
             default_signals()
 
 
-def _started() -> None:
-    """What there is now stays to the end: the collector of garbage need not look at it again."""
+def _started(program: str, sandbox: Sandbox | None) -> None:
+    """Log the layers of the sandbox, and keep the garbage collector off what exists by now."""
+    if sandbox:
+        for missing in sandbox.missing_layers:
+            _say(program, f"sandbox: no {missing}")
+        _say(program, f"sandbox: {', '.join(sandbox.layers)}")
     gc.freeze()
     gc.enable()
 
 
-def _door(program: str, config: Config, verbose: bool) -> Door | None:
-    """The sandbox of this process; None: it does without, and says so every time."""
+def _sandbox(program: str, config: Config) -> Sandbox | None:
+    """The sandbox of this process; None: it is off, which prints a warning every time."""
     mode, user = config.sandbox, config.user
     if mode == "off":
         if user is not None:
             raise UsageError(f"--user={user}: there is nobody to become with --sandbox=off")
         _say(program, "sandbox: off: a guest that takes over the tender has all of its rights")
         return None
-    from tender.sandbox.sandbox import Door
+    from tender.sandbox.sandbox import Sandbox
 
-    return Door(mode, user, lambda text: _say(program, text) if verbose else None)
+    return Sandbox(mode, user)
 
 
 def _report(program: str, verbose: bool, outcome: Outcome) -> int:

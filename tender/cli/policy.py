@@ -23,7 +23,7 @@ from tender.errors import UsageError
 from tender.image.file import open_image
 from tender.machine import ring_region
 from tender.sandbox import fdtable, seccomp
-from tender.sandbox.fdtable import Plan, held_as
+from tender.sandbox.fdtable import FdTable, device_labels
 from tender.stop import Stop
 
 TYPE_CHECKING = False
@@ -53,16 +53,16 @@ MEANINGS = {
     "kick": "wakes the thread of the network ring",
     "core": "the core file, which has no name yet",
     "pagemap": "which memory the guest has touched: /proc/self/pagemap",
-    "keeper": "a process that gives the core file its name",
+    "core-helper": "the process that gives the core file its name",
     "trace": "the trace",
 }
 
 
 @dataclass
 class Shown:
-    """A command line's policy: its plan, what each descriptor is, and both threads' rules."""
+    """What a command line may do: its descriptors, what each is, and both threads' rules."""
 
-    plan: Plan
+    table: FdTable
     descriptors: dict[int, tuple[str, str]]  # by number: what the policies call it, what it is
     main: list[Rule]
     ring: list[Rule]
@@ -108,26 +108,26 @@ def show(config: Config) -> Shown:
     blocks = assign(image.manifest, lib.MFT_DEV_BLOCK_BASIC, config.block)
     check_all_attached(image.manifest, [*nets, *blocks])
     specs: dict[int, NetValue | BlockValue] = {**nets, **blocks}
-    devices = {handle: held_as(spec) for handle, spec in specs.items()}
+    devices = {handle: device_labels(spec) for handle, spec in specs.items()}
     single = ["console", "stderr"]
     single += ["vcpu"] if on_kvm else []
     if ring_region(config, image, usable_memory(config.mem_bytes), on_kvm, devices):
         single += ["kick"]
     single += ["trace"] if config.trace is not None else []
-    single += ["pagemap", "core", "keeper"] if config.dumpcore is not None else []
-    found = Plan("kvm" if on_kvm else "soft", tuple(single), devices)
-    numbers = {fdtable.SLOTS[name]: (name, MEANINGS[name]) for name in single}
+    single += ["pagemap", "core", "core-helper"] if config.dumpcore is not None else []
+    found = FdTable("kvm" if on_kvm else "soft", tuple(single), devices)
+    numbers = {fdtable.FIXED[name]: (name, MEANINGS[name]) for name in single}
     for device in image.manifest.devices:
         if device.handle in devices:
             kind = "network" if device.handle in nets else "block"
             what = f"{kind} device '{device.name}': {_what(specs[device.handle])}"
-            numbers[fdtable.slot(device.handle)] = ("/".join(devices[device.handle]), what)
-    held = found.held()
+            numbers[fdtable.device_fd(device.handle)] = ("/".join(devices[device.handle]), what)
+    held = found.by_label()
     return Shown(
         found,
         dict(sorted(numbers.items())),
         seccomp.build(found.policies(), held),
-        seccomp.build(found.thread_policies(), held),
+        seccomp.build(found.ring_policies(), held),
     )
 
 
@@ -166,7 +166,7 @@ def text(shown: Shown, width: int | None = None) -> str:
     if shown.ring:
         lines += ["", "The thread of its network ring may make these:", ""]
         lines += _entries(shown.ring, width)
-    if shown.plan.cpu == "soft":
+    if shown.table.cpu == "soft":
         lines += ["", "It has memory that it may write and execute: the software CPU's translator."]
     return "\n".join(lines)
 
@@ -200,12 +200,12 @@ def _folded(line: str, column: int, width: int | None) -> list[str]:
 def facts(shown: Shown) -> dict[str, Any]:
     """The policy as JSON has it; a filter is a list of instructions [code, jt, jf, k]."""
     return {
-        "cpu": shown.plan.cpu,
+        "cpu": shown.table.cpu,
         "descriptors": [
             {"number": number, "names": name.split("/"), "is": what}
             for number, (name, what) in shown.descriptors.items()
         ],
-        "policies": shown.plan.policies(),
+        "policies": shown.table.policies(),
         "calls": _calls(shown.main),
         "ring_calls": _calls(shown.ring),
         "bpf": instructions(seccomp.compile(shown.main)),

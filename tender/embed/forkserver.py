@@ -20,13 +20,13 @@ from tender.config import Config
 from tender.embed import protocol
 from tender.embed.protocol import AT_ONCE, ENDED, FOR_KVM, NEW, send_descriptors
 from tender.errors import HostError, TenderError, bug_text
-from tender.sandbox.fdtable import Plan
+from tender.sandbox.fdtable import FdTable
 from tender.stop import Stop, end_with, on_termination_signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tender.outcome import Outcome
-    from tender.sandbox.sandbox import Door
+    from tender.sandbox.sandbox import Sandbox
 
 REHEARSAL_BYTES = 8 << 20
 WARN_MAX = 200  # lines; there are far fewer kinds of trouble
@@ -150,7 +150,7 @@ class _Child:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        self._door: Door | None = None
+        self._sandbox: Sandbox | None = None
         self._warnings = 0
 
     def _make_ready(self, request: bytes) -> None:
@@ -181,34 +181,34 @@ class _Child:
 
     def _run(self, config: Config) -> None:
         try:
-            door = self._door = self._make_door(config)
+            sandbox = self._sandbox = self._make_sandbox(config)
             outcome = machine.run(
-                config, self._stop, self._warn, door, started=self._started, warm=self._warm
+                config, self._stop, self._warn, sandbox, started=self._started, warm=self._warm
             )
         except TenderError as error:
             self.say(protocol.pack("error", protocol.pack_error(error)))
         else:
             self._ended(outcome)
 
-    def _make_door(self, config: Config) -> Door | None:
-        """The sandbox of this process; what it consists of is told when the guest starts."""
+    def _make_sandbox(self, config: Config) -> Sandbox | None:
+        """The sandbox of this process; None: it is off."""
         if config.sandbox == "off":
             self._warn("sandbox: off: a guest that takes over its process has all of its rights")
             return None
-        from tender.sandbox.sandbox import Door
+        from tender.sandbox.sandbox import Sandbox
 
-        return Door(
+        return Sandbox(
             config.sandbox,
             config.user,
-            lambda _: None,
-            report=self._sock.fileno(),
-            parent=_server_pid,
-            jail=_jail,
+            report_fd=self._sock.fileno(),
+            parent_pid=_server_pid,
+            namespaces=_namespaces,
         )
 
     def _started(self) -> None:
-        door = self._door
-        self.say(protocol.pack("started", [door.layers, door.lacks] if door else [[], []]))
+        sandbox = self._sandbox
+        layers = [sandbox.layers, sandbox.missing_layers] if sandbox else [[], []]
+        self.say(protocol.pack("started", layers))
 
     def _ended(self, outcome: Outcome) -> None:
         self.say(protocol.pack_outcome(outcome))
@@ -221,8 +221,8 @@ class _Child:
     def say(self, message: bytes) -> None:
         """One message is one write(2): what the sandbox allows."""
         try:
-            behind = self._door.report if self._door else None
-            os.write(self._sock.fileno() if behind is None else behind, message)
+            report_fd = self._sandbox.report_fd if self._sandbox else None
+            os.write(self._sock.fileno() if report_fd is None else report_fd, message)
         except OSError:
             pass  # the program is gone, and this process in a moment
 
@@ -242,7 +242,7 @@ def rehearse(cpu: str, run: bool) -> None:
         try:
             if run:
                 guest.run()
-            _rehearse_filter(guest.plan())
+            _rehearse_filter(guest.fd_table())
         finally:
             guest.close()
     except TenderError:
@@ -251,16 +251,16 @@ def rehearse(cpu: str, run: bool) -> None:
         stop.leave()
 
 
-def _rehearse_filter(plan: Plan) -> None:
+def _rehearse_filter(table: FdTable) -> None:
     from tender.sandbox import seccomp
 
-    plan = Plan(plan.cpu, (*plan.single, "report"), plan.devices)
-    seccomp.compile(seccomp.build(plan.policies(), plan.held()), trap=True)
+    table = FdTable(table.cpu, (*table.fixed, "report"), table.devices)
+    seccomp.compile(seccomp.build(table.policies(), table.by_label()), trap=True)
 
 
 _NULL = 1  # standard output of a server
 _server_pid = 0
-_jail: list[int] = []
+_namespaces: list[int] = []
 
 
 def main(requests: int, ends: int, program: int) -> None:
@@ -288,7 +288,7 @@ def _descriptors_max() -> int:
 
 
 def _import_all() -> None:
-    """What a guest can need is here before it is forked: its door is closed."""
+    """Import what a guest can need before it is forked: after lockdown it cannot."""
     from tender.boot import aarch64  # noqa: F401
     from tender.cpu import soft
     from tender.host import (  # noqa: F401
@@ -302,7 +302,7 @@ def _import_all() -> None:
         from tender.sandbox import confine, sandbox, seccomp  # noqa: F401
 
         seccomp.load()
-        _jail.extend(confine.make_jail())
+        _namespaces.extend(confine.make_namespaces())
     except (ImportError, TenderError, OSError):
         pass  # a guest that wants it will hear why
     try:

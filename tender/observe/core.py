@@ -62,11 +62,11 @@ class Target:
             reason = os.strerror(error.errno or 0)
             raise ConfigError(f"--dumpcore={folder}: cannot make a file there: {reason}") from None
 
-    def start_keeper(self) -> None:
-        """From here on, another process gives the file its name: this one will not be able to."""
+    def start_helper(self) -> None:
+        """Start the process that names the file, which this one cannot do after lockdown."""
         from tender.observe import core_helper
 
-        self.fds["keeper"] = core_helper.start(self)
+        self.fds["core-helper"] = core_helper.start(self)
         self._ask = core_helper.ask
 
     def close(self) -> None:
@@ -93,12 +93,12 @@ class Target:
         """
         try:
             _write_core(self.fds["core"], self.fds["pagemap"], memory, state, check)
-            keeper = self.fds.get("keeper")
-            name = self.name_file() if keeper is None else self._ask(keeper)
+            helper = self.fds.get("core-helper")
+            name = self.name_file() if helper is None else self._ask(helper)
         except OSError as error:
             raise HostError(f"dumpcore: {self._folder}", "write", error.errno or 0) from None
         finally:
-            if "keeper" not in self.fds:
+            if "core-helper" not in self.fds:
                 self.discard()
         return os.path.join(self._folder, name)
 

@@ -1,8 +1,7 @@
-"""The process that gives a core file its name, on behalf of a tender that can't any more.
+"""The core-file helper: the process that names a core file for a tender.
 
-The rule here: a tender behind its door can neither make nor name a file. So another process,
-forked before anything is given away, waits for one byte; it gives the file that both hold its
-name and answers with that. When the tender is gone, so is it, however that came.
+A tender cannot make or name a file after lockdown. So this process, forked before, waits for one
+byte, gives the file that both hold its name, and answers with the name. It ends with the tender.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ if TYPE_CHECKING:
     from tender.observe.core import Target
 
 ANSWER_MAX = 300  # bytes: an errno and a file name
-_TENDER, _CORE, _FOLDER = 3, 4, 5  # descriptors of the keeper
+_TENDER, _CORE, _FOLDER = 3, 4, 5  # descriptors of the helper
 
 
 def start(target: Target) -> int:
-    """Fork the keeper; the tender's end of the socket to it."""
+    """Fork the helper; returns the tender's end of the socket to it."""
     # Nobody waits for it: it outlives the tender. (Where SIGCHLD were ignored to say so, the end of
     # another child, as passt, would be taken for a good one.)
     ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
@@ -50,11 +49,11 @@ def _keep(target: Target, tender: int) -> None:
     os._exit(0)
 
 
-def ask(keeper: int) -> str:
+def ask(helper: int) -> str:
     """Have the file named; raises OSError."""
-    os.write(keeper, b"n")
-    answer = os.read(keeper, ANSWER_MAX)
+    os.write(helper, b"n")
+    answer = os.read(helper, ANSWER_MAX)
     if not answer or answer[0]:
-        error = answer[0] if answer else 5  # EIO: there is no keeper any more
+        error = answer[0] if answer else 5  # EIO: the helper has ended
         raise OSError(error, os.strerror(error))
     return os.fsdecode(answer[1:])

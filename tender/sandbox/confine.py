@@ -1,8 +1,7 @@
-"""The layers of the sandbox beside the system call filter, each a function that raises OSError.
+"""The layers of the sandbox other than the system call filter, each a function raising OSError.
 
-The rule here: a layer is what one manual page describes, in the fewest calls, and leaves nothing
-to give back: it ends with the process. Sources: unshare(2), pivot_root(2), user_namespaces(7),
-capabilities(7), landlock(7), close_range(2) and prctl(2) of Linux's manual.
+Sources: unshare(2), pivot_root(2), user_namespaces(7), capabilities(7), landlock(7),
+close_range(2) and prctl(2) of Linux's manual.
 """
 
 from __future__ import annotations
@@ -35,11 +34,6 @@ def call(number: int, *arguments: int) -> int:
     if result < 0:
         raise OSError(ffi.errno, os.strerror(ffi.errno))
     return result
-
-
-def prctl(option: int, value: int) -> None:
-    """One option of prctl(2); raises OSError."""
-    call(lib.SYS_prctl, option, value)
 
 
 def _address(cdata: object) -> int:
@@ -104,16 +98,16 @@ def unshare() -> None:
             os.close(fd)
 
 
-JAIL = ("user", "mnt", "net", "ipc", "uts", "cgroup")  # in the order in which they are joined
+NAMESPACES = ("user", "mnt", "net", "ipc", "uts", "cgroup")  # in the order in which to join them
 
 
-def make_jail() -> list[int]:
-    """The namespaces of `unshare` with the root of `empty_root`, for others to join.
+def make_namespaces() -> list[int]:
+    """The namespaces of `unshare` with the root of `empty_root`, for other processes to join.
 
-    To make them, and for the kernel to take them apart, takes longer than a short guest does.
-    Nothing is in them, so many guests can be in the same. Descriptors, in the order of JAIL.
+    To make them and to take them apart takes the kernel longer than a short guest runs. They are
+    empty, so many guests can share them. Returns descriptors in the order of NAMESPACES.
     """
-    made, tell = os.pipe()
+    made, report = os.pipe()
     wait, hold = os.pipe()
     pid = os.fork()
     if not pid:
@@ -121,16 +115,16 @@ def make_jail() -> list[int]:
             os.close(hold)
             unshare()
             empty_root()
-            os.write(tell, b"!")
+            os.write(report, b"!")
             os.read(wait, 1)
         finally:
             os._exit(0)
-    os.close(tell)
+    os.close(report)
     os.close(wait)
     try:
         if not os.read(made, 1):
             raise OSError(EPERM, os.strerror(EPERM))
-        names = JAIL if os.geteuid() else JAIL[1:]
+        names = NAMESPACES if os.geteuid() else NAMESPACES[1:]
         flags = os.O_RDONLY | os.O_CLOEXEC
         return [os.open(f"/proc/{pid}/ns/{name}", flags) for name in names]
     finally:
@@ -139,13 +133,13 @@ def make_jail() -> list[int]:
         os.waitpid(pid, 0)
 
 
-def join(jail: list[int]) -> None:
-    """Enter the namespaces of `make_jail`."""
+def join_namespaces(fds: list[int]) -> None:
+    """Join the namespaces of `make_namespaces`, and close their descriptors."""
     try:
-        for fd in jail:
+        for fd in fds:
             call(lib.SYS_setns, fd, 0)
     finally:
-        for fd in jail:
+        for fd in fds:
             os.close(fd)
 
 
@@ -168,33 +162,41 @@ def _mount(source: bytes, target: bytes, flags: int, kind: bytes = b"", data: by
     call(lib.SYS_mount, source_, target_, kind_, flags, data_)
 
 
-def no_bounding_set() -> None:
-    """No capability can be had again, by no program.
+def empty_bounding_set() -> None:
+    """No program that this process executes can gain a capability.
 
-    It takes CAP_SETPCAP, which an ordinary user has in namespaces of its own only; where the set
-    is empty already, it takes nothing.
+    It takes CAP_SETPCAP for each capability that is still in the set.
     """
     for number in range(CAPABILITIES):
-        there = lib.sandbox_call(lib.SYS_prctl, PR_CAPBSET_READ, number, 0, 0, 0)
-        if there < 0:  # EINVAL: this kernel has no more of them
+        present = lib.sandbox_call(lib.SYS_prctl, PR_CAPBSET_READ, number, 0, 0, 0)
+        if present < 0:  # EINVAL: this kernel has no more capabilities
             return
-        if there:
-            prctl(lib.PR_CAPBSET_DROP, number)
+        if present:
+            call(lib.SYS_prctl, lib.PR_CAPBSET_DROP, number)
 
 
-def become(uid: int, gid: int) -> None:
+def become_user(uid: int, gid: int) -> None:
     """An ordinary user without other groups; root's capabilities go with root."""
     os.setgroups([])
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
 
 
-def no_capabilities() -> None:
-    """... of those that this thread has."""
-    clear = (lib.PR_CAP_AMBIENT, lib.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    lib.sandbox_call(lib.SYS_prctl, *clear)
+def drop_capabilities() -> None:
+    """Empty the capability sets of this thread."""
+    lib.sandbox_call(lib.SYS_prctl, lib.PR_CAP_AMBIENT, lib.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     header, none = _capabilities()
     call(lib.SYS_capset, _address(header), _address(none))
+
+
+def no_new_privileges() -> None:
+    """execve(2) grants no privileges; without CAP_SYS_ADMIN, seccomp(2) requires this."""
+    call(lib.SYS_prctl, lib.PR_SET_NO_NEW_PRIVS, 1)
+
+
+def not_dumpable() -> None:
+    """No process of the same user can trace this one or read its memory."""
+    call(lib.SYS_prctl, lib.PR_SET_DUMPABLE, 0)
 
 
 def _capabilities() -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""What a tender holds while its guest runs: which descriptors, where, under which policies. Pure.
+"""The descriptors that a tender holds while its guest runs, and the policies that follow. Pure.
 
 The rule here: a descriptor has the same number in every run of one command line, so that one
 command line has one filter, and `ptender policy` can show it without opening anything.
@@ -15,26 +15,26 @@ if TYPE_CHECKING:
 
     from tender.config import BlockValue, NetValue
 
-SLOTS = {
-    "console": 1, "stderr": 2, "vcpu": 3, "kick": 4, "core": 5, "pagemap": 6, "keeper": 7,
+FIXED = {
+    "console": 1, "stderr": 2, "vcpu": 3, "kick": 4, "core": 5, "pagemap": 6, "core-helper": 7,
     "trace": 8, "report": 9, "sync": 10,
 }  # fmt: skip
-FIRST_DEVICE = 16  # and its handle in the manifest
-SLOTS_END = FIRST_DEVICE + 64
-FIRST_JAIL = 11  # namespaces that are still to be joined
+FIRST_NAMESPACE = 11  # namespaces that are still to be joined
+FIRST_DEVICE = 16  # the device with handle 0
+FDS_END = FIRST_DEVICE + 64
 
-# Files of seccomp/ that are for what is held under the same name, the busiest first.
+# Files of seccomp/ that have the name of a label, the busiest first.
 _DEVICES = ("net", "net-stream", "block", "block-remote")
-_SINGLE = ("sync", "core", "trace", "report")
+_FIXED = ("sync", "core", "trace", "report")
 
 
-def slot(handle: int) -> int:
+def device_fd(handle: int) -> int:
     """The descriptor of the device with this handle."""
     return FIRST_DEVICE + handle
 
 
-def held_as(spec: NetValue | BlockValue) -> tuple[str, ...]:
-    """What the policies call the descriptor of a device that is attached to this."""
+def device_labels(spec: NetValue | BlockValue) -> tuple[str, ...]:
+    """The labels of the descriptor of a device that is attached to this."""
     if isinstance(spec, (StreamNet, UserNet)):
         return ("net-stream",)
     if isinstance(spec, BlockRemote):
@@ -46,28 +46,28 @@ def held_as(spec: NetValue | BlockValue) -> tuple[str, ...]:
 
 
 @dataclass
-class Plan:
-    """`cpu` is "kvm" or "soft"; `single` names the descriptors of which there is one, and `devices`
-    has by handle what the policies call those of the guest's devices."""
+class FdTable:
+    """`cpu` is "kvm" or "soft"; `fixed` has labels of FIXED, `devices` those of each device by
+    its handle. `@LABEL` in a policy means the descriptors with that label."""
 
     cpu: str
-    single: tuple[str, ...]
+    fixed: tuple[str, ...]
     devices: Mapping[int, tuple[str, ...]]
 
-    def held(self) -> dict[str, list[int]]:
-        """What a policy means by `@name`."""
-        numbers = {name: [SLOTS[name]] for name in self.single}
-        for handle, names in sorted(self.devices.items()):
-            for name in names:
-                numbers.setdefault(name, []).append(slot(handle))
+    def by_label(self) -> dict[str, list[int]]:
+        """The descriptors with each label."""
+        numbers = {label: [FIXED[label]] for label in self.fixed}
+        for handle, labels in sorted(self.devices.items()):
+            for label in labels:
+                numbers.setdefault(label, []).append(device_fd(handle))
         return numbers
 
     def policies(self) -> list[str]:
-        """The files of seccomp/ that the guest's thread is under."""
-        names = self.held()
-        modules = [self.cpu, "console", "poll", *(name for name in _DEVICES if name in names)]
-        return [*modules, *(name for name in _SINGLE if name in names), "base"]
+        """The files of seccomp/ for the guest's thread."""
+        labels = self.by_label()
+        modules = [self.cpu, "console", "poll", *(name for name in _DEVICES if name in labels)]
+        return [*modules, *(name for name in _FIXED if name in labels), "base"]
 
-    def thread_policies(self) -> list[str]:
-        """... and the thread of the network ring, where there is one."""
-        return ["ring"] if "kick" in self.single else []
+    def ring_policies(self) -> list[str]:
+        """The files of seccomp/ for the thread of the network ring; empty: there is none."""
+        return ["ring"] if "kick" in self.fixed else []

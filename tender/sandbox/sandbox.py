@@ -1,8 +1,8 @@
-"""The door: what a tender gives away before its guest runs.
+"""The sandbox: what a tender gives up before its guest runs.
 
-The rule here: after `Door.close` this process can run its vCPU and use the descriptors that it
-holds, and nothing else, for good. Every layer is tried; one that the machine can't give is told,
-and is an error under `--sandbox=require`. The system call filter is never done without.
+The rule here: after `Sandbox.enter` this process can run its vCPU and use the descriptors that it
+holds, and nothing else, for good. Every layer is tried; one that is not available is reported, or
+is an error under `--sandbox=require`. The system call filter is mandatory.
 
 docs/threat-model.md says what each layer is for.
 """
@@ -16,7 +16,7 @@ from tender._sandbox import ffi, lib
 from tender.config import is_number
 from tender.errors import HostError, SandboxError, UsageError
 from tender.sandbox import confine, seccomp
-from tender.sandbox.fdtable import FIRST_JAIL, SLOTS, SLOTS_END, slot
+from tender.sandbox.fdtable import FDS_END, FIRST_NAMESPACE, FIXED, device_fd
 from tender.stop import end_with
 
 TYPE_CHECKING = False
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Protocol
 
-    from tender.sandbox.fdtable import Plan
+    from tender.sandbox.fdtable import FdTable
 
     class Device(Protocol):
         """A device of the guest."""
@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 
 
 NOBODY = 65534
-MALLOC_ROOM = 64 << 20  # bytes by which the tender's own memory may grow
-TRANSLATOR_ROOM = 3 << 29  # ... where a CPU in software keeps what it has translated
+# Bytes by which the memory of the tender itself may grow; on the software CPU, the translated code.
+MALLOC_BYTES = 64 << 20
+TRANSLATOR_BYTES = 3 << 29
 
 
 def parse_user(text: str) -> tuple[int, int]:
@@ -74,149 +75,146 @@ def _group(name: str) -> int:
         raise KeyError(f"group {name!r}") from None
 
 
-class Door:
-    """The sandbox of this process: `take` its descriptors, `close` it, and run the guest.
+class Sandbox:
+    """The sandbox of this process: `move_descriptors`, then `enter`, then run the guest.
 
-    `mode` is "on" or "require"; `tell` gets a line for each layer that is missing, and one for
-    what there is. `report` is a descriptor on which a program that embeds the tender is told of a
-    violation, `parent` the process with which this one is to end, `jail` namespaces that were made
-    in advance (layers.make_jail).
+    `mode` is "on" or "require"; `user` is what --user names. For the child of a program:
+    `report_fd` is where it reports a violation, `parent_pid` the process with which it is to end,
+    `namespaces` those that confine.make_namespaces made.
     """
 
     def __init__(
         self,
         mode: str,
         user: str | None,
-        tell: Callable[[str], None],
         *,
-        report: int | None = None,
-        parent: int | None = None,
-        jail: list[int] | None = None,
+        report_fd: int | None = None,
+        parent_pid: int | None = None,
+        namespaces: list[int] | None = None,
     ) -> None:
         self._require = mode == "require"
         if user is not None and os.geteuid() != 0:
             raise UsageError(f"--user={user}: only root can become somebody else")
         self._user = (NOBODY, NOBODY) if user is None else parse_user(user)
-        self._tell = tell
-        self._parent = parent
-        self._jail = jail or []
+        self._parent_pid = parent_pid
+        self._namespaces = namespaces or []
         self.layers: list[str] = []  # those that are in force
-        self.lacks: list[str] = []  # those that this machine can't give, each with its reason
-        self.report = report
-        self.closed = False
+        self.missing_layers: list[str] = []  # those that are not available here: "NAME: REASON"
+        self.report_fd = report_fd
+        self.entered = False
         seccomp.load()
         lib.sandbox_settle_malloc()
 
-    def take(self, single: Mapping[str, int], devices: Mapping[int, Device]) -> dict[str, int]:
-        """Put every descriptor into its slot and close all others; the new numbers of `single`.
+    def move_descriptors(
+        self, fixed: Mapping[str, int], devices: Mapping[int, Device]
+    ) -> dict[str, int]:
+        """Move each descriptor to its number in the table and close all others.
 
-        `single` has those of which there is one, by the name of their slot; `devices` are those of
-        the guest, by handle.
+        `fixed` has the descriptors by label, `devices` those of the guest by handle. Returns the
+        new numbers of `fixed`.
         """
-        if self.report is not None:
-            single = {**single, "report": self.report}
-        places = {SLOTS[name]: fd for name, fd in single.items()}
-        places |= {slot(handle): device.fd for handle, device in devices.items()}
-        places |= dict(enumerate(self._jail, FIRST_JAIL))
-        self._jail = list(range(FIRST_JAIL, FIRST_JAIL + len(self._jail)))
+        if self.report_fd is not None:
+            fixed = {**fixed, "report": self.report_fd}
+        table = {FIXED[label]: fd for label, fd in fixed.items()}
+        table |= {device_fd(handle): device.fd for handle, device in devices.items()}
+        table |= dict(enumerate(self._namespaces, FIRST_NAMESPACE))
+        self._namespaces = list(range(FIRST_NAMESPACE, FIRST_NAMESPACE + len(self._namespaces)))
         try:
-            confine.move_descriptors(places, SLOTS_END)
+            confine.move_descriptors(table, FDS_END)
         except OSError as error:
             raise SandboxError(f"sandbox: descriptors: {error.strerror}") from None
         for handle, device in devices.items():
-            device.fd = slot(handle)
-        if self.report is not None:
-            self.report = SLOTS["report"]
+            device.fd = device_fd(handle)
+        if self.report_fd is not None:
+            self.report_fd = FIXED["report"]
         self.layers.append("descriptors")
-        return {name: SLOTS[name] for name in single}
+        return {label: FIXED[label] for label in fixed}
 
-    def close(
+    def enter(
         self,
-        plan: Plan,
+        table: FdTable,
         file_bytes: int,
         start_threads: Callable[[bytes], None] | None = None,
     ) -> None:
-        """Give everything else away.
+        """Give up everything that is not in `table`, for good.
 
-        `file_bytes` is how long the guest's files may be; `start_threads` is called with the
-        filter of its thread.
+        `file_bytes` is the maximum length of the guest's files; `start_threads` is called with
+        the filter for the thread of the network ring.
 
-        Raises SandboxError; then too much is gone to go on, and the process is to end.
+        Raises SandboxError; then the process must end, because it has given up too much.
         """
-        trap = self.report is not None
-        held = plan.held()
-        main = seccomp.compile(seccomp.build(plan.policies(), held), trap=trap)
-        alongside = plan.thread_policies()
-        thread = seccomp.compile(seccomp.build(alongside, held), trap=trap) if alongside else b""
-        room = TRANSLATOR_ROOM if plan.cpu == "soft" else MALLOC_ROOM
-        memory = self._memory_bytes()  # while there is a /proc
-        address_space = None if memory is None else memory + room
-        self._become_nobody()
+        # What can fail for lack of memory or of a file comes first.
+        trap = self.report_fd is not None
+        fds = table.by_label()
+
+        def compiled(policies: list[str]) -> bytes:
+            return seccomp.compile(seccomp.build(policies, fds), trap=trap)
+
+        main = compiled(table.policies())
+        ring = compiled(table.ring_policies()) if start_threads else b""
+        address_space = self._address_space(table.cpu)  # while there is a /proc
+
+        if self._namespaces:
+            if self._layer("namespaces", lambda: confine.join_namespaces(self._namespaces)):
+                self.layers.append("empty root")  # the namespaces have one
+        elif self._layer("namespaces", confine.unshare):
+            self._layer("empty root", confine.empty_root)
+        if "namespaces" not in self.layers:
+            self.report_missing("empty root", "it takes the namespaces")
+        self._try("empty bounding set", confine.empty_bounding_set)  # takes CAP_SETPCAP
+        uid, gid = self._user
+        if os.geteuid() == 0:
+            self._layer(f"user {uid}", lambda: confine.become_user(uid, gid))
+        self._layer("no capabilities", confine.drop_capabilities)
+        self._layer("no new privileges", confine.no_new_privileges)
+        self._layer("not dumpable", confine.not_dumpable)
+        if self._parent_pid is not None:
+            end_with(self._parent_pid)  # a change of credentials would have cleared it
         self._layer("Landlock", confine.landlock)
         if start_threads:
-            start_threads(thread)  # before the limits: they leave no room for another thread
-        self._layer(
-            "limits", lambda: confine.limit(SLOTS_END, address_space, _longest(plan, file_bytes))
-        )
-        self.layers.append("seccomp")  # or it ends here
-        self._tell(f"sandbox: {', '.join(self.layers)}")
-        if trap and lib.sandbox_report_to(SLOTS["report"]):
+            start_threads(ring)  # the limits leave no address space for another thread
+        limits = (FDS_END, address_space, _file_limit(table, file_bytes))
+        self._layer("limits", lambda: confine.limit(*limits))
+        if trap and lib.sandbox_report_to(FIXED["report"]):
             raise HostError("sandbox: cannot handle SIGSYS", "sigaction", ffi.errno)
-        self.closed = True
         seccomp.install(main)
+        self.layers.append("seccomp")
+        self.entered = True
 
-    def _become_nobody(self) -> None:
-        self._go_where_nothing_is()
+    def _address_space(self, cpu: str) -> int | None:
+        """The limit on the address space, in bytes; None: it cannot be computed."""
         try:
-            confine.no_bounding_set()  # while root, or the owner of its namespaces, can
+            memory_bytes = confine.memory_bytes()
         except OSError as error:
-            self.missing("empty bounding set", os.strerror(error.errno or 0))
-        if os.geteuid() == 0:
-            self._layer(f"user {self._user[0]}", lambda: confine.become(*self._user))
-        self._layer("no capabilities", confine.no_capabilities)
-        new, dumpable = lib.PR_SET_NO_NEW_PRIVS, lib.PR_SET_DUMPABLE
-        self._layer("no new privileges", lambda: confine.prctl(new, 1))
-        self._layer("not dumpable", lambda: confine.prctl(dumpable, 0))
-        if self._parent is not None:
-            end_with(self._parent)  # after the credentials, whose change takes that away
-
-    def _go_where_nothing_is(self) -> None:
-        enter = (lambda: confine.join(self._jail)) if self._jail else confine.unshare
-        if not self._layer("namespaces", enter):
-            self.missing("empty root", "it takes the namespaces")
-        elif self._jail:
-            self.layers.append("empty root")  # it came with them
-        else:
-            self._layer("empty root", confine.empty_root)
-
-    def _memory_bytes(self) -> int | None:
-        """What the limit to the address space starts from; None: there can be none."""
-        try:
-            return confine.memory_bytes()
-        except OSError as error:
-            self.missing("limit to memory", f"/proc: {os.strerror(error.errno or 0)}")
+            self.report_missing("limit to memory", f"/proc: {os.strerror(error.errno or 0)}")
             return None
+        return memory_bytes + (TRANSLATOR_BYTES if cpu == "soft" else MALLOC_BYTES)
 
     def _layer(self, name: str, step: Callable[[], None]) -> bool:
+        """Take one layer; whether it is in force now."""
+        done = self._try(name, step)
+        if done:
+            self.layers.append(name)
+        return done
+
+    def _try(self, name: str, step: Callable[[], None]) -> bool:
         try:
             step()
         except OSError as error:
-            self.missing(name, os.strerror(error.errno or 0))
+            self.report_missing(name, os.strerror(error.errno or 0))
             return False
-        self.layers.append(name)
         return True
 
-    def missing(self, name: str, reason: str) -> None:
-        """Tell of a layer that this machine can't give; raises SandboxError where it must be."""
-        lack = f"{name}: {reason}"
+    def report_missing(self, name: str, reason: str) -> None:
+        """Record a layer that is not available here; raises SandboxError where it is required."""
+        missing = f"{name}: {reason}"
         if self._require:
-            raise SandboxError(f"sandbox: no {lack} (--sandbox=require)")
-        self.lacks.append(lack)
-        self._tell(f"sandbox: no {lack}")
+            raise SandboxError(f"sandbox: no {missing} (--sandbox=require)")
+        self.missing_layers.append(missing)
 
 
-def _longest(plan: Plan, file_bytes: int) -> int | None:
-    """The limit to the length of files; None where a log is one, and grows as it likes."""
-    logs = [SLOTS[name] for name in ("console", "stderr", "trace") if name in plan.single]
+def _file_limit(table: FdTable, file_bytes: int) -> int | None:
+    """The limit on the length of files; None where a log is a regular file, which may grow."""
+    logs = [FIXED[label] for label in ("console", "stderr", "trace") if label in table.fixed]
     regular = any(stat.S_ISREG(os.fstat(fd).st_mode) for fd in logs)
     return None if regular else file_bytes

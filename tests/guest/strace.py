@@ -1,6 +1,6 @@
 """What a sandboxed tender asks of the kernel, as strace sees it.
 
-The rule here: only what a thread does behind its door counts, from the moment its filter is in
+The rule here: only what a thread does after lockdown counts, from the moment its filter is in
 place to its end; names are strace's, arguments are the numbers in the registers.
 """
 

@@ -196,7 +196,7 @@ def test_a_guest_that_kvm_cannot_emulate_moves(
 
 @needs_kvm
 @pytest.mark.skipif(not accel.emulated(), reason="this machine's KVM runs guests in hardware")
-def test_a_guest_behind_the_door_does_not_move(guest: Build) -> None:
+def test_a_guest_in_the_sandbox_does_not_change_its_cpu(guest: Build) -> None:
     """No library can be loaded there any more: the line says what would run it."""
     done = command("accel.emulated = lambda: False", "--mem=8", guest("fp"))
     assert done.returncode == 1

@@ -1,7 +1,7 @@
 """Guests that forge argument blocks and ring entries: a result code, or that guest's own end.
 
 The guest, guest-bindings/tests/forge.c, knows what each of its blocks is to come to, and checks the
-answers itself. It runs as everybody's does, by the command and behind the door.
+answers itself. It runs as any guest does: by the command, in the sandbox.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from tender.cli.policy import Shown
 from tender.embed import process, server
 from tender.errors import SandboxViolation
 from tender.sandbox import seccomp
-from tender.sandbox.fdtable import Plan
+from tender.sandbox.fdtable import FdTable
 from tender.sandbox.policy import Entry
 from tests.guest import strace
 from tests.guest.conftest import PTENDER, ROOT, Build, Run
@@ -44,7 +44,7 @@ def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
 
 @pytest.fixture
 def looping(cpu: str, guest: Build) -> Iterator[Callable[..., int]]:
-    """Start a guest that never ends; the PID of its tender, which is behind its door."""
+    """Start a guest that never ends; the PID of its tender, after lockdown."""
     processes = []
 
     def run(*arguments: object, before: list[str] | None = None, **options: object) -> int:
@@ -343,7 +343,7 @@ def test_a_taken_over_tender_ends(guest: Build, cpu: str) -> None:
     assert done.returncode == -signal.SIGSYS, done
 
 
-def test_a_bug_of_ours_behind_the_door_is_told(guest: Build, cpu: str) -> None:
+def test_a_bug_of_ours_after_lockdown_is_reported(guest: Build, cpu: str) -> None:
     code = (
         "import os; from tender.cli import main; from tender.modules import console; "
         "console.Console.puts = lambda *_: 1 // 0; "
@@ -387,7 +387,7 @@ def test_a_disk_gets_no_longer(guest: Build, cpu: str, tmp_path: Path) -> None:
     assert image.stat().st_size == 1 << 20
 
 
-# The server rehearses with this as well, in front of any door: nothing that does harm there.
+# The server warms up with this as well, without a sandbox: nothing that does harm there.
 TAKEN_OVER = """
 import sys; sys.path[:] = {{path!r}}
 import os
@@ -528,7 +528,7 @@ class Suite:
 
     def take(self, shown: Shown, threads: dict[str, list[strace.Call]]) -> None:
         found, strange = strace.used(shown, threads)
-        assert threads, "nothing was behind a door"
+        assert threads, "no thread entered the sandbox"
         assert not strange, "calls that are in no entry, and went on all the same"
         self.used |= found
 
@@ -550,8 +550,8 @@ class Suite:
         single = ["console", "stderr", "report"]
         single += ["vcpu"] if cpu == "kvm" else []
         single += ["sync"] if sync else []
-        plan = Plan(cpu, tuple(single), {1: kinds})
-        self.take(Shown(plan, {}, seccomp.build(plan.policies(), plan.held()), []), threads)
+        table = FdTable(cpu, tuple(single), {1: kinds})
+        self.take(Shown(table, {}, seccomp.build(table.policies(), table.by_label()), []), threads)
 
 
 TERMINATE = ("timeout", "--preserve-status", "-s", "TERM", "3")

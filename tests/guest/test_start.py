@@ -40,7 +40,7 @@ status = main(["ptender", *{words!r}])
 new = set(sys.modules) - before
 new = {{name for name in new if not name.endswith(".lib")}}
 os.write(2, ("\\n" + " ".join(sorted(new))).encode())
-os._exit(status)  # as the command does: the door is closed
+os._exit(status)  # as the command does: it is in the sandbox
 """
 
 

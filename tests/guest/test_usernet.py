@@ -267,7 +267,7 @@ def test_a_passt_that_failed_is_told_where_nobody_has_its_status() -> None:
 def test_a_port_that_is_taken_beside_a_dump_core(
     ptender: Run, guest: Build, tmp_path: Path
 ) -> None:
-    """The keeper of the core file is a child as well: the end of passt must be told from its."""
+    """The core-file helper is a child as well: the end of passt must be told from its."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         words = ["--mem=8", f"--dumpcore={tmp_path}", "--net", f"user:{port}:80"]

@@ -25,7 +25,7 @@ def attempt(compiled: bytes, number: int, arguments: list[int], came_back: mmap.
     if pid == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, WAIT_S)
-        confine.prctl(lib.PR_SET_NO_NEW_PRIVS, 1)
+        confine.no_new_privileges()
         five = [each & (1 << 64) - 1 for each in (*arguments, 0, 0, 0, 0, 0)][:5]
         seccomp.install(compiled)
         lib.sandbox_call(number, *five)

@@ -13,7 +13,7 @@ import pytest
 
 from tender.cli.policy import disassemble
 from tender.sandbox import fdtable, seccomp
-from tender.sandbox.fdtable import Plan
+from tender.sandbox.fdtable import FdTable
 from tender.sandbox.policy import LE, Rule
 
 ROOT = Path(__file__).parents[2]
@@ -27,12 +27,12 @@ UPROBES = {335, 336} if platform.machine() == "x86_64" else set()
 DEVICES = {1: ("net",), 2: ("net",), 3: ("block", "block-writable"), 4: ("block",)}
 OTHERS = {1: ("net-stream",), 2: ("block-remote",)}
 USUAL = ("console", "stderr")
-PLANS = {
-    "kvm": Plan("kvm", (*USUAL, "vcpu"), DEVICES),
-    "kvm with everything": Plan("kvm", tuple(fdtable.SLOTS), {**DEVICES, 5: ("net-stream",)}),
-    "soft": Plan("soft", USUAL, DEVICES),
-    "a child on KVM": Plan("kvm", (*USUAL, "vcpu", "report"), OTHERS),
-    "a child on the software CPU": Plan("soft", (*USUAL, "report"), {}),
+TABLES = {
+    "kvm": FdTable("kvm", (*USUAL, "vcpu"), DEVICES),
+    "kvm with everything": FdTable("kvm", tuple(fdtable.FIXED), {**DEVICES, 5: ("net-stream",)}),
+    "soft": FdTable("soft", USUAL, DEVICES),
+    "a child on KVM": FdTable("kvm", (*USUAL, "vcpu", "report"), OTHERS),
+    "a child on the software CPU": FdTable("soft", (*USUAL, "report"), {}),
 }
 
 Case = tuple[int, ...]
@@ -41,11 +41,11 @@ Case = tuple[int, ...]
 def policies() -> list[tuple[str, list[Rule], bool]]:
     """Each policy by a name: its rules, and whether a violation is told."""
     found = [
-        (name, seccomp.build(each.policies(), each.held()), "report" in each.single)
-        for name, each in PLANS.items()
+        (name, seccomp.build(each.policies(), each.by_label()), "report" in each.fixed)
+        for name, each in TABLES.items()
     ]
-    everything = PLANS["kvm with everything"]
-    ring = seccomp.build(everything.thread_policies(), everything.held())
+    everything = TABLES["kvm with everything"]
+    ring = seccomp.build(everything.ring_policies(), everything.by_label())
     return [*found, ("the ring's thread", ring, False)]
 
 
@@ -129,15 +129,14 @@ def test_no_call_of_another_architecture() -> None:
     code = """
 import ctypes, mmap, os, sys
 from tender.sandbox import confine, seccomp
-from tender._sandbox import lib
-from tender.sandbox.fdtable import Plan
+from tender.sandbox.fdtable import FdTable
 from tender.cli.policy import disassemble
 memory = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
 memory.write(bytes.fromhex("b814000000cd80c3"))  # mov eax, 20 (getpid); int 0x80; ret
 call = ctypes.CFUNCTYPE(ctypes.c_long)(ctypes.addressof(ctypes.c_char.from_buffer(memory)))
-plan = Plan("kvm", ("stderr",), {})
-compiled = seccomp.compile(seccomp.build(plan.policies(), plan.held()))
-confine.prctl(lib.PR_SET_NO_NEW_PRIVS, 1)
+table = FdTable("kvm", ("stderr",), {})
+compiled = seccomp.compile(seccomp.build(table.policies(), table.by_label()))
+confine.no_new_privileges()
 seccomp.install(compiled)
 call()
 os._exit(0)

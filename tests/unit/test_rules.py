@@ -94,7 +94,7 @@ def test_a_policy_file(name: str) -> None:
     assert text.startswith("# "), "it says whose it is"
     entries = policy.parse(text)
     assert len({str(entry) for entry in entries}) == len(entries), "no entry twice"
-    held = {each: [fdtable.SLOTS.get(each, 17)] for entry in entries for each in entry.names}
+    held = {each: [fdtable.FIXED.get(each, 17)] for entry in entries for each in entry.names}
     for entry in entries:
         (rule, *_) = policy.expand([entry], held, seccomp.constant)
         assert seccomp.syscall_number(rule.call) >= 0, f"x86_64 has no {rule.call}"
@@ -104,29 +104,29 @@ def test_a_policy_file(name: str) -> None:
 def test_each_file_is_somebodys_and_the_other_way_round() -> None:
     remote = BlockRemote(4, 512, readonly=False)
     kinds = [
-        fdtable.held_as(Tap("tap0")),
-        fdtable.held_as(StreamNet(3)),
-        fdtable.held_as(BlockFile("disk.img")),
-        fdtable.held_as(remote),
+        fdtable.device_labels(Tap("tap0")),
+        fdtable.device_labels(StreamNet(3)),
+        fdtable.device_labels(BlockFile("disk.img")),
+        fdtable.device_labels(remote),
     ]
     devices = dict(enumerate(kinds))
     used = set()
     for cpu in ("kvm", "soft"):
-        whole = fdtable.Plan(cpu, tuple(fdtable.SLOTS), devices)
-        used |= {*whole.policies(), *whole.thread_policies()}
+        whole = fdtable.FdTable(cpu, tuple(fdtable.FIXED), devices)
+        used |= {*whole.policies(), *whole.ring_policies()}
     assert used == set(FILES)
     names = {name for file in FILES for entry in seccomp.entries(file) for name in entry.names}
-    assert names <= {*fdtable.SLOTS, *(name for each in devices.values() for name in each)}
+    assert names <= {*fdtable.FIXED, *(name for each in devices.values() for name in each)}
 
 
 def test_what_a_device_is_called() -> None:
-    assert fdtable.held_as(Descriptor(3)) == ("net",)
-    assert fdtable.held_as(UserNet()) == ("net-stream",)
-    assert fdtable.held_as(BlockFile("x")) == ("block", "block-writable")
-    assert fdtable.held_as(BlockFile("x", readonly=True)) == ("block",)
-    assert fdtable.held_as(BlockFile("x", overlay=True)) == ("block",)
-    assert fdtable.held_as(BlockDescriptor(3, readonly=True)) == ("block",)
-    assert fdtable.held_as(BlockDescriptor(3)) == ("block", "block-writable")
+    assert fdtable.device_labels(Descriptor(3)) == ("net",)
+    assert fdtable.device_labels(UserNet()) == ("net-stream",)
+    assert fdtable.device_labels(BlockFile("x")) == ("block", "block-writable")
+    assert fdtable.device_labels(BlockFile("x", readonly=True)) == ("block",)
+    assert fdtable.device_labels(BlockFile("x", overlay=True)) == ("block",)
+    assert fdtable.device_labels(BlockDescriptor(3, readonly=True)) == ("block",)
+    assert fdtable.device_labels(BlockDescriptor(3)) == ("block", "block-writable")
 
 
 def test_no_policy_opens_anything() -> None:
