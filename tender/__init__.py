@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from tender.config import VirtualTime as VirtualTime
     from tender.embed.block_memory import BlockMemory as BlockMemory
     from tender.embed.console import Console as Console
+    from tender.embed.interfaces import BlockAttachable as BlockAttachable
+    from tender.embed.interfaces import BlockDevice as BlockDevice
+    from tender.embed.interfaces import ConsoleSink as ConsoleSink
+    from tender.embed.interfaces import NetAttachable as NetAttachable
+    from tender.embed.interfaces import NetReceiver as NetReceiver
+    from tender.embed.interfaces import NetSender as NetSender
     from tender.errors import GuestEnded as GuestEnded
     from tender.errors import TenderError as TenderError
     from tender.guest import Guest as Guest
@@ -24,15 +30,21 @@ if TYPE_CHECKING:
     from tender.image.file import open_image as open_image
     from tender.outcome import Outcome as Outcome
 
-_HOMES = {
+_MODULES = {
+    "BlockAttachable": "tender.embed.interfaces",
     "BlockDescriptor": "tender.config",
+    "BlockDevice": "tender.embed.interfaces",
     "BlockFile": "tender.config",
     "BlockMemory": "tender.embed.block_memory",
     "Console": "tender.embed.console",
+    "ConsoleSink": "tender.embed.interfaces",
     "Descriptor": "tender.config",
     "Guest": "tender.guest",
     "GuestEnded": "tender.errors",
     "Image": "tender.image.elf",
+    "NetAttachable": "tender.embed.interfaces",
+    "NetReceiver": "tender.embed.interfaces",
+    "NetSender": "tender.embed.interfaces",
     "Outcome": "tender.outcome",
     "Tap": "tender.config",
     "TenderError": "tender.errors",
@@ -44,14 +56,20 @@ _HOMES = {
 __all__ = [  # noqa: RUF022 - the order of the guide
     "Guest",
     "Outcome",
+    "Console",
     "Tap",
     "Descriptor",
     "UserNet",
     "BlockFile",
     "BlockMemory",
     "BlockDescriptor",
-    "Console",
     "VirtualTime",
+    "NetSender",
+    "NetReceiver",
+    "NetAttachable",
+    "BlockDevice",
+    "BlockAttachable",
+    "ConsoleSink",
     "Image",
     "open_image",
     "TenderError",
@@ -61,14 +79,14 @@ __all__ = [  # noqa: RUF022 - the order of the guide
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'tender' has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(_HOMES[name]), name)
+    value: object = getattr(import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_MODULES})

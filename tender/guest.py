@@ -16,7 +16,7 @@ from tender import accel
 from tender.boot import layout
 from tender.dataclass import replace
 from tender.embed import process, protocol, timers, validation
-from tender.embed.devices import Wiring
+from tender.embed.devices import Devices
 from tender.embed.latch import Latch
 from tender.embed.process import Process
 from tender.errors import HostError
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from tender.config import Config, VirtualTime
-    from tender.embed.console import Console, Sink
-    from tender.embed.devices import BlockSpec, NetSpec
+    from tender.embed.console import Console
+    from tender.embed.interfaces import BlockSpec, NetSpec, Sink
     from tender.outcome import Outcome
 
 KICK_EVERY_S = 0.01  # of a guest that is asked to end, until it has
@@ -95,8 +95,8 @@ class Guest:
         )
         self.deadline = validation.seconds("deadline", deadline)
         self._warn = _guarded(validation.warn(warn) or _to_stderr)
-        self._devices = validation.devices("net", net), validation.devices("block", block), console
-        self._wiring: Wiring | None = None
+        self._specs = validation.devices("net", net), validation.devices("block", block), console
+        self._devices: Devices | None = None
         self._program = os.getpid()
         self._process = Process(self._warn, self._has_ended)
         self._starter = 0  # the thread that starts it, while it does
@@ -140,9 +140,9 @@ class Guest:
     @property
     def console(self) -> Console:
         """What the guest says; RuntimeError where it has not started."""
-        if self._wiring is None:
+        if self._devices is None:
             raise RuntimeError("this guest was not started, or could not be")
-        return self._wiring.console
+        return self._devices.console
 
     def __repr__(self) -> str:
         how = "not started"
@@ -329,18 +329,18 @@ class Guest:
 
     def _launch(self) -> None:
         config = replace(self.config, cpu=accel.choice(self.config))
-        self._wiring = wiring = Wiring(*self._devices, self._report)
+        self._devices = devices = Devices(*self._specs, self._report)
         here = _current_folder()
         try:
-            descriptors = list(dict.fromkeys([here, *wiring.descriptors]))
+            descriptors = list(dict.fromkeys([here, *devices.descriptors]))
             numbers = {fd: protocol.FIRST_FD + index for index, fd in enumerate(descriptors)}
-            net, block, console_fd = wiring.with_descriptors(numbers)
+            net, block, console_fd = devices.with_descriptors(numbers)
             config = replace(config, net=net, block=block, console_fd=console_fd)
             job = protocol.pack_job(config, len(descriptors))
             self._process.start(job, descriptors, _request(config), self.deadline)
         finally:
             os.close(here)
-            wiring.handed_over()
+            devices.handed_over()
 
     def _failed(self, error: BaseException) -> None:
         """It has not come as far as to have a process."""
@@ -364,8 +364,8 @@ class Guest:
         try:
             self._launched.wait()
             how = self._conclude()
-            if self._wiring is not None:
-                self._wiring.close(how)
+            if self._devices is not None:
+                self._devices.close(how)
         except Exception as error:
             self._report("its devices", error)
         finally:
@@ -415,7 +415,7 @@ class Guest:
     def _is_its_own_thread(self) -> bool:
         if process.on_monitor() or threading.get_ident() in (self._starter, self._settler):
             return True
-        return self._wiring is not None and self._wiring.serves_here()
+        return self._devices is not None and self._devices.serves_here()
 
     def _result(self) -> Outcome:
         if self._error is not None:

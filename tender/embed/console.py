@@ -24,15 +24,9 @@ from tender.modules import keep_descriptor
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, Protocol
+    from typing import Any
 
-    class Stream(Protocol):
-        """A file, or anything with a `write` that takes str or bytes."""
-
-        def write(self, data: Any, /) -> object: ...
-
-    Consumer = Callable[[bytes], object]
-    Sink = Consumer | Stream | int | None
+    from tender.embed.interfaces import ConsoleSink, Sink
 
 LIMIT = 4 << 20  # bytes that are kept
 CHUNK = 1 << 16  # bytes, what a pipe holds
@@ -289,7 +283,7 @@ class _Callback:
 
     goes_on = True  # after an exception
 
-    def __init__(self, function: Consumer) -> None:
+    def __init__(self, function: Callable[[bytes], object]) -> None:
         self.write = function
 
     def close(self) -> None:
@@ -301,7 +295,7 @@ class _Writer:
 
     goes_on = False
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: ConsoleSink) -> None:
         self._stream = stream
         self._is_text = isinstance(stream, TextIOBase) or hasattr(stream, "encoding")
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
@@ -341,7 +335,9 @@ class _Descriptor:
         os.close(self._fd)
 
 
-def open_sink(sink: Consumer | Stream | int) -> _Callback | _Writer | _Descriptor:
+def open_sink(
+    sink: Callable[[bytes], object] | ConsoleSink | int,
+) -> _Callback | _Writer | _Descriptor:
     """What `console=` may be; raises ConfigError for what is none of it."""
     if isinstance(sink, int) and not isinstance(sink, bool):
         return _Descriptor(sink)

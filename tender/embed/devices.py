@@ -1,4 +1,4 @@
-"""The program's side of one guest's devices: `Wiring`, and what can be attached.
+"""The program's side of one guest's devices: `Devices`, and what can be attached.
 
 The rule here: what goes to the guest's tender is values and descriptors, never an object; who
 opened a descriptor closes it. What a guest, or a tender that was taken over, sends back is
@@ -34,66 +34,20 @@ from tender.modules import keep_descriptor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-    from typing import Any, Protocol
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
     from tender.config import BlockValue, NetValue
-    from tender.embed.console import Console, Sink
+    from tender.embed.console import Console
+    from tender.embed.interfaces import BlockSpec, NetSpec, Sink
     from tender.embed.python_devices import Service
 
     Report = Callable[[str, BaseException | str], None]
 
-    class AttachableNet(Protocol):
-        """Something that gives a guest a network device when it starts.
-
-        The descriptor in what `attach` gives belongs to the guest from then on. An optional
-        `detach()` is called when the guest has ended.
-        """
-
-        def attach(self) -> NetValue: ...
-
-    class AttachableBlock(Protocol):
-        """The same for a block device."""
-
-        def attach(self) -> BlockValue: ...
-
-    class NetSender(Protocol):
-        """A network device in Python: gets each frame that the guest sends.
-
-        The frames that it gives back, one or several, are sent to the guest. It is called on a
-        thread of its own and may block; then frames are lost, as on a wire. `mtu` (int) and `mac`
-        (the guest's, 6 bytes or a string) are optional attributes, as is `close()`, called at the
-        end.
-        """
-
-        def send(self, frame: bytes) -> bytes | Iterable[bytes] | None: ...
-
-    class NetReceiver(Protocol):
-        """A network device in Python: asked for the frames that the guest is to receive.
-
-        It is called on a thread of its own, again as soon as the guest has room, and may block;
-        None: there are no more.
-        """
-
-        def receive(self) -> bytes | None: ...
-
-    class BlockPython(Protocol):
-        """A block device in Python, of `capacity` bytes (or `size`, or `len()`).
-
-        `write(offset, data)` makes it writable, unless its `readonly` says otherwise;
-        `sector_size` is 512 if it has none. It is called on a thread of its own, with pieces of at
-        most 64 KiB. An OSError gives the guest an error, any other exception as well.
-        """
-
-        def read(self, offset: int, length: int) -> bytes: ...
-
-    NetSpec = str | NetValue | AttachableNet | NetSender | NetReceiver
-    BlockSpec = str | os.PathLike[str] | BlockValue | AttachableBlock | BlockPython
-
 KINDS_MAX = 20  # of trouble that are told of one device
 
 
-class Wiring:
+class Devices:
     """The devices and the console of one guest, opened for it.
 
     `net`, `block` and `console_fd` go into its Config; `descriptors` are all the numbers in them.
@@ -160,8 +114,8 @@ class Wiring:
     def close(self, how: str = "") -> None:
         """The guest has ended, and `how`: take in its last output, close, join. Idempotent.
 
-        May be called from any thread; on one of the wiring's own, it does not wait for that. All
-        is given back, whatever a device raises; what Ctrl-C has kept from it, by the next call.
+        May be called from any thread, also from one of a device or the console. All is given back,
+        whatever a device raises; what Ctrl-C has kept from it, by the next call.
         """
         ends = [lambda end=end: self._end(end) for end in reversed(self._ends)]
         _call_all([self.handed_over, lambda: self._capture.close(how), *ends])
@@ -263,7 +217,7 @@ class Wiring:
         return service.spec
 
     def _copy(self, fd: int, where: str) -> int:
-        """A descriptor of the wiring's own: the program may close the one it gave."""
+        """A descriptor of its own: the program may close the one it gave."""
         if fd in self._given:
             raise DeviceError(f"{where}: it is given twice")
         self._given.add(fd)

@@ -160,7 +160,7 @@ class NetService(Service):
 
 
 class BlockService(Service):
-    """Serves a BlockPython. Requests come from a process that a guest may have taken over."""
+    """Serves a BlockDevice. Requests come from a process that a guest may have taken over."""
 
     def __init__(
         self, device: Any, where: str, report: Callable[[BaseException | str], None]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from tender.embed.devices import NetSpec
+    from tender.embed.interfaces import NetSpec
     from tender.testing.unikernel import GuestOptions
 
 NAME_MAX = 150  # letters of a folder's name

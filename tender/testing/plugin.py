@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from tender.embed.devices import NetSpec
+    from tender.embed.interfaces import NetSpec
     from tender.testing.disk import DiskImage
     from tender.testing.lab import Lab
     from tender.testing.net.switch import Switch

@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from tender.embed.console import Console as Captured
-    from tender.embed.console import Sink
-    from tender.embed.devices import BlockSpec, NetSpec
+    from tender.embed.interfaces import BlockSpec, NetSpec, Sink
     from tender.outcome import Outcome
     from tender.testing.net.virtual import Participant
 

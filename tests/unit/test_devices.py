@@ -22,7 +22,7 @@ from tender.clock import HostClock
 from tender.config import BlockDescriptor, BlockFile, BlockRemote, Descriptor, StreamNet, Tap
 from tender.embed.block_memory import BlockMemory
 from tender.embed.console import Capture, Console
-from tender.embed.devices import Wiring
+from tender.embed.devices import Devices
 from tender.errors import ConfigError, DeviceError, GuestEnded, TenderError, UsageError
 from tender.host.remote import HEADER, READ, STATUS, WRITE
 from tender.host.stream import StreamNetDevice
@@ -280,7 +280,7 @@ def test_a_copy_of_the_guests_end_does_not_keep_it_open(told: Told) -> None:
 @pytest.mark.parametrize("sink", [True, 1.5, b"log", object()])
 def test_what_is_no_sink(sink: Any, told: Told) -> None:
     with pytest.raises(ConfigError, match="console: .* is none of a callable"):
-        Wiring({}, {}, sink, told)
+        Devices({}, {}, sink, told)
 
 
 class Odd(io.StringIO):
@@ -302,13 +302,13 @@ def test_streams_with_an_odd_fileno(told: Told) -> None:
     assert stream.getvalue() == "written"
     for fd in ("1", 1.0, True):
         with pytest.raises(ConfigError, match=f"console: .*: its fileno.. is {fd!r}, which is no"):
-            Wiring({}, {}, Odd(fd), told)
+            Devices({}, {}, Odd(fd), told)
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as file:
         file.write("not taken")
         with pytest.raises(ConfigError, match="console: .*: .*Broken pipe"):
-            Wiring({}, {}, file, told)
+            Devices({}, {}, file, told)
         with open("/dev/null", "w") as null:
             os.dup2(null.fileno(), file.fileno())
 
@@ -316,10 +316,10 @@ def test_streams_with_an_odd_fileno(told: Told) -> None:
 def test_a_descriptor_that_is_none(told: Told) -> None:
     for fd in (9999, -1, 1 << 40):
         with pytest.raises(DeviceError, match=f"console: @{fd}: no such descriptor"):
-            Wiring({}, {}, fd, told)
+            Devices({}, {}, fd, told)
 
 
-# The wiring.
+# The devices of a guest.
 
 
 def test_values_and_descriptors(told: Told, tmp_path: Path) -> None:
@@ -327,26 +327,26 @@ def test_values_and_descriptors(told: Told, tmp_path: Path) -> None:
     memory = BlockMemory(4096)
     nets: dict[str, Any] = {"tap": Tap("tap0"), "service": Descriptor(theirs.fileno(), mtu=9000)}
     with ours, theirs:
-        wiring = Wiring(nets, {"file": BlockFile("x"), "storage": memory}, None, told)
-        (_, tap), (name, port) = wiring.net
+        devices = Devices(nets, {"file": BlockFile("x"), "storage": memory}, None, told)
+        (_, tap), (name, port) = devices.net
         assert (tap, name) == (Tap("tap0"), "service")
         assert isinstance(port, Descriptor)
         assert (port.mtu, port.fd == theirs.fileno()) == (9000, False)
-        (_, file), (_, disk) = wiring.block
+        (_, file), (_, disk) = devices.block
         assert file == BlockFile("x")
         assert isinstance(disk, BlockDescriptor)
-        assert sorted(wiring.descriptors) == sorted([wiring.console_fd, port.fd, disk.fd])
-        numbers = {fd: fd + 1000 for fd in wiring.descriptors}
-        net, block, console = wiring.with_descriptors(numbers)
+        assert sorted(devices.descriptors) == sorted([devices.console_fd, port.fd, disk.fd])
+        numbers = {fd: fd + 1000 for fd in devices.descriptors}
+        net, block, console = devices.with_descriptors(numbers)
         assert net == (("tap", tap), ("service", Descriptor(port.fd + 1000, mtu=9000)))
         assert block == (("file", file), ("storage", BlockDescriptor(disk.fd + 1000)))
-        assert console == wiring.console_fd + 1000
-        wiring.handed_over()
+        assert console == devices.console_fd + 1000
+        devices.handed_over()
         for fd in numbers:
             with pytest.raises(OSError, match="Bad file"):
                 os.fstat(fd)
-        wiring.close()
-        wiring.close()
+        devices.close()
+        devices.close()
         assert theirs.fileno() >= 0
         os.fstat(theirs.fileno())
     del memory
@@ -368,9 +368,9 @@ class Attachable:
 def test_what_can_attach_itself(told: Told) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     port = Attachable(Descriptor(theirs.detach()))
-    wiring = Wiring({"service": port}, {}, None, told)
+    devices = Devices({"service": port}, {}, None, told)
     assert port.steps == ["attach"]
-    wiring.close()
+    devices.close()
     assert port.steps == ["attach", "detach"]
     with ours, pytest.raises(ConnectionError):
         ours.send(b"x")
@@ -391,18 +391,18 @@ def test_all_is_given_back_where_one_step_is_interrupted(
 
     memory, wire = BlockMemory(4096), Interrupted()
     tap = Attachable(Tap("tap0"))
-    wiring = Wiring({"tap": tap, "service": wire}, {"storage": memory}, None, told)
+    devices = Devices({"tap": tap, "service": wire}, {"storage": memory}, None, told)
     with monkeypatch.context() as patch:
-        patch.setattr(wiring.console, "end", interrupt)
+        patch.setattr(devices.console, "end", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            wiring.close("halted")
+            devices.close("halted")
     assert tap.steps == ["attach", "detach"]
     os.close(memory.attach().fd)
     assert wire.closed == 1
-    wiring.close("halted")
-    assert wiring.console.ended
+    devices.close("halted")
+    assert devices.console.ended
     assert (wire.closed, tap.steps) == (2, ["attach", "detach"])
-    wiring.close()
+    devices.close()
     assert wire.closed == 2
 
 
@@ -412,22 +412,22 @@ def test_what_an_interrupt_has_left_is_given_back_by_the_next_close(
     told: Told, with_sink: bool
 ) -> None:
     memory = BlockMemory(4096)
-    wirings: list[Wiring] = []
+    every: list[Devices] = []
 
     def prepare() -> Any:
         blocks: dict[str, Any] = {"storage": memory, "python": Disk()}
         sink = (lambda _: None) if with_sink else None
-        wiring = Wiring({"service": Wire()}, blocks, sink, told)
-        wirings.append(wiring)
-        os.write(wiring.console_fd, b"last words")
-        return wiring.close
+        devices = Devices({"service": Wire()}, blocks, sink, told)
+        every.append(devices)
+        os.write(devices.console_fd, b"last words")
+        return devices.close
 
     def check() -> None:
-        wiring = wirings.pop()
-        wiring.close("halted")
+        devices = every.pop()
+        devices.close("halted")
         os.close(memory.attach().fd)
         memory.detach()
-        assert wiring.console.ended
+        assert devices.console.ended
         for thread in threads_of_devices():
             thread.join(LONG)
         assert not threads_of_devices()
@@ -475,7 +475,7 @@ def test_wrong_devices_leave_nothing(told: Told) -> None:
     ]
     for nets, blocks, message in wrong:
         with pytest.raises(DeviceError, match=message) as raised:
-            Wiring({"first": first, **nets}, blocks, None, told)
+            Devices({"first": first, **nets}, blocks, None, told)
         assert "\n" not in str(raised.value)
         assert first.steps[-2:] == ["attach", "detach"]
 
@@ -487,9 +487,9 @@ def with_attributes(device: Any, **attributes: Any) -> Any:
 
 def test_the_address_of_a_device_may_be_a_string(told: Told) -> None:
     wire = with_attributes(Wire(), mac="02:00:00:00:00:01")
-    wiring = Wiring({"service": wire}, {}, None, told)
-    ((_, spec),) = wiring.net
-    wiring.close()
+    devices = Devices({"service": wire}, {}, None, told)
+    ((_, spec),) = devices.net
+    devices.close()
     assert spec.mac == bytes.fromhex("020000000001")
 
 
@@ -497,7 +497,7 @@ def test_a_descriptor_of_a_wrong_value_is_closed(told: Told) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     port = Attachable(Descriptor(theirs.detach(), mtu="1500"))  # type: ignore[arg-type]
     with ours, pytest.raises(DeviceError, match="mtu='1500': not a whole number"):
-        Wiring({"service": port}, {}, None, told)
+        Devices({"service": port}, {}, None, told)
     assert port.steps == ["attach", "detach"]
 
 
@@ -506,7 +506,7 @@ def test_a_descriptor_is_given_once(told: Told) -> None:
     with ours, theirs:
         port = Descriptor(theirs.fileno())
         with pytest.raises(DeviceError, match="given twice"):
-            Wiring({"a": port, "b": port}, {}, None, told)
+            Devices({"a": port, "b": port}, {}, None, told)
 
 
 # Block devices in memory.
@@ -696,9 +696,9 @@ class Disk:
 
 def test_a_disk_in_python(cleanup: Cleanup, told: Told) -> None:
     disk = Disk()
-    wiring = Wiring({}, {"storage": disk}, None, told)
-    cleanup.callback(wiring.close)
-    ((_, spec),) = wiring.block
+    devices = Devices({}, {"storage": disk}, None, told)
+    cleanup.callback(devices.close)
+    ((_, spec),) = devices.block
     assert isinstance(spec, BlockRemote)
     device = attach_block(spec, cleanup)
     assert (device.capacity, device.sector_size, device.readonly) == (1 << 18, 1024, False)
@@ -721,9 +721,9 @@ def test_an_exception_is_a_result_code_and_reported(
     cleanup: Cleanup, told: Told, wrong: Any
 ) -> None:
     disk = Disk()
-    wiring = Wiring({}, {"storage": disk}, None, told)
-    cleanup.callback(wiring.close)
-    device = attach_block(wiring.block[0][1], cleanup, told)
+    devices = Devices({}, {"storage": disk}, None, told)
+    cleanup.callback(devices.close)
+    device = attach_block(devices.block[0][1], cleanup, told)
     disk.wrong = wrong
     assert device.read(0, memoryview(bytearray(512))) == EUNSPEC
     assert device.read(0, memoryview(bytearray(512))) == OK
@@ -734,9 +734,9 @@ def test_an_exception_is_a_result_code_and_reported(
 
 def test_each_kind_of_trouble_is_told_once(cleanup: Cleanup, told: Told) -> None:
     disk, other = Disk(), Disk()
-    wiring = Wiring({}, {"storage": disk, "other": other}, None, told)
-    cleanup.callback(wiring.close)
-    device, second = (attach_block(spec, cleanup, told) for _, spec in wiring.block)
+    devices = Devices({}, {"storage": disk, "other": other}, None, told)
+    cleanup.callback(devices.close)
+    device, second = (attach_block(spec, cleanup, told) for _, spec in devices.block)
     for number in [*range(100), 0, 1]:
         disk.wrong = ValueError(f"of kind {number // 2}")
         assert device.read(0, memoryview(bytearray(512))) == EUNSPEC
@@ -758,10 +758,10 @@ def test_receive_that_always_raises_is_told_once(told: Told) -> None:
             asked.release()
             raise ValueError("broken")
 
-    wiring = Wiring({"service": Broken()}, {}, None, told)
+    devices = Devices({"service": Broken()}, {}, None, told)
     for _ in range(3):
         assert asked.acquire(timeout=LONG)
-    wiring.close()
+    devices.close()
     assert [str(what) for _, what in told] == ["broken"]
 
 
@@ -775,11 +775,11 @@ def test_who_is_told_may_raise(cleanup: Cleanup, monkeypatch: pytest.MonkeyPatch
         raise KeyError
 
     disk = Disk()
-    wiring = Wiring({"service": Wire()}, {"storage": disk}, None, warn)
-    cleanup.callback(wiring.close)
-    ((_, spec),) = wiring.net
+    devices = Devices({"service": Wire()}, {"storage": disk}, None, warn)
+    cleanup.callback(devices.close)
+    ((_, spec),) = devices.net
     assert isinstance(spec, Descriptor)
-    device = attach_block(wiring.block[0][1], cleanup)
+    device = attach_block(devices.block[0][1], cleanup)
     disk.wrong = ZeroDivisionError()
     assert device.read(0, memoryview(bytearray(512))) == EUNSPEC
     assert device.read(0, memoryview(bytearray(512))) == OK
@@ -799,9 +799,9 @@ def test_a_disk_without_write_is_read_only(cleanup: Cleanup, told: Told) -> None
         def read(self, _offset: int, length: int) -> bytes:
             return bytes(length)
 
-    wiring = Wiring({}, {"storage": Zeros()}, None, told)
-    cleanup.callback(wiring.close)
-    device = attach_block(wiring.block[0][1], cleanup)
+    devices = Devices({}, {"storage": Zeros()}, None, told)
+    cleanup.callback(devices.close)
+    device = attach_block(devices.block[0][1], cleanup)
     assert device.readonly
     assert device.write(0, memoryview(bytes(512))) == EUNSPEC
 
@@ -809,8 +809,8 @@ def test_a_disk_without_write_is_read_only(cleanup: Cleanup, told: Told) -> None
 def test_requests_that_no_tender_makes(told: Told) -> None:
     """The guest may have taken over its tender: it gets nothing but its own disk."""
     disk = Disk()
-    wiring = Wiring({}, {"storage": disk}, None, told)
-    (spec,) = (spec for _, spec in wiring.block)
+    devices = Devices({}, {"storage": disk}, None, told)
+    (spec,) = (spec for _, spec in devices.block)
     assert isinstance(spec, BlockRemote)
     with socket.socket(fileno=os.dup(spec.fd)) as end:
         end.settimeout(LONG)
@@ -829,7 +829,7 @@ def test_requests_that_no_tender_makes(told: Told) -> None:
             assert STATUS.unpack(end.recv(1 << 17))[0]
     assert not disk.calls
     assert len(told) == 9
-    wiring.close()
+    devices.close()
 
 
 class Peer:
@@ -906,8 +906,8 @@ class Wire:
 
 def test_a_network_device_in_python(told: Told) -> None:
     wire = Wire()
-    wiring = Wiring({"service": wire}, {}, None, told)
-    ((_, spec),) = wiring.net
+    devices = Devices({"service": wire}, {}, None, told)
+    ((_, spec),) = devices.net
     assert isinstance(spec, Descriptor)
     assert (spec.mtu, spec.mac) == (9000, Wire.mac)
     with socket.socket(fileno=os.dup(spec.fd)) as guest:
@@ -921,7 +921,7 @@ def test_a_network_device_in_python(told: Told) -> None:
         assert guest.recv(2000) == FRAME + b"again"
         guest.send(b"\xff" + FRAME)
         guest.send(FRAME + b"last words")
-        wiring.close()
+        devices.close()
     assert wire.sent == [FRAME, b"\xff" + FRAME, FRAME + b"last words"]
     assert wire.closed == 1
     assert [(where, type(what)) for where, what in told] == [
@@ -945,8 +945,8 @@ def test_one_half_of_a_device_is_enough(told: Told) -> None:
             self.frames.append(frame)
 
     drain = Drain()
-    wiring = Wiring({"a": Source(), "b": drain}, {}, None, told)
-    (_, source), (_, other) = wiring.net
+    devices = Devices({"a": Source(), "b": drain}, {}, None, told)
+    (_, source), (_, other) = devices.net
     assert isinstance(source, Descriptor)
     assert isinstance(other, Descriptor)
     with socket.socket(fileno=os.dup(source.fd)) as end:
@@ -954,7 +954,7 @@ def test_one_half_of_a_device_is_enough(told: Told) -> None:
         assert [end.recv(100), end.recv(100)] == [FRAME, FRAME[::-1]]
         end.send(b"nobody takes it")
     os.write(other.fd, b"taken")
-    wiring.close()
+    devices.close()
     assert drain.frames == [b"taken"]
     assert not told
 
@@ -972,15 +972,15 @@ def test_frames_that_no_wire_carries(told: Told) -> None:
         async def send(self, frame: bytes) -> bytes:
             return frame
 
-    wiring = Wiring({"a": Source(), "b": Async()}, {}, None, told)  # type: ignore[dict-item]
-    (_, source), (_, other) = wiring.net
+    devices = Devices({"a": Source(), "b": Async()}, {}, None, told)  # type: ignore[dict-item]
+    (_, source), (_, other) = devices.net
     assert isinstance(source, Descriptor)
     assert isinstance(other, Descriptor)
     with socket.socket(fileno=os.dup(source.fd)) as end:
         end.settimeout(LONG)
         assert end.recv(100000) == bytes(1518)
     os.write(other.fd, FRAME)
-    wiring.close()
+    devices.close()
     assert sorted(str(what) for _, what in told) == [
         "a frame of less than 14 bytes: dropped",
         "a frame of more than 1518 bytes (the MTU and a header): dropped",
@@ -1211,18 +1211,18 @@ def test_the_lock_of_the_programs_file_ends_with_its_guest(
             fcntl.flock(other, fcntl.LOCK_UN)
             return False
 
-        def start(spec: Any) -> Wiring:
-            wiring = Wiring({}, {"storage": spec}, None, told)
-            attach_block(wiring.block[0][1], cleanup)
+        def start(spec: Any) -> Devices:
+            devices = Devices({}, {"storage": spec}, None, told)
+            attach_block(devices.block[0][1], cleanup)
             assert is_locked()
-            return wiring
+            return devices
 
         disk = BlockDescriptor(file.fileno())
         for spec in (disk, Attachable(BlockDescriptor(os.dup(file.fileno())))):
-            wiring = start(spec)
-            wiring.close()
+            devices = start(spec)
+            devices.close()
             assert not is_locked()
-            wiring.close()
+            devices.close()
         first, second = start(disk), start(disk)
         first.close()
         assert is_locked()  # the other one's
