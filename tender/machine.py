@@ -221,8 +221,6 @@ class Machine:
 
             self._target = core.Target(config.dumpcore)
             cleanup.callback(self._target.close)
-            if self._sandbox:
-                self._target.start_helper()
         self.block = Block({
             handle: block.attach(by_handle[handle], spec, cleanup, self._stop, warn)
             for handle, spec in blocks.items()

@@ -8,7 +8,6 @@ and Documentation/admin-guide/mm/pagemap.rst.
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
 from array import array
@@ -16,6 +15,7 @@ from array import array
 from tender.boot.layout import PAGE_SIZE
 from tender.errors import ConfigError, GuestFault, HostError
 from tender.image.elf import EM_AARCH64, EM_X86_64, IDENT, PHDR, PT_LOAD, PT_NOTE
+from tender.observe.core_helper import CoreFile, request_name, start_helper
 from tender.sandbox.confine import open_as_anyone
 
 TYPE_CHECKING = False
@@ -36,96 +36,58 @@ REGISTER_ORDER = (
 )  # fmt: skip
 
 PAGEMAP_PRESENT_OR_SWAPPED = 3 << 62
-NAMELESS = os.O_TMPFILE
 BATCH = 512  # pages looked up at a time
 MEMORY_OFFSET = PAGE_SIZE  # of guest memory in the file
 
 
 class Target:
-    """The place where a core will be written: opened at the start, used at an abort.
+    """The place where a core file will be written: opened at the start, used at an abort.
 
-    `fds` are the descriptors that it takes to write it, by what the policies in seccomp/ call them.
+    `fds` are the descriptors for writing it, by their labels in the policies.
     """
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self._base = f"core.solo5-hvt.{os.getpid()}"
-        self._partial: str | None = None  # the file's name until it is complete, where it has one
         self.fds: dict[str, int] = {}
-        self.folder_fd = _open_folder(folder)
+        folder_fd = _open_folder(folder)
         try:
             # To root's descriptor the kernel would show where in the host's memory a page is.
             self.fds["pagemap"] = open_as_anyone("/proc/self/pagemap")
-            self.fds["core"] = self._create()
+            file = CoreFile(folder_fd)
+            self.fds["core"] = file.fd
+            self.fds["core-helper"], self._helper_pid = start_helper(file)
         except OSError as error:
-            self.close()
+            while self.fds:
+                os.close(self.fds.popitem()[1])
             reason = os.strerror(error.errno or 0)
             raise ConfigError(f"--dumpcore={folder}: cannot make a file there: {reason}") from None
-
-    def start_helper(self) -> None:
-        """Start the process that names the file, which this one cannot do after lockdown."""
-        from tender.observe import core_helper
-
-        self.fds["core-helper"] = core_helper.start(self)
-        self._ask = core_helper.ask
+        finally:
+            os.close(folder_fd)
 
     def close(self) -> None:
-        """Close the folder and what is left of a file without a name."""
-        self.discard()
-        os.close(self.folder_fd)
+        """Give up a file that was not named."""
         while self.fds:
             os.close(self.fds.popitem()[1])
-
-    def discard(self) -> None:
-        """Take away the name that the file has for now, if any."""
-        partial, self._partial = self._partial, None
-        if partial is not None:
-            os.unlink(partial, dir_fd=self.folder_fd)
+        try:
+            os.waitpid(self._helper_pid, 0)
+        except ChildProcessError:
+            pass  # whoever started this process had it ignore SIGCHLD
 
     def size(self, memory: GuestMemory) -> int:
         """The length of the core file of a guest, in bytes."""
         return MEMORY_OFFSET + memory.size
 
     def write(self, memory: GuestMemory, state: Any, check: Callable[[], None]) -> str:
-        """Write the core of a guest, once; the path it got.
+        """Write the core of a guest, once; returns its path.
 
         `check` is called now and then, and may raise; then there is no file.
         """
         try:
             _write_core(self.fds["core"], self.fds["pagemap"], memory, state, check)
-            helper = self.fds.get("core-helper")
-            name = self.name_file() if helper is None else self._ask(helper)
+            name = request_name(self.fds["core-helper"])
         except OSError as error:
             raise HostError(f"dumpcore: {self._folder}", "write", error.errno or 0) from None
-        finally:
-            if "core-helper" not in self.fds:
-                self.discard()
         return os.path.join(self._folder, name)
-
-    def _create(self) -> int:
-        """A file without a name; where there are none (overlayfs), one with a hidden name."""
-        flags = os.O_WRONLY | os.O_CLOEXEC
-        try:
-            return os.open(".", flags | NAMELESS, 0o600, dir_fd=self.folder_fd)
-        except OSError:
-            partial = f".{self._base}.{os.urandom(4).hex()}"
-            flags |= os.O_CREAT | os.O_EXCL
-            fd = os.open(partial, flags, 0o600, dir_fd=self.folder_fd)
-            self._partial = partial
-            return fd
-
-    def name_file(self) -> str:
-        """Give the finished file a name that nothing has: one process can have several guests."""
-        source = self._partial or f"/proc/self/fd/{self.fds['core']}"
-        within = self.folder_fd
-        for number in range(100):
-            name = f"{self._base}.{number}" if number else self._base
-            try:
-                os.link(source, name, src_dir_fd=within, dst_dir_fd=within, follow_symlinks=True)
-            except FileExistsError:
-                continue
-            return name
-        raise OSError(errno.EEXIST, "")
 
 
 def _open_folder(folder: str) -> int:

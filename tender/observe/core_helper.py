@@ -7,53 +7,99 @@ byte, gives the file that both hold its name, and answers with the name. It ends
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # without the enums of `signal`
+import errno
 import os
 from _socket import AF_UNIX, SOCK_SEQPACKET, socketpair
 
 from tender.sandbox.confine import move_descriptors
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from tender.observe.core import Target
-
 ANSWER_MAX = 300  # bytes: an errno and a file name
+NAMELESS = os.O_TMPFILE
 _TENDER, _CORE, _FOLDER = 3, 4, 5  # descriptors of the helper
 
 
-def start(target: Target) -> int:
-    """Fork the helper; returns the tender's end of the socket to it."""
-    # Nobody waits for it: it outlives the tender. (Where SIGCHLD were ignored to say so, the end of
-    # another child, as passt, would be taken for a good one.)
-    ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
-    if os.fork() == 0:
+class CoreFile:
+    """A file in the folder `folder_fd` that has no name; where there are none, a hidden name."""
+
+    def __init__(self, folder_fd: int) -> None:
+        self.folder_fd = folder_fd
+        self._base = f"core.solo5-hvt.{os.getpid()}"
+        self._hidden: str | None = None
+        flags = os.O_WRONLY | os.O_CLOEXEC
         try:
-            _keep(target, theirs.fileno())
+            self.fd = os.open(".", flags | NAMELESS, 0o600, dir_fd=folder_fd)
+        except OSError:
+            self._hidden = f".{self._base}.{os.urandom(4).hex()}"
+            flags |= os.O_CREAT | os.O_EXCL
+            self.fd = os.open(self._hidden, flags, 0o600, dir_fd=folder_fd)
+
+    def publish(self) -> str:
+        """Give the finished file a name that no file has; returns it, or raises OSError."""
+        for number in range(100):
+            name = f"{self._base}.{number}" if number else self._base
+            try:
+                self._publish_as(name)
+            except FileExistsError:
+                continue
+            return name
+        raise OSError(errno.EEXIST, "")
+
+    def _publish_as(self, name: str) -> None:
+        folder = self.folder_fd
+        if self._hidden is None:
+            source = f"/proc/self/fd/{self.fd}"
+            os.link(source, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=True)
+            return
+        # Not a link: some file systems have none. The empty file keeps the name until the rename.
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=folder))
+        os.rename(self._hidden, name, src_dir_fd=folder, dst_dir_fd=folder)
+        self._hidden = None
+
+    def discard(self) -> None:
+        """Remove the hidden name, if the file still has it."""
+        if self._hidden is not None:
+            os.unlink(self._hidden, dir_fd=self.folder_fd)
+
+
+def start_helper(file: CoreFile) -> tuple[int, int]:
+    """Fork the helper; returns the tender's end of the socket to it, and its PID."""
+    # After lockdown nobody waits for it: it outlives the tender. (SIGCHLD cannot be ignored to say
+    # so: then the tender could not tell how another child, such as passt, ended.)
+    try:
+        ours, theirs = socketpair(AF_UNIX, SOCK_SEQPACKET)
+        pid = os.fork()
+    except OSError:
+        file.discard()
+        raise
+    if pid == 0:
+        try:
+            _serve(file, theirs.fileno())
         finally:
             os._exit(1)
     theirs.close()
-    return ours.detach()
+    return ours.detach(), pid
 
 
-def _keep(target: Target, tender: int) -> None:
+def _serve(file: CoreFile, tender: int) -> None:
     for signo in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP):  # the tender's: its end counts
         _signal.signal(signo, _signal.SIG_IGN)
-    move_descriptors({_TENDER: tender, _CORE: target.fds["core"], _FOLDER: target.folder_fd}, 8)
-    target.fds, target.folder_fd = {"core": _CORE}, _FOLDER
+    move_descriptors({_TENDER: tender, _CORE: file.fd, _FOLDER: file.folder_fd}, 8)
+    file.fd, file.folder_fd = _CORE, _FOLDER
     while os.read(_TENDER, 1):
         try:
-            answer = b"\0" + os.fsencode(target.name_file())
+            answer = b"\0" + os.fsencode(file.publish())
         except OSError as error:
             answer = bytes([error.errno or 0])
         os.write(_TENDER, answer)
-    target.discard()
+    file.discard()
     os._exit(0)
 
 
-def ask(helper: int) -> str:
-    """Have the file named; raises OSError."""
+def request_name(helper: int) -> str:
+    """Have the helper name the file; returns the name, or raises OSError."""
     os.write(helper, b"n")
     answer = os.read(helper, ANSWER_MAX)
     if not answer or answer[0]:
-        error = answer[0] if answer else 5  # EIO: the helper has ended
+        error = answer[0] if answer else errno.EIO  # the helper has ended
         raise OSError(error, os.strerror(error))
     return os.fsdecode(answer[1:])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 from tender.boot import x86_64
 from tender.errors import ConfigError, HostError
 from tender.memory import GuestMemory
-from tender.observe import core
+from tender.observe import core, core_helper
 from tender.stop import Stopped
 
 MIB = 1 << 20
@@ -22,13 +23,18 @@ STATE = x86_64.initial_state(0x123456, 4 * MIB)
 def nothing() -> None: ...
 
 
+def no_links(*_: object, **__: object) -> None:
+    raise PermissionError(errno.EPERM, "")
+
+
 @pytest.fixture(params=["nameless", "hidden name"])
 def target(
     tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[core.Target]:
-    """On file systems with files that have no name, and on others."""
+    """On file systems with files that have no name, and on others, which may have no links."""
     if request.param == "hidden name":
-        monkeypatch.setattr(core, "NAMELESS", os.O_DIRECTORY)  # what those others refuse
+        monkeypatch.setattr(core_helper, "NAMELESS", os.O_DIRECTORY)  # what those others refuse
+        monkeypatch.setattr(os, "link", no_links)
     value = core.Target(str(tmp_path))
     yield value
     value.close()
@@ -68,6 +74,7 @@ def test_a_core_that_is_given_up_leaves_nothing(target: core.Target, tmp_path: P
 
     with pytest.raises(Stopped):
         target.write(memory, STATE, check)
+    target.close()
     assert list(tmp_path.iterdir()) == []
 
 
