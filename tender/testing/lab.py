@@ -110,8 +110,9 @@ class Lab:
         if self._trace:
             options.setdefault("trace", self._scratch() / f"{len(self.guests)}.trace")
         for port in (net or {}).values():
-            if isinstance(port, GuestPort) and port.switch not in self.all_switches():
-                self.switches.append(port.switch)  # one that the test has made by itself
+            switch = port.switch if isinstance(port, GuestPort) else None
+            if isinstance(switch, Switch) and switch not in self.all_switches():
+                self.switches.append(switch)  # made by the test itself
         seconds = self.patience if patience is None else patience
         guest = Unikernel(self.find(kernel), *args, net=net, patience=seconds, **options)
         self.guests.append(guest)

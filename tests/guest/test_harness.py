@@ -150,7 +150,7 @@ def test_a_traceback_is_that_of_the_test(pytester: pytest.Pytester, images: Path
 
         def test_a_bug(switch):
             host = switch.host("10.0.0.1/24")
-            host._timeline = None
+            host._tcp = None
             host.listen(80)
 
         def test_what_can_not_be_told(switch):

@@ -79,6 +79,6 @@ def test_the_oldest_frames_go_first() -> None:
     for number in range(10):
         capture.add(Record(number, 0, INBOUND, bytes(100)))
     assert [record.time_ns for record in capture.records] == [8, 9]
-    assert capture.forgotten == 8
+    assert capture.dropped == 8
     capture.add(Record(11, 0, INBOUND, bytes(1000)))  # larger than the limit: kept alone
     assert [record.time_ns for record in capture.records] == [11]

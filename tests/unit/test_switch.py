@@ -489,12 +489,12 @@ def test_a_guest_that_ends_leaves_the_others_alone() -> None:
 
 
 def test_a_guest_that_sends_without_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tender.testing.net.port.FRAMES_AT_ONCE", 50)
+    monkeypatch.setattr("tender.testing.net.port.INSTANT_FRAMES_MAX", 50)
     with Switch(virtual=True) as switch:
         player = Player(switch.port())
         for _ in range(51):
             player.wire.send(frame(packets.BROADCAST, b"\x02abcde"))
-        with pytest.raises(Stuck, match="sends without end"):
+        with pytest.raises(Stuck, match="has sent more than 50 frames without"):
             switch.timeline.wait(lambda: False, 1)
         player.close()
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from threading import RLock
+    from typing import Any
 
 HEADER_SIZE = 14  # Ethernet's: a card would not take a frame with damage in there
 REORDER_HOLD_S = 0.1
@@ -172,6 +174,109 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.kind}({self.chance})"
+
+
+class Faulty:
+    """What can have faults: a switch (on the ports of its guests), or one port.
+
+    `direction` is seen from the port's owner: frames "to" it, "from" it or "both". A fault
+    without `every` (the Nth, 2Nth, ... frame) or `probability` hits every frame. Counting and
+    chance are separate for each direction of each port. All of these give a Fault: `clear()` it,
+    or use it in a `with` block.
+    """
+
+    def __init__(self, lock: RLock) -> None:
+        self.faults: list[Fault] = []
+        self._lock = lock
+        self._made = 0  # faults so far: each has a chance of its own
+
+    def _seed(self) -> str:
+        raise NotImplementedError
+
+    def drop(
+        self,
+        every: int | None = None,
+        probability: float | None = None,
+        *,
+        direction: str = "to",
+        seed: object = None,
+    ) -> Fault:
+        """Lose frames."""
+        return self._add("drop", every, probability, seed, direction=direction)
+
+    def delay(
+        self,
+        seconds: float,
+        jitter: float = 0.0,
+        every: int | None = None,
+        probability: float | None = None,
+        *,
+        direction: str = "to",
+        seed: object = None,
+    ) -> Fault:
+        """Let frames come `seconds` later, or between `seconds - jitter` and `seconds + jitter`."""
+        return self._add(
+            "delay", every, probability, seed, seconds=seconds, jitter=jitter, direction=direction
+        )
+
+    def duplicate(
+        self,
+        every: int | None = None,
+        probability: float | None = None,
+        *,
+        direction: str = "to",
+        seed: object = None,
+    ) -> Fault:
+        """Let frames come twice."""
+        return self._add("duplicate", every, probability, seed, direction=direction)
+
+    def reorder(
+        self,
+        every: int | None = None,
+        probability: float | None = None,
+        *,
+        hold: float = REORDER_HOLD_S,
+        direction: str = "to",
+        seed: object = None,
+    ) -> Fault:
+        """Let frames come after the next one, or after `hold` seconds where none follows."""
+        return self._add("reorder", every, probability, seed, seconds=hold, direction=direction)
+
+    def corrupt(
+        self,
+        every: int | None = None,
+        probability: float | None = None,
+        *,
+        direction: str = "to",
+        seed: object = None,
+    ) -> Fault:
+        """Flip one bit behind the Ethernet header."""
+        return self._add("corrupt", every, probability, seed, direction=direction)
+
+    def clear_faults(self) -> None:
+        """Take all faults of this one away; a cut link stays cut."""
+        with self._lock:
+            self.faults.clear()
+
+    def _add(
+        self,
+        kind: str,
+        every: int | None,
+        probability: float | None,
+        seed: object,
+        **more: Any,
+    ) -> Fault:
+        with self._lock:
+            self._made += 1
+            text = f"{self._seed()}/{kind}{self._made}" if seed is None else str(seed)
+            fault = Fault(kind, Chance(every, probability), text, self._remove, **more)
+            self.faults.append(fault)
+            return fault
+
+    def _remove(self, fault: Fault) -> None:
+        with self._lock:
+            if fault in self.faults:
+                self.faults.remove(fault)
 
 
 def apply(faults: list[Fault], link: str, frame: bytes) -> tuple[list[Delivery], str]:

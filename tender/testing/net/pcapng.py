@@ -22,13 +22,13 @@ _END, _COMMENT = 0, 1
 _SHB_USERAPPL = 4
 _IF_NAME, _IF_TSRESOL = 2, 9
 _EPB_FLAGS = 2
-OVERHEAD = 200  # bytes of memory that a record takes beside its frame
-INBOUND, OUTBOUND = 1, 2  # seen from the port: what its owner sent, what its owner gets
+OVERHEAD = 200  # bytes of memory of a record, besides its frame
+INBOUND, OUTBOUND = 1, 2  # sent by the port's owner, sent to it
 
 
 @dataclass(frozen=True)
 class Record:
-    """One frame on one port: `time_ns` since the epoch, `note` about a fault, if one was met."""
+    """One frame on one port: `time_ns` since the epoch, and a `note` on what a fault did to it."""
 
     time_ns: int
     port: int
@@ -38,11 +38,11 @@ class Record:
 
 
 class Capture:
-    """The last frames of a switch: about `limit` bytes of memory, the oldest go first."""
+    """The last frames of a switch, in about `limit` bytes of memory; the oldest are dropped."""
 
     def __init__(self, limit: int) -> None:
         self.records: deque[Record] = deque()
-        self.forgotten = 0
+        self.dropped = 0
         self._limit = limit
         self._size = 0
 
@@ -51,11 +51,7 @@ class Capture:
         self._size += len(record.frame) + OVERHEAD
         while self._size > self._limit and len(self.records) > 1:
             self._size -= len(self.records.popleft().frame) + OVERHEAD
-            self.forgotten += 1
-
-    def clear(self) -> None:
-        self.records.clear()
-        self._size = self.forgotten = 0
+            self.dropped += 1
 
 
 def build(ports: Sequence[str], records: Iterable[Record], comment: str = "") -> bytes:

@@ -1,7 +1,7 @@
-"""The ports of a switch, and the faults that a link can have.
+"""The ports of a switch.
 
-The rule here: what a port has is touched with the switch's lock held; what waits for the reactor,
-whose callbacks take that lock, is done without it.
+The rule here: the state of a port is used with the switch's lock held. The reactor's callbacks
+take that lock, so whatever waits for the reactor does not hold it.
 """
 
 from __future__ import annotations
@@ -13,141 +13,47 @@ import sys
 from tender.config import Descriptor
 from tender.embed.reactor import READ, reactor
 from tender.errors import DeviceError
-from tender.testing.net.faults import REORDER_HOLD_S, Chance, Fault
+from tender.testing.net.faults import Faulty
 from tender.testing.net.packets import mac_text
 from tender.testing.net.virtual import Stuck, VirtualTimeline
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Protocol
 
-    from tender.testing.net.switch import Switch
+    from tender.testing.net.timeline import Timeline
     from tender.testing.net.virtual import Participant
 
+    class Network(Protocol):
+        """The switch, as its ports and hosts see it."""
+
+        timeline: Timeline
+        seed: str
+        patience: float
+
+        def enter(self, port: Port, frame: bytes) -> None: ...
+        def awaits_guests(self) -> bool: ...
+
+
 QUEUE_BYTES = 1 << 20  # of a guest's port; the kernel may give less
-FRAMES_AT_ONCE = 100_000  # of a guest in virtual time, in one instant
-BURST = 256  # frames that are read from a port at a time
+INSTANT_FRAMES_MAX = 100_000  # of a guest in virtual time, in one instant
+BURST_FRAMES = 256  # read from a port at a time, in real time
 FRAME_MAX = 65536 + 18
 
 
-class Faulty:
-    """What can have faults: a switch (on the ports of its guests), or one port.
-
-    `direction` is seen from the port's owner: frames "to" it, "from" it or "both". A fault
-    without `every` (the Nth, 2Nth, ... frame) or `probability` hits every frame. Counting and
-    chance are separate for each direction of each port. All of these give a Fault: `clear()` it,
-    or use it in a `with` block.
-    """
-
-    faults: list[Fault]
-    _lock: Any
-    _made = 0  # faults so far: each has a chance of its own
-
-    def _seed(self) -> str:
-        raise NotImplementedError
-
-    def drop(
-        self,
-        every: int | None = None,
-        probability: float | None = None,
-        *,
-        direction: str = "to",
-        seed: object = None,
-    ) -> Fault:
-        """Lose frames."""
-        return self._add("drop", every, probability, seed, direction=direction)
-
-    def delay(
-        self,
-        seconds: float,
-        jitter: float = 0.0,
-        every: int | None = None,
-        probability: float | None = None,
-        *,
-        direction: str = "to",
-        seed: object = None,
-    ) -> Fault:
-        """Let frames come `seconds` later, or between `seconds - jitter` and `seconds + jitter`."""
-        return self._add(
-            "delay", every, probability, seed, seconds=seconds, jitter=jitter, direction=direction
-        )
-
-    def duplicate(
-        self,
-        every: int | None = None,
-        probability: float | None = None,
-        *,
-        direction: str = "to",
-        seed: object = None,
-    ) -> Fault:
-        """Let frames come twice."""
-        return self._add("duplicate", every, probability, seed, direction=direction)
-
-    def reorder(
-        self,
-        every: int | None = None,
-        probability: float | None = None,
-        *,
-        hold: float = REORDER_HOLD_S,
-        direction: str = "to",
-        seed: object = None,
-    ) -> Fault:
-        """Let frames come after the next one, or after `hold` seconds where none follows."""
-        return self._add("reorder", every, probability, seed, seconds=hold, direction=direction)
-
-    def corrupt(
-        self,
-        every: int | None = None,
-        probability: float | None = None,
-        *,
-        direction: str = "to",
-        seed: object = None,
-    ) -> Fault:
-        """Flip one bit behind the Ethernet header."""
-        return self._add("corrupt", every, probability, seed, direction=direction)
-
-    def clear_faults(self) -> None:
-        """Take all faults of this one away; a cut link stays cut."""
-        with self._lock:
-            self.faults.clear()
-
-    def _add(
-        self,
-        kind: str,
-        every: int | None,
-        probability: float | None,
-        seed: object,
-        **more: Any,
-    ) -> Fault:
-        with self._lock:
-            self._made += 1
-            text = f"{self._seed()}/{kind}{self._made}" if seed is None else str(seed)
-            fault = Fault(kind, Chance(every, probability), text, self._remove, **more)
-            self.faults.append(fault)
-            return fault
-
-    def _remove(self, fault: Fault) -> None:
-        with self._lock:
-            if fault in self.faults:
-                self.faults.remove(fault)
-
-
 class Port(Faulty):
-    """One port. `cut()` is a cable that is pulled out: nothing passes in either direction."""
+    """One port. While its cable is out (`cut()`), nothing passes in either direction."""
 
-    is_guest = False
-
-    def __init__(self, switch: Switch, name: str, index: int) -> None:
+    def __init__(self, network: Network, name: str, index: int) -> None:
+        super().__init__(network.timeline.lock)
+        self.switch = network
         self.name = name
         self.index = index
         self.is_cut = False
-        self.faults = []
-        self._switch = switch
-        self._lock = switch.timeline.lock
 
     def _seed(self) -> str:
-        return f"{self._switch.seed}/{self.name}"
+        return f"{self.switch.seed}/{self.name}"
 
     def cut(self) -> None:
         self.is_cut = True
@@ -158,10 +64,10 @@ class Port(Faulty):
     def sent(self, frame: bytes) -> None:
         """The owner has sent a frame."""
         with self._lock:
-            self._switch.enter(self, frame)
+            self.switch.enter(self, frame)
 
     def deliver(self, frame: bytes) -> str:
-        """Give the owner a frame; what went wrong, or nothing."""
+        """Give the owner a frame; returns what went wrong, or an empty string."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -172,9 +78,9 @@ class HostPort(Port):
     """The port of a host in Python."""
 
     def __init__(
-        self, switch: Switch, name: str, index: int, receive: Callable[[bytes], None]
+        self, network: Network, name: str, index: int, receive: Callable[[bytes], None]
     ) -> None:
-        super().__init__(switch, name, index)
+        super().__init__(network, name, index)
         self._receive = receive
 
     def deliver(self, frame: bytes) -> str:
@@ -183,34 +89,28 @@ class HostPort(Port):
 
 
 class GuestPort(Port):
-    """A port that a guest's network device can be attached to: `net={"service": switch.port()}`.
+    """A port for a guest's network device: `net={"service": switch.port()}`.
 
-    One guest at a time; when it has ended, another one may have it.
+    It takes one guest at a time, and another one when that has ended.
     """
 
-    is_guest = True
-
-    def __init__(self, switch: Switch, name: str, index: int, mac: bytes, mtu: int) -> None:
-        super().__init__(switch, name, index)
+    def __init__(self, network: Network, name: str, index: int, mac: bytes, mtu: int) -> None:
+        super().__init__(network, name, index)
         self.mac = mac
         self.mtu = mtu
-        self.has_spoken = False  # the guest has sent a frame: it is up
+        self.has_sent = False  # the attached guest has sent a frame
         self.participant: Participant | None = None
         self._socket: socket.socket | None = None
         self._is_open = False  # the guest has not closed its end
-        self._collected: list[bytes] = []  # in virtual time: not yet on the switch
-        self._backlog: list[bytes] = []  # in virtual time: not yet at the guest
+        self._collected: list[bytes] = []  # frames that were not given to the switch yet
+        self._backlog: list[bytes] = []  # in virtual time: frames that the guest did not get yet
 
     def __repr__(self) -> str:
-        how = "cut" if self.is_cut else "a guest is attached" if self.may_speak else "no guest"
+        how = "cut" if self.is_cut else "a guest is attached" if self.is_attached else "no guest"
         return f"<{self.name} of a switch, {mac_text(self.mac)}: {how}>"
 
     @property
-    def switch(self) -> Switch:
-        return self._switch
-
-    @property
-    def may_speak(self) -> bool:
+    def is_attached(self) -> bool:
         """Whether a guest is attached that has not ended."""
         gone = self.participant is not None and self.participant.gone
         return self._socket is not None and self._is_open and not gone
@@ -219,8 +119,11 @@ class GuestPort(Port):
         return self._socket.fileno() if self._socket is not None else -1
 
     def attach(self) -> Descriptor:
-        """The guest's end of a new link; whoever gets it closes it."""
-        timeline = self._switch.timeline
+        """Make a link, and return the guest's end of it, which the caller closes.
+
+        Raises DeviceError if a guest is attached already.
+        """
+        timeline = self.switch.timeline
         if self.participant is not None and self.participant.gone:
             self.unplug()
         if self._socket is not None:
@@ -232,7 +135,7 @@ class GuestPort(Port):
         with self._lock:
             self._socket = ours
             self._is_open = True
-            self.has_spoken = False
+            self.has_sent = False
         sync_fd = None
         if isinstance(timeline, VirtualTimeline):
             if self.participant is None:
@@ -248,11 +151,11 @@ class GuestPort(Port):
         return self.participant
 
     def detach(self) -> None:
-        """The guest has ended: take in what it has sent, and close the link. Idempotent.
+        """The guest has ended: forward the frames that it has sent, and close the link. Idempotent.
 
-        In virtual time it is the simulation that finds out: nothing happens between two verbs.
+        In virtual time this is left to the simulation, which notices the guest's end by itself.
         """
-        if not self._switch.virtual:
+        if not self.switch.timeline.virtual:
             self.unplug()
 
     def unplug(self) -> None:
@@ -261,7 +164,7 @@ class GuestPort(Port):
             ours = self._socket
         if ours is None:
             return
-        if not self._switch.virtual:
+        if not self.switch.timeline.virtual:
             reactor().unregister(ours.fileno())  # without the lock: the callback takes it
         with self._lock:
             if self._socket is None:
@@ -272,7 +175,7 @@ class GuestPort(Port):
             self._backlog.clear()
             self._socket = self.participant = None
             ours.close()
-            self._switch.timeline.notify()
+            self.switch.timeline.notify()
 
     close = unplug
 
@@ -288,11 +191,11 @@ class GuestPort(Port):
             reactor().unregister(ours.fileno())
 
     def collect(self) -> bool:
-        """Take in the frames that wait; whether there may be more one day."""
+        """Read the frames in the socket; returns whether the guest's end is still open."""
         if self._socket is None:
             return False
-        # In virtual time all of them are part of one instant.
-        for _ in range(sys.maxsize if self._switch.virtual else BURST):
+        # In virtual time all of them belong to one instant.
+        for _ in range(sys.maxsize if self.switch.timeline.virtual else BURST_FRAMES):
             try:
                 frame = self._socket.recv(FRAME_MAX)
             except BlockingIOError:
@@ -302,23 +205,26 @@ class GuestPort(Port):
             if not frame:
                 return False
             self._collected.append(frame)
-            if len(self._collected) > FRAMES_AT_ONCE:
-                raise Stuck(f"{self.name}: the guest sends without end and never waits")
+            if len(self._collected) > INSTANT_FRAMES_MAX:
+                raise Stuck(
+                    f"{self.name}: the guest has sent more than {INSTANT_FRAMES_MAX} frames "
+                    "without waiting for its network: virtual time can't advance"
+                )
         return True
 
     def take(self) -> list[bytes]:
-        """The frames that were collected."""
+        """The collected frames, which the caller forwards."""
         taken, self._collected = self._collected, []
         return taken
 
     def sent(self, frame: bytes) -> None:
-        self.has_spoken = True
+        self.has_sent = True
         super().sent(frame)
 
     def deliver(self, frame: bytes) -> str:
         if self._socket is None:
             return "dropped: no guest is attached"
-        if self._switch.timeline.virtual:
+        if self.switch.timeline.virtual:
             if self.participant is None or self.participant.gone:
                 return "dropped: no guest is attached"
             self._backlog.append(frame)
@@ -337,7 +243,7 @@ class GuestPort(Port):
         return ""
 
     def flush(self) -> bool:
-        """In virtual time: give the guest its frames; False if its queue did not take them all."""
+        """In virtual time: send the guest its frames; False if its queue was full."""
         while self._backlog:
             if "full" in self._put(self._backlog[0]):
                 return False

@@ -1,7 +1,7 @@
-"""An Ethernet switch in the process of a test: who gets which frame, and what is kept of it.
+"""An Ethernet switch in the process of a test: it forwards frames, and captures them.
 
-The rule here: a frame goes owner -> port -> switch -> port -> owner. Faults act on a port, in one
-direction of it ("to" its owner, or "from" it), and whatever happens to a frame is in the capture.
+A frame goes owner -> port -> switch -> port -> owner. A fault acts on a port, in one direction
+("to" its owner, or "from" it). The capture shows what happened to each frame.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from ipaddress import IPv4Interface
 
 from tender.config import MTU
 from tender.testing.net import packets, pcapng
-from tender.testing.net.faults import Delivery, Fault, apply
+from tender.testing.net.faults import Delivery, Fault, Faulty, apply
 from tender.testing.net.host import Host
-from tender.testing.net.port import Faulty, GuestPort, HostPort, Port
+from tender.testing.net.port import GuestPort, Port
 from tender.testing.net.timeline import RealTime
 from tender.testing.net.virtual import VirtualTimeline
 
@@ -25,18 +25,19 @@ if TYPE_CHECKING:
     from tender.testing.net.timeline import Timeline
 
 CAPTURE_BYTES = 32 << 20
-LATENCY_S = 0.0001  # of a link in virtual time: an instant that is never the same instant
-_CUT = "dropped: the link is cut"
+LATENCY_S = 0.0001  # of a link in virtual time, so that no answer comes at once
+_LINK_CUT = "dropped: the link is cut"
 
 
 class Switch(Faulty):
-    """A learning Ethernet switch with as many ports as asked for.
+    """A learning Ethernet switch; its ports are made one by one.
 
-    With `virtual`, its guests run on the software CPU in virtual time, which goes on only while
-    the test waits. `seed` is what all chance comes from. `latency` is that of every link, in
-    seconds (100 µs in virtual time, else none). `patience` is how long a verb without a timeout
-    waits, in seconds, and how long a guest may take to start. About `capture_bytes` bytes of
-    memory are for the last frames. Switches that count with the same `numbers` give no MAC twice.
+    With `virtual`, its guests run on the software CPU in virtual time, which passes only while
+    the test waits. `seed` is the seed of all randomness. `latency` is that of every link, in
+    seconds (default: 100 µs in virtual time, else 0). `patience` is how many seconds methods
+    without a timeout wait, and how long a guest may take to start. The capture takes about
+    `capture_bytes` bytes of memory and drops the oldest frames. Switches that share `numbers` give
+    no MAC twice; those that share a `timeline` share their time, and the one that made it ends it.
     """
 
     def __init__(
@@ -48,21 +49,22 @@ class Switch(Faulty):
         patience: float = 60.0,
         capture_bytes: int = CAPTURE_BYTES,
         numbers: Iterator[int] | None = None,
+        timeline: Timeline | None = None,
     ) -> None:
-        self.timeline: Timeline = VirtualTimeline(patience) if virtual else RealTime()
-        self._numbers = itertools.count() if numbers is None else numbers
-        self._number = next(self._numbers) & 255
+        own: Timeline = VirtualTimeline(patience) if virtual else RealTime()
+        self.timeline = own if timeline is None else timeline
+        super().__init__(self.timeline.lock)
         self.others: list[Switch] = []  # of `another`
         self.seed = str(seed)
         self.patience = patience
         self.capture = pcapng.Capture(capture_bytes)
         self.ports: list[Port] = []
         self.hosts: list[Host] = []
-        self.faults = []
-        self._own_time = True  # it ends with this switch
+        self._numbers = itertools.count() if numbers is None else numbers
+        self._number = next(self._numbers) & 255
+        self._owns_timeline = timeline is None
         self._capture_bytes = capture_bytes
-        self._lock = self.timeline.lock
-        self._table: dict[bytes, Port] = {}  # where a MAC was seen
+        self._table: dict[bytes, Port] = {}  # the port of each MAC
         self._latency_ns = round((LATENCY_S * virtual if latency is None else latency) * 1e9)
         self._closed = False
 
@@ -77,8 +79,8 @@ class Switch(Faulty):
             patience=self.patience,
             capture_bytes=self._capture_bytes,
             numbers=self._numbers,
+            timeline=self.timeline,
         )
-        other.timeline, other._lock, other._own_time = self.timeline, self._lock, False
         self.others.append(other)
         return other
 
@@ -118,9 +120,9 @@ class Switch(Faulty):
         mac: str | bytes | None = None,
         gateway: str | None = None,
     ) -> Host:
-        """A host in Python, with an address such as "10.0.0.1/24", on a port of its own.
+        """A new host in Python, with an address such as "10.0.0.1/24", on a port of its own.
 
-        It answers ARP and ping by itself. `gateway` is where packets to other networks go.
+        It answers ARP and ping. `gateway` is the router for packets to other networks.
         """
         interface = parse_interface(address)
         with self._lock:
@@ -129,10 +131,8 @@ class Switch(Faulty):
             index = len(self.ports)
             given = packets.parse_mac(mac) if isinstance(mac, str) else mac
             own = given or self._mac(1, index)
-            host = Host(self, interface, own, gateway)
-            port = HostPort(self, self._name(name, f"host{index}"), index, host.receive)
-            host.port = port
-            self.ports.append(port)
+            host = Host(self, self._name(name, f"host{index}"), index, interface, own, gateway)
+            self.ports.append(host.port)
             self.hosts.append(host)
             return host
 
@@ -159,17 +159,17 @@ class Switch(Faulty):
         return [port for port in self.ports if isinstance(port, GuestPort)]
 
     def awaits_guests(self) -> bool:
-        """Whether a guest is attached that has not sent anything yet: it may be starting."""
-        return any(port.may_speak and not port.has_spoken for port in self.guest_ports())
+        """Whether a guest is attached that has sent nothing yet: it may be starting."""
+        return any(port.is_attached and not port.has_sent for port in self.guest_ports())
 
-    # ---- The way of a frame ----
+    # ---- Forwarding ----
 
     def enter(self, port: Port, frame: bytes) -> None:
         """A frame comes from the owner of `port`."""
         if self._closed:
             return
         if port.is_cut:
-            self._record(port, pcapng.INBOUND, frame, _CUT)
+            self._record(port, pcapng.INBOUND, frame, _LINK_CUT)
             return
         deliveries, why = apply(self._faults(port, "from"), f"from {port.name}", frame)
         if not deliveries:
@@ -194,9 +194,9 @@ class Switch(Faulty):
                 self._leave(other, frame)
 
     def _leave(self, port: Port, frame: bytes) -> None:
-        """A frame goes to the owner of `port`."""
+        """A frame is sent to the owner of `port`."""
         if port.is_cut:
-            self._record(port, pcapng.OUTBOUND, frame, _CUT)
+            self._record(port, pcapng.OUTBOUND, frame, _LINK_CUT)
             return
         deliveries, why = apply(self._faults(port, "to"), f"to {port.name}", frame)
         if not deliveries:
@@ -211,8 +211,8 @@ class Switch(Faulty):
         if delivery.done:
             return
         delivery.done = True
-        # In the capture first: what the owner answers comes behind it.
-        why = _CUT if port.is_cut else ""
+        # Captured first: an answer of the owner comes after it.
+        why = _LINK_CUT if port.is_cut else ""
         at = self._record(port, pcapng.OUTBOUND, delivery.frame, why or delivery.note)
         if not why:
             why = port.deliver(delivery.frame)
@@ -220,16 +220,16 @@ class Switch(Faulty):
                 self._note(at, why)
 
     def _faults(self, port: Port, direction: str) -> list[Fault]:
-        of_switch = self.faults if port.is_guest else []
+        of_switch = self.faults if isinstance(port, GuestPort) else []
         return [each for each in of_switch + port.faults if each.direction in (direction, "both")]
 
     def _after(self, delay_ns: int, function: Callable[[], object]) -> None:
-        if delay_ns or self.timeline.virtual:
+        if delay_ns or self.virtual:
             self.timeline.call_at(self.timeline.now_ns() + delay_ns, function)
         else:
             function()
 
-    # ---- The packets ----
+    # ---- The capture ----
 
     def _record(self, port: Port, direction: int, frame: bytes, note: str) -> pcapng.Record:
         time_ns = self.timeline.start_ns + self.timeline.now_ns()
@@ -238,7 +238,7 @@ class Switch(Faulty):
         return record
 
     def _note(self, record: pcapng.Record, note: str) -> None:
-        """Say what became of the newest record."""
+        """Add a note to the newest record."""
         records = self.capture.records
         if records and records[-1] is record:
             records[-1] = pcapng.Record(
@@ -246,21 +246,24 @@ class Switch(Faulty):
             )
 
     def packets(self) -> bytes:
-        """The packets as a pcapng file: one interface per port, faults as comments."""
+        """The captured frames as a pcapng file: one interface per port, faults as comments."""
         with self._lock:
-            lost = self.capture.forgotten
-            comment = f"{lost} older frames are not in here" if lost else ""
+            dropped = self.capture.dropped
+            comment = f"{dropped} older frames were dropped from this capture" if dropped else ""
             names = [port.name for port in self.ports]
             return pcapng.build(names, list(self.capture.records), comment)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the packets to a file for Wireshark or tcpdump."""
+        """Write the captured frames to a pcapng file, for Wireshark or tcpdump."""
         data = self.packets()
         with open(path, "wb") as file:
             file.write(data)
 
     def lines(self, last: int | None = None) -> list[str]:
-        """The packets for people: time, port, direction, what it is, and its faults."""
+        """The captured frames as text: time, direction, port, summary, faults.
+
+        `last` limits them to the newest ones.
+        """
         with self._lock:
             records = list(self.capture.records)
             start_ns = self.timeline.start_ns
@@ -273,10 +276,8 @@ class Switch(Faulty):
         note = f"  [{record.note}]" if record.note else ""
         return f"{when:12.6f} {arrow} {name}: {packets.describe(record.frame)}{note}"
 
-    # ---- The end ----
-
     def close(self) -> None:
-        """Close all ports. A guest that is still there sees a link on which nothing comes."""
+        """Close all ports. A guest that still runs receives nothing more."""
         with self._lock:
             if self._closed:
                 return
@@ -285,7 +286,7 @@ class Switch(Faulty):
             port.close()
         for other in self.others:
             other.close()
-        if self._own_time:
+        if self._owns_timeline:
             self.timeline.close()
 
     def __enter__(self) -> Switch:
