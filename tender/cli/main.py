@@ -196,9 +196,9 @@ def _help(program: str) -> int:
     return show(options.usage(program))
 
 
-def show(text: str) -> int:
-    """Print what was asked for; the exit status says whether all of it could be written."""
-    data = f"{text}\n".encode(errors="backslashreplace")
+def show(output: str | bytes) -> int:
+    """Write text and a newline, or bytes, to standard output; raises HostError."""
+    data = output if isinstance(output, bytes) else f"{output}\n".encode(errors="backslashreplace")
     try:
         while data:
             data = data[os.write(1, data) :]

@@ -1,7 +1,7 @@
-"""`ptender policy`: what a tender could ask of the kernel, for one command line.
+"""`ptender policy`: the system calls that a tender may make, for one command line.
 
-The rule here: nothing is attached, made or locked; what is shown is computed from the command line
-and the kernel's manifest by the same functions as in a run (tests compare the two).
+The rule here: nothing is attached, made or locked. What is shown is computed from the command line
+and the kernel's manifest by the same functions as in a run; tests compare the two.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ HELP = "ptender policy --help"
 USAGE = """\
 usage: ptender policy [--bpf | --json] [OPTIONS] KERNEL [ARGS]
 
-Say what `ptender OPTIONS KERNEL ARGS` may ask of the kernel while the guest
-runs. Nothing is attached, and the kernel is not run.
+Show which system calls `ptender OPTIONS KERNEL ARGS` may make while the guest
+runs. No device is attached, and the guest is not run.
 
-  --bpf    the filters as the kernel gets them, an instruction a line
-  --json   all of it, for programs
+  --bpf    the filter of the guest's thread, as raw struct sock_filter:
+           ptender policy --bpf k.hvt | scmp_bpf_disasm
+  --json   everything, also the filter of the network ring's thread
 """
 
 MEANINGS = {
@@ -68,8 +69,8 @@ class Shown:
     ring: list[Rule]
 
 
-def main(argv: list[str]) -> str:
-    """The command; `argv` without the program's name and `policy`. What it prints."""
+def main(argv: list[str]) -> str | bytes:
+    """The command; `argv` without the program's name and `policy`. Returns what it prints."""
     flags = [word for word in argv if word in OPTIONS]
     rest = [word for word in argv if word not in OPTIONS]
     line = _command_line(rest)
@@ -81,7 +82,9 @@ def main(argv: list[str]) -> str:
     if "--json" in flags:
         return json.dumps(facts(shown), indent=2)
     if "--bpf" in flags:
-        return bpf_text(shown)
+        if os.isatty(1):
+            raise UsageError("--bpf: output is binary; add | scmp_bpf_disasm, or > FILE")
+        return seccomp.compile(shown.main)
     return text(shown, shutil.get_terminal_size().columns if os.isatty(1) else None)
 
 
@@ -132,7 +135,7 @@ def show(config: Config) -> Shown:
 
 
 def _is_for_kvm(config: Config, image: Image) -> bool:
-    """As asked for, on whatever machine; where it is left to the machine, as this one would."""
+    """Whether the guest would run on KVM; --cpu=auto decides as it does on this machine."""
     wanted = choice(config)
     if wanted == "auto":
         with Cleanup() as cleanup:
@@ -143,7 +146,7 @@ def _is_for_kvm(config: Config, image: Image) -> bool:
 
 
 def _what(spec: Any) -> str:
-    """The host's side of a device, in a word."""
+    """The host's side of a device."""
     for field in ("name", "path"):
         if hasattr(spec, field):
             rights = ", overlay" if getattr(spec, "overlay", False) else ""
@@ -157,7 +160,7 @@ WHAT_COLUMN = 31
 
 
 def text(shown: Shown, width: int | None = None) -> str:
-    """For people; on a terminal of `width` columns, what is longer goes on below where it began."""
+    """The policy as text, wrapped to a terminal of `width` columns."""
     lines = ["While the guest runs, the tender holds these descriptors and no others:", ""]
     for number, (name, what) in shown.descriptors.items():
         lines += _folded(f"  {number:3}  @{name:<22} {what}", WHAT_COLUMN, width)
@@ -167,12 +170,15 @@ def text(shown: Shown, width: int | None = None) -> str:
         lines += ["", "The thread of its network ring may make these:", ""]
         lines += _entries(shown.ring, width)
     if shown.table.cpu == "soft":
-        lines += ["", "It has memory that it may write and execute: the software CPU's translator."]
+        lines += [
+            "",
+            "The translator of the software CPU has memory that it may write and execute.",
+        ]
     return "\n".join(lines)
 
 
 def _entries(rules: list[Rule], width: int | None) -> list[str]:
-    """An entry a line, with its reason; one that is too long has it on the next."""
+    """One entry a line, with its reason; the reason of a long entry is on the next line."""
     lines = []
     for entry in dict.fromkeys(rule.entry for rule in rules):
         call = f"  {entry}"
@@ -185,7 +191,7 @@ def _entries(rules: list[Rule], width: int | None) -> list[str]:
 
 
 def _folded(line: str, column: int, width: int | None) -> list[str]:
-    """Lines of at most `width`, all but the first from `column` on; they may be wider in words."""
+    """`line` wrapped between words to `width`, with the further lines indented to `column`."""
     if width is None or len(line) <= width or width < column + 20:
         return [line]
     return textwrap.wrap(
@@ -198,7 +204,7 @@ def _folded(line: str, column: int, width: int | None) -> list[str]:
 
 
 def facts(shown: Shown) -> dict[str, Any]:
-    """The policy as JSON has it; a filter is a list of instructions [code, jt, jf, k]."""
+    """The policy for --json; a filter is a list of instructions [code, jt, jf, k]."""
     return {
         "cpu": shown.table.cpu,
         "descriptors": [
@@ -208,9 +214,14 @@ def facts(shown: Shown) -> dict[str, Any]:
         "policies": shown.table.policies(),
         "calls": _calls(shown.main),
         "ring_calls": _calls(shown.ring),
-        "bpf": instructions(seccomp.compile(shown.main)),
-        "ring_bpf": instructions(seccomp.compile(shown.ring)) if shown.ring else [],
+        "bpf": _instructions(shown.main),
+        "ring_bpf": _instructions(shown.ring) if shown.ring else [],
     }
+
+
+def _instructions(rules: list[Rule]) -> list[tuple[int, int, int, int]]:
+    """code, jt, jf and k of each struct sock_filter (linux/filter.h)."""
+    return list(struct.iter_unpack("=HBBI", seccomp.compile(rules)))
 
 
 def _calls(rules: list[Rule]) -> list[dict[str, Any]]:
@@ -219,50 +230,3 @@ def _calls(rules: list[Rule]) -> list[dict[str, Any]]:
         {"call": entry.call, "arguments": list(entry.arguments), "reason": entry.reason}
         for entry in entries
     ]
-
-
-def instructions(compiled: bytes) -> list[tuple[int, int, int, int]]:
-    """code, jt, jf and k of each struct sock_filter (linux/filter.h)."""
-    return list(struct.iter_unpack("=HBBI", compiled))
-
-
-def bpf_text(shown: Shown) -> str:
-    """The filters, as an assembler would have them (linux/bpf_common.h)."""
-    main = ["the guest's thread:", *_numbered(disassemble(seccomp.compile(shown.main)))]
-    if not shown.ring:
-        return "\n".join(main)
-    ring = _numbered(disassemble(seccomp.compile(shown.ring)))
-    return "\n".join([*main, "", "the ring's thread:", *ring])
-
-
-def _numbered(lines: list[str]) -> list[str]:
-    return [f"  {at:04}  {line}" for at, line in enumerate(lines)]
-
-
-_JUMPS = {0x15: "jeq", 0x25: "jgt", 0x35: "jge", 0x45: "jset"}
-_JUMP, _RETURN, _LOAD, _AND = 0x05, 0x06, 0x20, 0x54
-_ACTIONS = {0x7FFF0000: "allow", 0x80000000: "kill process", 0x00030000: "trap"}
-
-
-def disassemble(compiled: bytes) -> list[str]:
-    """The instructions of a filter, in words; jumps name their targets."""
-    lines = []
-    for at, (code, jt, jf, k) in enumerate(instructions(compiled)):
-        if code in _JUMPS:
-            line = f"{_JUMPS[code]:<4} {k:#x}, {at + 1 + jt:04}, {at + 1 + jf:04}"
-        elif code == _JUMP:
-            line = f"jmp  {at + 1 + k:04}"
-        elif code == _RETURN:
-            line = f"ret  {_ACTIONS.get(k, hex(k))}"
-        elif code == _LOAD:
-            line = f"ld   [{k}]{_FIELDS.get(k, '')}"
-        else:
-            line = f"{'and' if code == _AND else hex(code):<4} {k:#x}"
-        lines.append(line)
-    return lines
-
-
-# struct seccomp_data (linux/seccomp.h): number, architecture, instruction pointer, six arguments.
-_FIELDS = {0: "  number", 4: "  architecture"}
-_FIELDS |= {16 + 8 * index: f"  argument {index}" for index in range(6)}
-_FIELDS |= {20 + 8 * index: f"  argument {index}, upper half" for index in range(6)}
