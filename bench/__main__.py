@@ -1,7 +1,6 @@
 """`python -m bench`: measure, print a table, write a plot and JSON.
 
-The rule here: timing decides nothing but what is printed; the exit status says whether the bench
-itself could run, never how fast anything was.
+The exit status says whether the bench could run, not how fast anything was.
 """
 
 from __future__ import annotations
@@ -19,26 +18,45 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
-from bench import report, start, tenders
-from bench.place import Place, Unavailable
+from bench import (
+    disk,
+    hypercalls,
+    memory,
+    network,
+    program,
+    report,
+    softcpu,
+    start,
+    tenders,
+)
 from bench.results import Result, Skipped
-from bench.rows import Row, all_rows
+from bench.rows import Row
+from bench.session import Session, Unavailable
 
 PAIRS, QUICK_PAIRS = 7, 3
-NO_REFERENCE = "Nothing to compare with: SOLO5_HVT=PATH names a solo5-hvt."
+NO_REFERENCE = "No reference: set SOLO5_HVT to the path of a solo5-hvt to compare with."
+ROWS = [
+    *hypercalls.ROWS,
+    *disk.ROWS,
+    *start.ROWS,
+    *program.ROWS,
+    *network.ROWS,
+    *memory.ROWS,
+    *softcpu.ROWS,
+]
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Measure ptender, beside the tender that the environment variable SOLO5_HVT "
-        "names, pair by pair in turn.",
+        description="Measure ptender and, in turn with it, the tender that the environment "
+        "variable SOLO5_HVT names.",
     )
-    parser.add_argument("--list", action="store_true", help="list the rows and end")
+    parser.add_argument("--list", action="store_true", help="list the rows")
     parser.add_argument(
-        "--only", default="*", metavar="ROW,...", help="only these rows; * and ? are wild"
+        "--only", default="*", metavar="ROW,...", help="only these rows; * and ? are wildcards"
     )
-    parser.add_argument("--quick", action="store_true", help="fewer pairs, 10 guests for 100")
+    parser.add_argument("--quick", action="store_true", help="fewer pairs and guests")
     parser.add_argument("--pairs", type=int, metavar="N", help=f"default {PAIRS}")
     parser.add_argument(
         "--engine",
@@ -51,7 +69,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         metavar="FILE",
         help="put the table between the markers of FILE (- prints it), as in docs/performance.md",
     )
-    parser.add_argument("--imports", action="store_true", help="say what a plain run imports")
+    parser.add_argument("--imports", action="store_true", help="show what a plain run imports")
     parser.add_argument(
         "--results",
         type=Path,
@@ -64,12 +82,11 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _chosen(patterns: str) -> list[Row]:
-    rows = all_rows()
-    chosen = []
+    chosen: list[Row] = []
     for pattern in patterns.split(","):
-        matching = [row for row in rows if fnmatch(row.name, pattern)]
+        matching = [row for row in ROWS if fnmatch(row.name, pattern)]
         if not matching:
-            names = ", ".join(row.name for row in rows)
+            names = ", ".join(row.name for row in ROWS)
             raise SystemExit(f"bench: --only: there is no row {pattern!r}; rows: {names}")
         chosen += [row for row in matching if row not in chosen]
     return chosen
@@ -89,15 +106,15 @@ def _machine(found: list[tenders.Tender]) -> dict[str, str]:
     }
 
 
-def _measure(rows: list[Row], place: Place) -> Iterator[report.Found]:
+def _measure(rows: list[Row], session: Session) -> Iterator[report.Found]:
     for row in rows:
         try:
-            yield from row.measure(place)
+            yield from row.measure(session)
         except (Unavailable, subprocess.TimeoutExpired) as reason:
             yield Skipped(row.name, str(reason))
 
 
-def _tell_imports(options: argparse.Namespace, found: list[tenders.Tender]) -> None:
+def _print_imports(options: argparse.Namespace, found: list[tenders.Tender]) -> None:
     for tender in found:
         if tender.engine:
             try:
@@ -130,24 +147,24 @@ def _run(options: argparse.Namespace, rows: list[Row], found: list[tenders.Tende
     pairs = options.pairs or (QUICK_PAIRS if options.quick else PAIRS)
     table = not options.json and options.markdown != "-"
     machine = _machine(found)
-    place = Place(found, options.ptender, pairs, options.quick)
+    session = Session(found, options.ptender, pairs, options.quick)
     results: list[report.Found] = []
     if table:
         print("\n".join([*(f"{name}: {value}" for name, value in machine.items()), ""]))
         print("\n".join(report.header()))
     try:
-        for result in _measure(rows, place):
+        for result in _measure(rows, session):
             results.append(result)
             if table:
                 print("\n".join(report.lines(result)), flush=True)
     finally:
-        place.close()
+        session.close()
     _write(options, machine, results, table=table)
 
 
 def _command() -> str:
-    words = shlex.join(["python", "-m", "bench", *sys.argv[1:]])
-    return f"SOLO5_HVT=solo5-hvt {words}" if os.environ.get("SOLO5_HVT") else words
+    command = shlex.join(["python", "-m", "bench", *sys.argv[1:]])
+    return f"SOLO5_HVT=solo5-hvt {command}" if os.environ.get("SOLO5_HVT") else command
 
 
 def _write(
@@ -181,7 +198,7 @@ def main(arguments: list[str]) -> int:
     options.ptender = options.ptender.absolute()
     found = tenders.find_all(options.ptender, engines)
     if options.imports:
-        _tell_imports(options, found)
+        _print_imports(options, found)
         return 0
     _run(options, rows, found)
     return 0

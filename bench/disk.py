@@ -1,8 +1,8 @@
 """Block throughput: the tender alone, through the stand-in, and with a guest that reads.
 
-The rule here: with a guest, one block is one exit, so on a software KVM the figure is the KVM's
-and the guest's more than the tender's. A block has at most 32 KiB there: the manifest's field for
-its size has 16 bits, and a guest moves one block per call.
+With a guest, one block is one exit, so on an emulating KVM the figure is mostly that of KVM and the
+guest. A block has at most 32 KiB there: the manifest's field for its size has 16 bits, and a guest
+moves one block per call.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import subprocess
 from functools import partial
 
 from bench import standin
-from bench.place import DISK_BYTES, Place, Unavailable
 from bench.results import Result
 from bench.rows import Row, in_turn
+from bench.session import DISK_BYTES, Session, Unavailable
 from bench.standin import Scenario
 from bench.tenders import Tender, environment
 
@@ -23,28 +23,29 @@ GUEST_SIZES = {"512": 512, "4k": 4096, "32k": 32768}
 GUEST_MS = 300
 
 
-def measure_tender(name: str, call: str, size: int, place: Place) -> list[Result]:
+def measure_tender(name: str, call: str, size: int, session: Session) -> list[Result]:
     scenario = Scenario(call, size, DISK_BYTES)
 
     def one(tender: Tender) -> float:
-        words = tender.words(place.guest("disk"), disk=place.disk())
-        return size * 1000 / standin.run(words, scenario, place.folder).median_ns
+        command = tender.command_line(session.guest("disk"), disk=session.disk())
+        return size * 1000 / standin.run(command, scenario, session.folder).median_ns
 
-    return [Result(name, "MB/s", in_turn(place.tenders, place.pairs, one), more_is_better=True)]
+    return [Result(name, "MB/s", in_turn(session.tenders, session.pairs, one), more_is_better=True)]
 
 
-def measure_guest(name: str, size: int, place: Place) -> list[Result]:
+def measure_guest(name: str, size: int, session: Session) -> list[Result]:
     def one(tender: Tender) -> float:
-        words = tender.words(
-            place.guest("readall"), str(GUEST_MS), disk=place.disk(), sector_size=size
+        image, disk = session.guest("readall"), session.disk()
+        command = tender.command_line(image, str(GUEST_MS), disk=disk, sector_size=size)
+        done = subprocess.run(
+            command, env=environment(), capture_output=True, text=True, timeout=100
         )
-        done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=100)
         found = re.search(r"read (\d+) bytes in (\d+) ns", done.stdout)
         if not found:
             raise Unavailable(f"{tender.name}: {done.stdout}{done.stderr}")
         return int(found[1]) * 1000 / int(found[2])
 
-    samples = in_turn(place.tenders, place.pairs, one)
+    samples = in_turn(session.tenders, session.pairs, one)
     note = "mostly the guest's time and KVM's, not the tender's"
     return [Result(name, "MB/s", samples, more_is_better=True, note=note)]
 

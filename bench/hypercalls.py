@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from bench import standin
-from bench.place import DISK_BYTES, HELLO, Place
 from bench.results import Result, Target
 from bench.rows import Row, in_turn
+from bench.session import DISK_BYTES, HELLO, Session
 from bench.standin import Scenario
 from bench.tenders import Tender
 
-PYTHON_NS = 3000  # on the Python path, whatever the call
+PYTHON_NS = 3000  # with the Python handlers, for any call
 ENGINE_RATIO = 1.1
 
 
@@ -30,7 +30,7 @@ HYPERCALLS = {
     "walltime": Call(Scenario("WALLTIME"), "WALLTIME"),
     "puts": Call(Scenario("PUTS", 20), "PUTS of 20 bytes to /dev/null"),
     "poll": Call(Scenario("POLL"), "POLL(0) with one quiet tap", "net", 0.2),
-    "net-read": Call(Scenario("NET_READ", 1514), "NET_READ, nothing waits", "net"),
+    "net-read": Call(Scenario("NET_READ", 1514), "NET_READ without a frame", "net"),
     "net-write": Call(Scenario("NET_WRITE", 1500), "NET_WRITE of 1500 bytes to a tap", "net"),
     "block-read": Call(Scenario("BLOCK_READ", 512, DISK_BYTES), "BLOCK_READ of 512 bytes", "block"),
     "block-write": Call(
@@ -39,31 +39,31 @@ HYPERCALLS = {
 }
 
 
-def command(place: Place, tender: Tender, device: str) -> list[str]:
+def command(session: Session, tender: Tender, device: str) -> list[str]:
     """The tender with a guest that has that device; the guest itself never runs."""
     if device == "net":
-        return [*place.namespace.enter, *tender.words(place.guest("ping"), tap="quiet")]
+        return [*session.namespace.enter, *tender.command_line(session.guest("ping"), tap="quiet")]
     if device == "block":
-        return tender.words(place.guest("disk"), disk=place.disk())
-    return tender.words(HELLO)
+        return tender.command_line(session.guest("disk"), disk=session.disk())
+    return tender.command_line(HELLO)
 
 
-def measure_call(name: str, call: Call, place: Place) -> list[Result]:
+def measure_call(name: str, call: Call, session: Session) -> list[Result]:
     own: list[float] = []
 
     def one(tender: Tender) -> float:
-        figures = standin.run(command(place, tender, call.device), call.scenario, place.folder)
+        figures = standin.run(command(session, tender, call.device), call.scenario, session.folder)
         own.append(figures.own_ns)
         return figures.median_ns
 
-    samples = in_turn(place.tenders, place.pairs, one)
+    samples = in_turn(session.tenders, session.pairs, one)
     note = f"the stand-in's own {min(own):.1f} to {max(own):.1f} ns are taken off"
-    return [Result(name, "ns", samples, _targets(place, call), note=note)]
+    return [Result(name, "ns", samples, _targets(session, call), note=note)]
 
 
-def _targets(place: Place, call: Call) -> dict[str, Target]:
+def _targets(session: Session, call: Call) -> dict[str, Target]:
     by_engine = {"c": Target(ratio=call.ratio), "python": Target(value=PYTHON_NS)}
-    return {tender.name: by_engine[tender.engine] for tender in place.tenders if tender.engine}
+    return {tender.name: by_engine[tender.engine] for tender in session.tenders if tender.engine}
 
 
 ROWS = [

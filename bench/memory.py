@@ -1,8 +1,8 @@
-"""What a guest costs in memory beside its own: PSS of the tender without guest memory.
+"""The memory of a tender beside that of its guest: PSS without guest memory.
 
-The rule here: guest memory is found by its size in /proc/PID/smaps (it may be split where parts of
-it are protected), and its share is taken off. Source: Linux, Documentation/filesystems/proc.rst.
-What the kernel keeps for a process (page tables, KVM's own) is in no PSS and not counted.
+Guest memory is found by its size in /proc/PID/smaps (protected parts split it), and subtracted.
+Source: Linux, Documentation/filesystems/proc.rst. Memory that the kernel keeps for a process (page
+tables, KVM's own) is not in PSS.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.place import Place, Unavailable, start
 from bench.results import Result
 from bench.rows import Row, in_turn
+from bench.session import Session, Unavailable, start
 from bench.tenders import MEM_MIB, Tender
 
 _HEAD = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) ")
@@ -44,7 +44,7 @@ def parse_smaps(text: str) -> list[Mapping]:
 
 
 def guest_memory(mappings: list[Mapping], size: int) -> list[Mapping]:
-    """The neighbours that are `size` bytes together; empty if there are none."""
+    """The adjacent mappings of `size` bytes in all; empty if there are none."""
     for first in range(len(mappings)):
         end = mappings[first].start
         for last in range(first, len(mappings)):
@@ -58,12 +58,18 @@ def guest_memory(mappings: list[Mapping], size: int) -> list[Mapping]:
 
 def tender_pss_kib(pid: int) -> int:
     """PSS of a process that runs a guest of MEM_MIB, without the guest's memory."""
-    process = Path(f"/proc/{pid}")
-    found = re.search(r"^Pss:\s+(\d+)", (process / "smaps_rollup").read_text(), re.MULTILINE)
-    guest = guest_memory(parse_smaps((process / "smaps").read_text()), MEM_MIB << 20)
-    if not found or not guest:
+    guest = guest_memory(parse_smaps(Path(f"/proc/{pid}/smaps").read_text()), MEM_MIB << 20)
+    if not guest:
         raise Unavailable(f"process {pid}: no mapping of {MEM_MIB} MiB")
-    return int(found[1]) - sum(mapping.pss_kib for mapping in guest)
+    return pss_kib(pid) - sum(mapping.pss_kib for mapping in guest)
+
+
+def pss_kib(pid: int) -> int:
+    """PSS of a process, in KiB."""
+    found = re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    if not found:
+        raise Unavailable(f"/proc/{pid}/smaps_rollup has no Pss")
+    return int(found[1])
 
 
 def _cpu_ticks(pid: int) -> int:
@@ -72,7 +78,7 @@ def _cpu_ticks(pid: int) -> int:
 
 
 def _wait_until_idle(pid: int) -> None:
-    """Until it has used no CPU for a while: the guest sleeps."""
+    """Wait until the process uses no CPU: its guest sleeps."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         before = _cpu_ticks(pid)
@@ -83,10 +89,10 @@ def _wait_until_idle(pid: int) -> None:
 
 
 @contextmanager
-def sleeping(place: Place, tender: Tender) -> Iterator[int]:
-    """A guest that has said what guests say, and sleeps; the tender's process id."""
-    words = tender.words(place.guest("sleep"), "600000")
-    process = start(words)
+def sleeping(session: Session, tender: Tender) -> Iterator[int]:
+    """A guest that has printed its banner, and sleeps; the PID of its tender."""
+    command = tender.command_line(session.guest("sleep"), "600000")
+    process = start(command)
     assert process.stdout
     try:
         first = process.stdout.readline()
@@ -98,18 +104,18 @@ def sleeping(place: Place, tender: Tender) -> Iterator[int]:
         process.communicate()
 
 
-def pss_of(place: Place, count: int, tender: Tender) -> float:
+def pss_of(session: Session, count: int, tender: Tender) -> float:
     """KiB per guest, of `count` that run at the same time."""
     with ExitStack() as stack:
-        pids = [stack.enter_context(sleeping(place, tender)) for _ in range(count)]
+        pids = [stack.enter_context(sleeping(session, tender)) for _ in range(count)]
         _wait_until_idle(pids[-1])
         return sum(tender_pss_kib(pid) for pid in pids) / count
 
 
-def measure(count: int, place: Place) -> list[Result]:
-    if place.quick:
+def measure(count: int, session: Session) -> list[Result]:
+    if session.quick:
         count = min(count, 10)
-    samples = in_turn(place.tenders, min(place.pairs, 3), partial(pss_of, place, count))
+    samples = in_turn(session.tenders, min(session.pairs, 3), partial(pss_of, session, count))
     note = "per guest, each in a process of its own; without guest memory"
     return [Result(f"memory-{count}", "KiB", samples, note=note)]
 

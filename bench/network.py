@@ -1,7 +1,7 @@
 """Ping, through a tap in a network namespace: tender and guest together.
 
-The rule here: the guest's own time is in these figures, and on a software KVM it is most of them;
-what the tender alone spends on a frame is in the rows net-read and net-write.
+The guest's own time is in these figures, and on an emulating KVM it is most of them; the rows
+net-read and net-write have what the tender alone spends on a frame.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
-from bench.place import Place, Unavailable, start
 from bench.results import Result
 from bench.rows import Row, in_turn
+from bench.session import Session, Unavailable, start
 from bench.tenders import Tender
 
 NOTE = "mostly the guest's time on this KVM, not the tender's"
 
 
 @contextmanager
-def answering(place: Place, tender: Tender) -> Iterator[None]:
+def answering(session: Session, tender: Tender) -> Iterator[None]:
     """The ping guest at 10.0.0.2, ready."""
-    words = [*place.namespace.enter, *tender.words(place.guest("ping"), tap="talking")]
-    process = start(words)
+    command = [*session.namespace.enter, *tender.command_line(session.guest("ping"), tap="talking")]
+    process = start(command)
     assert process.stdout
     try:
         seen = ""
@@ -32,24 +32,24 @@ def answering(place: Place, tender: Tender) -> Iterator[None]:
             if not line:
                 raise Unavailable(f"{tender.name}: the ping guest ended: {seen}")
             seen += line
-        place.namespace.run("ping", "-c", "3", "-i", "0.02", "-q", "10.0.0.2")
+        session.namespace.run("ping", "-c", "3", "-i", "0.02", "-q", "10.0.0.2")
         yield
     finally:
         process.terminate()
         process.communicate(timeout=30)
 
 
-def round_trip_ms(place: Place) -> float:
-    text = place.namespace.run("ping", "-c", "30", "-i", "0.02", "-q", "10.0.0.2")
+def round_trip_ms(session: Session) -> float:
+    text = session.namespace.run("ping", "-c", "30", "-i", "0.02", "-q", "10.0.0.2")
     found = re.search(r"= [\d.]+/([\d.]+)/", text)
     if not found or " 0% packet loss" not in text:
         raise Unavailable(f"ping: {text.strip()}")
     return float(found[1])
 
 
-def packets_per_s(place: Place) -> float:
-    """Flooded: the next request when the reply is there, or after 10 ms."""
-    text = place.namespace.run("ping", "-f", "-c", "300", "-q", "10.0.0.2")
+def packets_per_s(session: Session) -> float:
+    """Flooded: the next request is sent at the reply, or after 10 ms."""
+    text = session.namespace.run("ping", "-f", "-c", "300", "-q", "10.0.0.2")
     found = re.search(r"(\d+) received.* time (\d+)ms", text)
     if not found:
         raise Unavailable(f"ping -f: {text.strip()}")
@@ -57,13 +57,18 @@ def packets_per_s(place: Place) -> float:
 
 
 def _measure(
-    name: str, unit: str, what: Callable[[Place], float], place: Place, *, more_is_better: bool
+    name: str,
+    unit: str,
+    what: Callable[[Session], float],
+    session: Session,
+    *,
+    more_is_better: bool,
 ) -> list[Result]:
     def one(tender: Tender) -> float:
-        with answering(place, tender):
-            return what(place)
+        with answering(session, tender):
+            return what(session)
 
-    samples = in_turn(place.tenders, place.pairs, one)
+    samples = in_turn(session.tenders, session.pairs, one)
     return [Result(name, unit, samples, more_is_better=more_is_better, note=NOTE)]
 
 

@@ -1,12 +1,11 @@
-"""What a program that embeds the tender waits for: a guest's start to exit, and many at once.
+"""How long a program waits for its guests: one from start to exit, and many at once.
 
-The rule here: the program is this bench itself. Its first guest makes the server that forks the
-others, and is not measured. The reference is started as a program starts it, by posix_spawn.
+The program is this bench. Its first guest starts the fork server, and is not measured. The
+reference is started by posix_spawn, as a program would start it.
 """
 
 from __future__ import annotations
 
-import re
 import socket
 import threading
 import time
@@ -14,9 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter_ns
 
-from bench.place import HELLO, Place, Unavailable
+from bench import memory
 from bench.results import REFERENCE, Result, Target
 from bench.rows import Row
+from bench.session import HELLO, Session, Unavailable
 from bench.start import spawn_ms
 from bench.tenders import MEM_MIB, environment
 from tender import Descriptor, Guest
@@ -27,7 +27,7 @@ PAIRS = 3  # as for `hello`
 MANY, QUICK_MANY = 200, 20
 STARTERS = 4  # threads that start guests
 NAME = "Guest"
-QUIET_S = 0.05  # before each sample: what the one before left to do falls on none
+QUIET_S = 0.05  # before each sample, for the work that the one before left behind
 # fmt: off
 ARP = bytes.fromhex(
     "ffffffffffff" "020000000001" "0806" "0001080006040001"
@@ -54,14 +54,14 @@ WAYS: dict[str, dict[str, object]] = {
 }
 
 
-def measure_guest(place: Place) -> list[Result]:
-    """Each way beside the reference: a program readies a process for guests like the last one."""
-    return [_measure_way(place, name, options) for name, options in WAYS.items()]
+def measure_guest(session: Session) -> list[Result]:
+    """Each way beside the reference: the server prepares a child for a guest like the last one."""
+    return [_measure_way(session, name, options) for name, options in WAYS.items()]
 
 
-def _measure_way(place: Place, row: str, options: dict[str, object]) -> Result:
+def _measure_way(session: Session, row: str, options: dict[str, object]) -> Result:
     ways: dict[str, Callable[[], float]] = {}
-    reference = [tender.words(HELLO) for tender in place.tenders if tender.engine is None]
+    reference = [tender.command_line(HELLO) for tender in session.tenders if tender.engine is None]
     if reference:
         ways[REFERENCE] = lambda: spawn_ms(reference[0], environment())
     ways[NAME] = lambda: guest_ms(**options)
@@ -70,22 +70,22 @@ def _measure_way(place: Place, row: str, options: dict[str, object]) -> Result:
         guest_ms(**options)
     except TenderError as error:
         raise Unavailable(f"{row}: {error}") from None
-    for _ in range(place.pairs * PAIRS):
+    for _ in range(session.pairs * PAIRS):
         for name, measure in ways.items():
             time.sleep(QUIET_S)
             samples[name].append(measure())
     return Result(row, "ms", samples, {NAME: Target(ratio=RATIO)} if row == "guest" else {})
 
 
-def measure_many(place: Place) -> list[Result]:
-    count = QUICK_MANY if place.quick else MANY
-    kernel = place.guest("ping")
+def measure_many(session: Session) -> list[Result]:
+    count = QUICK_MANY if session.quick else MANY
+    kernel = session.guest("ping")
     begin = perf_counter_ns()
     guests = start_many(kernel, count)
     for guest, wire in guests:
         ask(guest, wire)
     answered_ns = perf_counter_ns() - begin
-    pss_kib = [pss(guest.pid) for guest, _ in guests if guest.pid]
+    pss_kib = [memory.pss_kib(guest.pid) for guest, _ in guests if guest.pid]
     begin = perf_counter_ns()
     for guest, wire in guests:
         guest.stop()
@@ -133,13 +133,6 @@ def ask(guest: Guest, wire: socket.socket) -> None:
         if frame[12:14] == b"\x08\x06" and frame[20:22] == b"\0\2":
             return
     raise Unavailable(f"a guest did not answer: {guest.stop()}")
-
-
-def pss(pid: int) -> int:
-    found = re.search(r"^Pss: +(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
-    if not found:
-        raise Unavailable(f"/proc/{pid}/smaps_rollup has no Pss")
-    return int(found[1])
 
 
 ROWS = [

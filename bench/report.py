@@ -1,6 +1,6 @@
 """Results as a table of 80 columns, as Markdown, as JSON.
 
-The rule here: pure; figures are never rounded to a target.
+Pure; figures are never rounded to a target.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MARKERS = ("<!-- figures: begin -->", "<!-- figures: end -->")
 
 
 def number(value: float) -> str:
-    """Three digits that count, or all of them."""
+    """At least three significant digits."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
@@ -49,7 +49,7 @@ def _verdict(result: Result, tender: str) -> str:
 
 
 def cells(result: Result) -> list[list[str]]:
-    """A line per tender: row, tender, median with its unit, ratio, target, verdict."""
+    """One list per tender: row, tender, median with its unit, ratio, target, verdict."""
     return [
         [
             result.name,

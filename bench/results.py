@@ -1,8 +1,8 @@
 """What a row found, as values: samples of each tender, and the ratios of pairs.
 
-The rule here: pure. Tenders are measured in turn, so the n-th samples of two tenders are a pair,
-made within seconds of each other; a ratio is one of a pair, and what is told of many is the median
-and the quartiles. A ratio above 1 always says that ptender takes more.
+Pure. Tenders are measured in turn, so the n-th samples of two tenders are a pair, made within
+seconds of each other; a ratio is that of a pair, and of many the median and the quartiles are
+shown. A ratio above 1 always means that ptender takes more.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def spread(samples: list[float]) -> Spread:
 
 
 def ratios(result: Result, tender: str) -> list[float]:
-    """By pair; empty without the reference, and for the reference itself."""
+    """The ratio of each pair; empty without the reference, and for the reference itself."""
     reference = result.samples.get(REFERENCE, [])
     if tender == REFERENCE:
         return []
@@ -69,7 +69,7 @@ def ratios(result: Result, tender: str) -> list[float]:
 
 
 def is_met(result: Result, tender: str) -> bool | None:
-    """None: there is no target, or nothing to compare with."""
+    """Whether the target is met; None: there is no target, or no reference."""
     target = result.targets.get(tender)
     if target is None:
         return None

@@ -1,27 +1,26 @@
-"""The rows of the table: a name, what it means, and how it is measured.
+"""A row of the table: its name, what it means, and how it is measured.
 
-The rule here: a row measures its tenders in turn (A B A B ...) through `in_turn`, so that what else
-the machine does falls on all of them.
+The rule here: a row measures its tenders in turn (A B A B ...) through `in_turn`, so that other
+load on the machine affects all of them.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.place import Place
 from bench.results import Result
+from bench.session import Session
 from bench.tenders import Tender
 
 
 @dataclass(frozen=True)
 class Row:
-    """`measure` gives one or more results; it raises Unavailable where it can't."""
+    """`measure` returns one or more results, or raises Unavailable."""
 
     name: str
     meaning: str
-    measure: Callable[[Place], list[Result]]
+    measure: Callable[[Session], list[Result]]
 
 
 def in_turn(
@@ -33,13 +32,3 @@ def in_turn(
         for tender in tenders:
             samples[tender.name].append(measure(tender))
     return samples
-
-
-def all_rows() -> list[Row]:
-    """In the order of the table. bench/softcpu.py adds its own `ROWS`, where it is there."""
-    from bench import disk, hypercalls, memory, network, program, start
-
-    rows = [*hypercalls.ROWS, *disk.ROWS, *start.ROWS, *program.ROWS, *network.ROWS, *memory.ROWS]
-    if importlib.util.find_spec("bench.softcpu"):
-        rows += importlib.import_module("bench.softcpu").ROWS
-    return rows

@@ -1,23 +1,19 @@
 """Instructions per second and microseconds per hypercall: the software CPU beside KVM.
 
-It is a row of `python -m bench`, or alone: `python -m bench.softcpu [--json]`. Alone, each figure
-is the best of five runs, taken in turns, of a guest of a few instructions on the tender's own loop
-and handlers. It is CPU time, because others may use the machine. What a run costs to start is
-taken out by running the guest with little and with much to do.
+CPU time of this process is measured, because others may use the machine. The time of a start is
+subtracted: the guest runs with little and with much to do.
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-from bench.place import Place, Unavailable
 from bench.results import Result, Target
 from bench.rows import Row
+from bench.session import Session, Unavailable
 from tender import machine
 from tender.config import Config
 from tender.errors import TenderError
@@ -93,14 +89,14 @@ def figures(kernel: Path, cpu: str, console: int) -> dict[str, float]:
     return {"instructions_per_s": PER_TURN / turn, "us_per_hypercall": call * 1e6}
 
 
-def measure(place: Place) -> list[Result]:
+def measure(session: Session) -> list[Result]:
     """Both figures, of the software CPU and of KVM, for the table."""
-    kernel = build(place.folder)
+    kernel = build(session.folder)
     names = {"soft": "ptender --cpu=soft", "kvm": "ptender --cpu=kvm"}
     rates: dict[str, list[float]] = {name: [] for name in names.values()}
     calls: dict[str, list[float]] = {name: [] for name in names.values()}
     with open("/dev/null", "wb") as null:
-        for _ in range(2 if place.quick else ROUNDS):
+        for _ in range(2 if session.quick else ROUNDS):
             for cpu, name in names.items():
                 try:
                     each = figures(kernel, cpu, null.fileno())
@@ -116,33 +112,3 @@ def measure(place: Place) -> list[Result]:
 
 
 ROWS = [Row("cpu", "instruction rate and time of a WALLTIME, of each CPU", measure)]
-
-
-def main() -> None:
-    best: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as folder, open("/dev/null", "wb") as null:
-        kernel = build(Path(folder))
-        for _ in range(ROUNDS):
-            for cpu in ("soft", "kvm"):
-                try:
-                    each = figures(kernel, cpu, null.fileno())
-                except TenderError as error:
-                    print(f"{cpu}: {error}", file=sys.stderr)
-                    continue
-                known = best.setdefault(cpu, each)
-                known["instructions_per_s"] = max(
-                    known["instructions_per_s"], each["instructions_per_s"]
-                )
-                known["us_per_hypercall"] = min(known["us_per_hypercall"], each["us_per_hypercall"])
-    if "--json" in sys.argv:
-        print(json.dumps(best, indent=2))
-        return
-    for cpu, values in best.items():
-        rate, call = values["instructions_per_s"] / 1e6, values["us_per_hypercall"]
-        print(
-            f"{cpu:5} {rate:10.1f} million instructions/s {call:8.2f} us per hypercall (WALLTIME)"
-        )
-
-
-if __name__ == "__main__":
-    main()

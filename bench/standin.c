@@ -1,9 +1,9 @@
 /*
- * A stand-in for KVM_RUN, preloaded into a tender: what a hypercall costs without what a guest costs.
+ * A stand-in for KVM_RUN, preloaded into a tender: what a hypercall costs without a guest.
  * The rule: every other ioctl goes to the real KVM. KVM_RUN returns the next canned exit, a
  * hypercall whose argument block has been put into guest memory; each reply is checked when the
  * tender comes back. Nothing is opened, allocated or printed once the guest "runs", because the
- * tender may have shut that door: the figures go to a file that was mapped before.
+ * sandbox may not allow it: the result goes to a file that was mapped before.
  *
  *   STANDIN_RESULT    path of a file of sizeof(struct result) bytes; without it nothing changes
  *   STANDIN_CALL      number of the hypercall, HVT_HYPERCALL_HALT for a guest that ends at once

@@ -1,4 +1,4 @@
-"""Running a tender with the stand-in for KVM_RUN (standin.c), and reading what it found.
+"""Running a tender with the stand-in for KVM_RUN (standin.c), and reading its result.
 
 The rule here: a figure counts only if every reply was right and the tender ended with status 0.
 """
@@ -11,7 +11,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.place import ROOT, Unavailable, check
+from bench.session import ROOT, Unavailable, check
 from bench.tenders import environment
 
 SOURCE = Path(__file__).with_name("standin.c")
@@ -93,7 +93,7 @@ def read_result(path: Path) -> Figures:
 
 
 def run(
-    words: list[str],
+    command: list[str],
     scenario: Scenario,
     folder: Path,
     *,
@@ -103,7 +103,7 @@ def run(
     """Run the tender's command with the stand-in, which is built and read in `folder`."""
     result = new_result(folder)
     done = subprocess.run(
-        words,
+        command,
         env=scenario.environment(build(folder), result),
         stdout=stdout,
         pass_fds=pass_fds,
@@ -112,5 +112,5 @@ def run(
         timeout=100,
     )
     if done.returncode:
-        raise Unavailable(f"{words[0]}: status {done.returncode}: {done.stderr.strip()}")
+        raise Unavailable(f"{command[0]}: status {done.returncode}: {done.stderr.strip()}")
     return read_result(result)

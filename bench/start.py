@@ -9,51 +9,51 @@ from pathlib import Path
 from time import perf_counter_ns
 
 from bench import standin
-from bench.place import HELLO, Place, Unavailable
 from bench.results import Result, Target
 from bench.rows import Row, in_turn
+from bench.session import HELLO, Session, Unavailable
 from bench.standin import Scenario
 from bench.tenders import Tender, environment
 
 RATIO = 2.0
-PAIRS = 3  # times as many as for other rows: a start is short, and the scheduler's whim is not
+PAIRS = 3  # times as many as for other rows: a start is short, and scheduling delays are not
 
 
-def spawn_ms(words: list[str], env: dict[str, str]) -> float:
+def spawn_ms(command: list[str], env: dict[str, str]) -> float:
     """The time from starting a command to its end, its output to /dev/null."""
     null = [(os.POSIX_SPAWN_OPEN, fd, "/dev/null", os.O_RDWR, 0) for fd in (0, 1, 2)]
     begin = perf_counter_ns()
-    pid = os.posix_spawn(words[0], words, env, file_actions=null)
+    pid = os.posix_spawn(command[0], command, env, file_actions=null)
     _, status = os.waitpid(pid, 0)
     elapsed_ns = perf_counter_ns() - begin
     if status:
-        raise Unavailable(f"{' '.join(words)}: status {os.waitstatus_to_exitcode(status)}")
+        raise Unavailable(f"{' '.join(command)}: status {os.waitstatus_to_exitcode(status)}")
     return elapsed_ns / 1e6
 
 
-def _targets(place: Place) -> dict[str, Target]:
-    return {tender.name: Target(ratio=RATIO) for tender in place.tenders if tender.engine}
+def _targets(session: Session) -> dict[str, Target]:
+    return {tender.name: Target(ratio=RATIO) for tender in session.tenders if tender.engine}
 
 
-def measure_hello(place: Place) -> list[Result]:
+def measure_hello(session: Session) -> list[Result]:
     def one(tender: Tender) -> float:
-        return spawn_ms(tender.words(HELLO), environment())
+        return spawn_ms(tender.command_line(HELLO), environment())
 
-    for tender in place.tenders:
+    for tender in session.tenders:
         one(tender)  # files into the page cache
-    samples = in_turn(place.tenders, place.pairs * PAIRS, one)
-    return [Result("hello", "ms", samples, _targets(place))]
+    samples = in_turn(session.tenders, session.pairs * PAIRS, one)
+    return [Result("hello", "ms", samples, _targets(session))]
 
 
-def measure_bare(place: Place) -> list[Result]:
-    """The same where the guest halts with its first exit: the tender's own part."""
-    library, result = standin.build(place.folder), standin.new_result(place.folder)
+def measure_bare(session: Session) -> list[Result]:
+    """The same with a guest that halts at its first exit: the tender's own part."""
+    library, result = standin.build(session.folder), standin.new_result(session.folder)
     env = Scenario("HALT").environment(library, result)
 
     def one(tender: Tender) -> float:
-        return spawn_ms(tender.words(HELLO), env)
+        return spawn_ms(tender.command_line(HELLO), env)
 
-    samples = in_turn(place.tenders, place.pairs * PAIRS, one)
+    samples = in_turn(session.tenders, session.pairs * PAIRS, one)
     return [Result("hello-bare", "ms", samples)]
 
 
@@ -73,14 +73,14 @@ class Imports:
 
 def imports_of(tender: Tender) -> Imports:
     """`-X importtime` on a run of the hello guest."""
-    words = tender.words(HELLO)
-    with open(words[0]) as script:
+    command = tender.command_line(HELLO)
+    with open(command[0]) as script:
         first = script.readline()
     if not first.startswith("#!") or "python" not in first:
-        raise Unavailable(f"{words[0]}: not a script of Python")
+        raise Unavailable(f"{command[0]}: not a script of Python")
     interpreter = first[2:].split()
     done = subprocess.run(
-        [*interpreter, "-X", "importtime", *words],
+        [*interpreter, "-X", "importtime", *command],
         env=environment(),
         capture_output=True,
         text=True,

@@ -1,7 +1,7 @@
 """The tenders that are compared, and how each is started.
 
-The rule here: all of them get the same words, in Solo5's spelling, and are started as a user
-starts them: by their command.
+The rule here: all of them get the same arguments, in Solo5's spelling, and are started by their
+command, as a user starts them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Tender:
     command: tuple[str, ...]
     engine: str | None
 
-    def words(
+    def command_line(
         self,
         image: Path,
         *arguments: str,
@@ -36,15 +36,15 @@ class Tender:
         mem_mib: int = MEM_MIB,
     ) -> list[str]:
         """The command line that runs `image`."""
-        words = [*self.command, f"--mem={mem_mib}"]
-        words += [f"--net:service={tap}"] if tap else []
-        words += [f"--block:storage={disk}"] if disk else []
-        words += [f"--block-sector-size:storage={sector_size}"] if sector_size else []
-        return [*words, "--", str(image), *arguments]
+        command = [*self.command, f"--mem={mem_mib}"]
+        command += [f"--net:service={tap}"] if tap else []
+        command += [f"--block:storage={disk}"] if disk else []
+        command += [f"--block-sector-size:storage={sector_size}"] if sector_size else []
+        return [*command, "--", str(image), *arguments]
 
 
 def environment() -> dict[str, str]:
-    """A user's environment: none of Python's own settings, such as not to keep byte code."""
+    """A user's environment, without settings of Python such as PYTHONDONTWRITEBYTECODE."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
 
@@ -79,7 +79,7 @@ def _help(ptender: Path) -> str:
 
 
 def describe(tender: Tender) -> str:
-    """Its name, its version, and whether it is installed in a way that slows its start."""
+    """Its name, its version, and whether an editable install slows its start."""
     done = subprocess.run([tender.command[0], "--version"], capture_output=True, text=True)
     version = (done.stdout + done.stderr).splitlines()[0]
     slower = ", an editable install: its start is slower" if _is_editable(tender) else ""
@@ -87,7 +87,7 @@ def describe(tender: Tender) -> str:
 
 
 def _is_editable(tender: Tender) -> bool:
-    """Whether each start of Python imports a finder for it, and pathlib and more with that."""
+    """Whether each start of Python imports a finder for it, with pathlib and more."""
     command = Path(tender.command[0])
     prefix = command.parents[1]
     with command.open("rb") as file:

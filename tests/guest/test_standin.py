@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench import standin
-from bench.place import HELLO, Unavailable
+from bench.session import HELLO, Unavailable
 from bench.standin import ROUNDS, Scenario
 from bench.tenders import Tender
 from tests.guest.conftest import PTENDER, Build
@@ -41,9 +41,9 @@ def wire() -> Iterator[tuple[socket.socket, socket.socket]]:
 def test_every_call_is_made_and_nothing_else(tmp_path: Path) -> None:
     output = tmp_path / "output"
     with output.open("wb") as file:
-        words = TENDER.words(HELLO)
+        command = TENDER.command_line(HELLO)
         figures = standin.run(
-            words, Scenario("PUTS", 20, calls=CALLS), tmp_path, stdout=file.fileno()
+            command, Scenario("PUTS", 20, calls=CALLS), tmp_path, stdout=file.fileno()
         )
     assert figures.calls == CALLS
     assert len(figures.rounds_ns) == ROUNDS
@@ -51,7 +51,9 @@ def test_every_call_is_made_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_the_clock(tmp_path: Path) -> None:
-    assert standin.run(TENDER.words(HELLO), Scenario("WALLTIME", calls=CALLS), tmp_path).calls
+    assert standin.run(
+        TENDER.command_line(HELLO), Scenario("WALLTIME", calls=CALLS), tmp_path
+    ).calls
 
 
 def test_a_disk_is_walked_over(tmp_path: Path, guest: Build) -> None:
@@ -59,7 +61,7 @@ def test_a_disk_is_walked_over(tmp_path: Path, guest: Build) -> None:
     disk.write_bytes(bytes(8192))
     for call, content in (("BLOCK_READ", bytes(8192)), ("BLOCK_WRITE", b"." * 4096 + bytes(4096))):
         scenario = Scenario(call, 512, span=4096, calls=CALLS)
-        standin.run(TENDER.words(guest("disk"), disk=disk), scenario, tmp_path)
+        standin.run(TENDER.command_line(guest("disk"), disk=disk), scenario, tmp_path)
         assert disk.read_bytes() == content
 
 
@@ -68,8 +70,8 @@ def test_a_quiet_wire(
     tmp_path: Path, guest: Build, wire: tuple[socket.socket, socket.socket], call: str
 ) -> None:
     ours, theirs = wire
-    words = TENDER.words(guest("ping"), tap=f"@{theirs.fileno()}")
-    standin.run(words, Scenario(call, 100, calls=CALLS), tmp_path, pass_fds=(theirs.fileno(),))
+    command = TENDER.command_line(guest("ping"), tap=f"@{theirs.fileno()}")
+    standin.run(command, Scenario(call, 100, calls=CALLS), tmp_path, pass_fds=(theirs.fileno(),))
     if call == "NET_WRITE":
         assert len(ours.recv(2000)) == 100
     else:
@@ -82,6 +84,6 @@ def test_a_wrong_reply_is_noticed(
 ) -> None:
     ours, theirs = wire
     ours.send(b"a frame that nobody reads")
-    words = TENDER.words(guest("ping"), tap=f"@{theirs.fileno()}")
+    command = TENDER.command_line(guest("ping"), tap=f"@{theirs.fileno()}")
     with pytest.raises(Unavailable, match=f"{ROUNDS * CALLS} wrong replies"):
-        standin.run(words, Scenario("POLL", calls=CALLS), tmp_path, pass_fds=(theirs.fileno(),))
+        standin.run(command, Scenario("POLL", calls=CALLS), tmp_path, pass_fds=(theirs.fileno(),))

@@ -1,6 +1,6 @@
-"""Where a run of the bench takes place: its folder, its guests, its network namespace.
+"""A run of the bench: its tenders, its folder, its guests, its network namespace.
 
-The rule here: everything that is made for a run is gone after it, however it ends. Where the bench
+The rule here: everything that is made for a run is gone after it, however it ends. If the bench
 is killed, the kernel ends its guests and the holder of its namespace, and the next run removes its
 folder.
 """
@@ -32,11 +32,11 @@ SOURCES = {  # by the name of a guest; the first has its manifest beside it
 
 
 class Unavailable(Exception):
-    """A row can't be measured here, and why."""
+    """A row cannot be measured here; the text says why."""
 
 
-class Place:
-    """The tenders to compare, how often, and what they need."""
+class Session:
+    """The tenders to compare, how often, and what they need on this machine."""
 
     def __init__(self, tenders: list[Tender], ptender: Path, pairs: int, quick: bool) -> None:
         self.tenders = tenders
@@ -64,10 +64,10 @@ class Place:
         image = self.folder / f"{name}.hvt"
         if not image.exists():
             sources = SOURCES[name]
-            words = [str(self._ptender), "build", *map(str, sources), "-o", str(image)]
+            command = [str(self._ptender), "build", *map(str, sources), "-o", str(image)]
             manifest = sources[0].with_suffix(".json")
-            words += ["--manifest", str(manifest)] if manifest.exists() else []
-            check(words)
+            command += ["--manifest", str(manifest)] if manifest.exists() else []
+            check(command)
         return image
 
     def disk(self) -> Path:
@@ -78,7 +78,7 @@ class Place:
 
 
 def _in_memory() -> Path:
-    """Where files are memory: the disk of this machine is none of the tender's speed."""
+    """A folder in memory, so that the speed of the machine's disk does not count."""
     return Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())
 
 
@@ -90,10 +90,10 @@ def _remove_left_behind(parent: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def start(words: list[str]) -> subprocess.Popen[str]:
-    """A tender that goes on until it is ended: what it says comes through its `stdout`."""
+def start(command: list[str]) -> subprocess.Popen[str]:
+    """Start a tender that runs until it is ended; `stdout` has its output and its errors."""
     return subprocess.Popen(
-        words,
+        command,
         env=environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -107,19 +107,19 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def check(words: list[str]) -> str:
-    """Run a command that must work; what it said."""
+def check(command: list[str]) -> str:
+    """Run a command; returns its output, raises Unavailable where it fails."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=100)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise Unavailable(f"{words[0]}: {error}") from None
+        raise Unavailable(f"{command[0]}: {error}") from None
     if done.returncode:
-        raise Unavailable(f"{' '.join(words)}: {(done.stderr or done.stdout).strip()}")
+        raise Unavailable(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()}")
     return done.stdout
 
 
 class Namespace:
-    """A network namespace with two taps: "quiet", where nobody talks, and "talking", 10.0.0.1."""
+    """A network namespace with two taps: "quiet", without traffic, and "talking", 10.0.0.1."""
 
     def __init__(self) -> None:
         if os.geteuid() or not os.path.exists("/dev/net/tun"):
@@ -135,17 +135,17 @@ class Namespace:
         for name in ("all", "default"):
             setting = f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6"
             self.run("sh", "-c", f"[ ! -e {setting} ] || echo 1 > {setting}")
-        for words in (
+        for command in (
             "tuntap add quiet mode tap",
             "tuntap add talking mode tap",
             "addr add 10.0.0.1/24 dev talking",
             "link set quiet up",
             "link set talking up",
         ):
-            self.run("ip", *words.split())
+            self.run("ip", *command.split())
 
-    def run(self, *words: str) -> str:
-        return check([*self.enter, *words])
+    def run(self, *command: str) -> str:
+        return check([*self.enter, *command])
 
     def close(self) -> None:
         self._holder.communicate()
