@@ -1,7 +1,8 @@
-"""Unikernels in tests: the types of the fixtures, for annotations; the switch for other programs.
+"""Unikernels in tests: the types of the fixtures, for annotations, and the switch for programs.
 
-The rule here: importing this costs nothing, and a name is imported when it is used. Tests need none
-of it: the fixtures come by the pytest plugin (docs/guide-testing.md).
+Tests need no import: the pytest plugin provides the fixtures (docs/guide-testing.md).
+
+The rule here: a name is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tender.testing.disk import DiskFault as DiskFault
     from tender.testing.disk import DiskImage as DiskImage
+    from tender.testing.fixtures import BlockImageFactory as BlockImageFactory
+    from tender.testing.fixtures import SubtestFactory as SubtestFactory
+    from tender.testing.fixtures import UnikernelFactory as UnikernelFactory
     from tender.testing.net.faults import Fault as Fault
     from tender.testing.net.host import Host as Host
     from tender.testing.net.host import Ping as Ping
@@ -19,42 +23,39 @@ if TYPE_CHECKING:
     from tender.testing.net.switch import Switch as Switch
     from tender.testing.net.tcp import Connection as Connection
     from tender.testing.net.tcp import Listener as Listener
-    from tender.testing.plugin import BlockImageFactory as BlockImageFactory
-    from tender.testing.plugin import SubtestFactory as SubtestFactory
-    from tender.testing.plugin import UnikernelFactory as UnikernelFactory
     from tender.testing.unikernel import Console as Console
     from tender.testing.unikernel import Unikernel as Unikernel
 
-_HOMES = {
-    "BlockImageFactory": "plugin",
-    "Connection": "net.tcp",
-    "Console": "unikernel",
-    "Datagram": "net.packets",
-    "DiskFault": "disk",
-    "DiskImage": "disk",
-    "Fault": "net.faults",
-    "GuestPort": "net.port",
-    "Host": "net.host",
-    "Listener": "net.tcp",
-    "Ping": "net.host",
-    "SubtestFactory": "plugin",
-    "Switch": "net.switch",
-    "UdpPort": "net.host",
-    "Unikernel": "unikernel",
-    "UnikernelFactory": "plugin",
+_MODULES = {
+    "BlockImageFactory": "tender.testing.fixtures",
+    "Connection": "tender.testing.net.tcp",
+    "Console": "tender.testing.unikernel",
+    "Datagram": "tender.testing.net.packets",
+    "DiskFault": "tender.testing.disk",
+    "DiskImage": "tender.testing.disk",
+    "Fault": "tender.testing.net.faults",
+    "GuestPort": "tender.testing.net.port",
+    "Host": "tender.testing.net.host",
+    "Listener": "tender.testing.net.tcp",
+    "Ping": "tender.testing.net.host",
+    "SubtestFactory": "tender.testing.fixtures",
+    "Switch": "tender.testing.net.switch",
+    "UdpPort": "tender.testing.net.host",
+    "Unikernel": "tender.testing.unikernel",
+    "UnikernelFactory": "tender.testing.fixtures",
 }
-__all__ = list(_HOMES)
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value: object = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    value: object = getattr(import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_MODULES})

@@ -1,6 +1,6 @@
-"""What a failed test leaves: files for who looks closer, and sections for its report.
+"""The report on a failed test: files in its folder, and sections for pytest's report.
 
-The rule here: the report comes out whatever becomes of the files. A folder that can't be written
+The rule here: the report is made whatever happens to the files. A folder that cannot be written
 to, or a full disk, is one line in it.
 """
 
@@ -20,38 +20,38 @@ if TYPE_CHECKING:
 
     Section = tuple[str, str]  # a title, and a text
 
-LAST_LINES = 40  # in a report; all of it is in the folder
-LINE_MAX = 200  # letters
-END_S = 10.0  # for a guest to end, before it is killed
+LAST_LINES = 40  # of each part in a report; the files have all of them
+LINE_MAX = 200  # characters
+END_S = 10.0  # for a guest to end
 
 
 class Artifacts:
-    """The folder of one test, made when there is something for it.
+    """The folder of one test, made with its first file.
 
-    `error` is the first thing that kept a file out of it.
+    `error` is the first error that kept a file out of it.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.error: OSError | None = None
-        self._kept = 0  # files
+        self._written = 0  # files
 
     def write(self, name: str, data: bytes) -> None:
         path = self.folder / name
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-            self._kept += 1
+            self._written += 1
         except OSError as error:
             self.error = self.error or error
-            with contextlib.suppress(OSError):  # half a file looks like a whole one
+            with contextlib.suppress(OSError):  # a truncated file would look complete
                 path.unlink()
 
     def about(self) -> list[str]:
-        """Where it all is, or why it is not."""
+        """Where the files are, or why they are missing."""
         if self.error is not None:
             return [f"artifacts: could not keep them in {self.folder}: {self.error.strerror}"]
-        return [str(self.folder)] if self._kept else []
+        return [str(self.folder)] if self._written else []
 
 
 def sections(
@@ -60,7 +60,7 @@ def sections(
     switches: list[Switch],
     disks: list[DiskImage],
 ) -> list[Section]:
-    """What is told of each; what nothing has happened to is left out."""
+    """A section for each; switches and disks that were not used have none."""
     return [
         *(_keep_guest(artifacts, *each) for each in enumerate(guests)),
         *(_keep_switch(artifacts, *each) for each in enumerate(switches) if each[1].lines()),
@@ -84,7 +84,7 @@ def _keep_guest(artifacts: Artifacts, number: int, guest: Unikernel) -> Section:
 
 
 def _trace(guest: Unikernel) -> bytes | None:
-    """What is written down of its hypercalls."""
+    """The trace file of its hypercalls."""
     path = guest.config.trace
     if not isinstance(path, str):
         return None
@@ -107,11 +107,11 @@ def _keep_disk(artifacts: Artifacts, number: int, disk: DiskImage) -> Section:
 
 
 def describe_end(guest: Unikernel) -> str:
-    """How a guest ended, for people."""
+    """The outcome of a guest, as text."""
     try:
         outcome = guest.wait(END_S)
     except Exception as error:
-        return f"it has no outcome: {type(error).__name__}: {error}"
+        return f"no outcome: {type(error).__name__}: {error}"
     lines = [f"ended: {outcome.reason}, status {outcome.status}"]
     lines += [f"error: {outcome.error}"] if outcome.error else []
     if outcome.trap:
@@ -121,26 +121,26 @@ def describe_end(guest: Unikernel) -> str:
     for name, counters in outcome.stats.rows():
         values = " ".join(f"{key}={value}" for key, value in counters.__dict__.items())
         lines.append(f"{name}: {values}")
-    return "\n".join([*lines, *(f"trouble: {text}" for text in guest.trouble)])
+    return "\n".join([*lines, *(f"warning: {text}" for text in guest.trouble)])
 
 
 def short_call(line: str) -> str:
-    """A line of a trace (tender/observe/trace.py) for people: when, call and device, answer."""
+    """A line of a trace (tender/observe/trace.py) in short: time, call, device, result."""
     try:
         fields = json.loads(line)
         if "end" in fields:
             return f"{fields['t']:.6f} ended: {fields['end']}, status {fields['status']}"
-        words = [f"{fields['t']:.6f} {fields['call']}", fields.get("device")]
-        words += [f"ret {fields['ret']}" if "ret" in fields else None]
-        words += [fields.get("fault"), fields.get("error")]
-    except (ValueError, KeyError, TypeError):  # a line that was cut off
+        parts = [f"{fields['t']:.6f} {fields['call']}", fields.get("device")]
+        parts += [f"ret {fields['ret']}" if "ret" in fields else None]
+        parts += [fields.get("fault"), fields.get("error")]
+    except (ValueError, KeyError, TypeError):  # a truncated line
         return line
-    return ", ".join(str(word) for word in words if word is not None)
+    return ", ".join(str(part) for part in parts if part is not None)
 
 
-def _tail(title: str, lines: list[str], tell: Callable[[str], str] = str) -> list[str]:
+def _tail(title: str, lines: list[str], shorten: Callable[[str], str] = str) -> list[str]:
     left_out = f" (the last {LAST_LINES} of {len(lines)})" if len(lines) > LAST_LINES else ""
-    return [f"{title}{left_out}:", *(f"  {_cut(tell(line))}" for line in lines[-LAST_LINES:])]
+    return [f"{title}{left_out}:", *(f"  {_cut(shorten(line))}" for line in lines[-LAST_LINES:])]
 
 
 def _cut(line: str) -> str:

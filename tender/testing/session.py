@@ -1,0 +1,184 @@
+"""The guests, switches and disks of one test, and what is kept of them when it fails.
+
+The rule here: what a test makes is ended or closed with it, in the reverse order, whatever else
+fails. No file is written before a test has failed; report.py writes them then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import re
+import shutil
+from pathlib import Path
+
+from tender.testing import report
+from tender.testing.net.port import GuestPort
+from tender.testing.net.switch import Switch
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tender.testing.disk import DiskImage
+    from tender.testing.unikernel import Unikernel
+
+NAME_MAX = 150  # characters of a folder's name
+
+
+class Session:
+    """What the fixtures of one test share.
+
+    Images are looked for in `folders`. `artifacts` returns the folder for the files of failed
+    tests, `scratch` a folder that is removed with the test. `cpu` is what guests run on, `trace`
+    whether their hypercalls are recorded, `patience` the timeout in seconds of methods that are
+    given none, and `seed` the seed of all randomness.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        folders: list[Path],
+        artifacts: Callable[[], Path],
+        scratch: Callable[[], Path],
+        *,
+        cpu: str,
+        patience: float,
+        seed: str | None,
+        trace: bool,
+    ) -> None:
+        self.name = name
+        self.cpu = cpu
+        self.patience = patience
+        self.trace = trace
+        self.seed = name if seed is None else seed
+        self.guests: list[Unikernel] = []
+        self.switches: list[Switch] = []
+        self.disks: list[DiskImage] = []
+        self.subtests: list[str] = []  # their results, as lines
+        self.failures: list[str] = []  # of sub-tests after which the test went on
+        self.bad_ends: list[str] = []  # of guests whose outcome the test has not looked at
+        self._numbers = itertools.count()  # of switches
+        self._folders = folders
+        self._artifacts = artifacts
+        self._new_folder = scratch
+        self._folder: Path | None = None  # the scratch folder
+        self._closed = False
+
+    def find(self, file: str | os.PathLike[str], what: str = "image") -> Path:
+        """The path of a file that is given relative to the test's folder or to pytest's root.
+
+        Raises FileNotFoundError, in which the file is called `what`.
+        """
+        for folder in self._folders:
+            if (folder / file).is_file():
+                return folder / file
+        if os.path.isabs(file):
+            raise FileNotFoundError(f"there is no file {file}")
+        places = " or in ".join(dict.fromkeys(map(str, self._folders)))
+        raise FileNotFoundError(f"there is no {what} {str(file)!r} in {places}")
+
+    def switch(self, *, virtual: bool = False) -> Switch:
+        numbers = self._numbers
+        switch = Switch(virtual=virtual, seed=self.seed, patience=self.patience, numbers=numbers)
+        self.switches.append(switch)
+        return switch
+
+    def add_switches(self, net: Iterable[object]) -> None:
+        """Add the switches of these network devices that the test has made by itself."""
+        for port in net:
+            switch = port.switch if isinstance(port, GuestPort) else None
+            if isinstance(switch, Switch) and switch not in self.all_switches():
+                self.switches.append(switch)
+
+    def all_switches(self) -> list[Switch]:
+        """The switches, with those that `Switch.another` has made."""
+        found = list(self.switches)
+        for switch in found:  # the list grows while it is read
+            found += switch.others
+        return found
+
+    def scratch(self) -> Path:
+        """The scratch folder, made when it is first needed."""
+        if self._folder is None:
+            self._folder = self._new_folder()
+        return self._folder
+
+    # ---- The end of the test ----
+
+    def close(self) -> None:
+        """End all guests, then close their switches and disks. Idempotent.
+
+        Raises the first start error that was not raised in the test.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        unchecked = [guest for guest in self.guests if not guest.asked]
+        errors = [error for guest in reversed(self.guests) if (error := _end(guest))]
+        for number, guest in enumerate(self.guests):
+            if guest in unchecked and (how := guest.died()):
+                self.bad_ends.append(f"guest {number} ({guest.kernel}) has ended by itself: {how}")
+        for switch in self.switches:
+            switch.close()
+        for disk in self.disks:
+            disk.close()
+        if errors:
+            raise errors[-1]
+
+    def clean(self) -> None:
+        """Remove the scratch folder."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    # ---- Artifacts ----
+
+    def folder(self) -> Path:
+        """The folder for this test's artifacts."""
+        return self._artifacts() / folder_name(self.name)
+
+    def remove_artifacts(self) -> None:
+        """Remove those of an earlier run."""
+        shutil.rmtree(self.folder(), ignore_errors=True)
+
+    def keep_artifacts(self) -> list[tuple[str, str]]:
+        """End all guests of a failed test and fill its folder; titles and texts for the report."""
+        try:
+            self.close()
+        except Exception as error:
+            self.failures.append(f"ending the guests: {error}")
+        artifacts = report.Artifacts(self.folder())
+        parts = self.guests, self.all_switches(), self.disks
+        sections = report.sections(artifacts, *parts)
+        if self.subtests:
+            sections.append(("sub-tests", "\n".join(self.subtests)))
+        about = artifacts.about()
+        if about:
+            about.append(f"random seed: {self.seed!r} (--ptender-seed)")
+        return [*sections, ("artifacts", "\n".join(about))] if about else sections
+
+
+def folder_name(test: str) -> str:
+    """A folder name for a test that no other test has: one would remove the other's files.
+
+    `test_net.py::test_ping` is `test_net.py_test_ping`. Where other characters are replaced, or
+    the name is shortened, a short hash of the node id keeps it unique.
+    """
+    plain = test.replace("::", "_", 1)
+    name = re.sub(r"[^\w.=-]+", "_", plain, flags=re.ASCII).strip("_")[-NAME_MAX:]
+    if name == plain:
+        return name
+    return f"{name}-{hashlib.sha256(test.encode(errors='surrogatepass')).hexdigest()[:8]}"
+
+
+def _end(guest: Unikernel) -> BaseException | None:
+    """End a guest; returns the error of its start, unless the test has raised it already."""
+    try:
+        guest.stop()
+    except RuntimeError:
+        pass  # it was never started
+    except Exception as error:
+        raised, guest.told_error = guest.told_error, True
+        return None if raised else error
+    return None
