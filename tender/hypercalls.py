@@ -1,7 +1,6 @@
-"""Hypercalls: from a CPU's exit to the module that answers it.
+"""Hypercalls: the table of them, and the way from a CPU's exit to the module that answers it.
 
-The rule here: it knows exits, memory and modules, and no KVM. A guest's mistake is a GuestFault;
-what a module does is in tender/modules/.
+A guest's mistake is a GuestFault; what a module does is in tender/modules/.
 """
 
 from __future__ import annotations
@@ -16,24 +15,58 @@ from tender.memory import Layout
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Protocol
+    from typing import Any, Protocol
 
     from tender.cpu.vcpu import Exit
     from tender.memory import GuestMemory
 
-    Handler = Callable[[GuestMemory, int], None]
+    Handler = Callable[[GuestMemory, Any], None]
 
     class Module(Protocol):
         def hypercalls(self) -> dict[int, Handler]: ...
 
 
-HALT = lib.HVT_HYPERCALL_HALT
 _PORT_BASE = lib.HVT_HYPERCALL_PIO_BASE
 _PORT_END = _PORT_BASE + 16  # ports up to here have the shape of a hypercall
 _MMIO_BASE = lib.HVT_HYPERCALL_MMIO_BASE
 _MMIO_END = _MMIO_BASE + (16 << 3)
-_HALT = Layout("hvt_halt")
 _TRAPS = {EM_X86_64: Layout("hvt_x86_trap"), EM_AARCH64: Layout("hvt_aarch64_trap")}
+
+
+class Hypercall:
+    """One hypercall of the interface: its argument block, and what is in it.
+
+    `asks` and `answers` name the fields that the guest and the tender write. `data` says what is
+    at the block's `data_gpa`: "text" or "out" leave the guest, "in" is written into it.
+    """
+
+    __slots__ = ("answers", "asks", "data", "layout", "name")
+
+    def __init__(
+        self, name: str, layout: str, asks: str, answers: str = "", data: str = ""
+    ) -> None:
+        self.name = name
+        self.layout = Layout(layout)
+        self.asks = tuple(asks.split())
+        self.answers = tuple(answers.split())
+        self.data = data
+
+
+_BLOCK_IO = "hvt_block_io", "handle offset data_gpa len", "ret"
+HYPERCALLS = {
+    lib.HVT_HYPERCALL_WALLTIME: Hypercall("WALLTIME", "hvt_walltime", "", "nsecs"),
+    lib.HVT_HYPERCALL_PUTS: Hypercall("PUTS", "hvt_puts", "data_gpa len", "", "text"),
+    lib.HVT_HYPERCALL_POLL: Hypercall("POLL", "hvt_poll", "timeout_nsecs", "ready_set ret"),
+    lib.HVT_HYPERCALL_BLOCK_WRITE: Hypercall("BLOCK_WRITE", *_BLOCK_IO, "out"),
+    lib.HVT_HYPERCALL_BLOCK_READ: Hypercall("BLOCK_READ", *_BLOCK_IO, "in"),
+    lib.HVT_HYPERCALL_NET_WRITE: Hypercall(
+        "NET_WRITE", "hvt_net_io", "handle data_gpa len", "ret", "out"
+    ),
+    lib.HVT_HYPERCALL_NET_READ: Hypercall(
+        "NET_READ", "hvt_net_io", "handle data_gpa len", "len ret", "in"
+    ),
+    lib.HVT_HYPERCALL_HALT: Hypercall("HALT", "hvt_halt", "exit_status cookie_gpa"),
+}
 
 
 @dataclass
@@ -80,20 +113,23 @@ class Dispatcher:
         self._memory = memory
         self._trap = _TRAPS[machine]
         self.mmio_base = _MMIO_BASE if machine == EM_AARCH64 else 1 << 64
-        self._handlers: dict[int, Handler] = {}
+        self._handlers: dict[int, tuple[Handler, Layout, bool]] = {}
         for module in modules:
-            self._handlers.update(module.hypercalls())
+            for number, handler in module.hypercalls().items():
+                call = HYPERCALLS[number]
+                self._handlers[number] = handler, call.layout, bool(call.answers)
 
     def dispatch(self, exit: Exit) -> Halt | None:
         """Answer one exit; a Halt ends the guest."""
         number, gpa = decode(exit)
-        handler = self._handlers.get(number)
-        if handler is None:
-            if number == HALT:
+        found = self._handlers.get(number)
+        if found is None:
+            if number == lib.HVT_HYPERCALL_HALT:
                 return halt(self._memory, gpa, self._trap)
             raise GuestFault(f"Invalid guest hypercall: num={number}", hypercall=number)
+        handler, layout, out = found
         try:
-            handler(self._memory, gpa)
+            handler(self._memory, self._memory.at(layout, gpa, out=out))
         except GuestFault as fault:
             fault.hypercall = number
             raise
@@ -102,7 +138,7 @@ class Dispatcher:
 
 def halt(memory: GuestMemory, gpa: int, layout: Layout) -> Halt:
     """HALT: the status, and the trap registers behind the cookie of a guest that aborts."""
-    block = memory.at(_HALT, gpa, out=False)
+    block = memory.at(HYPERCALLS[lib.HVT_HYPERCALL_HALT].layout, gpa, out=False)
     cookie, status = block.cookie_gpa, block.exit_status & 0xFF
     if not cookie:
         return Halt(status)

@@ -16,7 +16,6 @@ from tender._host import ffi as host
 from tender._host import lib as hostlib
 from tender.config import BlockDescriptor, BlockFile, BlockRemote
 from tender.errors import DeviceError, HostError
-from tender.memory import Layout
 from tender.modules import STEP, Trouble, new_counters
 
 TYPE_CHECKING = False
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from tender.modules import Warn
     from tender.stop import Stop
 
-_IO = Layout("hvt_block_io")
 _COMMAND_MAX = 160  # of a command that is shown in a message
 _SECTOR_MAX = 1 << 15  # the largest power of two that the manifest's u16 holds
 
@@ -105,20 +103,18 @@ class Block:
             lib.HVT_HYPERCALL_BLOCK_WRITE: self.block_write,
         }
 
-    def block_read(self, memory: GuestMemory, gpa: int) -> None:
+    def block_read(self, memory: GuestMemory, block: Any) -> None:
         """BLOCK_READ: `length` bytes from `offset` of the device to `data`; `ret` is a result code.
 
         EINVAL: no block device, or a range that is not inside it; EUNSPEC: the host failed.
         """
-        block = memory.at(_IO, gpa)
         device, offset, data_gpa, length = self._check(block)
         block.ret = (
             device.read(offset, memory.writable(data_gpa, length)) if device else lib.HVT_R_EINVAL
         )
 
-    def block_write(self, memory: GuestMemory, gpa: int) -> None:
+    def block_write(self, memory: GuestMemory, block: Any) -> None:
         """BLOCK_WRITE: the other way, with the same result codes."""
-        block = memory.at(_IO, gpa)
         device, offset, data_gpa, length = self._check(block)
         block.ret = (
             device.write(offset, memory.readable(data_gpa, length)) if device else lib.HVT_R_EINVAL

@@ -14,17 +14,17 @@ from tender._abi import lib
 from tender._host import ffi as host
 from tender._host import lib as hostlib
 from tender.errors import ConfigError, HostError
-from tender.memory import Layout
 from tender.modules import STEP, Trouble, new_counters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from tender.hypercalls import Handler
     from tender.memory import GuestMemory
     from tender.modules import Warn
     from tender.stop import Stop
 
-_PUTS = Layout("hvt_puts")
 _SECOND_NS = 1_000_000_000
 _BURST_MIN = 4096  # bytes that come through at once, however low the rate: a banner, a trap
 _WAIT_MS = 1000  # how long to wait for room at a time; a stop request ends the wait
@@ -66,9 +66,8 @@ class Console:
         """The handlers by hypercall number."""
         return {lib.HVT_HYPERCALL_PUTS: self.puts}
 
-    def puts(self, memory: GuestMemory, gpa: int) -> None:
+    def puts(self, memory: GuestMemory, block: Any) -> None:
         """PUTS: write `length` bytes at `data` to the console."""
-        block = memory.at(_PUTS, gpa, out=False)
         data_gpa, length = block.data_gpa, block.len
         memory.readable(data_gpa, length)
         self.counters.calls += 1

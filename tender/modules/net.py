@@ -14,12 +14,12 @@ from tender._abi import lib
 from tender._host import lib as hostlib
 from tender.config import MTU, MTU_MAX, MTU_MIN, StreamNet, Tap, UserNet
 from tender.errors import DeviceError
-from tender.memory import Layout
 from tender.modules import Trouble, new_counters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from tender.cleanup import Cleanup
     from tender.config import NetValue
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from tender.memory import GuestMemory
     from tender.modules import Warn
 
-_IO = Layout("hvt_net_io")
 HEADER = 14  # Ethernet
 VLAN_TAG = 4
 
@@ -143,12 +142,11 @@ class Net:
             lib.HVT_HYPERCALL_NET_WRITE: self.net_write,
         }
 
-    def net_read(self, memory: GuestMemory, gpa: int) -> None:
+    def net_read(self, memory: GuestMemory, block: Any) -> None:
         """NET_READ: one frame of at most `length` bytes to `data`, and its length.
 
         AGAIN: none waits; EINVAL: no network device.
         """
-        block = memory.at(_IO, gpa)
         device, data_gpa, length = self.devices.get(block.handle), block.data_gpa, block.len
         if device is None:
             block.ret = lib.HVT_R_EINVAL
@@ -157,9 +155,8 @@ class Net:
         block.len = received
         block.ret = result
 
-    def net_write(self, memory: GuestMemory, gpa: int) -> None:
+    def net_write(self, memory: GuestMemory, block: Any) -> None:
         """NET_WRITE: send one frame of `length` bytes at `data`; `ret` is a result code."""
-        block = memory.at(_IO, gpa)
         device, data_gpa, length = self.devices.get(block.handle), block.data_gpa, block.len
         block.ret = device.write(memory.readable(data_gpa, length)) if device else lib.HVT_R_EINVAL
 

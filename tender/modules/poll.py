@@ -13,11 +13,12 @@ from tender._abi import lib
 from tender._host import ffi as host
 from tender._host import lib as hostlib
 from tender.errors import HostError
-from tender.memory import Layout
 from tender.modules import new_counters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from tender.clock import HostClock
     from tender.host.stream import StreamNetDevice
     from tender.hypercalls import Handler
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from tender.rendezvous import Rendezvous
     from tender.stop import Stop
 
-_POLL = Layout("hvt_poll")
 _FOREVER_NS = 1 << 62  # 146 years: in virtual time as well, who waits so long waits for a frame
 _DEAD = hostlib.POLLERR | hostlib.POLLHUP | hostlib.POLLNVAL
 
@@ -52,12 +52,11 @@ class Poll:
         """The handlers by hypercall number."""
         return {lib.HVT_HYPERCALL_POLL: self.poll}
 
-    def poll(self, memory: GuestMemory, gpa: int) -> None:
+    def poll(self, _memory: GuestMemory, block: Any) -> None:
         """POLL: wait for a frame, `timeout_nsecs` at most.
 
         The devices that have one, as a set of bits by handle, and how many they are.
         """
-        block = memory.at(_POLL, gpa)
         timeout_ns = block.timeout_nsecs
         self.counters.calls += 1
         shared = self._rendezvous is not None

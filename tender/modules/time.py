@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from tender._abi import lib
-from tender.memory import Layout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from tender.clock import HostClock
     from tender.hypercalls import Handler
     from tender.memory import GuestMemory
-
-_WALLTIME = Layout("hvt_walltime")
 
 
 class Time:
@@ -24,6 +23,6 @@ class Time:
         """The handlers by hypercall number."""
         return {lib.HVT_HYPERCALL_WALLTIME: self.walltime}
 
-    def walltime(self, memory: GuestMemory, gpa: int) -> None:
+    def walltime(self, _memory: GuestMemory, block: Any) -> None:
         """WALLTIME: ns since the epoch, UTC."""
-        memory.at(_WALLTIME, gpa).nsecs = self._wall_ns()
+        block.nsecs = self._wall_ns()

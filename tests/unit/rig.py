@@ -16,9 +16,9 @@ from tender.clock import HostClock
 from tender.config import BlockFile, Descriptor
 from tender.cpu.vcpu import IoOut
 from tender.engine.engine import Engine
-from tender.hypercalls import Dispatcher, Halt
+from tender.hypercalls import HYPERCALLS, Dispatcher, Halt
 from tender.image.manifest import Device
-from tender.memory import GuestMemory, Layout
+from tender.memory import GuestMemory
 from tender.modules import block, net
 from tender.modules.block import Block
 from tender.modules.console import Console
@@ -40,26 +40,7 @@ CAPACITY = 64 * 512
 DISK, READONLY, PORT, OTHER_PORT = 1, 2, 3, 4  # handles
 MAC = b"\x02\x00\x00\x00\x00\x01"
 
-BLOCKS = {
-    lib.HVT_HYPERCALL_WALLTIME: "hvt_walltime",
-    lib.HVT_HYPERCALL_PUTS: "hvt_puts",
-    lib.HVT_HYPERCALL_POLL: "hvt_poll",
-    lib.HVT_HYPERCALL_BLOCK_WRITE: "hvt_block_io",
-    lib.HVT_HYPERCALL_BLOCK_READ: "hvt_block_io",
-    lib.HVT_HYPERCALL_NET_WRITE: "hvt_net_io",
-    lib.HVT_HYPERCALL_NET_READ: "hvt_net_io",
-    lib.HVT_HYPERCALL_HALT: "hvt_halt",
-}
-NUMBERS = {
-    "WALLTIME": lib.HVT_HYPERCALL_WALLTIME,
-    "PUTS": lib.HVT_HYPERCALL_PUTS,
-    "POLL": lib.HVT_HYPERCALL_POLL,
-    "BLOCK_WRITE": lib.HVT_HYPERCALL_BLOCK_WRITE,
-    "BLOCK_READ": lib.HVT_HYPERCALL_BLOCK_READ,
-    "NET_WRITE": lib.HVT_HYPERCALL_NET_WRITE,
-    "NET_READ": lib.HVT_HYPERCALL_NET_READ,
-    "HALT": lib.HVT_HYPERCALL_HALT,
-}
+NUMBERS = {call.name: number for number, call in HYPERCALLS.items()}
 
 
 class Rig:
@@ -117,11 +98,11 @@ class Rig:
 
     def put(self, name: str, at: int = ARGS, **fields: int) -> Any:
         """Write an argument block at a GPA; the block, in place."""
-        struct = BLOCKS[NUMBERS[name]]
-        value = ffi.new(f"struct {struct} *", fields)
+        layout = HYPERCALLS[NUMBERS[name]].layout
+        value = ffi.new(layout.pointer, fields)
         raw = bytes(ffi.buffer(value))
         self.memory.view[at : at + len(raw)] = raw
-        return self.memory.at(Layout(struct), at)
+        return self.memory.at(layout, at)
 
     def call(self, name: str, **fields: int) -> Any:
         """Make a hypercall with these fields; the block with the reply."""

@@ -65,9 +65,9 @@ def test_the_rest_is_dropped_counted_and_told_once(rig: Rig, clock: Clock) -> No
     rig.memory.view[DATA : DATA + len(text)] = text
     engine = rig.renew_engine()
     for _ in range(4):
-        rig.put("PUTS", data_gpa=DATA, len=len(text))
+        block = rig.put("PUTS", data_gpa=DATA, len=len(text))
         assert not engine.answer(NUMBERS["PUTS"], ARGS)  # one implementation: Python's
-        rig.console.puts(rig.memory, ARGS)
+        rig.console.puts(rig.memory, block)
     assert os.read(rig.output, 1 << 20) == text + text[:2000]
     assert (rig.console.counters.calls, rig.console.counters.drops) == (4, 3)
     assert rig.warnings == [
@@ -75,7 +75,7 @@ def test_the_rest_is_dropped_counted_and_told_once(rig: Rig, clock: Clock) -> No
         "the guest goes on"
     ]
     clock.now_ns += SECOND
-    rig.console.puts(rig.memory, ARGS)
+    rig.console.puts(rig.memory, block)
     assert os.read(rig.output, 1 << 20) == text
 
 

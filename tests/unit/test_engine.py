@@ -72,11 +72,11 @@ def test_output_that_a_full_pipe_cuts_is_written_once(pair: tuple[Rig, Rig]) -> 
     rig.memory.view[DATA : DATA + len(text)] = text
     received = bytearray()
     engine = rig.renew_engine()
-    rig.put("PUTS", data_gpa=DATA, len=len(text))
+    block = rig.put("PUTS", data_gpa=DATA, len=len(text))
     assert not engine.answer(NUMBERS["PUTS"], ARGS)
     assert 0 < rig.console.begun < len(text)
     received += os.read(rig.output, 1 << 20)
-    rig.console.puts(rig.memory, ARGS)
+    rig.console.puts(rig.memory, block)
     while len(received) < len(filler) + len(text):
         received += os.read(rig.output, 1 << 20)
     assert received == filler + text
@@ -87,7 +87,7 @@ def test_a_poll_that_python_ends_keeps_its_deadline(pair: tuple[Rig, Rig]) -> No
     rig, _ = pair
     rig.poll.begun = 1  # a deadline long past, as after an interruption
     reply = rig.put("POLL", timeout_nsecs=U64 - 1)
-    rig.poll.poll(rig.memory, ARGS)
+    rig.poll.poll(rig.memory, reply)
     assert (reply.ret, rig.poll.begun) == (0, 0)
 
 

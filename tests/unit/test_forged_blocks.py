@@ -13,12 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tender._abi import ffi
 from tender.errors import GuestFault
-from tender.memory import Layout
+from tender.hypercalls import HYPERCALLS
 from tests.unit.rig import (
     ARGS,
-    BLOCKS,
     CAPACITY,
     DATA,
     DISK,
@@ -63,7 +61,7 @@ def near(chance: random.Random, values: list[int]) -> int:
 
 def forge(chance: random.Random, name: str) -> tuple[int, dict[str, int]]:
     """Where the block lies, and what is in it."""
-    size = Layout(BLOCKS[NUMBERS[name]]).size
+    size = HYPERCALLS[NUMBERS[name]].layout.size
     gpa = chance.choice((
         ARGS, ARGS, ARGS, ARGS + chance.randrange(8192), DATA, SIZE - size, SIZE - size + 1,
         TEXT - size + chance.randrange(size), TEXT, 0, SIZE, 0xFFFFFFFF - chance.randrange(64),
@@ -81,7 +79,8 @@ def forge(chance: random.Random, name: str) -> tuple[int, dict[str, int]]:
         "cookie_gpa": near(chance, [*ADDRESSES, SIZE - 512]),
         "timeout_nsecs": chance.choice((0, 1, 1000)),
     }  # fmt: skip
-    names = {each for each, _ in ffi.typeof(f"struct {BLOCKS[NUMBERS[name]]}").fields}
+    call = HYPERCALLS[NUMBERS[name]]
+    names = {*call.asks, *call.answers}
     return gpa, {key: value for key, value in fields.items() if key in names}
 
 
@@ -90,7 +89,7 @@ def writable_here(gpa: int, size: int) -> bool:
 
 
 def outcome(rig: Rig, name: str, gpa: int, fields: dict[str, int], frame: bytes) -> object:
-    size = Layout(BLOCKS[NUMBERS[name]]).size
+    size = HYPERCALLS[NUMBERS[name]].layout.size
     if writable_here(gpa, size):
         rig.put(name, gpa, **fields)
     if name == "NET_READ":
