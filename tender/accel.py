@@ -1,8 +1,7 @@
-"""Which CPU runs a guest, and how it moves from one to another.
+"""The accelerators: what runs a guest's vCPU, KVM or the software CPU.
 
-The rule here: `auto` takes KVM where it can be had and runs guests in hardware, else the CPU in
-software, and says so in one line; who names a CPU gets that one or an error that says what to do.
-The engine of the software CPU is not touched by a run on KVM.
+`auto` takes KVM where it can be had and runs guests in hardware, else the software CPU, and says so
+in one line. A run on KVM does not load the software CPU.
 """
 
 from __future__ import annotations
@@ -15,170 +14,86 @@ from tender.image.elf import EM_AARCH64, MACHINES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import TypeAlias
 
     from tender.clock import HostClock
     from tender.config import Config
     from tender.cpu.soft import SoftCpu
-    from tender.cpu.vcpu import Vcpu
     from tender.image.elf import Image
-    from tender.kvm import Kvm, Vm
     from tender.kvm import Vcpu as KvmVcpu
     from tender.memory import GuestMemory
     from tender.modules import Warn
     from tender.stop import Stop
 
+    Accelerator: TypeAlias = "KvmAccelerator | SoftAccelerator"
+
 ENVIRONMENT = "PTENDER_CPU"  # what `auto` means, for test suites
+OR_SOFT = ", or use --cpu=soft"
 
 
-class Warm:
-    """What of KVM can be made before there is a guest; nothing of it where something fails."""
+class KvmAccelerator:
+    """A virtual machine with its vCPU. It can be created before there is a guest.
 
-    def __init__(self) -> None:
-        self.made: tuple[Kvm, Vm, KvmVcpu] | None = None
+    With `hardware`, a KVM that emulates what a guest executes is refused where the software CPU is
+    installed, which is faster. Raises HostError.
+    """
+
+    name = "kvm"
+
+    def __init__(self, *, hardware: bool = False) -> None:
         self._cleanup = Cleanup()
         try:
             from tender import kvm
 
             opened = kvm.Kvm(self._cleanup)
-            vm = kvm.Vm(opened, self._cleanup)
-            self.made = opened, vm, kvm.Vcpu(vm, self._cleanup)
-        except (ImportError, HostError):
-            self.close()  # whoever needs it will hear why it can't be had
+            if hardware and emulated() and soft_installed():
+                raise HostError("KVM: this machine emulates what a guest executes (no VMX, no SVM)")
+            self.vm = kvm.Vm(opened, self._cleanup)
+            self._vcpu = kvm.Vcpu(self.vm, self._cleanup)
+        except ImportError:
+            raise HostError("KVM: this system has none") from None
+        except BaseException:
+            self.close()
+            raise
+
+    def create_vcpu(self, memory: GuestMemory, stop: Stop, cleanup: Cleanup) -> KvmVcpu:
+        """The vCPU, with `memory`; a stop request interrupts it until `cleanup`."""
+        self.vm.set_memory(memory.pointer, memory.mapped)
+        stop.watch(self._vcpu.immediate_exit)
+        cleanup.callback(lambda: stop.watch(0))
+        return self._vcpu
+
+    def missing_layers(self) -> dict[str, str]:
+        """What this KVM lacks to confine its guest, each with the reason."""
+        if self.vm.filters_msrs:
+            return {}
+        return {"MSR filter": "this KVM has none (it takes Linux 5.10)"}
 
     def close(self) -> None:
-        """Give back what no guest has taken."""
+        """Close its descriptors and mappings."""
         self._cleanup.close()
 
 
-class Cpus:
-    """The CPUs that one guest can have; `warm` is what there is of KVM already."""
+class SoftAccelerator:
+    """The CPU in software, for a guest of any architecture that it knows. Raises HostError."""
 
-    def __init__(
-        self,
-        config: Config,
-        image: Image,
-        clock: HostClock,
-        cleanup: Cleanup,
-        stop: Stop,
-        warm: Warm | None = None,
-    ) -> None:
-        self._config = config
+    name = "soft"
+
+    def __init__(self, image: Image, clock: HostClock, instructions: int | None) -> None:
         self._image = image
         self._clock = clock
-        self._cleanup = cleanup
-        self._stop = stop
-        self._kvm: Kvm | None = None
-        self._made = warm.made if warm else None
-        if warm:
-            cleanup.callback(warm.close)
-        self._movable = False
+        self._instructions = instructions
 
-    def choose(self, warn: Warn) -> None:
-        """Decide on which CPU the guest starts, and open KVM if that is it."""
-        wanted = choice(self._config)
-        if wanted == "soft":
-            return
-        foreign = self._foreign()
-        if foreign is not None:
-            if wanted == "kvm":
-                raise HostError(f"{foreign}: use --cpu=soft")
-            self._instead(warn, HostError(foreign))
-            return
-        if wanted == "kvm":
-            self._kvm = self._open()
-            return
-        try:
-            self._kvm = self._open()
-        except HostError as error:
-            self._instead(warn, error)
-            return
-        if emulated() and _engine():
-            self._kvm = None
-            warn(
-                "KVM: this machine emulates what a guest executes (no VMX, no SVM): taking the "
-                "software CPU, which is faster (to say nothing: --cpu=soft or --cpu=kvm)"
-            )
-        self._movable = self._kvm is not None
-
-    @property
-    def on_kvm(self) -> bool:
-        """Whether the guest starts on KVM."""
-        return self._kvm is not None
-
-    def create(self, memory: GuestMemory) -> Vcpu[Any]:
-        """The CPU that the guest starts on; its state is still to be set."""
-        if self._kvm is None:
-            return self._soft(memory)
-        self.kvm_vcpu = self._on_kvm(self._kvm, memory)
-        return self.kvm_vcpu
-
-    def move(self, old: Vcpu[Any], memory: GuestMemory) -> Vcpu[Any] | None:
-        """The software CPU in the state of `old`, which can't go on; None: the guest ends."""
-        if not self._movable or not _engine():
-            return None
-        vcpu = self._soft(memory, old.cpu_cycle_freq)
-        vcpu.set_state(old.get_state())
-        self._movable = False
-        return vcpu
-
-    def stay(self) -> None:
-        """The guest ends on the CPU it starts on: nothing can be loaded any more."""
-        self._movable = False
-
-    def _foreign(self) -> str | None:
-        """Why no KVM could run the guest, where it is for another machine than this one."""
-        here, guest = os.uname().machine, MACHINES[self._image.machine]
-        if here == guest == "x86_64":
-            return None
-        return (
-            f"KVM: it runs x86_64 guests on x86_64; this guest is for {guest}, the machine {here}"
-        )
-
-    def _open(self) -> Kvm:
-        try:
-            from tender import kvm
-        except ImportError:
-            raise HostError("KVM: there is none on this system: use --cpu=soft") from None
-        try:
-            return self._made[0] if self._made else kvm.Kvm(self._cleanup)
-        except HostError as error:
-            text = f"{error}, or use --cpu=soft" if "Could not open" in str(error) else str(error)
-            raise HostError(text, error.syscall, 0) from None
-
-    def _instead(self, warn: Warn, error: HostError) -> None:
-        from tender.cpu import soft
-
-        reason = str(error).removesuffix(", or use --cpu=soft")
-        try:
-            soft.load()
-        except soft.NoEngine as missing:
-            raise HostError(f"{reason}; and {missing}") from None
-        warn(f"{reason}; taking the software CPU (to say nothing: --cpu=soft)")
-
-    def _on_kvm(self, opened: Kvm, memory: GuestMemory) -> KvmVcpu:
-        from tender import kvm
-
-        vm = self._made[1] if self._made else kvm.Vm(opened, self._cleanup)
-        vm.set_memory(memory.pointer, memory.mapped)
-        vcpu = self._made[2] if self._made else kvm.Vcpu(vm, self._cleanup)
-        self._stop.watch(vcpu.immediate_exit)
-        self._cleanup.callback(lambda: self._stop.watch(0))
-        return vcpu
-
-    def _soft(self, memory: GuestMemory, cpu_cycle_freq: int | None = None) -> SoftCpu:
-        from tender.cpu import soft
-
+    def create_vcpu(self, memory: GuestMemory, stop: Stop, cleanup: Cleanup) -> SoftCpu:
+        """A vCPU that executes what the image has for code, in `memory`."""
         executable = [(each.start, each.end) for each in self._image.segments if each.executable]
         return _soft_class(self._image.machine)(
-            memory,
-            executable,
-            self._clock,
-            self._cleanup,
-            self._stop,
-            self._config.instructions,
-            cpu_cycle_freq or soft.NANOSECONDS,
+            memory, executable, self._clock, cleanup, stop, self._instructions
         )
+
+    def missing_layers(self) -> dict[str, str]:
+        """As KvmAccelerator has it."""
+        return {}
 
 
 def _soft_class(machine: int) -> type[SoftCpu]:
@@ -189,6 +104,53 @@ def _soft_class(machine: int) -> type[SoftCpu]:
     from tender.cpu.soft_x86_64 import X86Vcpu
 
     return X86Vcpu
+
+
+def choose(
+    config: Config,
+    image: Image,
+    clock: HostClock,
+    warn: Warn,
+    cleanup: Cleanup,
+    created: KvmAccelerator | None = None,
+) -> Accelerator:
+    """The accelerator that `config` asks for; `created` is one that was made in advance.
+
+    Raises HostError where it can't be had, UsageError where the environment names none.
+    """
+    if created is not None:
+        cleanup.callback(created.close)
+    wanted = choice(config)
+    if wanted != "soft":
+        try:
+            kvm = _kvm(image, created, wanted)
+        except HostError as error:
+            if wanted == "kvm":
+                raise HostError(f"{error}{OR_SOFT}", error.syscall, 0) from None
+            _check_soft(error)
+            warn(f"{error}; taking the software CPU (to say nothing: --cpu=soft)")
+        else:
+            cleanup.callback(kvm.close)
+            return kvm
+    return SoftAccelerator(image, clock, config.instructions)
+
+
+def _kvm(image: Image, created: KvmAccelerator | None, wanted: str) -> KvmAccelerator:
+    here, guest = os.uname().machine, MACHINES[image.machine]
+    if not here == guest == "x86_64":
+        raise HostError(
+            f"KVM: it runs x86_64 guests on x86_64; this guest is for {guest}, the machine {here}"
+        )
+    return created or KvmAccelerator(hardware=wanted == "auto")
+
+
+def _check_soft(why: HostError) -> None:
+    from tender.cpu import soft
+
+    try:
+        soft.load()
+    except soft.NoEngine as missing:
+        raise HostError(f"{why}; and {missing}") from None
 
 
 def choice(config: Config) -> str:
@@ -218,7 +180,8 @@ def emulated() -> bool:
     return not kvm.is_hardware()
 
 
-def _engine() -> bool:
+def soft_installed() -> bool:
+    """Whether the software CPU can be loaded."""
     from tender.cpu import soft
 
     return soft.installed()

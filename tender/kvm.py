@@ -169,17 +169,22 @@ class Vm:
 
 
 class Vcpu:
-    """The CPU of a virtual machine; the face is vcpu.Vcpu."""
+    """The CPU of a virtual machine; the interface is cpu.vcpu.Vcpu."""
 
     pc_name = "rip"
 
     def __init__(self, vm: Vm, cleanup: Cleanup) -> None:
         self.vm = vm
-        self.fd = _ioctl(vm.fd, "KVM_CREATE_VCPU")
+        self.fds = {"vcpu": _ioctl(vm.fd, "KVM_CREATE_VCPU")}
         cleanup.callback(lambda: os.close(self.fd))
         self._map_run(_ioctl(vm.kvm.fd, "KVM_GET_VCPU_MMAP_SIZE"), cleanup)
         _ioctl_at(self.fd, "KVM_SET_CPUID2", _cpuid2(cpuid.shown(vm.kvm.supported_cpuid())))
         self.cpu_cycle_freq = self._tsc_khz() * 1000
+
+    @property
+    def fd(self) -> int:
+        """Its descriptor."""
+        return self.fds["vcpu"]
 
     def _map_run(self, size: int, cleanup: Cleanup) -> None:
         run = lib.kvm_map_run(self.fd, size)
@@ -201,7 +206,7 @@ class Vcpu:
 
     def run(self) -> Exit:
         """Let the guest run until something happens."""
-        word = lib.kvm_run_once(self.fd, self.shared)
+        word = lib.kvm_run_once(self.fds["vcpu"], self.shared)
         if word > 0:
             return IoOut(word >> 32, 4, word & 0xFFFFFFFF)
         return self.exit(-word)

@@ -1,8 +1,7 @@
 """Run the vCPU until the guest halts.
 
-The rule here: every exit is either a hypercall, which is dispatched, or the guest's end, in
-words that say where it was. KVM's exits for one misdeed differ from host to host; the words
-are the same.
+Every exit is either a hypercall, which is dispatched, or the guest's end, in words that say where
+it was. KVM's exits for one misdeed differ from host to host; the words are the same.
 """
 
 from __future__ import annotations
@@ -12,36 +11,68 @@ from tender.errors import GuestFault, NotEmulated
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Protocol
 
     from tender.cpu.vcpu import Exit, Vcpu
     from tender.hypercalls import Dispatcher, Halt
     from tender.memory import GuestMemory
-    from tender.observe.trace import Traced
     from tender.stop import Stop
+
+    class ExitHook(Protocol):
+        """Sees every exit before and after it is handled, as a trace or a debugger does."""
+
+        def before(self, exit: Exit) -> None:
+            """The vCPU came back with `exit`."""
+
+        def after(self, error: BaseException | None) -> None:
+            """It was answered, or `error` ends the guest."""
+
 
 X86_INSTRUCTION_MAX = 15  # bytes
 
 
-def run(vcpu: Vcpu[Any], memory: GuestMemory, calls: Dispatcher | Traced, stop: Stop) -> Halt:
+def run(
+    vcpu: Vcpu[Any],
+    memory: GuestMemory,
+    dispatcher: Dispatcher,
+    stop: Stop,
+    hook: ExitHook | None = None,
+) -> Halt:
     """Raises GuestFault, or Stopped after a stop request."""
     stop.check()
     while True:
         exit = vcpu.run()
-        if type(exit) is IoOut:
-            halt = calls.dispatch(exit)
-            if halt is not None:
-                return halt
-        elif type(exit) is Interrupted:
-            stop.check()
-        elif type(exit) is Mmio and exit.gpa >= calls.mmio_base:
-            halt = calls.dispatch(exit)
-            if halt is not None:
-                return halt
-        elif type(exit) is IoIn:
-            calls.dispatch(exit)
+        if hook is not None:
+            halt = _with_hook(hook, exit, vcpu, memory, dispatcher, stop)
+        elif type(exit) is IoOut:  # a hypercall on x86_64, first of all because it is to be quick
+            halt = dispatcher.dispatch(exit)
         else:
-            raise _fault(exit, vcpu, memory)
+            halt = _handle(exit, vcpu, memory, dispatcher, stop)
+        if halt is not None:
+            return halt
+
+
+def _handle(
+    exit: Exit, vcpu: Vcpu[Any], memory: GuestMemory, dispatcher: Dispatcher, stop: Stop
+) -> Halt | None:
+    kind = type(exit)
+    if kind is IoOut or kind is IoIn or (type(exit) is Mmio and exit.gpa >= dispatcher.mmio_base):
+        return dispatcher.dispatch(exit)
+    if kind is not Interrupted:
+        raise _fault(exit, vcpu, memory)
+    stop.check()
+    return None
+
+
+def _with_hook(hook: ExitHook, exit: Exit, *context: Any) -> Halt | None:
+    hook.before(exit)
+    try:
+        halt = _handle(exit, *context)
+    except BaseException as error:
+        hook.after(error)
+        raise
+    hook.after(None)
+    return halt
 
 
 def _fault(exit: Exit, vcpu: Vcpu[Any], memory: GuestMemory) -> GuestFault:

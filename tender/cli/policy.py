@@ -13,7 +13,7 @@ import struct
 import textwrap
 
 from tender._abi import lib
-from tender.accel import Cpus, choice
+from tender.accel import choice, choose
 from tender.cleanup import Cleanup
 from tender.cli import options
 from tender.clock import HostClock
@@ -24,7 +24,6 @@ from tender.image.file import open_image
 from tender.machine import ring_region
 from tender.sandbox import fdtable, seccomp
 from tender.sandbox.fdtable import FdTable, device_labels
-from tender.stop import Stop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,19 +105,19 @@ def show(config: Config) -> Shown:
     if config.sandbox == "off":
         raise UsageError("--sandbox=off: there is no policy then")
     image = open_image(config.kernel)
-    on_kvm = _is_for_kvm(config, image)
+    accelerator = _accelerator(config, image)
     nets = assign(image.manifest, lib.MFT_DEV_NET_BASIC, config.net)
     blocks = assign(image.manifest, lib.MFT_DEV_BLOCK_BASIC, config.block)
     check_all_attached(image.manifest, [*nets, *blocks])
     specs: dict[int, NetValue | BlockValue] = {**nets, **blocks}
     devices = {handle: device_labels(spec) for handle, spec in specs.items()}
     single = ["console", "stderr"]
-    single += ["vcpu"] if on_kvm else []
-    if ring_region(config, image, usable_memory(config.mem_bytes), on_kvm, devices):
+    single += ["vcpu"] if accelerator == "kvm" else []
+    if ring_region(config, image, usable_memory(config.mem_bytes), accelerator, devices):
         single += ["kick"]
     single += ["trace"] if config.trace is not None else []
     single += ["pagemap", "core", "core-helper"] if config.dumpcore is not None else []
-    found = FdTable("kvm" if on_kvm else "soft", tuple(single), devices)
+    found = FdTable(accelerator, tuple(single), devices)
     numbers = {fdtable.FIXED[name]: (name, MEANINGS[name]) for name in single}
     for device in image.manifest.devices:
         if device.handle in devices:
@@ -134,15 +133,13 @@ def show(config: Config) -> Shown:
     )
 
 
-def _is_for_kvm(config: Config, image: Image) -> bool:
-    """Whether the guest would run on KVM; --cpu=auto decides as it does on this machine."""
+def _accelerator(config: Config, image: Image) -> str:
+    """What would run the guest; --cpu=auto decides as it does on this machine."""
     wanted = choice(config)
-    if wanted == "auto":
-        with Cleanup() as cleanup:
-            cpus = Cpus(config, image, HostClock(), cleanup, Stop())
-            cpus.choose(lambda _: None)
-            return cpus.on_kvm
-    return wanted == "kvm"
+    if wanted != "auto":
+        return wanted
+    with Cleanup() as cleanup:
+        return choose(config, image, HostClock(), lambda _: None, cleanup).name
 
 
 def _what(spec: Any) -> str:

@@ -107,10 +107,9 @@ class SoftCpu:
         cleanup: Cleanup,
         stop: Stop | None = None,
         instructions: int | None = None,
-        cpu_cycle_freq: int = NANOSECONDS,
     ) -> None:
         load()
-        self.cpu_cycle_freq = cpu_cycle_freq
+        self.fds: dict[str, int] = {}
         self._memory = memory
         self._executable = sorted(executable)
         self._clock = clock
@@ -130,7 +129,7 @@ class SoftCpu:
             lib.SOFT_LIMIT: self._on_limit,
             lib.SOFT_ERROR: self._on_error,
         }
-        lib.soft_set_counter(clock.cell, 0, cpu_cycle_freq)
+        lib.soft_set_counter(clock.cell, 0, NANOSECONDS)
         cleanup.callback(self.close)
         self._open()
 

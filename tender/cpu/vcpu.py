@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     class Vcpu(Protocol[State]):
         """A CPU that can run a guest."""
 
+        fds: dict[str, int]  # the descriptors that it runs with, by label; others may renumber them
         cpu_cycle_freq: int  # Hz, of the guest's counter
         pc_name: str  # what the architecture calls the instruction pointer
 

@@ -16,6 +16,7 @@ import socket
 from errno import EAGAIN
 
 from tender import accel, machine
+from tender.cleanup import Cleanup
 from tender.config import Config
 from tender.embed import protocol
 from tender.embed.protocol import AT_ONCE, ENDED, FOR_KVM, NEW, send_descriptors
@@ -157,7 +158,7 @@ class _Child:
         end_with(_server_pid)
         if request != AT_ONCE:
             rehearse("kvm" if request == FOR_KVM else "soft", run=request != FOR_KVM)
-        self._warm = accel.Warm() if request == FOR_KVM else None
+        self._created = _create_vm() if request == FOR_KVM else None
         on_termination_signals()
         self._stop = Stop()
 
@@ -183,7 +184,12 @@ class _Child:
         try:
             sandbox = self._sandbox = self._make_sandbox(config)
             outcome = machine.run(
-                config, self._stop, self._warn, sandbox, started=self._started, warm=self._warm
+                config,
+                self._stop,
+                self._warn,
+                sandbox,
+                started=self._started,
+                created=self._created,
             )
         except TenderError as error:
             self.say(protocol.pack("error", protocol.pack_error(error)))
@@ -234,21 +240,22 @@ def rehearse(cpu: str, run: bool) -> None:
     writes to hundreds of pages: this way they are copied before the job is there.
     """
     kernel = os.path.join(os.path.dirname(machine.__file__), "guests", "hello-x86_64.hvt")
-    stop = Stop()
-    stop.enter()
+    config = Config(kernel, mem_bytes=REHEARSAL_BYTES, console_fd=_NULL, cpu=cpu)
     try:
-        config = Config(kernel, mem_bytes=REHEARSAL_BYTES, console_fd=_NULL, cpu=cpu)
-        guest = machine.Machine(config, stop, lambda _: None)
-        try:
-            if run:
-                guest.run()
-            _rehearse_filter(guest.fd_table())
-        finally:
-            guest.close()
+        with Cleanup() as cleanup:
+            guest = machine.assemble(config, Stop(), lambda _: None, cleanup)
+            _rehearse_filter(guest.fd_table)
+        if run:
+            machine.run(config, Stop(), lambda _: None)
     except TenderError:
         pass  # this machine has no such CPU: a guest that wants it will hear why
-    finally:
-        stop.leave()
+
+
+def _create_vm() -> accel.KvmAccelerator | None:
+    try:
+        return accel.KvmAccelerator()
+    except HostError:
+        return None  # the guest that wants it will say why
 
 
 def _rehearse_filter(table: FdTable) -> None:

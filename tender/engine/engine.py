@@ -1,7 +1,6 @@
-"""The face of engine.c: a KVM vCPU that answers most hypercalls by itself.
+"""The Python side of engine.c, which answers most hypercalls without the interpreter.
 
-The rule here: it has the face of kvm.Vcpu and comes back with the exits that Python must see; the
-rest it has answered as tender/modules/ would, and counted in the same counters.
+It answers them as tender/modules/ would, and counts them in the same counters.
 """
 
 from __future__ import annotations
@@ -89,23 +88,24 @@ def _counters(cell: Any) -> Any:
 
 
 class EngineVcpu:
-    """`vcpu`, run by the engine."""
+    """`vcpu` (the interface is cpu.vcpu.Vcpu), whose plain hypercalls `engine` answers."""
 
-    def __init__(self, vcpu: Vcpu, engine: Engine) -> None:
+    def __init__(self, vcpu: Vcpu, engine: Engine, ring: Ring | None = None) -> None:
         self._vcpu = vcpu
-        self.ring: Ring | None = None
         self._engine = engine
+        self._ring = ring
         self._cell = engine.cell
         self._cell.vcpu_fd = vcpu.fd
         self._cell.run = vcpu.shared
+        self.fds = vcpu.fds
         self.cpu_cycle_freq, self.pc_name = vcpu.cpu_cycle_freq, vcpu.pc_name
 
     def run(self) -> Exit:
         """Run the guest until an exit that the engine does not answer, as kvm.Vcpu.run gives it."""
         error = lib.engine_run(self._cell)
         self._engine.hand_over()
-        if self.ring:
-            self.ring.tell_trouble()
+        if self._ring:
+            self._ring.report_error()
         return self._vcpu.exit(error)
 
     def get_state(self) -> State:

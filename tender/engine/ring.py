@@ -15,8 +15,9 @@ from tender.errors import GuestFault, HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from tender.cleanup import Cleanup
-    from tender.engine.engine import Engine
     from tender.image.elf import Image
     from tender.kvm import Vm
     from tender.memory import GuestMemory
@@ -59,13 +60,16 @@ def open_kick(vm: Vm, cleanup: Cleanup) -> int:
 
 
 class Ring:
-    """A ring that is served from its `start` until `cleanup` ends it."""
+    """A ring that is served from its `start` until `cleanup` ends it.
+
+    `engine` is the struct engine that answers beside it, `kick_fd` an eventfd (open_kick).
+    """
 
     def __init__(
         self,
         kick_fd: int,
         memory: GuestMemory,
-        engine: Engine,
+        engine: Any,
         net: Net,
         stop: Stop,
         cleanup: Cleanup,
@@ -73,16 +77,17 @@ class Ring:
         self._net = net
         self._engine, self._stop = engine, stop  # the thread works on their memory
         self.cell = ffi.new("struct engine_ring *")
-        self.cell.engine = engine.cell
+        self.cell.engine = engine
         self.cell.stop = ffi.cast("struct stop *", stop.cell)
         self.cell.kick_fd = kick_fd
         self.cell.gpa = memory.size
         self.cell.spins = SPINS
         self._cleanup = cleanup
+        self._filter: Any = None
 
     def start(self, filter: bytes = b"") -> None:
         """Start the thread; `filter`: the system calls that it may make (struct sock_filter[])."""
-        self._filter = ffi.from_buffer(filter)  # until the thread has taken it on
+        self._filter = ffi.from_buffer(filter)  # the thread installs it after ring_start() returns
         self.cell.filter = self._filter if filter else ffi.NULL
         self.cell.filter_length = len(filter) // FILTER_INSTRUCTION
         error = lib.ring_start(self.cell)
@@ -91,8 +96,8 @@ class Ring:
         if not filter:  # under one it can't even end by itself: it goes with the process
             self._cleanup.callback(lambda: lib.ring_end(self.cell))
 
-    def tell_trouble(self) -> None:
-        """The host's trouble, if the thread has met any since the last time."""
+    def report_error(self) -> None:
+        """Warn of a failure of the host, if the thread has met one since the last time."""
         error = self.cell.trouble
         if error:
             device = self._net.devices[self.cell.trouble_handle]

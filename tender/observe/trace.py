@@ -15,9 +15,10 @@ from json import dumps
 from tender._abi import lib
 from tender._host import ffi as host
 from tender._host import lib as hostlib
+from tender.cpu.vcpu import Failure, Fault, Interrupted
+from tender.dataclass import dataclass
 from tender.errors import ConfigError, GuestFault, HostError
-from tender.hypercalls import decode
-from tender.memory import Layout
+from tender.hypercalls import HYPERCALLS, decode
 from tender.modules import Trouble, keep_descriptor
 
 TYPE_CHECKING = False
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from tender.cleanup import Cleanup
     from tender.cpu.vcpu import Exit
-    from tender.hypercalls import Dispatcher, Halt
+    from tender.hypercalls import Hypercall
     from tender.memory import GuestMemory
     from tender.modules import Warn
     from tender.outcome import Outcome
@@ -38,56 +39,58 @@ NANOSECONDS = 1_000_000_000
 _WAIT_MS = 1000
 
 
-class Call:
-    """How a hypercall is written: fields of its block, asked and answered; which data, and when."""
+class Trace:
+    """An open trace: a hook on a vCPU's exits (loop.ExitHook).
 
-    __slots__ = ("answered", "asked", "layout", "name", "shows")
+    `now_ns` is the time since the start; `devices` has the names of the guest's by handle.
+    """
 
     def __init__(
-        self, name: str, layout: str, asked: str, answered: str = "", shows: str = ""
+        self,
+        fd: int,
+        memory: GuestMemory,
+        devices: dict[int, str],
+        now_ns: Callable[[], int],
+        stop: Stop,
+        warn: Warn,
     ) -> None:
-        self.name = name
-        self.layout = Layout(layout)
-        self.asked = asked.split()
-        self.answered = answered.split()
-        self.shows = shows  # "text", "out" (data that leaves the guest) or "in"
-
-
-CALLS = {
-    lib.HVT_HYPERCALL_WALLTIME: Call("WALLTIME", "hvt_walltime", "", "nsecs"),
-    lib.HVT_HYPERCALL_PUTS: Call("PUTS", "hvt_puts", "data_gpa len", "", "text"),
-    lib.HVT_HYPERCALL_POLL: Call("POLL", "hvt_poll", "timeout_nsecs", "ready_set ret"),
-    lib.HVT_HYPERCALL_BLOCK_WRITE: Call(
-        "BLOCK_WRITE", "hvt_block_io", "handle offset data_gpa len", "ret", "out"
-    ),
-    lib.HVT_HYPERCALL_BLOCK_READ: Call(
-        "BLOCK_READ", "hvt_block_io", "handle offset data_gpa len", "ret", "in"
-    ),
-    lib.HVT_HYPERCALL_NET_WRITE: Call(
-        "NET_WRITE", "hvt_net_io", "handle data_gpa len", "ret", "out"
-    ),
-    lib.HVT_HYPERCALL_NET_READ: Call(
-        "NET_READ", "hvt_net_io", "handle data_gpa len", "len ret", "in"
-    ),
-    lib.HVT_HYPERCALL_HALT: Call("HALT", "hvt_halt", "exit_status cookie_gpa"),
-}
-
-
-class Trace:
-    """An open trace. `now_ns` is the time since the start."""
-
-    def __init__(self, fd: int, stop: Stop, warn: Warn, now_ns: Callable[[], int]) -> None:
         self._fd = fd
+        self._memory = memory
+        self._devices = devices
+        self._now_ns = now_ns
         self._stop = stop
         self._trouble = Trouble("trace", warn)
         self._ended = False
-        self.now_ns = now_ns
+        self._current: _Current | None = None  # the exit that is being handled
 
-    def line(self, begun_ns: int, fields: dict[str, object]) -> None:
+    def before(self, exit: Exit) -> None:
+        """Read what the guest asks for."""
+        self._current = None if type(exit) in _NO_CALLS else self._asked(exit)
+
+    def after(self, error: BaseException | None) -> None:
+        """Write the line of what was asked, with the answer."""
+        current, self._current = self._current, None
+        if current is None:
+            return
+        if error is not None:
+            kind = "fault" if isinstance(error, GuestFault) else "error"
+            current.fields[kind] = str(error) or type(error).__name__
+        elif current.call is not None:
+            self._answered(current.call, current.gpa, current.fields)
+        self._line(current.begun_ns, current.fields)
+
+    def end(self, outcome: Outcome) -> None:
+        """The last line: how the guest ended."""
+        fields: dict[str, object] = {"end": outcome.reason, "status": outcome.status}
+        fields["signal"] = outcome.signo or None
+        fields["error"] = None if outcome.error is None else str(outcome.error)
+        self._line(self._now_ns(), fields)
+
+    def _line(self, begun_ns: int, fields: dict[str, object]) -> None:
         """Write `fields` of what began then and ends now; those that are None are left out."""
         if self._ended:
             return
-        took_ns = self.now_ns() - begun_ns
+        took_ns = self._now_ns() - begun_ns
         shown = {name: value for name, value in fields.items() if value is not None}
         times = f'"t": {_seconds(begun_ns)}, "took": {_seconds(took_ns)}'
         self._write(f"{{{times}, {dumps(shown)[1:]}\n".encode())
@@ -111,77 +114,41 @@ class Trace:
         self._trouble.warn_once(f"it ends here: {HostError('write', 'write', error)}")
         return False
 
-    def end(self, outcome: Outcome) -> None:
-        """The last line: how the guest ended."""
-        fields: dict[str, object] = {"end": outcome.reason, "status": outcome.status}
-        fields["signal"] = outcome.signo or None
-        fields["error"] = None if outcome.error is None else str(outcome.error)
-        self.line(self.now_ns(), fields)
-
-
-class Traced:
-    """The face of a Dispatcher, and a line for each call that it answers."""
-
-    def __init__(
-        self, calls: Dispatcher, memory: GuestMemory, trace: Trace, devices: dict[int, str]
-    ) -> None:
-        self.mmio_base = calls.mmio_base
-        self._calls = calls
-        self._memory = memory
-        self._trace = trace
-        self._devices = devices  # their names, by handle
-
-    def dispatch(self, exit: Exit) -> Halt | None:
-        """As Dispatcher.dispatch, and a line about it."""
-        begun_ns = self._trace.now_ns()
-        fields, call, gpa = self._asked(exit)
-        try:
-            halt = self._calls.dispatch(exit)
-        except BaseException as error:
-            kind = "fault" if isinstance(error, GuestFault) else "error"
-            fields[kind] = str(error) or type(error).__name__
-            self._trace.line(begun_ns, fields)
-            raise
-        if call is not None:
-            self._answered(call, gpa, fields)
-        self._trace.line(begun_ns, fields)
-        return halt
-
-    def _asked(self, exit: Exit) -> tuple[dict[str, object], Call | None, int]:
-        """What is known before the call; no Call where the exit is none."""
+    def _asked(self, exit: Exit) -> _Current:
+        """What is known before the call."""
+        begun_ns = self._now_ns()
         try:
             number, gpa = decode(exit)
         except GuestFault:
-            return {"call": None}, None, 0
-        call = CALLS.get(number)
+            return _Current(begun_ns, {"call": None})
+        call = HYPERCALLS.get(number)
         if call is None:
-            return {"call": number}, None, gpa
+            return _Current(begun_ns, {"call": number})
         fields: dict[str, object] = {"call": call.name}
         block = self._block(call, gpa)
         if block is None:
-            fields["gpa"] = gpa
-            return fields, None, gpa
-        for name in call.asked:
+            return _Current(begun_ns, {**fields, "gpa": gpa})
+        for name in call.asks:
             fields[name] = getattr(block, name)
             if name == "handle":
                 fields["device"] = self._devices.get(block.handle)
-        if call.shows == "text":
+        if call.data == "text":
             text = self._peek(block.data_gpa, block.len, TEXT_MAX)
             fields["text"] = None if text is None else text.decode(errors="replace")
-        elif call.shows == "out":
+        elif call.data == "out":
             fields["data"] = self._hex(block.data_gpa, block.len)
-        return fields, call, gpa
+        return _Current(begun_ns, fields, call, gpa)
 
-    def _answered(self, call: Call, gpa: int, fields: dict[str, object]) -> None:
+    def _answered(self, call: Hypercall, gpa: int, fields: dict[str, object]) -> None:
         block = self._block(call, gpa)
-        for name in call.answered:
+        for name in call.answers:
             shown = "received" if name in fields else name  # NET_READ's len is both
             fields[shown] = getattr(block, name)
-        if call.shows == "in" and fields["ret"] == lib.HVT_R_OK:
+        if call.data == "in" and fields["ret"] == lib.HVT_R_OK:
             length = fields.get("received", fields["len"])
             fields["data"] = self._hex(fields["data_gpa"], length)
 
-    def _block(self, call: Call, gpa: int) -> Any:
+    def _block(self, call: Hypercall, gpa: int) -> Any:
         try:
             return self._memory.at(call.layout, gpa, out=False)
         except GuestFault:  # the call itself will say so
@@ -196,6 +163,19 @@ class Traced:
     def _hex(self, gpa: Any, length: Any) -> str | None:
         data = self._peek(gpa, length, DATA_MAX)
         return None if data is None else data.hex()
+
+
+_NO_CALLS = (Interrupted, Failure, Fault)
+
+
+@dataclass
+class _Current:
+    """An exit that is being handled: when it came, what its line shows, and its argument block."""
+
+    begun_ns: int
+    fields: dict[str, object]
+    call: Hypercall | None = None  # None where there is no block to read the answer from
+    gpa: int = 0
 
 
 def _seconds(ns: int) -> str:

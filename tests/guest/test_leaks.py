@@ -18,8 +18,9 @@ import pytest
 from tender._host import ffi as host
 from tender.boot import layout, x86_64
 from tender.boot.x86_64 import Fpu, State
+from tender.cleanup import Cleanup
 from tender.config import BlockFile, Config, Descriptor
-from tender.machine import Machine
+from tender.machine import Machine, assemble
 from tender.stop import Stop
 from tests.guest.conftest import PTENDER, Build, Namespace
 
@@ -46,7 +47,7 @@ class Started:
         memory = machine.memory
         self.memory = bytes(host.buffer(memory.pointer, memory.mapped))
         self.size = memory.size
-        self.state: State = machine._vcpu.get_state()
+        self.state: State = machine.vcpu.get_state()
         self.host_ranges = list(host_ranges())
 
 
@@ -88,7 +89,10 @@ def started(
         net_ring=request.param,
         cpu=cpu,
     )
-    machine = Machine(config, Stop(), pytest.fail)
+    cleanup = Cleanup()
+    machine = assemble(config, Stop(), pytest.fail, cleanup)
+    if machine.ring:
+        machine.ring.start()
     secrets = {
         "the kernel's path": os.fsencode(kernel),
         "the disk's path": os.fsencode(image),
@@ -101,7 +105,7 @@ def started(
     if process_number_stands_out():
         secrets["this process's number"] = str(os.getpid()).encode()
     yield Started(machine, kernel, secrets)
-    machine.close()
+    cleanup.close()
     for fd in (*numbers, null):
         os.close(fd)
     ours.close()
@@ -138,7 +142,7 @@ def expected(started: Started) -> bytes:
         "<5Q2IQ",
         started.size,
         image.kernel_end,
-        started.machine._vcpu.cpu_cycle_freq,
+        started.machine.vcpu.cpu_cycle_freq,
         0x10000 + 56 + len(described),
         0x10000 + 56,
         1 if ring else 0,
@@ -163,7 +167,7 @@ def test_every_byte_is_accounted_for(started: Started) -> None:
 
 
 def test_the_ring_is_there_where_it_was_asked_for(started: Started) -> None:
-    wants_ring = started.machine._config.net_ring
+    wants_ring = started.machine.ring is not None
     assert len(started.memory) == MEM
     assert started.size == (MEM - RING if wants_ring else MEM)
 

@@ -26,8 +26,8 @@ PLAIN = {
     "tender.errors", "tender.host", "tender.hypercalls", "tender.image", "tender.image.elf",
     "tender.image.file", "tender.image.manifest", "tender.kvm", "tender.loop", "tender.machine",
     "tender.memory", "tender.modules", "tender.modules.block", "tender.modules.console",
-    "tender.modules.net", "tender.modules.poll", "tender.modules.time", "tender.sandbox",
-    "tender.sandbox.confine", "tender.sandbox.fdtable", "tender.sandbox.policy",
+    "tender.modules.net", "tender.modules.poll", "tender.modules.time", "tender.outcome",
+    "tender.sandbox", "tender.sandbox.confine", "tender.sandbox.fdtable", "tender.sandbox.policy",
     "tender.sandbox.sandbox", "tender.sandbox.seccomp", "tender.stop",
 }  # fmt: skip
 

@@ -41,7 +41,7 @@ class GuestSide:
         self.ring = Ring(
             open_kick(self.port, self.rig.cleanup),  # type: ignore[arg-type]
             self.rig.memory,
-            self.rig.renew_engine(),
+            self.rig.renew_engine().cell,
             self.rig.net,
             self.rig.stop,
             self.rig.cleanup,
@@ -189,7 +189,7 @@ def test_trouble_is_told_once(guest: GuestSide) -> None:
     assert guest.read().ret == AGAIN
     until(lambda: bool(guest.ring.cell.trouble))
     for _ in range(2):
-        guest.ring.tell_trouble()
+        guest.ring.report_error()
     assert guest.rig.warnings == ["network device 'port3': Broken pipe; the guest goes on"]
     assert guest.rig.net.devices[PORT].sent.errors == 3
 
