@@ -227,9 +227,14 @@ class Vcpu:
         return self._failure(reason)
 
     def _not_run(self, error: int) -> Exit:
-        if error in (errno.EINTR, errno.EAGAIN):
+        if error == errno.EINTR:
             self.shared.immediate_exit = 0
             return Interrupted()
+        if error == errno.EAGAIN:  # from Linux 6.14 on, the first KVM_RUN starts a kernel thread
+            raise HostError(
+                "KVM: cannot start a kernel thread for the guest: too many processes (raise "
+                "`ulimit -u` or pids.max of the cgroup)"
+            )
         if error == errno.EFAULT:
             return Fault()
         raise HostError("KVM: ioctl (RUN) failed", "ioctl", error)

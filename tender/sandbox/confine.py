@@ -49,9 +49,18 @@ def move_descriptors(places: Mapping[int, int], end: int) -> None:
     before = 0
     for number in sorted(places):
         if before < number:
-            call(lib.SYS_close_range, before, number - 1)
+            os.closerange(before, number)
         before = number + 1
-    call(lib.SYS_close_range, before, 0xFFFFFFFF)
+    _close_from(before)
+
+
+def _close_from(first: int) -> None:
+    try:
+        call(lib.SYS_close_range, first, 0xFFFFFFFF)
+    except OSError:  # Linux before 5.9, or a seccomp profile of a container
+        for name in os.listdir("/proc/self/fd"):
+            if int(name) >= first:
+                os.closerange(int(name), int(name) + 1)
 
 
 def _raise_limit(descriptors: int) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 LIBRARY = b"libseccomp.so.2"
 SCMP_FLTATR_ACT_BADARCH = 2
+SCMP_ERROR = -1  # __NR_SCMP_ERROR
 FIRST = 255  # the priority of the call that a filter looks for first
 INSTRUCTION = 8  # bytes of a struct sock_filter
 FILTER_MAX = 4096 * INSTRUCTION  # linux/bpf_common.h: BPF_MAXINSNS
@@ -102,9 +103,12 @@ def syscall_name(number: int) -> str:
 
 
 def syscall_number(name: str) -> int:
-    """The number of a system call; negative where this machine has none of that name."""
+    """The number of a system call; negative: this architecture does not have it."""
     load()
-    return int(lib.seccomp_number(name.encode()))
+    number = int(lib.seccomp_number(name.encode()))
+    if number == SCMP_ERROR:
+        raise SandboxError(f"sandbox: libseccomp does not know {name}: install a newer one")
+    return number
 
 
 def compile(allowed: Iterable[Rule], *, trap: bool = False) -> bytes:
@@ -114,13 +118,17 @@ def compile(allowed: Iterable[Rule], *, trap: bool = False) -> bytes:
     are looked for in the order of the rules.
     """
     load()
-    filter = lib.seccomp_new(lib.SECCOMP_RET_TRAP if trap else lib.SECCOMP_RET_KILL_PROCESS)
+    kill = lib.SECCOMP_RET_KILL_PROCESS
+    filter = lib.seccomp_new(lib.SECCOMP_RET_TRAP if trap else kill)
+    if filter == ffi.NULL:
+        raise _no_seccomp()
     try:
-        lib.seccomp_set(filter, SCMP_FLTATR_ACT_BADARCH, lib.SECCOMP_RET_KILL_PROCESS)
+        if lib.seccomp_set(filter, SCMP_FLTATR_ACT_BADARCH, kill) < 0:
+            raise _no_seccomp()
         numbers: dict[str, int] = {}
         for rule in allowed:
             if rule.call not in numbers:
-                numbers[rule.call] = lib.seccomp_number(rule.call.encode())
+                numbers[rule.call] = syscall_number(rule.call)
             number = numbers[rule.call]
             if number >= 0:  # else this architecture does without it
                 compares = [_compare(each) for each in rule.compares]
@@ -131,6 +139,14 @@ def compile(allowed: Iterable[Rule], *, trap: bool = False) -> bytes:
         return _export(filter)
     finally:
         lib.seccomp_free(filter)
+
+
+def _no_seccomp() -> SandboxError:
+    # libseccomp asks by seccomp(SECCOMP_GET_ACTION_AVAIL) first.
+    return SandboxError(
+        "sandbox: no seccomp: seccomp(2) does not offer SECCOMP_RET_KILL_PROCESS here "
+        "(--sandbox=off does without)"
+    )
 
 
 def _compare(each: policy.Compare) -> dict[str, int]:

@@ -101,6 +101,18 @@ def test_without_any_device_or_right(bare: list[str], guest: Build, tmp_path: Pa
     assert "SUCCESS" in disk.stdout
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to become a user with a limit")
+def test_a_limit_to_processes_ends_the_guest_or_does_not_count(kvm: None, guest: Build) -> None:
+    """From Linux 6.14 on, the first KVM_RUN starts a kernel thread, which the limit counts."""
+    command = ["prlimit", "--nproc=1", str(PTENDER), "--cpu=kvm", "--mem=8", str(guest("exit"))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    failed = (
+        "ptender: KVM: cannot start a kernel thread for the guest: too many processes "
+        "(raise `ulimit -u` or pids.max of the cgroup)\n"
+    )
+    assert (done.returncode, done.stderr) in ((0, ""), (1, failed)), done
+
+
 def test_a_network_without_any_device_or_right(bare: list[str], guest: Build) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pty
@@ -331,6 +332,34 @@ def test_without_the_library(guest: Build) -> None:
     ), done
     off = code.format("['--sandbox=off', '--cpu=soft']")
     assert subprocess.run([*run, off], capture_output=True, text=True).returncode == 0
+
+
+def denied(call: str, argument: object, error: int, *command: object) -> list[str]:
+    """A command that runs without a system call, as in some containers."""
+    words = [call, argument, error, *command]
+    return [sys.executable, "-m", "tests.guest.denied", *map(str, words)]
+
+
+@pytest.mark.parametrize(("argument", "error"), [(2, errno.EINVAL), ("-", errno.EPERM)])
+def test_without_seccomp(guest: Build, argument: object, error: int) -> None:
+    """SECCOMP_GET_ACTION_AVAIL (2) is what gVisor lacks."""
+    command = denied("seccomp", argument, error, PTENDER, "--cpu=soft", guest("exit"))
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (1, ""), done
+    assert done.stderr == (
+        "ptender: sandbox: no seccomp: seccomp(2) does not offer SECCOMP_RET_KILL_PROCESS here "
+        "(--sandbox=off does without)\n"
+    )
+
+
+@as_root
+@pytest.mark.parametrize("error", [errno.EPERM, errno.ENOSYS])
+def test_without_close_range(looping: Callable[..., int], cpu: str, error: int) -> None:
+    stray = os.open("/dev/zero", os.O_RDONLY)
+    before = denied("close_range", "-", error)
+    pid = looping("--mem=8", "--cpu=soft", before=before, cwd=ROOT, pass_fds=[stray])
+    os.close(stray)
+    assert sorted(map(int, os.listdir(f"/proc/{pid}/fd"))) == [1, 2]
 
 
 def test_a_taken_over_tender_ends(guest: Build, cpu: str) -> None:
