@@ -217,7 +217,11 @@ def _start(asked: int, told: int) -> subprocess.Popen[bytes]:
             "cannot start a process for the guest: this program has no Python interpreter of its "
             "own"
         )
-    program = os.pidfd_open(os.getpid())
+    try:
+        program = os.pidfd_open(os.getpid())
+    except OSError as error:  # Linux before 5.3, or a seccomp profile that does not know it
+        text = "cannot start a process for the guest: pidfd_open(2) must be allowed (Linux 5.3)"
+        raise HostError(text, "pidfd_open", error.errno or 0) from None
     numbers: list[int] = []
     try:
         for fd in (asked, told, program):  # not those that are standard, where they were closed

@@ -352,6 +352,17 @@ def test_without_seccomp(guest: Build, argument: object, error: int) -> None:
     )
 
 
+def test_a_program_without_pidfd_open(guest: Build) -> None:
+    code = "import sys, tender\ntry: tender.Guest(sys.argv[1]).run()\n"
+    code += "except tender.errors.HostError as error: print(error)\n"
+    command = denied("pidfd_open", "-", errno.EPERM, sys.executable, "-c", code, guest("exit"))
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == (
+        "cannot start a process for the guest: pidfd_open(2) must be allowed (Linux 5.3): "
+        "Operation not permitted\n"
+    ), done
+
+
 @as_root
 @pytest.mark.parametrize("error", [errno.EPERM, errno.ENOSYS])
 def test_without_close_range(looping: Callable[..., int], cpu: str, error: int) -> None:
