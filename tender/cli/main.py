@@ -153,7 +153,7 @@ def _sandbox(program: str, config: Config) -> Sandbox | None:
         return None
     from tender.sandbox.sandbox import Sandbox
 
-    return Sandbox(mode, user)
+    return Sandbox(mode, user, lambda text: _say(program, text))
 
 
 def _report(program: str, verbose: bool, outcome: Outcome) -> int:

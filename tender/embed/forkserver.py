@@ -206,6 +206,7 @@ class _Child:
         return Sandbox(
             config.sandbox,
             config.user,
+            self._warn,
             report_fd=self._sock.fileno(),
             parent_pid=_server_pid,
             namespaces=_namespaces,

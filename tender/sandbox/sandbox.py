@@ -78,15 +78,17 @@ def _group(name: str) -> int:
 class Sandbox:
     """The sandbox of this process: `move_descriptors`, then `enter`, then run the guest.
 
-    `mode` is "on" or "require"; `user` is what --user names. For the child of a program:
-    `report_fd` is where it reports a violation, `parent_pid` the process with which it is to end,
-    `namespaces` those that confine.make_namespaces made.
+    `mode` is "on" or "require"; `user` is what --user names; `warn` gets a line if this process
+    has to stay root. For the child of a program: `report_fd` is where it reports a violation,
+    `parent_pid` the process with which it is to end, `namespaces` those that
+    confine.make_namespaces made.
     """
 
     def __init__(
         self,
         mode: str,
         user: str | None,
+        warn: Callable[[str], None],
         *,
         report_fd: int | None = None,
         parent_pid: int | None = None,
@@ -96,6 +98,7 @@ class Sandbox:
         if user is not None and os.geteuid() != 0:
             raise UsageError(f"--user={user}: only root can become somebody else")
         self._user = (NOBODY, NOBODY) if user is None else parse_user(user)
+        self._warn = warn
         self._parent_pid = parent_pid
         self._namespaces = namespaces or []
         self.layers: list[str] = []  # those that are in force
@@ -163,8 +166,13 @@ class Sandbox:
             self.report_missing("empty root", "it takes the namespaces")
         self._try("empty bounding set", confine.empty_bounding_set)  # takes CAP_SETPCAP
         uid, gid = self._user
-        if os.geteuid() == 0:
-            self._layer(f"user {uid}", lambda: confine.become_user(uid, gid))
+        if os.geteuid() == 0 and not self._layer(
+            f"user {uid}", lambda: confine.become_user(uid, gid)
+        ):
+            self._warn(
+                f"sandbox: no {self.missing_layers[-1]}: the tender stays root, without "
+                "capabilities; start it as an ordinary user"
+            )
         self._layer("no capabilities", confine.drop_capabilities)
         self._layer("no new privileges", confine.no_new_privileges)
         self._layer("not dumpable", confine.not_dumpable)

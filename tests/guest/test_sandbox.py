@@ -280,6 +280,18 @@ def test_a_bounding_set_that_stays_is_named_or_an_error(guest: Build, cpu: str) 
 
 
 @as_root
+def test_a_tender_that_stays_root_says_so(guest: Build) -> None:
+    lost = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+    command = [*lost, str(PTENDER), "--cpu=soft", "--mem=8", str(guest("exit"))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (
+        0,
+        "ptender: sandbox: no user 65534: Operation not permitted: the tender stays root, without "
+        "capabilities; start it as an ordinary user\n",
+    )
+
+
+@as_root
 def test_without_proc(guest: Build) -> None:
     run = 'umount -l /proc && exec "$@"'
     command = ["unshare", "--mount", "sh", "-c", run, "sh", str(PTENDER), "-v", "--cpu=soft"]
