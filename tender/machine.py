@@ -16,7 +16,7 @@ from tender.cleanup import Cleanup
 from tender.clock import HostClock, VirtualClock
 from tender.config import Descriptor, assign, check_all_attached, usable_memory
 from tender.dataclass import dataclass, replace
-from tender.errors import EXIT_FAILURE, GuestFault, HostError, NotEmulated
+from tender.errors import EXIT_FAILURE, GuestFault, HostError, NotEmulated, bug_text
 from tender.hypercalls import Dispatcher
 from tender.image.elf import EM_AARCH64
 from tender.image.file import ImageFile
@@ -369,6 +369,11 @@ def _run_to_end(machine: Machine, stop: Stop, warn: Warn) -> Outcome:
         fault = error.with_traceback(None)
     except HostError as error:
         return Outcome("host", EXIT_FAILURE, error=error.with_traceback(None))
+    except Exception as error:  # a bug of ours; whatever a guest does, a program gets an Outcome
+        for line in bug_text(error).split("\n"):
+            warn(line)
+        text = f"internal error ({type(error).__name__}): this is a bug in ptender"
+        return Outcome("host", EXIT_FAILURE, error=HostError(text))
     return Outcome("fault", EXIT_FAILURE, error=fault)
 
 

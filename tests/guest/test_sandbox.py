@@ -22,7 +22,7 @@ from tender import Guest
 from tender.cli import options, policy
 from tender.cli.policy import Shown
 from tender.embed import process, server
-from tender.errors import SandboxViolation
+from tender.errors import HostError, SandboxViolation
 from tender.sandbox import seccomp
 from tender.sandbox.fdtable import FdTable
 from tender.sandbox.policy import Entry
@@ -406,6 +406,7 @@ def test_a_bug_of_ours_after_lockdown_is_reported(guest: Build, cpu: str) -> Non
     assert done.returncode == 1, done
     assert "ptender: ZeroDivisionError: integer division or modulo by zero\n" in done.stderr
     assert "tender/loop.py:" in done.stderr
+    assert done.stderr.endswith("internal error (ZeroDivisionError): this is a bug in ptender\n")
 
 
 def test_the_tenders_own_memory_may_grow(guest: Build, cpu: str) -> None:
@@ -471,6 +472,18 @@ def test_a_program_is_told_which_call_it_was(
     assert (outcome.reason, outcome.signo) == ("sandbox", signal.SIGSYS), outcome
     assert isinstance(outcome.error, SandboxViolation)
     assert re.search(rf"\b{name}\b", str(outcome.error)), outcome.error
+
+
+def test_a_bug_of_ours_is_an_outcome(
+    guest: Build, cpu: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(server, "CODE", TAKEN_OVER.format(what="1 // 0"))
+    with fresh_server(monkeypatch):
+        outcome = Guest(guest("exit"), mem_mib=8, cpu=cpu, warn=warnings.append).run()
+    assert (outcome.reason, outcome.status) == ("host", 1), outcome
+    assert isinstance(outcome.error, HostError)
+    assert warnings[0].startswith("ZeroDivisionError: ")
 
 
 @contextmanager
