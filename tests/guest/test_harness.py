@@ -8,15 +8,21 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from tender import testing
 from tests.guest.conftest import BINDINGS, PTENDER, Build
 from tests.guest.ordinary import ordinary
 
 pytest_plugins = "pytester"
-pytestmark = pytest.mark.usefixtures("cpu")
+pytestmark = pytest.mark.usefixtures("any_cpu")
+
+PLUGINS = ("-p", "tender.testing.plugin", "-p", "no:cacheprovider")
+# An inner pytest takes away again what it has imported: not these, which have threads and servers.
+SHARED = [*testing._MODULES.values(), "tender.testing.session", "tender.kvm", "tender.image.build"]
 
 EXAMPLE = """
 def test_answers_ping(unikernel, switch):
@@ -39,10 +45,24 @@ def images(pytester: pytest.Pytester, guest: Build) -> Path:
     return pytester.path
 
 
-def run(pytester: pytest.Pytester, source: str, *words: str) -> pytest.RunResult:
-    """One test file, run by a pytest of its own."""
+@pytest.fixture(autouse=True)
+def no_other_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inner runs load those that they name, and no others."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+
+
+def run(pytester: pytest.Pytester, source: str, *options: str) -> pytest.RunResult:
+    """Run a test file by an inner pytest, in this process."""
+    for name in SHARED:
+        import_module(name)
     pytester.makepyfile(source)
-    return pytester.runpytest_subprocess("-p", "no:cacheprovider", *words)
+    return pytester.runpytest_inprocess(*PLUGINS, *options)
+
+
+def run_beside(pytester: pytest.Pytester, source: str, *options: str) -> pytest.RunResult:
+    """The same in a process of its own."""
+    pytester.makepyfile(source)
+    return pytester.runpytest_subprocess(*PLUGINS, *options)
 
 
 def service0(folder: Path) -> None:
@@ -69,7 +89,7 @@ def test_nothing_is_imported_by_a_pytest_without_guests(pytester: pytest.Pyteste
             assert not [name for name in sys.modules if name.startswith("tender.testing.")
                         and name not in ("tender.testing.plugin", "tender.testing.cpu")]
     """
-    run(pytester, source).assert_outcomes(passed=1)
+    run_beside(pytester, source).assert_outcomes(passed=1)
 
 
 FAILING = """
@@ -240,7 +260,7 @@ def test_what_can_not_be_kept_is_a_line_of_the_report(
 ) -> None:
     (images / "a-file").write_text("")
     (images / "full").mkdir()
-    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v"]
+    words = [sys.executable, "-m", "pytest", *PLUGINS, "-v"]
     pytester.makepyfile(FAILING + "\ndef test_next():\n    pass\n")
     words.append(f"--ptender-artifacts={folder}")
     if folder == "full":
@@ -260,7 +280,8 @@ def test_what_can_not_be_kept_is_a_line_of_the_report(
 def test_in_parallel(pytester: pytest.Pytester, images: Path) -> None:
     source = SHORT
     more = source.replace("test_answers_ping", "test_again")
-    result = run(pytester, source + more + FAILING, "-n2", "--ptender-artifacts=left")
+    words = ["-p", "xdist", "-n2", "--ptender-artifacts=left"]
+    result = run_beside(pytester, source + more + FAILING, *words)
     result.assert_outcomes(passed=2, failed=1)
     assert list(images.glob("left/*/switch0.pcapng"))
     result.stdout.fnmatch_lines(["*ptender: guest 0*"])
@@ -325,7 +346,7 @@ def test_errors_say_what_would_be_right(pytester: pytest.Pytester, images: Path)
     run(pytester, source).assert_outcomes(passed=8)
 
 
-def test_the_verbs_of_a_guest(pytester: pytest.Pytester, images: Path) -> None:
+def test_the_verbs_of_a_guest(pytester: pytest.Pytester, images: Path, cpu: str) -> None:
     source = """
         def test_verbs(unikernel, switch):
             guest = unikernel("ping.hvt", net={"service": switch.port()}, mem_mib=8)
@@ -365,7 +386,7 @@ def test_the_verbs_of_a_guest(pytester: pytest.Pytester, images: Path) -> None:
 
 
 def test_a_guest_that_dies_unnoticed_fails_its_test(
-    pytester: pytest.Pytester, images: Path
+    pytester: pytest.Pytester, images: Path, cpu: str
 ) -> None:
     source = """
         import pytest
@@ -551,14 +572,15 @@ def test_a_shell_where_a_test_fails(pytester: pytest.Pytester, images: Path) -> 
     """
     pytester.makepyfile(source)
     typed = b'print("SHELL", host.ping("10.0.0.2", count=4).received, guest.running)\n'
-    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--ptender-interactive"]
+    words = [sys.executable, "-m", "pytest", *PLUGINS, "--ptender-interactive"]
     stdin = typed + b"raise SystemExit\n" + typed
     result = pytester.run(*words, stdin=stdin)
     told = result.stdout.str()
     result.assert_outcomes(failed=1)
     assert "unikernel.shell() in test_a_shell" in result.stderr.str()
     assert told.count("SHELL 4 True") == 2
-    assert run(pytester, source, "--ptender-interactive", "-n2").ret != 0
+    result = run_beside(pytester, source, "--ptender-interactive", "-p", "xdist", "-n2")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
 
 
 def test_the_build_of_a_guest(pytester: pytest.Pytester) -> None:
@@ -601,7 +623,7 @@ def test_two_guests_on_a_bad_network(unikernel, virtual_switch, run, seed):
 
 
 def test_virtual_time_is_the_same_on_every_run(pytester: pytest.Pytester, images: Path) -> None:
-    run(pytester, VIRTUAL, "-n2").assert_outcomes(passed=10)
+    run_beside(pytester, VIRTUAL, "-p", "xdist", "-n2").assert_outcomes(passed=10)
     digests = {
         seed: {path.read_text() for path in images.glob(f"digest-{seed}-*")} for seed in "ab"
     }
@@ -686,32 +708,23 @@ def test_a_guest_that_polls_without_sleeping_ends_its_test(pytester: pytest.Pyte
     result.stdout.fnmatch_lines(["*Stuck: virtual time is too slow: * 3 s of real time; *"])
 
 
-@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "1e300", "soon"])
-def test_a_timeout_that_is_none(pytester: pytest.Pytester, seconds: str) -> None:
-    result = run(pytester, "def test_nothing(): pass", f"--ptender-timeout={seconds}")
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    told = f"*--ptender-timeout: '{seconds}' is not a number of seconds, as 60"
-    result.stderr.fnmatch_lines([told])
+def test_a_timeout_that_is_no_number_of_seconds(pytester: pytest.Pytester) -> None:
+    for seconds in ("0", "-1", "nan", "inf", "1e300", "soon"):
+        result = run(pytester, "def test_nothing(): pass", f"--ptender-timeout={seconds}")
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        error = f"*--ptender-timeout: '{seconds}' is not a number of seconds, as 60"
+        result.stderr.fnmatch_lines([error])
 
 
-def test_an_ordinary_user_without_kvm(guest: Build, cpu: str) -> None:
-    if cpu != "soft":
-        pytest.skip("this is about machines without KVM")
+def test_an_ordinary_user_without_kvm(guest: Build) -> None:
+    pytest.importorskip("unicorn", reason="the software CPU needs unicorn")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o777)
         shutil.copy(guest("ping"), folder)
         source = f"import os\n{SHORT}    assert os.geteuid() != 0\n"
         (folder / "test_ping.py").write_text(source)
-        words = [
-            "env",
-            f"TMPDIR={folder}",
-            sys.executable,
-            "-m",
-            "pytest",
-            "-p",
-            "no:cacheprovider",
-        ]
+        words = ["env", f"TMPDIR={folder}", sys.executable, "-m", "pytest", *PLUGINS]
         words += [f"--rootdir={folder}", "--ptender-cpu=soft", str(folder / "test_ping.py")]
         command = ordinary(folder / "mount", words)
         result = subprocess.run(command, capture_output=True, text=True, timeout=100)
