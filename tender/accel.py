@@ -67,7 +67,7 @@ class KvmAccelerator:
         """What this KVM lacks to confine its guest, each with the reason."""
         if self.vm.filters_msrs:
             return {}
-        return {"MSR filter": "this KVM has none (it takes Linux 5.10)"}
+        return {"MSR filter": "this KVM has none (Linux 5.10 is needed)"}
 
     def close(self) -> None:
         """Close its descriptors and mappings."""

@@ -148,7 +148,7 @@ def _sandbox(program: str, config: Config) -> Sandbox | None:
     mode, user = config.sandbox, config.user
     if mode == "off":
         if user is not None:
-            raise UsageError(f"--user={user}: there is nobody to become with --sandbox=off")
+            raise UsageError(f"--user={user}: no effect with --sandbox=off")
         _say(program, "sandbox: off: a guest that takes over the tender has all of its rights")
         return None
     from tender.sandbox.sandbox import Sandbox

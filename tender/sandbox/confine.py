@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 CAPABILITY_VERSION_3, CAPABILITIES = 0x20080522, 64  # linux/capability.h
 PR_CAPBSET_READ = 23  # linux/prctl.h
-MOUNT_POINT = b"/proc"  # a folder that is everywhere; only this process sees what is done to it
+MOUNT_POINT = b"/proc"  # a folder that exists everywhere; only this process sees the mount
 
-# linux/landlock.h: what each version of it can handle, of files, of TCP and of other processes.
+# linux/landlock.h: what each version can handle of files, of TCP and of other processes.
 LANDLOCK_CREATE_RULESET_VERSION = 1
 LANDLOCK_FS = (0x1FFF, 0x3FFF, 0x7FFF, 0x7FFF, 0xFFFF)
 LANDLOCK_NET, LANDLOCK_NET_SINCE = 0x3, 4
@@ -66,7 +66,7 @@ def _close_from(first: int) -> None:
 def _raise_limit(descriptors: int) -> None:
     soft, hard = _get_limit(lib.RLIMIT_NOFILE)
     if hard < descriptors:
-        raise OSError(EMFILE, f"it takes {descriptors} of them (ulimit -n), at most {hard} here")
+        raise OSError(EMFILE, f"{descriptors} are needed, but the limit is {hard} (ulimit -n)")
     if soft < descriptors:
         _set_limit(lib.RLIMIT_NOFILE, descriptors, hard)
 
@@ -84,9 +84,9 @@ def _set_limit(resource: int, soft: int, hard: int) -> None:
 
 
 def unshare() -> None:
-    """Namespaces of its own: no network interface, no other's mounts, shared memory or name.
+    """New namespaces: no network interface, mounts, IPC objects or host name of others.
 
-    An ordinary user gets them in a user namespace, in which it is nobody but itself.
+    An ordinary user gets them in a new user namespace, which maps only that user.
     """
     own = lib.CLONE_NEWNS | lib.CLONE_NEWNET | lib.CLONE_NEWIPC | lib.CLONE_NEWUTS
     own |= lib.CLONE_NEWCGROUP
@@ -153,7 +153,7 @@ def join_namespaces(fds: list[int]) -> None:
 
 
 def empty_root() -> None:
-    """A root directory in which nothing is and nothing can be made."""
+    """Make the root directory an empty, read-only tmpfs."""
     flags = lib.MS_NOSUID | lib.MS_NODEV | lib.MS_NOEXEC
     _mount(b"none", b"/", lib.MS_REC | lib.MS_PRIVATE)
     _mount(b"tmpfs", MOUNT_POINT, flags, b"tmpfs", b"size=4k,nr_inodes=1,mode=555")
@@ -214,7 +214,7 @@ def _capabilities() -> tuple[Any, Any]:
 
 
 def open_as_anyone(path: str) -> int:
-    """Open for reading without root's privileges, where what a descriptor shows depends on them."""
+    """Open for reading without root's capabilities: /proc/self/pagemap shows more with them."""
     header, sets = _capabilities()
     call(lib.SYS_capget, _address(header), _address(sets))
     before = list(sets)
@@ -228,7 +228,7 @@ def open_as_anyone(path: str) -> int:
 
 
 def landlock() -> None:
-    """No file can be opened or made by its name, no port bound, no other process reached."""
+    """Deny all that Landlock handles: paths, TCP ports, abstract sockets and signals to others."""
     version = call(lib.SYS_landlock_create_ruleset, 0, 0, LANDLOCK_CREATE_RULESET_VERSION)
     handled = [LANDLOCK_FS[min(version, len(LANDLOCK_FS)) - 1]]
     handled += [LANDLOCK_NET] if version >= LANDLOCK_NET_SINCE else []
@@ -242,7 +242,7 @@ def landlock() -> None:
 
 
 def memory_bytes() -> int:
-    """The address space that this process has now."""
+    """The size of the address space of this process."""
     fd = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
     try:
         return int(os.read(fd, 100).split()[0]) * os.sysconf("SC_PAGE_SIZE")
@@ -251,11 +251,10 @@ def memory_bytes() -> int:
 
 
 def limit(descriptors: int, address_space: int | None, file_bytes: int | None) -> None:
-    """No core file of the tender (it would hold the guest's memory), no more memory than it needs,
-    and no file beyond `file_bytes`. A limit that is lower already stays as it is.
+    """Limit descriptors, address space and file length; None: no limit. Lower limits stay.
 
-    Not RLIMIT_NPROC: from Linux 6.14 on, the first KVM_RUN makes a thread for KVM's own ends, and
-    fails with EAGAIN for ever where that limit is 0.
+    No core file, which would have the guest's memory. Not RLIMIT_NPROC: from Linux 6.14 on, the
+    first KVM_RUN starts a kernel thread, and fails with EAGAIN where that limit is 0.
     """
     limits = {
         lib.RLIMIT_CORE: 0,

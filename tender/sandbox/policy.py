@@ -6,10 +6,9 @@ line, written as the call would be in C, with its reason:
     ioctl(@vcpu, KVM_RUN)    -- let the guest run
 
 An argument is `_` (any value), a number or a constant of the kernel's headers (several with `|`),
-`!FLAG` (without these bits), `<=N`, or `@name`: one of the descriptors that the tender holds under
-that name; an entry whose descriptors the tender does not hold allows nothing. Arguments that are
-not named may be anything. The kernel takes an int from the lower half of a register, so that is
-what is compared; `0L` compares the whole of it.
+`!FLAG` (without these bits), `<=N`, or `@label`: one of the descriptors with that label. An entry
+with a label that no descriptor has allows nothing. Further arguments may have any value. The kernel
+takes an int from the lower half of a register, so only that is compared; `0L` compares all of it.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    Held = Mapping[str, Sequence[int]]
+    Fds = Mapping[str, Sequence[int]]  # by label
     Constant = Callable[[str], int]
 
 INT = 0xFFFFFFFF
@@ -31,7 +30,7 @@ DIGITS = "0123456789"
 
 
 class PolicyError(TenderError):
-    """A file in seccomp/ is not written as it should be: our mistake."""
+    """A file in seccomp/ has a syntax error: a bug of ours."""
 
 
 @dataclass
@@ -46,9 +45,9 @@ class Entry:
         return f"{self.call}({', '.join(self.arguments)})"
 
     @property
-    def names(self) -> list[str]:
-        """Which of the tender's descriptors it is about."""
-        return [word[1:] for word in self.arguments if word.startswith("@")]
+    def labels(self) -> list[str]:
+        """The labels among the arguments."""
+        return [each[1:] for each in self.arguments if each.startswith("@")]
 
 
 @dataclass
@@ -61,7 +60,7 @@ class Compare:
     value: int
 
     def holds(self, value: int) -> bool:
-        """Whether a system call's argument (64 bits) satisfies it."""
+        """Whether a system call's argument (64 bits) matches."""
         value &= LONG
         return value <= self.value if self.op == LE else value & self.mask == self.value
 
@@ -75,7 +74,7 @@ class Rule:
     entry: Entry
 
     def allows(self, call: str, arguments: Sequence[int]) -> bool:
-        """Whether a call with these arguments is one that it is about."""
+        """Whether it allows a call with these arguments."""
         return call == self.call and all(
             each.holds(arguments[each.argument]) for each in self.compares
         )
@@ -96,24 +95,24 @@ def _entry(line: str) -> Entry:
     return Entry(call.strip(), words, reason.strip())
 
 
-def expand(entries: Iterable[Entry], held: Held, constant: Constant) -> list[Rule]:
-    """The rules for a tender that holds these descriptors; `constant` knows the kernel's names."""
+def expand(entries: Iterable[Entry], fds: Fds, constant: Constant) -> list[Rule]:
+    """The rules for these descriptors; `constant` returns the value of a kernel constant."""
     rules = []
     for entry in entries:
         choices: list[tuple[Compare, ...]] = [()]
         for index, word in enumerate(entry.arguments):
-            wanted = _compares(index, word, held, constant)
+            wanted = _compares(index, word, fds, constant)
             choices = [(*before, *each) for before in choices for each in wanted]
         rules += [Rule(entry.call, compares, entry) for compares in choices]
     return rules
 
 
-def _compares(index: int, word: str, held: Held, constant: Constant) -> list[tuple[Compare, ...]]:
-    """The ways in which one argument can be right."""
+def _compares(index: int, word: str, fds: Fds, constant: Constant) -> list[tuple[Compare, ...]]:
+    """The alternatives for one argument."""
     if word == "_":
         return [()]
     if word[0] == "@":
-        return [(Compare(index, MASKED_EQ, INT, fd),) for fd in held.get(word[1:], ())]
+        return [(Compare(index, MASKED_EQ, INT, fd),) for fd in fds.get(word[1:], ())]
     if word[0] == "!":
         return [(Compare(index, MASKED_EQ, _number(word[1:], constant), 0),)]
     if word[:2] == "<=":

@@ -22,7 +22,7 @@ from tender.stop import end_with
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Protocol
+    from typing import Any, Protocol
 
     from tender.sandbox.fdtable import FdTable
 
@@ -96,7 +96,7 @@ class Sandbox:
     ) -> None:
         self._require = mode == "require"
         if user is not None and os.geteuid() != 0:
-            raise UsageError(f"--user={user}: only root can become somebody else")
+            raise UsageError(f"--user={user}: only root can change the user")
         self._user = (NOBODY, NOBODY) if user is None else parse_user(user)
         self._warn = warn
         self._parent_pid = parent_pid
@@ -158,17 +158,15 @@ class Sandbox:
         address_space = self._address_space(table.cpu)  # while there is a /proc
 
         if self._namespaces:
-            if self._layer("namespaces", lambda: confine.join_namespaces(self._namespaces)):
+            if self._layer("namespaces", confine.join_namespaces, self._namespaces):
                 self.layers.append("empty root")  # the namespaces have one
         elif self._layer("namespaces", confine.unshare):
             self._layer("empty root", confine.empty_root)
         if "namespaces" not in self.layers:
-            self.report_missing("empty root", "it takes the namespaces")
-        self._try("empty bounding set", confine.empty_bounding_set)  # takes CAP_SETPCAP
-        uid, gid = self._user
-        if os.geteuid() == 0 and not self._layer(
-            f"user {uid}", lambda: confine.become_user(uid, gid)
-        ):
+            self.report_missing("empty root", "it needs the namespaces")
+        self._try("empty bounding set", confine.empty_bounding_set)  # needs CAP_SETPCAP
+        user = f"user {self._user[0]}"
+        if os.geteuid() == 0 and not self._layer(user, confine.become_user, *self._user):
             self._warn(
                 f"sandbox: no {self.missing_layers[-1]}: the tender stays root, without "
                 "capabilities; start it as an ordinary user"
@@ -181,8 +179,8 @@ class Sandbox:
         self._layer("Landlock", confine.landlock)
         if start_threads:
             start_threads(ring)  # the limits leave no address space for another thread
-        limits = (FDS_END, address_space, _file_limit(table, file_bytes))
-        self._layer("limits", lambda: confine.limit(*limits))
+        file_limit = _file_limit(table, file_bytes)
+        self._layer("limits", confine.limit, FDS_END, address_space, file_limit)
         if trap and lib.sandbox_report_to(FIXED["report"]):
             raise HostError("sandbox: cannot handle SIGSYS", "sigaction", ffi.errno)
         seccomp.install(main)
@@ -198,16 +196,16 @@ class Sandbox:
             return None
         return memory_bytes + (TRANSLATOR_BYTES if cpu == "soft" else MALLOC_BYTES)
 
-    def _layer(self, name: str, step: Callable[[], None]) -> bool:
-        """Take one layer; whether it is in force now."""
-        done = self._try(name, step)
+    def _layer(self, name: str, step: Callable[..., None], *arguments: Any) -> bool:
+        """Take one layer; returns whether it is in force."""
+        done = self._try(name, step, *arguments)
         if done:
             self.layers.append(name)
         return done
 
-    def _try(self, name: str, step: Callable[[], None]) -> bool:
+    def _try(self, name: str, step: Callable[..., None], *arguments: Any) -> bool:
         try:
-            step()
+            step(*arguments)
         except OSError as error:
             self.report_missing(name, os.strerror(error.errno or 0))
             return False

@@ -1,7 +1,7 @@
 """Rules -> the filter that the kernel takes, made by libseccomp.
 
-The rule here: what no rule allows ends the process. The policies are read from seccomp/; the
-library is found at run time, so that a tender without a sandbox does not need it. Source: the
+What no rule allows ends the process. The policies are read from seccomp/; the library is loaded at
+run time, so that a tender without a sandbox does not need it. Source: the
 manual pages of libseccomp (seccomp_rule_add(3), seccomp_attr_set(3)) and seccomp(2).
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LIBRARY = b"libseccomp.so.2"
 SCMP_FLTATR_ACT_BADARCH = 2
 SCMP_ERROR = -1  # __NR_SCMP_ERROR
-FIRST = 255  # the priority of the call that a filter looks for first
+FIRST = 255  # the priority of the call that a filter compares first
 INSTRUCTION = 8  # bytes of a struct sock_filter
 FILTER_MAX = 4096 * INSTRUCTION  # linux/bpf_common.h: BPF_MAXINSNS
 
@@ -74,13 +74,13 @@ def _open(name: str) -> int:
         raise SandboxError(f"sandbox: {name}: {os.strerror(error.errno or 0)}") from None
 
 
-def build(modules: Iterable[str], held: policy.Held) -> list[Rule]:
-    """The rules of these modules for a tender that holds these descriptors."""
-    return [rule for module in modules for rule in policy.expand(entries(module), held, constant)]
+def build(modules: Iterable[str], fds: policy.Fds) -> list[Rule]:
+    """The rules of these modules for these descriptors."""
+    return [rule for module in modules for rule in policy.expand(entries(module), fds, constant)]
 
 
 def constant(name: str) -> int:
-    """A number that a policy calls by its name."""
+    """The value of a constant that a policy names."""
     if name == "PID":
         return os.getpid()
     try:
@@ -91,7 +91,7 @@ def constant(name: str) -> int:
 
 
 def syscall_name(number: int) -> str:
-    """What this machine calls a system call."""
+    """The name of a system call on this machine."""
     load()
     name = lib.seccomp_name(number)
     if name == ffi.NULL:
@@ -114,8 +114,8 @@ def syscall_number(name: str) -> int:
 def compile(allowed: Iterable[Rule], *, trap: bool = False) -> bytes:
     """A filter as the kernel takes it: an array of struct sock_filter.
 
-    What no rule allows kills the process; with `trap`, it can say first which call that was. Calls
-    are looked for in the order of the rules.
+    What no rule allows kills the process; with `trap`, SIGSYS lets it report the call first. Calls
+    are compared in the order of the rules.
     """
     load()
     kill = lib.SECCOMP_RET_KILL_PROCESS
@@ -171,7 +171,7 @@ def _export(filter: object) -> bytes:
 
 
 def install(filter: bytes) -> None:
-    """Take it on, on this thread, for good; the thread has no_new_privs."""
+    """Install a filter on this thread, for good; the thread has no_new_privs."""
     if lib.sandbox_install(filter, len(filter) // INSTRUCTION):
         reason = os.strerror(ffi.errno)
         raise SandboxError(f"sandbox: no seccomp: {reason} (--sandbox=off does without)")

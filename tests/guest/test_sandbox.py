@@ -191,7 +191,7 @@ def test_off_warns_every_time(ptender: Run, guest: Build) -> None:
         (["--user=99999999999"], "--user=99999999999: name an unprivileged user"),
         ([f"--user={'9' * 5000}"], "ptender: --user=9999"),
         (["--user="], "has an empty value"),
-        (["--user=5", "--sandbox=off"], "there is nobody to become with --sandbox=off"),
+        (["--user=5", "--sandbox=off"], "no effect with --sandbox=off"),
     ],
 )
 @as_root
@@ -208,7 +208,7 @@ def test_only_root_can_become_somebody(ptender: Run, guest: Build) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (
         2,
-        "ptender: --user=4321: only root can become somebody else\n",
+        "ptender: --user=4321: only root can change the user\n",
     )
 
 
@@ -227,7 +227,7 @@ def test_a_missing_layer_is_named_or_an_error(guest: Build, kvm: None) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done
     assert "ptender: sandbox: no namespaces: No space left on device\n" in done.stderr
-    assert "ptender: sandbox: no empty root: it takes the namespaces\n" in done.stderr
+    assert "ptender: sandbox: no empty root: it needs the namespaces\n" in done.stderr
     assert "bounding set" not in done.stderr, "root of its user namespace can empty it"
     command.insert(-1, "--sandbox=require")
     done = subprocess.run(command, capture_output=True, text=True)
@@ -255,7 +255,7 @@ def test_a_program_is_told_what_is_missing(guest: Build, kvm: None) -> None:
     assert "seccomp" in there
     assert missing.split("; ")[:2] == [
         "namespaces: No space left on device",
-        "empty root: it takes the namespaces",
+        "empty root: it needs the namespaces",
     ]
 
 
@@ -322,8 +322,8 @@ def test_room_for_descriptors(guest: Build) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(
-        r"ptender: sandbox: descriptors: it takes [0-9]+ of them \(ulimit -n\), "
-        r"at most 64 here\n",
+        r"ptender: sandbox: descriptors: [0-9]+ are needed, "
+        r"but the limit is 64 \(ulimit -n\)\n",
         done.stderr,
     ), done
 

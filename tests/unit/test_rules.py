@@ -38,7 +38,7 @@ def test_an_entry() -> None:
     assert (entry.call, entry.arguments) == ("ioctl", ("@vcpu", "KVM_RUN"))
     assert entry.reason == "let the guest run"
     assert str(entry) == "ioctl(@vcpu, KVM_RUN)"
-    assert entry.names == ["vcpu"]
+    assert entry.labels == ["vcpu"]
 
 
 def test_a_descriptor_is_one_that_is_held() -> None:
@@ -94,7 +94,7 @@ def test_a_policy_file(name: str) -> None:
     assert text.startswith("# "), "it says whose it is"
     entries = policy.parse(text)
     assert len({str(entry) for entry in entries}) == len(entries), "no entry twice"
-    held = {each: [fdtable.FIXED.get(each, 17)] for entry in entries for each in entry.names}
+    held = {each: [fdtable.FIXED.get(each, 17)] for entry in entries for each in entry.labels}
     for entry in entries:
         (rule, *_) = policy.expand([entry], held, seccomp.constant)
         assert seccomp.syscall_number(rule.call) >= 0, f"x86_64 has no {rule.call}"
@@ -115,7 +115,7 @@ def test_each_file_is_somebodys_and_the_other_way_round() -> None:
         whole = fdtable.FdTable(cpu, tuple(fdtable.FIXED), devices)
         used |= {*whole.policies(), *whole.ring_policies()}
     assert used == set(FILES)
-    names = {name for file in FILES for entry in seccomp.entries(file) for name in entry.names}
+    names = {name for file in FILES for entry in seccomp.entries(file) for name in entry.labels}
     assert names <= {*fdtable.FIXED, *(name for each in devices.values() for name in each)}
 
 
