@@ -15,11 +15,10 @@ from time import monotonic
 from tender import accel
 from tender.boot import layout
 from tender.dataclass import replace
-from tender.embed import process, protocol, timers, validation
+from tender.embed import process, protocol, reactor, validation
 from tender.embed.devices import Devices
 from tender.embed.latch import Latch
 from tender.embed.process import Process
-from tender.errors import HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from tender.config import Config, VirtualTime
+    from tender.config import VirtualTime
     from tender.embed.console import Console
     from tender.embed.interfaces import BlockSpec, NetSpec, Sink
     from tender.outcome import Outcome
@@ -190,7 +189,7 @@ class Guest:
         """
         self._check_waiting()
         patience = _patience(grace)
-        self._process.ask_to_end()
+        self._process.request_stop()
         while not self._ended.wait(KICK_EVERY_S):
             self._press(patience)
         return self._result()
@@ -273,7 +272,7 @@ class Guest:
     def _press(self, patience: float) -> None:
         """Ask it to end once more, or kill it where `patience` (time.monotonic()) is over."""
         if monotonic() < patience:
-            self._process.ask_to_end()
+            self._process.request_stop()
         else:
             self._process.kill()
 
@@ -330,16 +329,13 @@ class Guest:
     def _launch(self) -> None:
         config = replace(self.config, cpu=accel.choice(self.config))
         self._devices = devices = Devices(*self._specs, self._report)
-        here = _current_folder()
         try:
-            descriptors = list(dict.fromkeys([here, *devices.descriptors]))
-            numbers = {fd: protocol.FIRST_FD + index for index, fd in enumerate(descriptors)}
+            descriptors = list(dict.fromkeys(devices.descriptors))
+            numbers = protocol.numbers_in_child(descriptors)
             net, block, console_fd = devices.with_descriptors(numbers)
             config = replace(config, net=net, block=block, console_fd=console_fd)
-            job = protocol.pack_job(config, len(descriptors))
-            self._process.start(job, descriptors, _request(config), self.deadline)
+            self._process.start(config, descriptors, self.deadline)
         finally:
-            os.close(here)
             devices.handed_over()
 
     def _failed(self, error: BaseException) -> None:
@@ -384,9 +380,6 @@ class Guest:
         except BaseException as error:
             self._error = error
             return "it could not start"
-        core, folder = outcome.core, self.config.dumpcore
-        if core is not None and core != os.path.join(folder or "", os.path.basename(core)):
-            outcome = replace(outcome, core=None)  # no file of the guest's
         self._outcome = outcome
         return f"{outcome.reason}, status {outcome.status}"
 
@@ -413,7 +406,7 @@ class Guest:
             raise RuntimeError("a guest's own thread can't wait for its end")
 
     def _is_its_own_thread(self) -> bool:
-        if process.on_monitor() or threading.get_ident() in (self._starter, self._settler):
+        if reactor.reactor().is_here() or threading.get_ident() in (self._starter, self._settler):
             return True
         return self._devices is not None and self._devices.serves_here()
 
@@ -446,21 +439,6 @@ def _place(error: BaseException) -> str:
     return place
 
 
-def _current_folder() -> int:
-    try:
-        return os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise HostError("the current folder", "open", error.errno or 0) from None
-
-
-def _request(config: Config) -> bytes:
-    """Which kind of child is worth having ready for a guest like this."""
-    if config.cpu == "kvm":
-        return protocol.FOR_KVM
-    emulated = config.cpu == "soft" or accel.emulated()
-    return protocol.FOR_SOFT if emulated else protocol.FOR_KVM
-
-
 def _resolve(loop: AbstractEventLoop, future: Future[None]) -> None:
     def resolve() -> None:
         if not future.done():
@@ -480,7 +458,7 @@ def _patience(grace: float) -> float:
 
 def _guarded(warn: Callable[[str], None]) -> Callable[[str], None]:
     """The same; what it raises ends none of the threads that call it, and is shown."""
-    return lambda text: timers.call(lambda: warn(text))
+    return lambda text: reactor.call(lambda: warn(text))
 
 
 def _to_stderr(text: str) -> None:

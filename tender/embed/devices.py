@@ -23,11 +23,12 @@ from tender.config import (
     UserNet,
 )
 from tender.dataclass import replace
-from tender.embed import timers, validation
+from tender.embed import validation
 from tender.embed.block_memory import BlockMemory
 from tender.embed.console import Capture
 from tender.embed.file_locks import FileLocks
 from tender.embed.python_devices import BlockService, NetService
+from tender.embed.reactor import show_exception
 from tender.embed.validation import BLOCK_VALUES, NET_VALUES
 from tender.errors import DeviceError, HostError
 from tender.modules import keep_descriptor
@@ -292,7 +293,7 @@ class _Reports:
                 is_last = len(told) > KINDS_MAX
             self._report(device, _LAST if is_last else what)
         except Exception:
-            timers.show_exception()
+            show_exception()
 
 
 _LAST = f"more than {KINDS_MAX} kinds of trouble: no more will be told"

@@ -1,185 +1,216 @@
-"""A guest in a child process of its own, seen from the program.
+"""The process of one guest, seen from the program.
 
-The rule here: a program is never at the mercy of a guest's process. It is signalled by a pidfd,
-which names it and nothing else; what it says is checked; it has ended when the kernel says so.
-Nothing outlives the program, and a fork of the program has none of its guests.
+The rule here: a program never depends on what a guest's process does. It signals it by a pidfd,
+which names it and no other; it checks what it sends; the kernel says when it has ended. Nothing
+outlives the program, and a fork of the program has none of its guests.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import re
 import select
 import signal
 import socket
 import threading
+from enum import Enum, auto
 
-from tender.embed import protocol
-from tender.embed.monitor import Monitor
-from tender.embed.protocol import MESSAGE_MAX, Malformed
-from tender.embed.server import Gone, Server, surroundings
+from tender import accel
+from tender.dataclass import replace
+from tender.embed import protocol, server
+from tender.embed.latch import Latch
+from tender.embed.protocol import MESSAGE_MAX, Job, Malformed
+from tender.embed.reactor import READ, reactor
+from tender.embed.server import Child, ForkServer, Gone
 from tender.errors import EXIT_FAILURE, HostError, SandboxViolation, TenderError
 from tender.outcome import Outcome
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable
     from typing import Any
 
-    from tender.embed.timers import Timer
+    from tender.config import Config
+    from tender.embed.reactor import Timer
 
     Warn = Callable[[str], None]
 
-GRACE_S = 2.0  # between asking a guest whose deadline has passed, and its death
-WARN_MAX = 256  # lines of one guest; its process sends fewer
-SERVERS_MAX = 4  # for surroundings that the program was in lately
-QUIET_S = 0.02  # after a start: where many guests are started, none waits for a child made ready
-TRIES = 3  # to get a child, where servers are killed
-DEATH_S = 5.0  # for a killed process to be gone
+GRACE_S = 2.0  # from the request to a guest whose deadline has passed until it is killed
+WARNINGS_MAX = 256  # of one guest; its process sends fewer
+QUIET_S = 0.02  # after a start: where many guests are started, no child is warmed up between
+TRIES = 3  # to get a child from servers that are killed
+DEATH_S = 5.0  # for a killed process to end
+
+
+class State(Enum):
+    """Where a guest's process is in its life."""
+
+    NEW = auto()  # there is no process
+    STARTING = auto()  # it has the job
+    RUNNING = auto()  # it has reported that the guest is about to run
+    REPORTED = auto()  # it has sent its last message, which decides the outcome; or was killed
+    ENDED = auto()  # the kernel says so, and the outcome is known
+
+
+_LAST = dict.fromkeys(("outcome", "error", "bug", "violation", "malformed"), State.REPORTED)
+
+# By state: what may happen, messages of the process among it, and the state after that.
+TRANSITIONS: dict[State, dict[str, State]] = {
+    State.NEW: {"job": State.STARTING},
+    State.STARTING: {
+        "warning": State.STARTING,
+        "started": State.RUNNING,
+        **_LAST,
+        "exit": State.ENDED,
+    },
+    State.RUNNING: {"warning": State.RUNNING, **_LAST, "exit": State.ENDED},
+    State.REPORTED: {"exit": State.ENDED},
+    State.ENDED: {},
+}
 
 
 class Process:
-    """The process of one guest."""
+    """The process of one guest.
+
+    `warn` is called with the text of each warning, and `on_end`, on the reactor's thread, when the
+    process has ended and `outcome` can be asked for.
+    """
 
     def __init__(self, warn: Warn, on_end: Callable[[], None]) -> None:
         self.pid: int | None = None
-        self.started = False
-        self.layers: tuple[str, ...] = ()  # of its sandbox, as it says when the guest starts
+        self.started = False  # the guest runs, or has run
+        self.layers: tuple[str, ...] = ()  # of its sandbox, as it reports when the guest starts
         self.missing_layers: tuple[str, ...] = ()
-        self.dead = False  # and reaped, or about to be
+        self.ended = Latch()
+        self._state = State.NEW
         self._warn = warn
-        self._on_end = on_end
-        # Of the pidfd, against its being closed. A signal handler may come back to it.
+        self._on_end: Callable[[], None] | None = on_end
+        # Of the pidfd, which is not closed while it is used. A signal handler may come back to it.
         self._lock = threading.RLock()
         self._pidfd = -1
         self._sock: socket.socket | None = None
-        self._signals: list[int] = []  # that came before there was a process
-        self._asked = self._overdue = False
-        self._result: dict[str, Any] | BaseException | None = None
-        self._malformed: str | None = None
+        self._server: ForkServer | None = None
+        self._core_path = ""  # without the process's PID
+        self._warm_request = protocol.COLD
+        self._signals: list[int] = []  # that are sent as soon as there is a process
+        self._is_stop_requested = self._is_overdue = False
+        self._is_dead = False  # the kernel says so
+        self._report: Outcome | TenderError | RuntimeError | Malformed | None = None
         self._violation: int | None = None
         self._status: int | None = None  # as waitpid() gives it
         self._warnings = 0
-        self._make_ready: Callable[[float], None] = lambda _: None
-        self._call_later: Callable[[float, Callable[[], None]], Timer | None] = lambda *_: None
         self._timers: list[Timer] = []
 
     def start(
-        self, job: bytes, descriptors: list[int], request: bytes, deadline_s: float | None = None
+        self, config: Config, descriptors: list[int], deadline_s: float | None = None
     ) -> None:
-        """Hand the job to a child; returns when the guest is about to run, or has ended already.
+        """Have a child run the guest; return when the guest is about to run, or can't.
 
-        Raises HostError where no process can be had. `descriptors` are the caller's still.
+        `config` has the numbers of protocol.numbers_in_child(`descriptors`), which the caller
+        closes. Raises HostError where no process can be had.
         """
-        program = _program_here()
-        server, pid, pidfd, sock = program.take()
-        program.add(self)
-        with self._lock:
-            self.pid, self._pidfd, self._sock = pid, pidfd, sock
-            signals, self._signals = self._signals, []
-            for signo in signals:
-                self._signal(signo)
-        self._call_later = program.monitor.call_later
-        if deadline_s is not None:
-            self._in(deadline_s, self._deadline)
+        self._core_path = os.path.join(config.dumpcore or "", "core.solo5-hvt.")
+        self._warm_request = _warm_request(config)
+        cpus = tuple(os.sched_getaffinity(0))
+        job = protocol.pack_job(Job(config, len(descriptors) + 1, cpus, server.umask()))
+        folder = _current_folder()
         try:
-            protocol.send_job(sock, job, descriptors)
-            while self._result is None and not self.started:
-                data = sock.recv(MESSAGE_MAX + 1)
-                if not data:
-                    break
-                self._take(data)
-        except ConnectionError:
-            pass  # it has died
-        except BaseException:
-            self.kill()
-            raise
+            self._server, child = _program_here().take(self)
+            self._begin(child)
+            if deadline_s is not None:
+                self._call_later(deadline_s, self._pass_deadline)
+            try:
+                protocol.send_job(child.sock, job, [*descriptors, folder])
+                while self._state is State.STARTING and self._receive():
+                    pass
+            except ConnectionError:
+                pass  # it has died
+            except BaseException as error:
+                self.kill()
+                if isinstance(error, OSError):
+                    text = "cannot send the guest to its process"
+                    raise HostError(text, "sendmsg", error.errno or 0) from None
+                raise
+            finally:
+                reactor().call_soon(self._watch)
         finally:
-            server.adopt(pid, self)
-            program.watch(self)
-            self._make_ready = lambda quiet_s: server.make_ready(request, quiet_s)
-            self._call_later(QUIET_S, lambda: self._make_ready(QUIET_S))
+            os.close(folder)
 
-    def _in(self, seconds: float, call: Callable[[], None]) -> None:
-        """Call it then, unless all is over before."""
-        timer = self._call_later(seconds, call)
-        if timer is not None:
-            self._timers.append(timer)
-
-    def ask_to_end(self) -> None:
-        """Ask once; whoever waits for it repeats it."""
-        self._asked = True
+    def request_stop(self) -> None:
+        """Ask the guest to end, once. A signal can be lost: the caller repeats it."""
+        self._is_stop_requested = True
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """From any thread, at any time."""
+        """Kill the process. May be called from any thread, at any time."""
         self._signal(signal.SIGKILL)
 
     def outcome(self) -> Outcome:
-        """How it ended, once it is dead; raises what kept the guest from starting."""
-        result = self._result
-        if self._malformed is not None:
-            text = f"the guest's process sent {self._malformed}, and was killed"
-            return Outcome("host", EXIT_FAILURE, error=HostError(text))
-        if isinstance(result, BaseException):
-            raise result
-        if result is None:
-            return self._unspoken()
-        if result["reason"] == "stopped":
-            if self._overdue:
-                result = {**result, "reason": "deadline", "signo": 0}
-            elif self._asked:
-                result = {**result, "signo": 0}
-        return Outcome(**result)
+        """How the guest ended, once its process has; raises what kept it from starting."""
+        report = self._report
+        if isinstance(report, Outcome):
+            if report.reason == "stopped" and self._is_overdue:
+                return replace(report, reason="deadline", signo=0)
+            if report.reason == "stopped" and self._is_stop_requested:
+                return replace(report, signo=0)
+            return report
+        if isinstance(report, Malformed):
+            return _host(HostError(f"the guest's process was killed: {report}"))
+        if report is None:
+            return self._outcome_of_status()
+        if not self.started:
+            raise report
+        if isinstance(report, TenderError):
+            return _host(report)
+        error = HostError(f"the guest's process failed: {str(report).splitlines()[0]}")
+        error.__cause__ = report
+        return _host(error)
 
-    def _unspoken(self) -> Outcome:
-        """The end of a process that could not say how."""
+    def _outcome_of_status(self) -> Outcome:
+        """The end of a process that did not report one."""
         status = signal.SIGKILL if self._status is None else self._status
         if not os.WIFSIGNALED(status):
             code = os.WEXITSTATUS(status)
-            text = f"the guest's process ended without a word (exit status {code})"
-            return Outcome("host", EXIT_FAILURE, error=HostError(text))
+            text = f"the guest's process exited without a report (exit status {code})"
+            return _host(HostError(text))
         signo = os.WTERMSIG(status)
         if signo == signal.SIGSYS:
             number = self._violation
             name = None if number is None else _syscall_name(number)
             return Outcome("sandbox", EXIT_FAILURE, signo, SandboxViolation(name, number))
-        if self._overdue:
+        if self._is_overdue:
             return Outcome("deadline", EXIT_FAILURE, signo)
-        if self._asked and signo == signal.SIGTERM:  # it was not ready to take it well
+        if self._is_stop_requested and signo == signal.SIGTERM:  # it had no handler yet
             return Outcome("stopped", EXIT_FAILURE)
         return Outcome("killed", EXIT_FAILURE, signo)
 
+    def _begin(self, child: Child) -> None:
+        with self._lock:
+            self._state = TRANSITIONS[self._state]["job"]
+            self.pid, self._pidfd, self._sock = child.pid, child.pidfd, child.sock
+            signals, self._signals = self._signals, []
+            for signo in signals:
+                self._signal(signo)
+
     def _signal(self, signo: int) -> None:
         with self._lock:
-            if self.dead:
-                return
-            if self._pidfd < 0:
+            if self._state is State.NEW:
                 self._signals.append(signo)
-                return
-            try:
-                signal.pidfd_send_signal(self._pidfd, signo)
-            except ProcessLookupError:
-                pass
+            elif self._state is not State.ENDED:
+                try:
+                    signal.pidfd_send_signal(self._pidfd, signo)
+                except ProcessLookupError:
+                    pass
 
-    def _deadline(self) -> None:
-        """Too late: on the monitor's thread."""
-        if not self.dead:  # it may have told of an end, and go on all the same
-            self._overdue = self._result is None
-            self._signal(signal.SIGTERM)
-            self._in(GRACE_S, self.kill)
+    def _call_later(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call it then, unless the process has ended."""
+        self._timers.append(reactor().call_later(seconds, call))
 
-    # What the monitor's thread calls.
-
-    @property
-    def descriptors(self) -> tuple[int, ...]:
-        """Those that are worth watching."""
-        return (self._sock.fileno(), self._pidfd) if self._sock is not None else ()
-
-    def listen(self) -> bool:
-        """Take in one message; False: there is none."""
+    def _receive(self, flags: int = 0) -> bool:
+        """Take one message; False: there is none."""
         try:
-            data = self._sock.recv(MESSAGE_MAX + 1, socket.MSG_DONTWAIT) if self._sock else b""
+            data = self._sock.recv(MESSAGE_MAX + 1, flags) if self._sock else b""
         except OSError:
             data = b""
         if data:
@@ -187,22 +218,23 @@ class Process:
         return bool(data)
 
     def _take(self, data: bytes) -> None:
-        if self._result is not None or self._malformed is not None:
+        """Take a message, unless the last one has come. What must not come ends the process."""
+        if self._state is State.REPORTED:
             return
+        kind: str
+        value: Any
         try:
             kind, value = protocol.parse(data)
-            if kind == "warn":
-                self._warnings += 1
-                if self._warnings > WARN_MAX:
-                    raise Malformed("more warnings than there are kinds of trouble")
-            known = {"started": self.started, "violation": self._violation is not None}
-            if known.get(kind):
-                raise Malformed("a message once more")
+            if kind not in TRANSITIONS[self._state]:
+                raise Malformed(f"{kind!r} in state {self._state.name}")
+            self._warnings += kind == "warning"
+            if self._warnings > WARNINGS_MAX:
+                raise Malformed(f"more than {WARNINGS_MAX} warnings")
         except Malformed as error:
-            self._malformed = str(error)
+            kind, value = "malformed", error
             self.kill()
-            return
-        if kind == "warn":
+        self._state = TRANSITIONS[self._state][kind]
+        if kind == "warning":
             self._warn(value)
         elif kind == "started":
             self.started = True
@@ -210,42 +242,87 @@ class Process:
         elif kind == "violation":
             self._violation = value
         elif kind == "bug":
-            self._result = RuntimeError(f"in the guest's process:\n{value}")
+            self._report = RuntimeError(f"in the guest's process:\n{value}")
+        elif kind == "outcome":
+            self._report = replace(value, core=self._own_core(value.core))
         else:
-            self._result = value  # an outcome, or an error
-        if self._result is not None:
-            self._in(GRACE_S, self.kill)  # it has nothing left to do but to end
+            self._report = value
+        if self._state is State.REPORTED:
+            self._call_later(GRACE_S, self.kill)  # all that is left for it is to exit
 
-    def died(self, timeout_s: float = 0) -> bool:
-        """Whether the kernel says that it has."""
-        if not self.dead and self._pidfd >= 0:
-            self.dead = _is_dead(self._pidfd, timeout_s)
-        return self.dead
+    def _own_core(self, path: str | None) -> str | None:
+        """The path of a core file, if this process can have written it."""
+        own = rf"{re.escape(self._core_path)}{self.pid}(\.[0-9]+)?"
+        return path if path is not None and re.fullmatch(own, path) else None
 
-    def reaped(self, status: int | None) -> None:
-        """What the server says; None: it has ended itself, and the kernel ended its children."""
-        if status is None:
-            self._signal(signal.SIGKILL)
-            status = signal.SIGKILL
-        if self._status is None:
-            self._status = status
+    # On the reactor's thread.
 
-    def conclude(self) -> bool:
-        """Whether all is known of its end; then its descriptors are closed."""
-        if not self.died():
-            return False
-        while self.listen():
+    def _watch(self) -> None:
+        if self._sock is not None and self._server is not None and self.pid is not None:
+            reactor().register(self._sock.fileno(), READ, lambda _: self._read())
+            reactor().register(self._pidfd, READ, lambda _: self._die())
+            self._server.on_exit(self.pid, self._exit)
+            self._make_ready_later()
+
+    def _make_ready_later(self) -> None:
+        ready = self._server
+        if ready is not None:
+            request = self._warm_request
+            reactor().call_later(QUIET_S, lambda: ready.make_ready(request, QUIET_S))
+
+    def _read(self) -> None:
+        if self._sock is not None and not (
+            self._receive(socket.MSG_DONTWAIT) and self._state is not State.REPORTED
+        ):
+            reactor().unregister(self._sock.fileno())
+
+    def _die(self) -> None:
+        """The kernel says that it is dead. Messages may still be on the way."""
+        reactor().unregister(self._pidfd)
+        self._is_dead = True
+        while self._state is not State.REPORTED and self._receive(socket.MSG_DONTWAIT):
             pass
-        return (self._result, self._malformed, self._status) != (None, None, None)
+        self._end_if_known()
 
-    def close(self) -> None:
-        """It is dead, and all is known: say so."""
+    def _exit(self, status: int | None) -> None:
+        """The server says how it exited; None: the server has ended."""
+        if status is None:
+            self.kill()
+            status = signal.SIGKILL
+        self._status = status
+        self._end_if_known()
+
+    def _end_if_known(self) -> None:
+        if self._state is State.ENDED or not self._is_dead:
+            return
+        if self._report is None and self._status is None:
+            return
+        if self._sock is not None:
+            reactor().unregister(self._sock.fileno())
         with self._lock:
+            self._state = TRANSITIONS[self._state]["exit"]
             self.forget()
         for timer in self._timers:
             timer.cancel()
-        self._on_end()
-        self._make_ready(0)
+        if self._server is not None:
+            self._server.make_ready(self._warm_request)
+        program = _program_here()
+        program.remove(self)
+        if not program.is_ending:
+            self.report_end()
+        self.ended.set()
+
+    def report_end(self) -> None:
+        """Call `on_end`, once."""
+        with self._lock:
+            on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            on_end()
+
+    def _pass_deadline(self) -> None:
+        self._is_overdue = self._state is not State.REPORTED  # one that reported may not exit
+        self._signal(signal.SIGTERM)
+        self._call_later(GRACE_S, self.kill)
 
     def forget(self) -> None:
         """Close its descriptors; in a forked child, that is all."""
@@ -256,10 +333,21 @@ class Process:
             os.close(pidfd)
 
 
-def _is_dead(pidfd: int, timeout_s: float = 0) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(timeout_s * 1000))
+def _host(error: TenderError) -> Outcome:
+    return Outcome("host", EXIT_FAILURE, error=error)
+
+
+def _current_folder() -> int:
+    try:
+        return os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError("the current directory", "open", error.errno or 0) from None
+
+
+def _warm_request(config: Config) -> bytes:
+    """The request for a child that is warmed up for a guest like this one."""
+    is_soft = config.cpu == "soft" or (config.cpu == "auto" and accel.emulated())
+    return protocol.WARM_SOFT if is_soft else protocol.WARM_KVM
 
 
 def _syscall_name(number: int) -> str:
@@ -272,115 +360,71 @@ def _syscall_name(number: int) -> str:
 
 
 class Program:
-    """What this program has of servers and guests' processes."""
+    """The fork server of this program, and the processes of its guests."""
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
-        self.monitor = Monitor()
+        self.is_ending = False
         self._lock = threading.Lock()
-        self._servers: dict[Hashable, Server] = {}  # the one that was used last is the last
-        self._all_servers: list[Server] = []  # the retired ones too, while they run
+        self._server: ForkServer | None = None
         self._processes: set[Process] = set()
-        self._closed = False
-
-    def take(self) -> tuple[Server, int, int, socket.socket]:
-        """A child that waits for a job: its server, PID, pidfd and socket."""
-        here = surroundings()
-        for _ in range(TRIES):
-            server = self._server(here)
-            try:
-                pid, pidfd, sock = server.take()
-            except Gone:
-                with self._lock:
-                    if self._servers.get(here) is server:
-                        del self._servers[here]
-                continue
-            if not _is_dead(pidfd):
-                return server, pid, pidfd, sock
-            server.disown(pid)  # it was killed while it waited: no guest has had it
-            os.close(pidfd)
-            sock.close()
-        raise HostError("cannot start a process for the guest: the server that forks it is killed")
-
-    def _server(self, here: Hashable) -> Server:
-        with self._lock:
-            if self._closed:
-                raise HostError("cannot start a process for the guest: the program is ending")
-            server = self._servers.pop(here, None)
-            if server is None or server.gone:
-                server = Server()
-                self._all_servers.append(server)
-                self.monitor.watch(server.ends.fileno(), lambda: self._hear(server))
-            self._servers[here] = server
-            # Those of other users are not kept: they have rights that the program gave up.
-            for other in list(self._servers):
-                if other[:3] != here[:3] or len(self._servers) > SERVERS_MAX:  # type: ignore[index]
-                    self._servers.pop(other).retire()
-            return server
-
-    def _hear(self, server: Server) -> None:
-        if not server.hear(self._look):
-            self.monitor.unwatch(server.ends.fileno())
-            with self._lock:
-                self._all_servers.remove(server)
-            server.close()
-
-    def add(self, process: Process) -> None:
-        """A process that is now a guest of this program."""
-        with self._lock:
-            self._processes.add(process)
-
-    def watch(self, process: Process) -> None:
-        """From here on the monitor's thread takes in what it says."""
-        self.monitor.call_later(0, lambda: self._watch(process))
-
-    def _watch(self, process: Process) -> None:
-        for fd in process.descriptors:
-            self.monitor.watch(fd, lambda: self._event(process))
-        self._look(process)
-
-    def _event(self, process: Process) -> None:
-        process.listen()
-        self._look(process)
-
-    def _look(self, process: Process) -> None:
-        """See whether a process has ended."""
-        if process.descriptors and process.conclude():
-            for fd in process.descriptors:
-                self.monitor.unwatch(fd)
-            self._remove(process)
-
-    def _remove(self, process: Process) -> None:
-        with self._lock:
-            self._processes.discard(process)
-        process.close()
-
-    def close(self) -> None:
-        """The program ends: so do its guests, and whoever waits for one hears of it."""
-        self.monitor.close()
-        with self._lock:
-            self._closed = True
-            servers, self._servers = self._all_servers, {}
-            processes = list(self._processes)
-        for server in servers:
-            server.close()
-        for process in processes:
-            process.reaped(None)
-            if process.died(DEATH_S) and process.conclude():
-                self._remove(process)
 
     @property
-    def ending(self) -> bool:
-        """Whether the program is: then nothing can be left to a thread."""
-        return self._closed
+    def server(self) -> ForkServer:
+        """The server, which is started if there is none; HostError where it can't be used."""
+        with self._lock:
+            if self.is_ending:
+                raise HostError("cannot start a process for the guest: the program is ending")
+            if self._server is None or self._server.gone:
+                self._server = ForkServer()
+            return self._server
+
+    def take(self, process: Process) -> tuple[ForkServer, Child]:
+        """A child that waits for the job of `process`."""
+        for _ in range(TRIES):
+            server = self.server
+            server.check_context()
+            try:
+                child = server.take()
+            except Gone:
+                continue
+            if not _is_dead(child.pidfd):
+                with self._lock:
+                    self._processes.add(process)
+                return server, child
+            server.on_exit(child.pid, lambda _: None)  # it was killed while it waited
+            child.close()
+        raise HostError(
+            f"cannot start a process for the guest: its fork server was killed {TRIES} times"
+        )
+
+    def remove(self, process: Process) -> None:
+        """The process has ended."""
+        with self._lock:
+            self._processes.discard(process)
+
+    def close(self) -> None:
+        """End the guests with the program. Who waits for one is woken."""
+        with self._lock:
+            self.is_ending = True
+            server, processes = self._server, list(self._processes)
+        if server is not None:
+            server.close()
+        for process in processes:
+            if process.ended.wait(DEATH_S):
+                process.report_end()
 
     def forget(self) -> None:
-        """In a forked child: nothing of it is the child's."""
-        self.monitor.forget()
-        for server in list(self._all_servers):
-            server.forget()
-        for process in list(self._processes):
+        """Close all descriptors in a forked child."""
+        if self._server is not None:
+            self._server.forget()
+        for process in self._processes:
             process.forget()
+
+
+def _is_dead(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 _lock = threading.Lock()
@@ -396,14 +440,9 @@ def _program_here() -> Program:
         return _program
 
 
-def on_monitor() -> bool:
-    """Whether this is the thread that must not wait for a guest: it is who hears of the end."""
-    return _program is not None and _program.monitor.is_here()
-
-
 def program_ends() -> bool:
-    """Whether this program is about to, and takes its guests with it."""
-    return _program is not None and _program.ending
+    """Whether this program is about to end, and its guests with it."""
+    return _program is not None and _program.is_ending
 
 
 def _at_exit() -> None:

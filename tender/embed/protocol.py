@@ -1,8 +1,8 @@
-"""What a program and the processes of its guests say to each other.
+"""The messages between a program, its fork server and the processes of its guests.
 
-The rule here: a job goes to a child that nobody has had a hand in yet, and is trusted. What comes
-back may come from a guest that took the child over: it is JSON of a limited size, checked field by
-field, and what does not fit is a Malformed. Errors are made again from a fixed table of names.
+The rule here: a job goes to a child that no guest has run in, and is trusted. What a child sends
+may come from a guest that has taken it over: JSON of a limited size, checked field by field. What
+does not pass is Malformed. Errors are made from a fixed list of types.
 """
 
 from __future__ import annotations
@@ -16,36 +16,37 @@ import struct
 
 from tender import config as conf
 from tender import errors
+from tender.dataclass import dataclass
 from tender.errors import TenderError
-from tender.outcome import Counters, NetCounters, Statistics
+from tender.outcome import Counters, NetCounters, Outcome, Statistics
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
     from tender.config import Config
-    from tender.outcome import Outcome
 
 MESSAGE_MAX = 1 << 16  # bytes
-TEXT_MAX = 4000  # letters of an error or a warning
+TEXT_MAX = 4000  # characters of an error or a warning
 LAYERS_MAX = 16  # of a sandbox; there are fewer
 DEVICES_MAX = 64  # of one kind: a manifest has no more entries
 FIRST_FD = 128  # the number of a job's first descriptor in the child
 FDS_PER_MESSAGE = 250  # Linux takes 253 (SCM_MAX_FD)
 
-# Between program and server.
-NEW = struct.Struct("=ii")  # a child: its PID and 0, or 0 and an errno
-ENDED = struct.Struct("=ii")  # a child's PID and wait status
-# Requests for a child: one that gets its job at once, or that makes ready for a guest on this CPU.
-AT_ONCE, FOR_SOFT, FOR_KVM = b"a", b"s", b"k"
+# Between a program and its fork server.
+FORKED = struct.Struct("=ii")  # a child: its PID and 0, or 0 and an errno
+EXITED = struct.Struct("=ii")  # a child's PID and wait status
+# Requests for a child: one that does not warm up, or one that does, for this CPU.
+COLD, WARM_SOFT, WARM_KVM = b"c", b"s", b"k"
 
 JOB_MAX = 1 << 17  # bytes of a job in a message; a longer one comes in a memfd
 JOB_IN_FILE, MORE_FDS = b"f", b"+"  # no marshalled job is that short
 _FD = struct.Struct("=i")
 
-# What the sandbox's handler of SIGSYS writes: a zero byte that no JSON begins with, three letters,
-# the number of the system call and of the architecture (seccomp's AUDIT_ARCH_*).
-VIOLATION = struct.Struct("=4sII")
+# What the sandbox's handler of SIGSYS writes: a zero byte, with which no JSON begins, three
+# letters, the number of the system call and of the architecture (seccomp's AUDIT_ARCH_*).
+VIOLATION = struct.Struct("=4siI")
 VIOLATION_MAGIC = b"\0SYS"
 
 REASONS = ("halted", "stopped", "fault", "host")
@@ -53,24 +54,42 @@ _I32, _U64 = range(-(1 << 31), 1 << 31), range(1 << 64)
 _SIGNALS = range(65)
 _CORE = re.compile(r"core\.solo5-hvt\.[0-9]{1,10}(\.[0-9]{1,2})?")
 
-# Errors that a child may report, with what is in them beside the text.
-_FIELDS: dict[str, tuple[tuple[str, type], ...]] = {
-    "TenderError": (),
-    "UsageError": (),
-    "ConfigError": (),
-    "ImageError": (),
-    "ManifestError": (),
-    "DeviceError": (),
-    "SandboxError": (),
-    "HostError": (("syscall", str), ("errno", int)),
-    "GuestFault": (("gpa", int), ("size", int), ("hypercall", int)),
-    "NotEmulated": (("gpa", int), ("size", int), ("hypercall", int)),
+# The errors that a child may report.
+_ERRORS: dict[str, type[TenderError]] = {
+    each.__name__: each
+    for each in (
+        TenderError,
+        errors.UsageError,
+        errors.ConfigError,
+        errors.ImageError,
+        errors.ManifestError,
+        errors.DeviceError,
+        errors.SandboxError,
+        errors.HostError,
+        errors.GuestFault,
+        errors.NotEmulated,
+    )
 }
-_ERRORS = {name: getattr(errors, name) for name in _FIELDS if hasattr(errors, name)}
 
 
 class Malformed(Exception):
-    """A message that no guest's process sends by itself."""
+    """A message that no guest's process sends, unless a guest has taken it over."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"malformed message: {what}")
+
+
+@dataclass
+class Job:
+    """What a child does: run a guest, with the CPU affinity and the umask of its program.
+
+    `descriptors` is the number of those that come with it, the current directory last.
+    """
+
+    config: Config
+    descriptors: int
+    cpus: tuple[int, ...]
+    umask: int | None = None  # None: the server's
 
 
 def send_descriptors(to: socket.socket, data: bytes, descriptors: list[int]) -> None:
@@ -84,7 +103,6 @@ def receive_descriptors(
 ) -> tuple[bytes, list[int]]:
     """One message and the descriptors that came with it."""
     room = socket.CMSG_SPACE(most * _FD.size)
-    # What comes is no business of the program's children.
     data, ancillary, _, _ = sock.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
     descriptors: list[int] = []
     for level, kind, packed in ancillary:
@@ -94,11 +112,11 @@ def receive_descriptors(
     return data, descriptors
 
 
-# The job: program -> child.
+# The job, from program to child.
 
 
 def send_job(sock: socket.socket, job: bytes, descriptors: list[int]) -> None:
-    """`job` is what pack_job gave, for as many descriptors; the first is the current folder."""
+    """Send what `pack_job` gave, and its descriptors."""
     first, rest = descriptors[:FDS_PER_MESSAGE], descriptors[FDS_PER_MESSAGE:]
     if len(job) < JOB_MAX:
         send_descriptors(sock, job, first)
@@ -113,36 +131,41 @@ def send_job(sock: socket.socket, job: bytes, descriptors: list[int]) -> None:
         rest = rest[FDS_PER_MESSAGE:]
 
 
-def receive_job(sock: socket.socket) -> tuple[Config, list[int]] | None:
-    """None: there is none to come."""
+def receive_job(sock: socket.socket) -> tuple[Job, list[int]] | None:
+    """A job and its descriptors; None: none will come."""
     data, descriptors = receive_descriptors(sock, JOB_MAX)
     if not data:
         return None
     if data == JOB_IN_FILE:
         with open(descriptors.pop(), "rb") as file:
             data = file.read()
-    config, count = unpack_job(data)
-    while len(descriptors) < count:
+    job = unpack_job(data)
+    while len(descriptors) < job.descriptors:
         data, more = receive_descriptors(sock, 1)
         if not data:
             return None
         descriptors += more
-    return config, descriptors
+    return job, descriptors
 
 
-def pack_job(config: Config, descriptors: int) -> bytes:
-    """A Config whose descriptors have the child's numbers, and how many come with it."""
-    return marshal.dumps((_plain(config), descriptors))
+def numbers_in_child(descriptors: Iterable[int]) -> dict[int, int]:
+    """The number that each descriptor of a job has in the child."""
+    return {fd: FIRST_FD + index for index, fd in enumerate(descriptors)}
 
 
-def unpack_job(data: bytes) -> tuple[Config, int]:
-    """What pack_job was given; for bytes of the program itself."""
-    plain, descriptors = marshal.loads(data)
-    return _value(plain), descriptors
+def pack_job(job: Job) -> bytes:
+    """The bytes of a job whose Config has the child's descriptors; raises ConfigError."""
+    return marshal.dumps((_plain(job.config), job.descriptors, job.cpus, job.umask))
+
+
+def unpack_job(data: bytes) -> Job:
+    """What `pack_job` was given. Trusts `data`."""
+    config, *rest = marshal.loads(data)
+    return Job(_value(config), *rest)
 
 
 def _plain(value: Any) -> Any:
-    """A record of tender.config as a list that starts with its name; a tuple as a tuple."""
+    """A value of tender.config as a list of its type's name and fields; a tuple as a tuple."""
     if value is None or type(value) in (int, str, bytes, bool, float):
         return value
     if isinstance(value, (tuple, list)):
@@ -156,7 +179,7 @@ def _plain(value: Any) -> Any:
         return int(value)
     if isinstance(value, str):
         return str(value)
-    raise errors.ConfigError(f"{value!r}: not a value that a guest's process can be given")
+    raise errors.ConfigError(f"{value!r}: its type can't be sent to a guest's process")
 
 
 def _value(plain: Any) -> Any:
@@ -168,19 +191,25 @@ def _value(plain: Any) -> Any:
     return plain
 
 
-# What comes back: child -> program.
+# Reports, from child to program.
 
 
 def pack(kind: str, value: Any) -> bytes:
-    """A message of one kind: started, warn, error, outcome or bug."""
+    """A message of one kind: started, warning, error, outcome or bug."""
     return json.dumps({kind: value}).encode("ascii")
 
 
 def pack_error(error: TenderError) -> dict[str, Any]:
-    """An error as the table of its type, text and fields."""
+    """The type, text and fields of an error."""
     name = next(base.__name__ for base in type(error).__mro__ if base.__name__ in _ERRORS)
-    fields = {key: getattr(error, key, None) for key, _ in _FIELDS[name]}
+    fields = {key: getattr(error, key, None) for key in _error_fields(_ERRORS[name])}
     return {"type": name, "text": str(error)[:TEXT_MAX], **fields}
+
+
+def _error_fields(kind: type[TenderError]) -> dict[str, str]:
+    """The attributes of an error beside its text, with their types: what it is made from."""
+    types: dict[str, str] = getattr(kind.__init__, "__annotations__", {})
+    return {name: types[name] for name in types if name not in ("what", "return")}
 
 
 def pack_outcome(outcome: Outcome) -> bytes:
@@ -192,56 +221,56 @@ def pack_outcome(outcome: Outcome) -> bytes:
 
 
 def parse(data: bytes) -> tuple[str, Any]:
-    """A message's kind and value; raises Malformed."""
+    """The kind and the value of a message; raises Malformed."""
     if data[:1] == b"\0":
         return "violation", _violation(data)
     if len(data) > MESSAGE_MAX:
-        raise Malformed("a message that is too long")
+        raise Malformed("too long")
     try:
         message = json.loads(data.decode("ascii"))
     except (ValueError, RecursionError):
-        raise Malformed("a message that is not JSON") from None
+        raise Malformed("not JSON") from None
     if type(message) is not dict or len(message) != 1:
-        raise Malformed("a message that is none")
+        raise Malformed("not an object with one member")
     ((kind, value),) = message.items()
     if kind not in _PARSERS:
-        raise Malformed("a message of an unknown kind")
+        raise Malformed("unknown kind")
     return kind, _PARSERS[kind](value)
 
 
 def _violation(data: bytes) -> int:
     if len(data) != VIOLATION.size or not data.startswith(VIOLATION_MAGIC):
-        raise Malformed("a message that is none")
+        raise Malformed("not a violation")
     return int(VIOLATION.unpack(data)[1])
 
 
 def _text(value: Any) -> str:
     """One line that is safe to show, as the command shows it."""
     if type(value) is not str or len(value) > TEXT_MAX:
-        raise Malformed("a text that is none")
+        raise Malformed("not a text, or too long")
     return errors.one_line(value)
 
 
 def _lines(value: Any) -> str:
     if type(value) is not str:
-        raise Malformed("a text that is none")
+        raise Malformed("not a text")
     return "\n".join(_text(line) for line in value.split("\n"))
 
 
 def _layers(value: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The sandbox's layers that are in force, and those that are missing."""
     if type(value) is not list or len(value) != 2:
-        raise Malformed("a sandbox that is none")
+        raise Malformed("not two lists of layers")
     for names in value:
         if type(names) is not list or len(names) > LAYERS_MAX:
-            raise Malformed("a sandbox that is none")
+            raise Malformed("not two lists of layers")
     there, missing = (tuple(map(_text, names)) for names in value)
     return there, missing
 
 
-def _number(value: Any, among: range) -> int:
+def _integer(value: Any, among: range) -> int:
     if type(value) is not int or value not in among:
-        raise Malformed("a number that is none")
+        raise Malformed("integer out of range")
     return value
 
 
@@ -249,31 +278,32 @@ def _error(value: Any) -> TenderError:
     value = _dict(value, 8)
     name = value.get("type")
     if type(name) is not str or name not in _ERRORS:
-        raise Malformed("an error of an unknown type")
-    error: TenderError = _ERRORS[name].__new__(_ERRORS[name])
+        raise Malformed("unknown type of error")
+    error = _ERRORS[name].__new__(_ERRORS[name])
     error.args = (_text(value.get("text")),)
-    for key, kind in _FIELDS[name]:
+    for key, kind in _error_fields(_ERRORS[name]).items():
         field = value.get(key)
         if field is not None:
-            field = _text(field) if kind is str else _number(field, _U64)
+            among = _U64 if key in ("gpa", "size") else range(1 << 31)
+            field = _text(field) if kind.startswith("str") else _integer(field, among)
         setattr(error, key, field)
     return error
 
 
-def _outcome(value: Any) -> dict[str, Any]:
+def _outcome(value: Any) -> Outcome:
     value = _dict(value, 16)
     if value.get("reason") not in REASONS:
-        raise Malformed("an outcome without a reason")
+        raise Malformed("unknown reason of an outcome")
     trap, error = value.get("trap"), value.get("error")
-    return {
-        "reason": value["reason"],
-        "status": _number(value.get("status"), _I32),
-        "signo": _number(value.get("signo"), _SIGNALS),
-        "error": None if error is None else _error(error),
-        "trap": None if trap is None else _numbers(trap),
-        "core": _core(value.get("core")),
-        "stats": _statistics(value.get("stats")),
-    }
+    return Outcome(
+        value["reason"],
+        _integer(value.get("status"), _I32),
+        _integer(value.get("signo"), _SIGNALS),
+        None if error is None else _error(error),
+        None if trap is None else _integers(trap),
+        _core(value.get("core")),
+        _statistics(value.get("stats")),
+    )
 
 
 def _values(value: Any) -> Any:
@@ -298,39 +328,39 @@ def _statistics(value: Any) -> Statistics:
 
 
 def _counters(value: Any) -> Counters:
-    return Counters(*(_number(each, _U64) for each in _list(value, len(Counters.__annotations__))))
+    return Counters(*(_integer(each, _U64) for each in _list(value, len(Counters.__annotations__))))
 
 
 def _list(value: Any, length: int) -> list[Any]:
     if type(value) is not list or len(value) != length:
-        raise Malformed("malformed message: not a list of the right length")
+        raise Malformed("not a list of the right length")
     return value
 
 
 def _core(value: Any) -> str | None:
-    """A core's path: the folder is checked by who named it."""
+    """The path of a core file. Whether it is this guest's is not known here."""
     if value is None:
         return None
     if type(value) is not str or len(value) > TEXT_MAX or "\0" in value:
-        raise Malformed("a core file's name that is none")
+        raise Malformed("not the path of a core file")
     if not _CORE.fullmatch(os.path.basename(value)):
-        raise Malformed("a core file's name that is none")
+        raise Malformed("not the path of a core file")
     return value
 
 
-def _numbers(value: Any) -> dict[str, int]:
-    return {_text(name): _number(number, _U64) for name, number in _dict(value, 64).items()}
+def _integers(value: Any) -> dict[str, int]:
+    return {_text(name): _integer(each, _U64) for name, each in _dict(value, 64).items()}
 
 
 def _dict(value: Any, most: int = 512) -> dict[str, Any]:
     if type(value) is not dict or len(value) > most:
-        raise Malformed("a table that is none")
+        raise Malformed("not an object, or too large")
     return value
 
 
 _PARSERS = {
     "started": _layers,
-    "warn": _text,
+    "warning": _text,
     "error": _error,
     "outcome": _outcome,
     "bug": _lines,

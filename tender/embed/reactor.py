@@ -1,26 +1,44 @@
-"""The one thread of a program that waits for all its guests: consoles, switches, timers.
+"""The one event thread of a program: its guests' processes, consoles, switches and timers.
 
 The rule here: a callback runs on this thread and must not block; what may block (a device that a
-user has written) has a thread of its own. A guest's own thread never comes here. Source of how
-epoll and descriptors go together: Linux, epoll(7).
+user has written) has a thread of its own. Source of how epoll and descriptors go together: Linux,
+epoll(7).
 """
 
 from __future__ import annotations
 
+import heapq
 import os
 import select
+import sys
 import threading
+from itertools import count
+from time import monotonic
 
 from tender.embed.latch import Latch
-from tender.embed.timers import Timer, Timers, show_exception
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
-GONE = select.EPOLLHUP | select.EPOLLERR  # told without being asked for
-EVENTS_MAX = 256  # of one look; the others come with the next
+GONE = select.EPOLLHUP | select.EPOLLERR  # reported without being asked for
+EVENTS_MAX = 256  # of one epoll_wait(2); the others come with the next
+WAIT_MAX_S = 3600.0  # epoll_wait(2) takes an int of milliseconds
+
+
+class Timer:
+    """A call that is due at `when` (time.monotonic()), unless it is cancelled."""
+
+    __slots__ = ("function", "when")
+
+    def __init__(self, when: float, function: Callable[[], object] | None) -> None:
+        self.when = when
+        self.function = function
+
+    def cancel(self) -> None:
+        """Do not call it, and release what it would have called at once."""
+        self.function = None
 
 
 class _Entry:
@@ -46,7 +64,8 @@ class Reactor:
         self._lock = threading.Lock()
         self._returned: Latch | None = None  # the callback, where somebody waits for that
         self._entries: dict[int, _Entry] = {}
-        self._timers = Timers()
+        self._timers: list[tuple[float, int, Timer]] = []  # a heap
+        self._numbers = count()  # of timers: those of one instant are called in order
         self._round = 0
         self._busy: _Entry | None = None
         self._thread: threading.Thread | None = None
@@ -107,9 +126,11 @@ class Reactor:
         return self.call_later(0, function)
 
     def call_later(self, seconds: float, function: Callable[[], object]) -> Timer:
-        """Call `function` after `seconds`; calls of one instant come in the order of asking."""
-        timer, is_first = self._timers.add(seconds, function)
+        """Call `function` on the thread after `seconds`; calls of one instant keep their order."""
+        timer = Timer(monotonic() + max(0.0, seconds), function)
         with self._lock:
+            is_first = not self._timers or timer.when < self._timers[0][0]
+            heapq.heappush(self._timers, (timer.when, next(self._numbers), timer))
             self._start()
         if is_first and not self.is_here():
             self._wake()
@@ -130,13 +151,34 @@ class Reactor:
     def _run(self) -> None:
         while True:
             self._round += 1
-            ready = self._epoll.poll(self._timers.wait_s(), EVENTS_MAX)
+            ready = self._epoll.poll(self._wait_s(), EVENTS_MAX)
             for fd, events in ready:
                 if fd == self._wake_fd:
                     os.eventfd_read(fd)
                 else:
                     self._serve(fd, events)
-            self._timers.run()
+            self._run_timers()
+
+    def _wait_s(self) -> float | None:
+        """How long the thread may sleep, in seconds; None: there is no timer."""
+        with self._lock:
+            while self._timers and self._timers[0][2].function is None:
+                heapq.heappop(self._timers)
+            if not self._timers:
+                return None
+            return min(max(0.0, self._timers[0][0] - monotonic()), WAIT_MAX_S)
+
+    def _run_timers(self) -> None:
+        now = monotonic()
+        while True:
+            with self._lock:
+                if not self._timers or self._timers[0][0] > now:
+                    return
+                timer = heapq.heappop(self._timers)[2]
+            function, timer.function = timer.function, None
+            call(function)
+            # No frame that stays refers to what was called: a guest that ended can be collected.
+            del function, timer
 
     def _serve(self, fd: int, events: int) -> None:
         with self._lock:
@@ -162,6 +204,23 @@ class Reactor:
         """In a forked child: its copies of the descriptors are closed, the thread is not here."""
         self._epoll.close()
         os.close(self._wake_fd)
+
+
+def call(function: Callable[[], object] | None) -> None:
+    """Call `function`, if it is one; an exception is shown and goes no further."""
+    try:
+        if function is not None:
+            function()
+    except BaseException:  # sys.exit() in a user's callback too
+        show_exception()
+
+
+def show_exception() -> None:
+    """Show the current exception as threading shows one that a thread did not catch."""
+    kind, value, traceback = sys.exc_info()
+    if kind is not None:
+        thread = threading.current_thread()
+        threading.excepthook(threading.ExceptHookArgs((kind, value, traceback, thread)))
 
 
 _lock = threading.Lock()

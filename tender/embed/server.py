@@ -1,7 +1,8 @@
-"""The program's side of the fork server (tender/embed/forkserver.py).
+"""The program's end of its fork server (tender/embed/forkserver.py).
 
-The rule here: a child has what its program has at that moment, its namespaces, its user, its CPUs.
-A server forks what it is itself, so there is one for each such surrounding.
+The rule here: the process of a guest has the credentials and the namespaces that the program had
+when its server started. A program that has changed them since gets an error: no guest runs with
+rights that its program has given up.
 """
 
 from __future__ import annotations
@@ -14,50 +15,214 @@ import subprocess
 import sys
 import threading
 from errno import EMFILE
+from functools import partial
 from time import monotonic
 
-from tender.embed.protocol import AT_ONCE, ENDED, NEW, receive_descriptors
+from tender.dataclass import dataclass
+from tender.embed.protocol import COLD, EXITED, FORKED, receive_descriptors
+from tender.embed.reactor import READ, reactor
 from tender.errors import HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-    from tender.embed.process import Process
+    OnExit = Callable[[int | None], object]
 
 END_S = 5.0
 NAMESPACES = ("net", "mnt", "user", "ipc", "uts", "cgroup", "pid_for_children", "time_for_children")
-_INHERITED = re.compile(rb"^(?:Umask|CapPrm|CapEff|CapBnd):\s*(\w+)", re.M)
 KEPT_VARIABLES = ("LD_", "LC_", "LANG")  # of the environment: it may hold secrets
 CODE = "import sys; sys.path[:] = {path!r}; from tender.embed.forkserver import main; main({fds})"
+_CAPABILITIES = re.compile(rb"^Cap(?:Prm|Eff|Bnd):\s*(\w+)", re.M)
+_UMASK = re.compile(rb"^Umask:\s*(\w+)", re.M)
 
 
 class Gone(Exception):
     """The server has ended, or is about to."""
 
 
-def surroundings() -> Hashable:
-    """What the children of this thread have from it, besides its descriptors and limits."""
+@dataclass
+class Child:
+    """A process that waits for a job; its pidfd and its end of the socket pair are open."""
+
+    pid: int
+    pidfd: int
+    sock: socket.socket
+
+    def close(self) -> None:
+        """Close both descriptors."""
+        self.sock.close()
+        os.close(self.pidfd)
+
+
+class ForkServer:
+    """A server process, and the children of it that this program knows."""
+
+    def __init__(self) -> None:
+        self.gone = False
+        self._context = _inherited_context()
+        self._lock = threading.Lock()  # of `gone` and of the two tables
+        self._on_exit: dict[int, OnExit] = {}
+        self._statuses: dict[int, int] = {}  # of children that nobody has asked about yet
+        self._taking = threading.Lock()
+        self._is_ready = False  # a child waits, or is being forked
+        self._taken = 0.0  # when a child was taken last
+        self._requests, requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._exits, exits = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with requests, exits:
+            try:
+                self._popen = _start(requests.fileno(), exits.fileno())
+            except BaseException as error:
+                self._requests.close()
+                self._exits.close()
+                if isinstance(error, OSError):
+                    raise _no_process(error.errno or 0) from None
+                raise
+        reactor().register(self._exits.fileno(), READ, lambda _: self._read_exits())
+
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        return self._popen.pid
+
+    def check_context(self) -> None:
+        """Raise HostError if a child would not have what this thread has now."""
+        now = _inherited_context()
+        for name, value in self._context.items():
+            if now[name] != value:
+                raise HostError(
+                    f"cannot start a process for the guest: the {name} of the program changed "
+                    "after its first guest had started: change them before, or fork the program"
+                )
+
+    def take(self) -> Child:
+        """A child for a job, the one that waits if there is one.
+
+        Raises Gone, and HostError where the server can't fork.
+        """
+        with self._taking:
+            try:
+                if not self._is_ready:
+                    self._requests.send(COLD)
+                self._is_ready = False
+                data, descriptors = receive_descriptors(self._requests, FORKED.size, 2)
+            except OSError:
+                data, descriptors = b"", []
+            self._taken = monotonic()
+        if len(data) != FORKED.size:
+            self.gone = True
+            raise Gone
+        pid, error = FORKED.unpack(data)
+        if not error and len(descriptors) != 2:  # the program has reached its limit
+            for each in descriptors:
+                os.close(each)
+            error = EMFILE
+        if error:
+            raise _no_process(error)
+        fd, pidfd = descriptors
+        return Child(pid, pidfd, socket.socket(fileno=fd))
+
+    def make_ready(self, request: bytes, quiet_s: float = 0) -> None:
+        """Have a child ready for the next guest, unless one was taken in the last `quiet_s`.
+
+        Warming up takes as much CPU time as the start of a guest, and would slow down one that
+        starts at the same time.
+        """
+        if self._taking.acquire(blocking=False):
+            try:
+                if not self._is_ready and monotonic() - self._taken >= quiet_s:
+                    self._requests.send(request)
+                    self._is_ready = True
+            except OSError:
+                pass  # it is gone
+            finally:
+                self._taking.release()
+
+    def on_exit(self, pid: int, call: OnExit) -> None:
+        """Call `call`, on the reactor's thread, with the wait status of a child.
+
+        With None where the server has ended; the kernel ends its children with it.
+        """
+        with self._lock:
+            if not self.gone and pid not in self._statuses:
+                self._on_exit[pid] = call
+                return
+            status = self._statuses.pop(pid, None)
+        reactor().call_soon(partial(call, status))
+
+    def _read_exits(self) -> None:
+        while True:
+            try:
+                data = self._exits.recv(EXITED.size, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if len(data) != EXITED.size:
+                self.close()
+                return
+            pid, status = EXITED.unpack(data)
+            with self._lock:
+                call = self._on_exit.pop(pid, None)
+                if call is None:
+                    self._statuses[pid] = status
+            if call is not None:
+                call(status)
+
+    def close(self) -> None:
+        """End the server with all its children, unless it has ended already."""
+        reactor().unregister(self._exits.fileno())
+        self._requests.close()
+        self._exits.close()
+        try:
+            self._popen.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self._popen.kill()
+            self._popen.wait()
+        with self._lock:
+            self.gone = True
+            calls, self._on_exit = list(self._on_exit.values()), {}
+        for call in calls:
+            reactor().call_soon(partial(call, None))
+
+    def forget(self) -> None:
+        """Close its descriptors in a forked child: it is the parent's server."""
+        self._requests.close()
+        self._exits.close()
+        self._popen.returncode = 0
+
+
+def _inherited_context() -> dict[str, Hashable]:
+    """What a child has from its program by inheritance, and gets in no other way."""
     root = os.stat("/")
-    return (
-        os.getresuid(),
-        os.getresgid(),
-        tuple(os.getgroups()),
-        (root.st_dev, root.st_ino),
-        tuple(map(_namespace, NAMESPACES)),
-        frozenset(os.sched_getaffinity(0)),
-        _status(),
-    )
+    return {
+        "credentials": (
+            os.getresuid(),
+            os.getresgid(),
+            tuple(os.getgroups()),
+            tuple(_CAPABILITIES.findall(_thread_status())),
+        ),
+        "root directory": (root.st_dev, root.st_ino),
+        "namespaces": tuple(map(_namespace, NAMESPACES)),
+    }
 
 
-def _status() -> tuple[bytes, ...]:
-    """The umask and the capabilities; proc(5). The umask can't be asked for without setting it."""
+def umask() -> int | None:
+    """The umask, which no system call gives without setting it; None where /proc is missing."""
+    found = _UMASK.search(_thread_status())
+    return int(found[1], 8) if found else None
+
+
+def _thread_status() -> bytes:
+    """The status of this thread, proc(5); empty where /proc is missing."""
     try:
         fd = os.open("/proc/thread-self/status", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return ()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise _no_process(error.errno or 0, "open") from None
     try:
-        return tuple(_INHERITED.findall(os.read(fd, 1 << 14)))
+        return os.read(fd, 1 << 14)
     finally:
         os.close(fd)
 
@@ -69,153 +234,11 @@ def _namespace(name: str) -> int:
         return 0
 
 
-class Server:
-    """A server process, and the children of it that this program knows."""
-
-    def __init__(self) -> None:
-        self.gone = False
-        self._lock = threading.Lock()  # of the two tables
-        self._processes: dict[int, Process] = {}
-        self._statuses: dict[int, int] = {}  # of children that nobody has asked about yet
-        self._disowned: set[int] = set()  # children that nobody will ask about
-        self._taking = threading.Lock()
-        self._ready = False  # a child waits, or is on its way
-        self._taken = 0.0  # when a child was taken last
-        self._requests, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.ends, told = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with asked, told:
-            try:
-                self._popen = _start(asked.fileno(), told.fileno())
-            except BaseException as error:
-                self._requests.close()
-                self.ends.close()
-                if isinstance(error, OSError):
-                    raise _no_process(error.errno or 0) from None
-                raise
-
-    @property
-    def pid(self) -> int:
-        """Its process."""
-        return self._popen.pid
-
-    @property
-    def idle(self) -> bool:
-        """Whether none of its guests runs."""
-        return not self._processes
-
-    def take(self) -> tuple[int, int, socket.socket]:
-        """A child for a job, the one that waits if there is one: PID, pidfd and its socket.
-
-        Raises Gone, and HostError where the server can't fork.
-        """
-        with self._taking:
-            try:
-                if not self._ready:
-                    self._requests.send(AT_ONCE)
-                self._ready = False
-                data, descriptors = receive_descriptors(self._requests, NEW.size, 2)
-            except OSError:
-                raise Gone from None
-            self._taken = monotonic()
-        if len(data) != NEW.size:
-            raise Gone
-        pid, error = NEW.unpack(data)
-        if not error and len(descriptors) != 2:  # the program has no room for them
-            for each in descriptors:
-                os.close(each)
-            error = EMFILE
-        if error:
-            raise _no_process(error)
-        fd, pidfd = descriptors
-        return pid, pidfd, socket.socket(fileno=fd)
-
-    def make_ready(self, request: bytes, quiet_s: float = 0) -> None:
-        """Have a child ready for the next guest, unless one was taken in the last `quiet_s`.
-
-        It takes as much of a CPU as a guest's start does: not beside one.
-        """
-        if self._taking.acquire(blocking=False):
-            try:
-                if not self._ready and monotonic() - self._taken >= quiet_s:
-                    self._requests.send(request)
-                    self._ready = True
-            except OSError:
-                pass  # it is gone, or retired
-            finally:
-                self._taking.release()
-
-    def adopt(self, pid: int, process: Process) -> None:
-        """`process` is to hear of the wait status."""
-        with self._lock:
-            known = self._statuses.pop(pid, None)
-            if known is None and not self.gone:
-                self._processes[pid] = process
-                return
-        process.reaped(known)
-
-    def disown(self, pid: int) -> None:
-        """Nobody is to hear of it."""
-        with self._lock:
-            if self._statuses.pop(pid, None) is None:
-                self._disowned.add(pid)
-
-    def hear(self, tell: Callable[[Process], None]) -> bool:
-        """Take in what the server says of ends; False: it has ended itself."""
-        while True:
-            try:
-                data = self.ends.recv(ENDED.size, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return True
-            except OSError:
-                data = b""
-            if len(data) != ENDED.size:
-                self._lose(tell)
-                return False
-            pid, status = ENDED.unpack(data)
-            with self._lock:
-                process = self._processes.pop(pid, None)
-                if pid in self._disowned:
-                    self._disowned.remove(pid)
-                elif process is None:
-                    self._statuses[pid] = status
-            if process is not None:
-                process.reaped(status)
-                tell(process)
-
-    def _lose(self, tell: Callable[[Process], None]) -> None:
-        with self._lock:
-            self.gone = True
-            lost, self._processes = list(self._processes.values()), {}
-        for process in lost:
-            process.reaped(None)
-            tell(process)
-
-    def retire(self) -> None:
-        """No more guests: it ends with the last one."""
-        self._requests.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """The server is gone, or is to go with all its children."""
-        self._requests.close()
-        self.ends.close()
-        try:
-            self._popen.wait(END_S)
-        except subprocess.TimeoutExpired:
-            self._popen.kill()
-            self._popen.wait()
-
-    def forget(self) -> None:
-        """In a forked child: it is the parent's server."""
-        self._requests.close()
-        self.ends.close()
-        self._popen.returncode = 0
-
-
-def _start(asked: int, told: int) -> subprocess.Popen[bytes]:
+def _start(requests: int, exits: int) -> subprocess.Popen[bytes]:
     if not sys.executable or getattr(sys, "frozen", False):
         raise HostError(
             "cannot start a process for the guest: this program has no Python interpreter of its "
-            "own"
+            "own (sys.executable)"
         )
     try:
         program = os.pidfd_open(os.getpid())
@@ -224,7 +247,7 @@ def _start(asked: int, told: int) -> subprocess.Popen[bytes]:
         raise HostError(text, "pidfd_open", error.errno or 0) from None
     numbers: list[int] = []
     try:
-        for fd in (asked, told, program):  # not those that are standard, where they were closed
+        for fd in (requests, exits, program):  # not 0 to 2, if those were closed
             numbers.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
         code = CODE.format(path=_path(), fds=", ".join(map(str, numbers)))
         return subprocess.Popen(
@@ -257,5 +280,5 @@ def _path() -> list[str]:
     return path if home in path else [*path, home]
 
 
-def _no_process(error: int) -> HostError:
-    return HostError("cannot start a process for the guest", "fork", error)
+def _no_process(error: int, syscall: str = "fork") -> HostError:
+    return HostError("cannot start a process for the guest", syscall, error)

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from tender import BlockFile, Descriptor, Guest, Outcome, Tap
+from tender import BlockFile, Descriptor, Guest, Outcome
 from tender.embed import process, server
 from tender.errors import HostError, SandboxViolation, TenderError
 from tests.guest.conftest import Build, Namespace, Run
@@ -36,17 +36,17 @@ GONE_S = 20
 def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """What all processes that begin in this test have in their environment; none is left of them.
 
-    The servers of this program begin anew, so that they have it.
+    The server of this program begins anew, so that it has it.
     """
-    end_servers()
+    end_server()
     value = uuid.uuid4().hex
     monkeypatch.setenv(MARK, value)
     yield value
-    end_servers()
+    end_server()
     assert wait_until(lambda: marked(value) == [os.getpid()] or not marked(value)), marked(value)
 
 
-def end_servers() -> None:
+def end_server() -> None:
     process._at_exit()
     process._program = None
 
@@ -78,9 +78,8 @@ def is_gone(pid: int) -> bool:
     return not os.path.exists(f"/proc/{pid}")
 
 
-def server_pids() -> list[int]:
-    assert process._program is not None
-    return [server.pid for server in process._program._all_servers]
+def server_pid() -> int:
+    return process._program_here().server.pid
 
 
 def wired(kernel: Path, **options: Any) -> tuple[Guest, socket.socket]:
@@ -258,7 +257,7 @@ def test_a_child_that_is_killed_at_any_moment(guest: Build, mark: str, tmp_path:
     Guest(kernel, mem_mib=8, block={"storage": BlockFile(str(image))}).run()
     reasons = set()
     for _ in range(50):
-        known = {os.getpid(), *server_pids()}
+        known = {os.getpid(), server_pid()}
         running = Guest(kernel, mem_mib=8, block={"storage": BlockFile(str(image))})
         killer = threading.Timer(seeded.random() * 0.03, kill_others, [mark, known])
         killer.start()
@@ -285,27 +284,24 @@ def kill(pid: int) -> None:
 
 def test_a_server_that_is_killed(guest: Build, mark: str) -> None:
     guests = [Guest(guest("loop"), mem_mib=8).start() for _ in range(3)]
-    (server,) = server_pids()
+    server = server_pid()
     os.kill(server, signal.SIGKILL)
     outcomes = [running.wait(timeout=60) for running in guests]
     assert {(each.reason, each.signo) for each in outcomes} == {("killed", signal.SIGKILL)}
     assert Guest(guest("exit"), "4", mem_mib=8).run().status == 4
-    (another,) = server_pids()
-    assert another != server
+    assert server_pid() != server
 
 
 def test_a_server_that_is_killed_at_any_moment(guest: Build, mark: str) -> None:
     seeded = random.Random(2)
     Guest(guest("exit"), "0", mem_mib=8).run()
     for _ in range(15):
-        killers = [threading.Timer(seeded.random() * 0.06, kill, [pid]) for pid in server_pids()]
+        killer = threading.Timer(seeded.random() * 0.06, kill, [server_pid()])
         running = Guest(guest("exit"), "0", mem_mib=8)
-        for killer in killers:
-            killer.start()
+        killer.start()
         running.start()
         assert running.wait(timeout=60).reason in ("killed", "halted")
-        for killer in killers:
-            killer.join()
+        killer.join()
 
 
 PROGRAM = """
@@ -560,30 +556,64 @@ def test_a_fork_of_the_program_has_guests_of_its_own(guest: Build) -> None:
 # Where the program is.
 
 
-def test_a_tap_is_that_of_the_thread_that_starts(guest: Build, namespace: Namespace) -> None:
-    """A thread may be in a network namespace of its own: its guests are there too."""
-    namespace.tap("tap7", "10.7.0.1/24")
-    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    told: list[Any] = []
+def test_a_guest_has_the_namespaces_of_the_first_one(guest: Build, namespace: Namespace) -> None:
+    """Its taps would be others than those that the program means."""
+    Guest(guest("exit"), "0", mem_mib=8).run()
+    errors: list[BaseException] = []
 
     def there() -> None:
         other = os.open(namespace.enter[1].removeprefix("--net="), os.O_RDONLY)
         setns(other)
         os.close(other)
         try:
-            with Guest(guest("ping"), mem_mib=8, net={"service": Tap("tap7")}) as running:
-                running.console.wait_for("ptender|10.0.0.2", timeout=60)
-                told.append(running.stop().reason)
+            Guest(guest("exit"), "0", mem_mib=8).start()
         except BaseException as error:
-            told.append(error)
+            errors.append(error)
 
     thread = threading.Thread(target=there)
     thread.start()
-    thread.join(100)
-    os.close(before)
-    assert told == ["stopped"]
-    with pytest.raises(TenderError, match="no such interface"):
-        Guest(guest("ping"), mem_mib=8, net={"service": Tap("tap7")}).start()
+    thread.join(60)
+    (error,) = errors
+    assert isinstance(error, HostError)
+    assert "the namespaces of the program changed after its first guest" in str(error)
+    assert Guest(guest("exit"), "3", mem_mib=8).run().status == 3
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to become somebody else")
+def test_a_guest_has_the_credentials_of_the_first_one(guest: Build) -> None:
+    code = f"""
+import os
+from tender import Guest
+from tender.errors import HostError
+kernel = {str(guest("exit"))!r}
+print(Guest(kernel, "3", mem_mib=8).run().status)
+os.setgroups([12345])
+try:
+    Guest(kernel, "3", mem_mib=8).run()
+except HostError as error:
+    print(error)
+if not os.fork():
+    print(Guest(kernel, "4", mem_mib=8).run().status, flush=True)
+    os._exit(0)
+os.wait()
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    first, error, second = done.stdout.splitlines()
+    assert (first, second) == ("3", "4"), done
+    assert "the credentials of the program changed after its first guest" in error
+    assert error.endswith("change them before, or fork the program")
+
+
+def test_a_guest_has_the_cpus_of_the_thread_that_starts_it(guest: Build) -> None:
+    before = os.sched_getaffinity(0)
+    for cpu in before:
+        os.sched_setaffinity(0, {cpu})
+        try:
+            with Guest(guest("loop"), mem_mib=8) as running:
+                assert running.pid
+                assert os.sched_getaffinity(running.pid) == {cpu}
+        finally:
+            os.sched_setaffinity(0, before)
 
 
 def setns(fd: int) -> None:
@@ -645,13 +675,16 @@ def test_a_locked_image_names_its_holder(guest: Build, tmp_path: Path) -> None:
 HOSTILE = """
 import sys; sys.path[:] = {{path!r}}
 import json, os, signal
-from tender.embed import forkserver, protocol as messages
+from tender import machine
+from tender.embed import forkserver, protocol
 
-def hostile(child, config):
-    say = lambda data: os.write(child._sock.fileno(), data)
+def hostile(config, stop, warn, sandbox=None, started=None, created=None):
+    if sandbox is None:  # it warms up
+        return
+    send = lambda data: os.write(sandbox.report_fd, data)
     {what}
 
-forkserver._Child._run = hostile
+machine.run = hostile
 forkserver.main({{fds}})
 """
 
@@ -667,13 +700,14 @@ def hostile(monkeypatch: pytest.MonkeyPatch, what: str, kernel: Path) -> Guest:
 @pytest.mark.parametrize(
     "what",
     [
-        "say(b'garbage'); signal.pause()",
-        "say(b'\\0' * 4); signal.pause()",
-        "say(b'[' * 60000); signal.pause()",
-        "say(b'x' * 70000); signal.pause()",
-        "child._started(); say(b'{\"outcome\": 5}'); signal.pause()",
-        "child._started(); say(b'\\x80\\x04N.'); signal.pause()",
-        'child._started(); [say(b\'{"warn": "x"}\') for _ in range(10000)]',
+        "send(b'garbage'); signal.pause()",
+        "send(b'\\0' * 4); signal.pause()",
+        "send(b'[' * 60000); signal.pause()",
+        "send(b'x' * 70000); signal.pause()",
+        "started(); send(b'{\"outcome\": 5}'); signal.pause()",
+        "started(); send(b'\\x80\\x04N.'); signal.pause()",
+        'started(); send(b\'{"outcome": {"reason": "halted", "status": 99999999999}}\')',
+        'started(); [send(b\'{"warning": "x"}\') for _ in range(10000)]',
     ],
 )
 def test_garbage_ends_a_guest_and_not_the_program(
@@ -697,7 +731,7 @@ def test_lies_of_a_guest_stay_within_their_limits(
             "stats": [[0] * 4, [0] * 4, {"\\u001b[2J": [1, 0, 0, 0]}, {}],
         }
     }).encode()  # fmt: skip
-    running = hostile(monkeypatch, f"child._started(); say({told!r}); os._exit(3)", guest("exit"))
+    running = hostile(monkeypatch, f"started(); send({told!r}); os._exit(3)", guest("exit"))
     outcome = running.run()
     assert (outcome.reason, outcome.core) == ("halted", None)
     assert "\x1b" not in "".join(outcome.stats.block)
@@ -706,7 +740,7 @@ def test_lies_of_a_guest_stay_within_their_limits(
 def test_a_process_without_a_word(guest: Build, mark: str, monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = hostile(monkeypatch, "os._exit(3)", guest("exit")).run()
     assert (outcome.reason, str(outcome.error)) == (
-        "host", "the guest's process ended without a word (exit status 3)",
+        "host", "the guest's process exited without a report (exit status 3)",
     )  # fmt: skip
 
 
@@ -714,8 +748,8 @@ def test_a_process_without_a_word(guest: Build, mark: str, monkeypatch: pytest.M
 def test_a_sandbox_violation_has_its_system_call(
     guest: Build, mark: str, monkeypatch: pytest.MonkeyPatch, speaks: bool
 ) -> None:
-    record = "say(messages.VIOLATION.pack(messages.VIOLATION_MAGIC, 41, 0))" if speaks else "0"
-    what = f"child._started(); {record}; os.kill(os.getpid(), signal.SIGSYS)"
+    record = "send(protocol.VIOLATION.pack(protocol.VIOLATION_MAGIC, 41, 0))" if speaks else "0"
+    what = f"started(); {record}; os.kill(os.getpid(), signal.SIGSYS)"
     outcome = hostile(monkeypatch, what, guest("exit")).run()
     assert (outcome.reason, outcome.signo) == ("sandbox", signal.SIGSYS)
     assert isinstance(outcome.error, SandboxViolation)

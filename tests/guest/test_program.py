@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tender import BlockMemory, Guest
-from tender.embed import process, server
+from tender.embed import process
 from tender.errors import UsageError
 from tests.guest.conftest import PTENDER, Build
 
@@ -38,7 +38,7 @@ def program(code: str, kernel: Path, *words: object) -> subprocess.CompletedProc
 def reserve(guest: Build) -> int:
     """The PID of the process that waits for the next guest."""
     Guest(guest("exit"), "0", mem_mib=8).run()
-    pid = process._program_here()._server(server.surroundings()).pid
+    pid = process._program_here().server.pid
     children = Path(f"/proc/{pid}/task/{pid}/children")
     limit = time.monotonic() + LONG
     while not (pids := [pid for pid in children.read_text().split() if not is_zombie(pid)]):
@@ -196,7 +196,9 @@ except TenderError as error:
     print(error)
 """
     done = program(code, guest("exit"))
-    wanted = "descriptors: it takes 130 of them (ulimit -n), at most 100 here\n"
+    wanted = (
+        "the guest's process needs 129 descriptors and its limit is 100: raise it (ulimit -n)\n"
+    )
     assert done.stdout == wanted, done
 
 
