@@ -57,6 +57,7 @@ SYNCHRONOUS = {UNDEFINED, SVC, PREFETCH_ABORT, DATA_ABORT, BREAKPOINT}
 ABORTS = {PREFETCH_ABORT, DATA_ABORT}
 
 INSTRUCTION = 4  # bytes
+U64 = (1 << 64) - 1  # addresses wrap at 64 bits
 # Stores of 4 bytes that a CPU describes to its hypervisor (D24.2.40, ISV): those without
 # writeback. As (mask, value): STR with an offset, STUR, STR with an index register, STLR.
 STORES = (
@@ -101,7 +102,8 @@ class Arm64Vcpu(SoftCpu):
         """All registers, as boot/aarch64.py has them."""
         registers = {name: self._read(name) for name in REGISTERS}
         registers[stack_pointer(registers["pstate"])] = self._read("sp")
-        registers["pc"] += self._soft.skip  # a hypercall is made when its exit has been answered
+        # A hypercall is made when its exit has been answered.
+        registers["pc"] = (registers["pc"] + self._soft.skip) & U64
         vectors = []
         cell = ffi.new("char[16]")
         for index in range(VECTORS):
@@ -183,7 +185,7 @@ class Arm64Vcpu(SoftCpu):
         """Call the guest's handler (D1.3.2); None, or the exit where it has none."""
         pc, pstate = self._read("pc"), self._read("pstate")
         stack = stack_pointer(pstate)
-        handler = self._system(SYSTEM["vbar_el1"]) + vector(pstate)
+        handler = (self._system(SYSTEM["vbar_el1"]) + vector(pstate)) & U64
         if address is not None and pc == address == handler:
             return Failure("software CPU: the exception's handler can't be executed")
         self._write(stack, self._read("sp"))

@@ -45,6 +45,7 @@ from tender.cpu.x86_64 import (
     TF,
     TRAP_GATE,
     TS,
+    U64,
     UD,
     VM,
     CpuException,
@@ -148,7 +149,8 @@ class X86Vcpu(SoftCpu):
         """All registers, as kvm.Vcpu gives them."""
         registers = {name: self._read(name) for name in REGISTERS}
         if self._soft.inside and self._soft.kind == lib.SOFT_OUT:
-            registers["rip"] += self._length_of_out(registers["rip"])
+            after = registers["rip"] + self._length_of_out(registers["rip"])
+            registers["rip"] = after & U64
         control = dict.fromkeys(CONTROL, 0) | {
             name: self._read(name) for name in ("cr0", "cr2", "cr3", "cr4")
         }
@@ -251,7 +253,9 @@ class X86Vcpu(SoftCpu):
         return int.from_bytes(self._memory.readable(gpa, 8), "little")
 
     def _translate(self, address: int, write: bool) -> int:
-        """The GPA behind an address; raises CpuException (#PF)."""
+        """The GPA behind an address; raises CpuException (#PF, #GP; #SS of a push)."""
+        if not is_canonical(address):
+            raise CpuException(SS if write else GP)
         page = walk(self._read_u64, self._read("cr3"), address)
         if page is None or (write and not page[1]):
             raise CpuException(PF, (0 if page is None else 1) | write << 1, address)
@@ -260,7 +264,7 @@ class X86Vcpu(SoftCpu):
     def _load(self, address: int, size: int) -> bytes:
         data = b""
         while len(data) < size:
-            at = address + len(data)
+            at = (address + len(data)) & U64
             count = min(size - len(data), PAGE - at % PAGE)
             data += bytes(self._memory.readable(self._translate(at, False), count))
         return data
@@ -268,7 +272,7 @@ class X86Vcpu(SoftCpu):
     def _push(self, address: int, values: list[int]) -> int:
         """Put `values` below `address`; where the last one is."""
         for value in values:
-            address = (address - 8) & 0xFFFFFFFFFFFFFFFF
+            address = (address - 8) & U64
             gpa = self._translate(address, True)  # aligned: it is on one page
             self._memory.writable(gpa, 8)[:] = value.to_bytes(8, "little")
         return address
@@ -422,14 +426,15 @@ class X86Vcpu(SoftCpu):
         rip = self._soft.address
         code = self._code_at(rip)
         at = skip_prefixes(code)
-        after = rip + at + 2
+        after = (rip + at + 2) & U64
         opcode = code[at : at + 2]
         if opcode == b"\x0f\x32":
             return self._rdmsr(after)
         if opcode == b"\x0f\x30":
             return self._wrmsr(after)
-        if opcode == b"\x0f\xc7" and code[at + 2] & 0xF8 == 0xF0:
-            self._rdrand(code[:at], code[at + 2] & 7, after + 1)
+        register = code[at + 2 : at + 3]
+        if opcode == b"\x0f\xc7" and register and register[0] & 0xF8 == 0xF0:
+            self._rdrand(code[:at], register[0] & 7, (after + 1) & U64)
         if opcode[:1] in (b"\xc4", b"\xc5"):
             return Failure("software CPU: it can't do this instruction")
         return None

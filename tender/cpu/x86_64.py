@@ -18,6 +18,7 @@ CF, TF, IF, NT, RF, VM = 1 << 0, 1 << 8, 1 << 9, 1 << 14, 1 << 16, 1 << 17
 ARITHMETIC_FLAGS = 0x8D5
 INTERRUPT_GATE, TRAP_GATE = 0xE, 0xF
 
+U64 = (1 << 64) - 1  # addresses wrap at 64 bits
 PAGE = 4096
 PRESENT, WRITABLE, LARGE = 1 << 0, 1 << 1, 1 << 7
 ADDRESS_BITS = 0x000FFFFFFFFFF000
@@ -52,10 +53,8 @@ def combine(first: CpuException, second: CpuException) -> CpuException | None:
 def walk(read: Callable[[int], int], cr3: int, address: int) -> tuple[int, bool] | None:
     """The GPA behind an address and whether its page is writable; None: no page.
 
-    `read` gives 8 bytes of physical memory (SDM volume 3, figure 4-8).
+    `address` is canonical; `read` gives 8 bytes of physical memory (SDM volume 3, figure 4-8).
     """
-    if not is_canonical(address):
-        return None
     table, writable = cr3 & ADDRESS_BITS, True
     for shift in (39, 30, 21, 12):
         entry = read(table + (address >> shift & 0x1FF) * 8)

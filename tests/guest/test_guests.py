@@ -188,6 +188,7 @@ def test_63_devices(ptender: Run, guest: Build, tmp_path: Path) -> None:
         ("textblock rodata", "Invalid guest access: protected"),
         ("hlt", "HLT"),
         ("triplefault", "triple fault"),
+        ("triplefault top", "triple fault"),
     ],
 )
 def test_misbehaviour_ends_the_guest(

@@ -330,6 +330,57 @@ def test_a_triple_fault_ends_the_guest(cpu: Make, limit: int) -> None:
     assert "(triple fault)" in exit.what
 
 
+TOP = 1 << 64
+
+
+@pytest.mark.parametrize("base", [TOP - 1, TOP - UD * 16, TOP - UD * 16 - 8, 1 << 47])
+@pytest.mark.parametrize("table", ["idt", "gdt", "tr"])
+def test_tables_at_the_end_of_all_addresses(cpu: Make, table: str, base: int) -> None:
+    """No page is there: each exception raises the next one, up to the third."""
+    rig = cpu("ud2", handlers=True)
+    if table == "tr":
+        task = replace(rig.state.segments["tr"], base=base)
+        rig.cpu.set_state(replace(rig.state, segments={**rig.state.segments, "tr": task}))
+    else:
+        rig.cpu.set_state(replace(rig.state, **{table: Table(base, 0xFFFF)}))
+    exit = rig.run()
+    assert isinstance(exit, Failure)
+    assert "(triple fault)" in exit.what
+
+
+@pytest.mark.parametrize("stack", [0, 8, 1 << 47, TOP - 8, TOP - 1])
+def test_a_frame_at_the_end_of_all_addresses(cpu: Make, stack: int) -> None:
+    rig = cpu("ud2", handlers=True)
+    for vector in range(32):
+        rig.put_gate(vector, CODE, ist=0)
+    registers = {**rig.state.registers, "rsp": stack}
+    rig.cpu.set_state(replace(rig.state, registers=registers))
+    exit = rig.run()
+    assert isinstance(exit, Failure)
+    assert "(triple fault)" in exit.what
+
+
+def map_last_page(rig: CpuRig) -> None:
+    """The code's first page as the last one of all addresses, in tables of their own."""
+    tables = [layout.X86_PML4, DATA, DATA + 0x1000, DATA + 0x2000]
+    for table, entry in zip(tables, [*tables[1:], CODE], strict=True):
+        rig.put(table + 511 * 8, struct.pack("<Q", entry | 3))
+
+
+@pytest.mark.parametrize("text", ["ud2", "out %eax, %dx", "wrmsr"])
+def test_the_last_instruction_of_all_addresses(cpu: Make, text: str) -> None:
+    code = f".skip 4096 - (2f - 1f)\n1: {text}\n2:"
+    rig = cpu(code, handlers=True)
+    map_last_page(rig)
+    start = TOP - len(assemble(text))
+    rig.cpu.set_state(replace(rig.state, registers={**rig.state.registers, "rip": start}))
+    if text == "ud2":
+        assert rig.trap()[1][0] == start
+    else:
+        rig.run()
+    assert 0 <= rig.cpu.get_state().registers["rip"] < TOP
+
+
 def test_a_stack_that_is_no_memory(cpu: Make) -> None:
     """The guest's tables let its handler's frame be written, but the tender does not."""
     rig = cpu("ud2", handlers=True)

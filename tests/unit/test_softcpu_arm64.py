@@ -144,6 +144,24 @@ def test_an_exception_on_the_other_stack(make: Make) -> None:
     assert (registers["sp_el0"], registers["sp_el1"]) == (0x3000, MEM - 16)
 
 
+def test_handlers_behind_the_end_of_all_addresses(make: Make) -> None:
+    vcpu = make("mov x0, #-2048\nmsr vbar_el1, x0\nmsr spsel, #1\nbrk #0")
+    exit = vcpu.run()
+    assert isinstance(exit, Failure)
+    assert "handler can't be executed" in exit.what
+    assert vcpu.instruction_pointer() == (1 << 64) - 2048 + 512
+
+
+@pytest.mark.parametrize("pstate", [0x3C0, 0x3C4, 0x3C5])
+def test_a_handlers_address_wraps(make: Make, pstate: int) -> None:
+    vcpu = make("brk #0")
+    state = aarch64.initial_state(CODE, MEM)
+    system = {**state.system, "vbar_el1": (1 << 64) - 1}
+    registers = {**state.registers, "pstate": pstate}
+    vcpu.set_state(replace(state, system=system, registers=registers))
+    assert isinstance(vcpu.run(), Failure | Fault)
+
+
 def test_where_handlers_are() -> None:
     assert [vector(pstate) for pstate in (0x3C0, 0x3C4, 0x3C5)] == [0x400, 0, 0x200]
 
