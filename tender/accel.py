@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from tender.cleanup import Cleanup
+from tender.config import as_cpu
 from tender.errors import HostError, UsageError
 from tender.image.elf import EM_AARCH64, MACHINES
 
@@ -157,9 +158,7 @@ def choice(config: Config) -> str:
     """auto, kvm or soft: as asked for, or as the environment says; raises UsageError."""
     wanted = config.cpu
     if wanted == "auto":
-        wanted = os.environ.get(ENVIRONMENT) or wanted
-        if wanted not in ("auto", "kvm", "soft"):
-            raise UsageError(f"{ENVIRONMENT}={wanted} is none of auto, kvm, soft")
+        wanted = as_cpu(ENVIRONMENT, os.environ.get(ENVIRONMENT) or wanted)
     for option, given in (("clock=virtual", config.clock), ("instructions", config.instructions)):
         if given is None:
             continue

@@ -1,38 +1,249 @@
 """What a user asks for, as values: the machine and its devices. No I/O.
 
-The rule here: a value says what is wanted, in the user's terms; whether it can be had is found
-out where it is attached.
+Each value checks its fields when it is made, whoever makes it, and raises UsageError. Whether the
+host can provide what it describes is found out where it is opened.
 """
 
 from __future__ import annotations
 
-from tender._abi import lib
+import os
+
 from tender.boot import layout
-from tender.dataclass import dataclass
-from tender.errors import ConfigError, DeviceError, UsageError
+from tender.dataclass import dataclass, field
+from tender.errors import DeviceError, InvalidValue, UsageError, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-    from typing import TypeAlias, TypeVar
+    from collections.abc import Mapping, Sequence
+    from typing import Any, TypeAlias
 
-    from tender.image.manifest import Device, Manifest
+    from tender.dataclass import Check, Converted
 
     NetValue: TypeAlias = "Tap | Descriptor | StreamNet | UserNet"
     BlockValue: TypeAlias = "BlockFile | BlockDescriptor | BlockRemote"
 
-    Spec = TypeVar("Spec")
+    Path: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+    MacField: TypeAlias = Converted[str | bytes | None, bytes | None]
+    AddressesField: TypeAlias = Converted[str | Sequence[str], tuple[str, ...]]
+    PathField: TypeAlias = Converted[Path, str]
+    OptionalPathField: TypeAlias = Converted[Path | None, str | None]
+    TraceField: TypeAlias = Converted[Path | int | None, str | int | None]
+    UserField: TypeAlias = Converted[str | int | None, str | None]
 
 ENGINES = ("c", "python")
 SECTOR_SIZE = 512
+SECTOR_SIZE_MAX = 1 << 15  # the largest power of two that the manifest's u16 holds
 MTU = 1500  # of a socket: Ethernet's own
-MTU_MIN, MTU_MAX = 68, 65535  # what IPv4 needs, and what the manifest can say
+MTU_MIN, MTU_MAX = 68, 65535  # what IPv4 needs, and what the manifest's u16 holds
 SANDBOXES = ("on", "require", "off")
 CPUS = ("auto", "kvm", "soft")
 VIRTUAL_START_NS = 1_767_225_600 * 1_000_000_000  # 2026-01-01T00:00:00Z
 VIRTUAL_TICK_NS = 1000
+_INTERFACE_NAME_MAX = 15  # bytes: IFNAMSIZ with its NUL
+_FD_MAX = (1 << 31) - 1
+_INT64_MAX = (1 << 63) - 1
 _HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+# Checks of fields: each takes the field's name and a value, and returns what is kept.
+
+
+def optional(check: Check) -> Check:
+    """The same check, where None is allowed as well."""
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def whole(least: int, most: int, expected: str = "") -> Check:
+    """A whole number of a range; `expected` describes it in place of its bounds."""
+    expected = expected or f"a whole number from {least} to {most}"
+
+    def check(name: str, value: Any) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise InvalidValue(name, value, expected)
+        return int(value)
+
+    return check
+
+
+def one_of(choices: tuple[str, ...]) -> Check:
+    """One of some words."""
+
+    def check(name: str, value: Any) -> str:
+        if value not in choices:
+            raise InvalidValue(name, value, f"{', '.join(choices[:-1])} or {choices[-1]}")
+        return str(value)
+
+    return check
+
+
+def as_flag(name: str, value: Any) -> bool:
+    """True or False."""
+    if not isinstance(value, bool):
+        raise InvalidValue(name, value, "True or False")
+    return value
+
+
+def as_path(name: str, value: Any) -> str:
+    """A path, which is kept as a string."""
+    text = _text(os.fsdecode(value)) if isinstance(value, (str, bytes, os.PathLike)) else None
+    if not text:
+        raise InvalidValue(name, value, "a path")
+    return text
+
+
+def as_interface_name(name: str, value: Any) -> str:
+    """A name that Linux lets an interface have (dev_valid_name(), and no pattern)."""
+    text = _text(value) or ""
+    if (
+        not 0 < len(os.fsencode(text)) <= _INTERFACE_NAME_MAX
+        or text in (".", "..")
+        or any(letter in "/:%," or letter.isspace() for letter in text)
+    ):
+        raise InvalidValue(
+            name,
+            value,
+            f"an interface name of 1 to {_INTERFACE_NAME_MAX} bytes, without space and /:%,",
+        )
+    return text
+
+
+def as_mac(name: str, value: Any) -> bytes | None:
+    """A unicast MAC address: 6 bytes, or a string as 52:54:00:12:34:56.
+
+    None means a random one, and so does all zero, as for solo5-hvt: it is kept as None.
+    """
+    if value is None:
+        return None
+    mac = _parse_mac(value) if isinstance(value, str) else value
+    if not isinstance(mac, bytes) or len(mac) != 6 or mac[0] & 1:
+        raise InvalidValue(name, value, "a unicast MAC address, as in 52:54:00:12:34:56")
+    return mac if any(mac) else None
+
+
+def _parse_mac(text: str) -> bytes:
+    parts = text.split(":")
+    # int() itself would take a sign, spaces and the digits of other scripts as well.
+    if all(1 <= len(part) <= 2 and _HEX_DIGITS.issuperset(part) for part in parts):
+        return bytes(int(part, 16) for part in parts)
+    return b""
+
+
+def as_addresses(name: str, value: Any) -> tuple[str, ...]:
+    """One address with its prefix length, or several."""
+    if not isinstance(value, (str, tuple, list)):
+        raise InvalidValue(name, value, "a sequence of addresses")
+    return tuple(as_address(name, each) for each in ((value,) if isinstance(value, str) else value))
+
+
+def as_address(name: str, value: Any) -> str:
+    """`10.0.0.1/24` or `fd00::1/64`: an address with its prefix length."""
+    import ipaddress
+
+    try:
+        if isinstance(value, str) and "/" in value:
+            return ipaddress.ip_interface(value).with_prefixlen
+    except ValueError:
+        pass
+    raise InvalidValue(name, value, "an address with its prefix length, as in 10.0.0.1/24")
+
+
+def as_ipv4(name: str, value: Any) -> str:
+    """`10.0.0.1`."""
+    if not _is_ipv4(value):
+        raise InvalidValue(name, value, "an IPv4 address, as in 10.0.0.1")
+    return str(value)
+
+
+def _is_ipv4(value: Any) -> bool:
+    import ipaddress
+
+    try:
+        return isinstance(value, str) and bool(ipaddress.IPv4Address(value))
+    except ValueError:
+        return False
+
+
+def as_forwards(name: str, value: Any) -> dict[int | str, int]:
+    """Ports of the host, with or without an IPv4 address, to ports of the guest."""
+    kept: dict[int | str, int] = {}
+    for outside, inside in value.items() if hasattr(value, "items") else [(value, None)]:
+        at, colon, text = outside.rpartition(":") if isinstance(outside, str) else ("", "", outside)
+        port, to = _port(text), _port(inside)
+        if not port or not to or (colon and not _is_ipv4(at)):
+            raise InvalidValue(
+                name, value, "host ports to guest ports, as in {8080: 80} or {'0.0.0.0:8080': 80}"
+            )
+        kept[f"{at}:{port}" if colon else port] = to
+    return kept
+
+
+def _port(value: Any) -> int:
+    """The number of a port, which may be a string; 0 for anything else."""
+    if isinstance(value, str) and is_number(value):
+        value = int(value)
+    is_port = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 16
+    return int(value) if is_port else 0
+
+
+def as_sector_size(name: str, value: Any) -> int:
+    """A power of two."""
+    is_size = isinstance(value, int) and SECTOR_SIZE <= value <= SECTOR_SIZE_MAX
+    if not is_size or value & (value - 1):
+        raise InvalidValue(name, value, f"a power of two from {SECTOR_SIZE} to {SECTOR_SIZE_MAX}")
+    return int(value)
+
+
+def check_capacity(capacity: int, size: int) -> None:
+    """Raise DeviceError unless `capacity` bytes are a number of sectors of `size` bytes."""
+    if capacity <= 0 or capacity % size:
+        raise DeviceError(
+            f"Backing storage size must be block aligned: {capacity} bytes is not a multiple of "
+            f"{size}, or nothing"
+        )
+
+
+def _arguments(_: str, value: Any) -> tuple[str, ...]:
+    texts = tuple(map(_text, value))
+    for number, (argument, text) in enumerate(zip(value, texts, strict=True), 1):
+        if text is None:
+            expected = "a string that can be encoded, without NUL"
+            raise UsageError(f"argument {number} of the guest: {shown(argument)} is not {expected}")
+    return texts  # type: ignore[return-value]
+
+
+def _text(value: Any) -> str | None:
+    """A string that the kernel can be given: it can be encoded, and has no NUL. Else None."""
+    try:
+        if isinstance(value, str) and b"\0" not in os.fsencode(value):
+            return str.__str__(value)  # of a subclass, a plain one
+    except UnicodeEncodeError:
+        pass
+    return None
+
+
+def _trace(name: str, value: Any) -> str | int:
+    return as_descriptor(name, value) if isinstance(value, int) else as_path(name, value)
+
+
+def _user(name: str, value: Any) -> str:
+    is_id = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 32
+    text = str(value) if is_id else _text(value)
+    if text is None:
+        raise InvalidValue(name, value, "a user: a name or a number")
+    return text
+
+
+def _clock(name: str, value: Any) -> VirtualTime:
+    if not isinstance(value, VirtualTime):
+        raise InvalidValue(name, value, "a VirtualTime(...)")
+    return value
+
+
+as_cpu = one_of(CPUS)
+as_descriptor = whole(0, _FD_MAX, "the number of an open descriptor")
+_mtu = whole(MTU_MIN, MTU_MAX)
+_count = whole(1, _INT64_MAX)
 
 
 @dataclass
@@ -40,60 +251,75 @@ class Tap:
     """A tap interface of the host.
 
     With `create` it is made for this guest, set up with `addr` (as in `10.0.0.1/24`), `mtu` and
-    `bridge`, and gone when the guest ends. `mac` is the guest's address (6 bytes), random and
-    locally administered when None.
+    `bridge`, and gone when the guest ends. `mac` is the guest's address (6 bytes, or as in
+    `52:54:00:12:34:56`), random and locally administered when None.
     """
 
-    name: str
-    create: bool = False
-    addr: tuple[str, ...] = ()
-    mtu: int | None = None
-    bridge: str | None = None
-    mac: bytes | None = None
+    name: str = field(as_interface_name)
+    create: bool = field(as_flag, default=False)
+    addr: AddressesField = field(as_addresses, default=())
+    mtu: int | None = field(optional(_mtu), default=None)
+    bridge: str | None = field(optional(as_interface_name), default=None)
+    mac: MacField = field(as_mac, default=None)
+
+    def __post_init__(self) -> None:
+        if not self.create and (self.addr or self.mtu or self.bridge):
+            raise UsageError("addr, mtu and bridge set up a new tap, and need create")
 
 
 @dataclass
 class Descriptor:
     """An open descriptor: a tap, or a socket that carries one frame per message.
 
-    `sync_fd` is a seqpacket socket on which those on this network agree on their virtual time
-    (tender/rendezvous.py); one for a guest, which must have a virtual clock.
+    `sync_fd` is a seqpacket socket on which the guests and hosts of a network agree on their
+    virtual time (tender/rendezvous.py); at most one for a guest, which must have a virtual clock.
     """
 
-    fd: int
-    mtu: int | None = None  # None: the tap's, or 1500 for a socket
-    mac: bytes | None = None
-    sync_fd: int | None = None
+    fd: int = field(as_descriptor)
+    mtu: int | None = field(optional(_mtu), default=None)  # None: the tap's, or 1500 for a socket
+    mac: MacField = field(as_mac, default=None)
+    sync_fd: int | None = field(optional(as_descriptor), default=None)
 
 
 @dataclass
 class StreamNet:
-    """A stream socket on which 4 bytes (big-endian) before each frame say its length."""
+    """A stream socket on which 4 bytes (big-endian) before each frame give its length."""
 
-    fd: int
-    mtu: int | None = None  # None: 1500
-    mac: bytes | None = None
+    fd: int = field(as_descriptor)
+    mtu: int | None = field(optional(_mtu), default=None)  # None: 1500
+    mac: MacField = field(as_mac, default=None)
 
 
 @dataclass
 class UserNet:
     """A network through passt: without root, without a tap.
 
-    The guest is at `address`, which DHCP tells it as well, and reaches what the host reaches. TCP
+    The guest is at `address`, which DHCP gives it as well, and reaches what the host reaches. TCP
     ports of the host come to the guest by `forward` ({8080: 80}), UDP ports by `forward_udp`; they
     are bound to `host_address`, unless the key has one of its own ("0.0.0.0:8080"). With
     `reach_host`, and with any UDP port, what the guest sends to `gateway` goes to the host's own
-    127.0.0.1; else it can't reach that.
+    127.0.0.1; otherwise the guest cannot reach that.
     """
 
-    forward: Mapping[int | str, int] = {}
-    forward_udp: Mapping[int | str, int] = {}
-    host_address: str = "127.0.0.1"
-    address: str = "10.0.0.2/24"
-    gateway: str = "10.0.0.1"
-    mtu: int = MTU
-    mac: bytes | None = None
-    reach_host: bool = False
+    forward: Mapping[int | str, int] = field(as_forwards, default={})
+    forward_udp: Mapping[int | str, int] = field(as_forwards, default={})
+    host_address: str = field(as_ipv4, default="127.0.0.1")
+    address: str = field(as_address, default="10.0.0.2/24")
+    gateway: str = field(as_ipv4, default="10.0.0.1")
+    mtu: int = field(_mtu, default=MTU)
+    mac: MacField = field(as_mac, default=None)
+    reach_host: bool = field(as_flag, default=False)
+
+    def __post_init__(self) -> None:
+        import ipaddress
+
+        interface = ipaddress.ip_interface(self.address)
+        if not isinstance(interface, ipaddress.IPv4Interface):
+            raise InvalidValue("address", self.address, "an IPv4 address: passt is given no other")
+        gateway = ipaddress.IPv4Address(self.gateway)
+        if gateway not in interface.network or gateway == interface.ip:
+            expected = f"another address of the network of {self.address}"
+            raise InvalidValue("gateway", self.gateway, expected)
 
 
 @dataclass
@@ -103,37 +329,46 @@ class BlockFile:
     With `overlay` it stays as it was: what the guest writes is in memory, and gone with it.
     """
 
-    path: str
-    readonly: bool = False
-    sector_size: int = SECTOR_SIZE  # bytes, a power of two >= 512
-    overlay: bool = False
+    path: PathField = field(as_path)
+    readonly: bool = field(as_flag, default=False)
+    sector_size: int = field(as_sector_size, default=SECTOR_SIZE)  # bytes
+    overlay: bool = field(as_flag, default=False)
+
+    def __post_init__(self) -> None:
+        if self.readonly and self.overlay:
+            raise UsageError("a read-only disk needs no overlay: leave out one of the two")
 
 
 @dataclass
 class BlockDescriptor:
     """An open descriptor of a file, a block device or a memfd."""
 
-    fd: int
-    readonly: bool = False
-    sector_size: int = SECTOR_SIZE
+    fd: int = field(as_descriptor)
+    readonly: bool = field(as_flag, default=False)
+    sector_size: int = field(as_sector_size, default=SECTOR_SIZE)
 
 
 @dataclass
 class BlockRemote:
-    """A device that is served at the other end of a seqpacket socket: see modules/remote.py."""
+    """A device that is served at the other end of a seqpacket socket: see host/remote.py."""
 
-    fd: int
-    capacity: int  # bytes
-    readonly: bool = False
-    sector_size: int = SECTOR_SIZE
+    fd: int = field(as_descriptor)
+    capacity: int = field(whole(0, _INT64_MAX))  # bytes
+    readonly: bool = field(as_flag, default=False)
+    sector_size: int = field(as_sector_size, default=SECTOR_SIZE)
+
+    def __post_init__(self) -> None:
+        check_capacity(self.capacity, self.sector_size)
 
 
 @dataclass
 class VirtualTime:
     """A clock that starts at `start_ns` since the epoch and takes `tick_ns` to be read."""
 
-    start_ns: int = VIRTUAL_START_NS
-    tick_ns: int = VIRTUAL_TICK_NS
+    start_ns: int = field(
+        whole(0, (1 << 64) - 1, "a time between 1970 and 2554"), default=VIRTUAL_START_NS
+    )
+    tick_ns: int = field(whole(1, _INT64_MAX), default=VIRTUAL_TICK_NS)
 
 
 @dataclass
@@ -144,141 +379,56 @@ class Config:
     else is attached to.
     """
 
-    kernel: str
-    args: tuple[str, ...] = ()
-    mem_bytes: int = layout.MEM_DEFAULT
+    kernel: PathField = field(as_path)
+    args: tuple[str, ...] = field(_arguments, default=())
+    mem_bytes: int = field(
+        whole(1, layout.MEM_MAX, f"a size of at most {layout.MEM_MAX >> 20} MiB"),
+        default=layout.MEM_DEFAULT,
+    )
     net: tuple[tuple[str | None, NetValue], ...] = ()
     block: tuple[tuple[str | None, BlockValue], ...] = ()
-    dumpcore: str | None = None
-    console_fd: int = 1
-    console_limit: int | None = None  # bytes per second; what is beyond is dropped
-    trace: str | int | None = None  # a file or descriptor for a line of JSON per hypercall
-    net_ring: bool | None = None  # offer the network ring; None: where it helps
-    engine: str = ENGINES[0]  # what answers hypercalls whose device is a plain descriptor
-    hugepages: bool = False  # ask the kernel to hold guest memory in pages of 2 MiB
-    cpu: str = "auto"  # or "kvm", "soft": see tender/accel.py
-    clock: VirtualTime | None = None  # None: the host's
-    sandbox: str = SANDBOXES[0]  # see tender/sandbox/sandbox.py
-    user: str | None = None  # who the tender becomes when root starts it: NAME or UID[:GID]
-    instructions: int | None = None  # how many the guest may execute; None: any number
+    dumpcore: OptionalPathField = field(optional(as_path), default=None)
+    console_fd: int = field(as_descriptor, default=1)
+    console_limit: int | None = field(optional(_count), default=None)  # bytes per second
+    # A file or descriptor for a line of JSON per hypercall.
+    trace: TraceField = field(optional(_trace), default=None)
+    # Offer the network ring; None: where it helps.
+    net_ring: bool | None = field(optional(as_flag), default=None)
+    # What answers hypercalls whose device is a plain descriptor.
+    engine: str = field(one_of(ENGINES), default=ENGINES[0])
+    # Ask the kernel to hold guest memory in pages of 2 MiB.
+    hugepages: bool = field(as_flag, default=False)
+    cpu: str = field(as_cpu, default=CPUS[0])  # see tender/accel.py
+    clock: VirtualTime | None = field(optional(_clock), default=None)  # None: the host's
+    sandbox: str = field(one_of(SANDBOXES), default=SANDBOXES[0])  # see tender/sandbox/sandbox.py
+    # Who the tender becomes when root starts it: NAME or UID[:GID].
+    user: UserField = field(optional(_user), default=None)
+    # How many the guest may execute; None: any number.
+    instructions: int | None = field(optional(_count), default=None)
 
 
 def is_number(text: str) -> bool:
-    """Whether it is a number of decimal digits, and no longer than any that means something:
-    Python itself refuses to read those of more than 4300."""
+    """Whether it is a number of decimal digits, and not longer than a 64-bit number can be.
+
+    Python itself refuses to read those of more than 4300 digits.
+    """
     return text.isascii() and text.isdigit() and len(text) < 20
 
 
-def parse_size(text: str) -> int:
-    """`64` (MiB, as Solo5 has it), `64M`, `1G`, `65536K`, also with `B` or `iB` -> bytes."""
+def parse_size(text: str, unit: str = "M") -> int:
+    """A size in bytes: `64` (in `unit`), `64M`, `1G`, `65536K`, also with `B` or `iB`.
+
+    Raises ValueError.
+    """
     number = text.upper().removesuffix("B").removesuffix("I")
-    unit = 1 << 20
     if number[-1:] in _UNITS:
-        unit = _UNITS[number[-1]]
+        unit = number[-1]
         number = number[:-1]
     if not is_number(number) or not int(number):
-        raise UsageError(f"{text!r} is not a size: a number of MiB, or one with a unit, as in 64M")
-    return int(number) * unit
-
-
-def parse_rate(text: str) -> int:
-    """`500`, `64K`, `1M`, also with `B` or `iB` -> bytes per second."""
-    number = text.upper().removesuffix("B").removesuffix("I")
-    unit = _UNITS.get(number[-1:], 1)
-    number = number if unit == 1 else number[:-1]
-    if not is_number(number) or not int(number):
-        raise UsageError(f"{text!r} is not a rate: bytes per second, as in 64K or 1M")
-    return int(number) * unit
+        raise ValueError(text)
+    return int(number) * _UNITS.get(unit, 1)
 
 
 def usable_memory(mem_bytes: int) -> int:
-    """The guest memory that is given for a wish: a multiple of 2 MiB, 2 MiB to 4 GiB."""
-    if mem_bytes > layout.MEM_MAX:
-        raise ConfigError(f"guest memory of {mem_bytes >> 20} MiB is above the maximum, 4096 MiB")
+    """The guest memory to provide for what was asked for: a multiple of 2 MiB, at least 2 MiB."""
     return max(layout.MEM_MIN, mem_bytes // layout.MEM_STEP * layout.MEM_STEP)
-
-
-def parse_address(text: str) -> str:
-    """`10.0.0.1/24` or `fd00::1/64`: an address with the length of its network."""
-    import ipaddress
-
-    try:
-        if "/" in text:
-            return ipaddress.ip_interface(text).with_prefixlen
-    except ValueError:
-        pass
-    raise UsageError(f"{text!r} is not an address with its length, as in 10.0.0.1/24")
-
-
-def parse_mac(text: str) -> bytes:
-    """`52:54:00:12:34:56` -> 6 bytes."""
-    parts = text.split(":")
-    # int() itself would take a sign, spaces and the digits of other scripts as well.
-    right = [1 <= len(part) <= 2 and _HEX_DIGITS.issuperset(part) for part in parts]
-    if len(parts) == 6 and all(right):
-        mac = bytes(int(part, 16) for part in parts)
-        if not mac[0] & 1:
-            return mac
-    raise UsageError(f"{text!r} is not a unicast MAC address, as in 52:54:00:12:34:56")
-
-
-def assign(
-    manifest: Manifest, number: int, given: Iterable[tuple[str | None, Spec]]
-) -> dict[int, Spec]:
-    """Which device gets which spec, by handle; `number` is the device type.
-
-    Raises DeviceError for a name that is not declared, one that is named twice, and a spec
-    without a name where it is not clear what it is for.
-    """
-    given = list(given)
-    declared = manifest.of_type(number)
-    assigned: dict[int, Spec] = {}
-    for name, spec in given:
-        if name is not None:
-            _put(assigned, _declared(declared, name), spec)
-    for name, spec in given:
-        if name is None:
-            _put(assigned, _only(declared, assigned, number), spec)
-    return assigned
-
-
-def _put(assigned: dict[int, Spec], device: Device, spec: Spec) -> None:
-    if device.handle in assigned:
-        raise DeviceError(f"'{device.name}' is attached twice")
-    assigned[device.handle] = spec
-
-
-def _declared(declared: list[Device], name: str) -> Device:
-    for device in declared:
-        if device.name == name:
-            return device
-    names = ", ".join(device.name for device in declared)
-    hint = f"it declares {names}" if names else "it declares no device of this kind"
-    raise DeviceError(f"Resource not declared in manifest: '{name}' ({hint})")
-
-
-def _only(declared: list[Device], assigned: dict[int, Spec], number: int) -> Device:
-    kind, option = ("network", "net") if number == lib.MFT_DEV_NET_BASIC else ("block", "block")
-    free = [device for device in declared if device.handle not in assigned]
-    if len(free) == 1:
-        return free[0]
-    if not declared:
-        raise DeviceError(f"the guest's manifest declares no {kind} device")
-    if not free:
-        raise DeviceError(f"every {kind} device of the guest has something attached to it already")
-    names = ", ".join(device.name for device in free)
-    raise DeviceError(
-        f"the guest has several {kind} devices ({names}): "
-        f"name one, as in --{option} {free[0].name}=..."
-    )
-
-
-def check_all_attached(manifest: Manifest, handles: Iterable[int]) -> None:
-    """Raise DeviceError unless every declared device is among `handles`."""
-    attached = set(handles)
-    missing = [device for device in manifest.devices if device.handle not in attached]
-    if missing:
-        names = ", ".join(f"'{device.name}' of type {device.type_name}" for device in missing)
-        example = {"NET_BASIC": "--net {}=TAP", "BLOCK_BASIC": "--block {}=FILE"}
-        options = " ".join(example[device.type_name].format(device.name) for device in missing)
-        raise DeviceError(f"All declared devices must be attached; missing: {names}: add {options}")

@@ -1,29 +1,67 @@
 """A frozen dataclass without the import of `dataclasses`.
 
-The rule here: it is `dataclasses.dataclass(frozen=True)` to the reader and to the type checker,
-without the import, which costs a plain run more than opening KVM does
-(docs/decisions/0003-imports.md).
+It is `dataclasses.dataclass(frozen=True)` to the reader and to the type checker, without the
+import, which costs a plain run more than opening KVM does (docs/decisions/0003-imports.md). A
+field may have a check, which every value of it passes through when the dataclass is made.
 """
 
 from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, TypeVar
+    from collections.abc import Callable
+    from typing import Any, Generic, TypeVar, overload
 
-    from typing_extensions import dataclass_transform
+    from typing_extensions import Self, dataclass_transform
 
     T = TypeVar("T")
+    Given = TypeVar("Given", contravariant=True)
+    Kept = TypeVar("Kept", covariant=True)
+    Check = Callable[[str, Any], Any]
 
-    @dataclass_transform(frozen_default=True)
+    class Converted(Generic[Given, Kept]):
+        """The type of a field whose check makes a `Kept` of the `Given`."""
+
+        @overload
+        def __get__(self, instance: None, owner: Any) -> Self: ...
+        @overload
+        def __get__(self, instance: object, owner: Any) -> Kept: ...
+        def __get__(self, instance: Any, owner: Any) -> Any: ...
+        def __set__(self, instance: Any, value: Given) -> None: ...
+
+    def field(check: Check, *, default: Any = ...) -> Any: ...
+
+    @dataclass_transform(frozen_default=True, field_specifiers=(field,))
     def dataclass(cls: type[T]) -> type[T]: ...
 
 else:
 
+    class field:
+        """A field with a check: called with its name and value, it gives what is kept, or raises.
+
+        Without a `default`, the field must be given.
+        """
+
+        def __init__(self, check, **default):
+            self.check = check
+            self.default = default
+
     def dataclass(cls):
-        """Make `cls` a value: the annotated names are its fields, in order."""
+        """Make `cls` a value: the annotated names are its fields, in order.
+
+        `__post_init__`, where the class has it, is called when all fields are set.
+        """
         fields = tuple(cls.__annotations__)
+        checks = {}
+        for name in fields:
+            given = cls.__dict__.get(name)
+            if isinstance(given, field):
+                checks[name] = given.check
+                delattr(cls, name)
+                for default in given.default.values():
+                    setattr(cls, name, default)
         defaults = {name: cls.__dict__[name] for name in fields if name in cls.__dict__}
+        post_init = cls.__dict__.get("__post_init__")
 
         def __init__(self, *args, **kwargs):
             if len(args) > len(fields):
@@ -34,7 +72,11 @@ else:
             if missing or unknown:
                 what = f"no value for {', '.join(missing)}" if missing else f"no {unknown[0]!r}"
                 raise TypeError(f"{cls.__name__}({', '.join(fields)}): {what}")
+            for name, check in checks.items():
+                values[name] = check(name, values[name])
             self.__dict__.update((name, values[name]) for name in fields)
+            if post_init is not None:
+                post_init(self)
 
         cls.__init__ = __init__
         cls.__setattr__ = _refuse

@@ -11,11 +11,21 @@ import os
 
 EXIT_FAILURE = 1  # the tender's own fatal errors, as solo5-hvt has it
 EXIT_USAGE = 2  # a malformed command line, in the friendly spelling
+SHOWN_MAX = 100  # letters of a wrong value
 
 
 def one_line(text: str) -> str:
     """The same, safe to show: what does not print is shown as Python writes it."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def shown(value: object) -> str:
+    """A value as an error of one line shows it, shortened."""
+    try:
+        text = one_line(repr(value))
+    except Exception:  # a number with thousands of digits, or an object of the program's
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}..."
 
 
 def bug_text(error: BaseException) -> str:
@@ -42,6 +52,16 @@ class UsageError(TenderError):
     """The caller asked for something that has no meaning, or left something out."""
 
     exit_status = EXIT_USAGE
+
+
+class InvalidValue(UsageError):
+    """The `value` of the field or argument `name` is not `expected` (a noun with its article)."""
+
+    def __init__(self, name: str, value: object, expected: str) -> None:
+        super().__init__(f"{name}={shown(value)} is not {expected}")
+        self.name = name
+        self.value = value
+        self.expected = expected
 
 
 class ConfigError(TenderError):

@@ -14,7 +14,7 @@ from tender.accel import KvmAccelerator
 from tender.boot import bootinfo, layout
 from tender.cleanup import Cleanup
 from tender.clock import HostClock, VirtualClock
-from tender.config import Descriptor, assign, check_all_attached, usable_memory
+from tender.config import Descriptor, usable_memory
 from tender.dataclass import dataclass, replace
 from tender.errors import EXIT_FAILURE, GuestFault, HostError, NotEmulated, bug_text
 from tender.hypercalls import Dispatcher
@@ -23,6 +23,7 @@ from tender.image.file import ImageFile
 from tender.image.manifest import Attached, encode
 from tender.memory import GuestMemory
 from tender.modules import block, counters_value, keep_descriptors, net
+from tender.modules.assign import assign, check_all_attached
 from tender.modules.block import Block
 from tender.modules.console import Console
 from tender.modules.net import Net

@@ -18,6 +18,8 @@ from tender.errors import EXIT_FAILURE, HostError, TenderError, UsageError, bug_
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tender.cli.options import CommandLine
     from tender.config import Config
     from tender.outcome import Outcome
@@ -45,58 +47,55 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(program: str, arguments: list[str]) -> int:
-    tool = None if options.is_solo5_name(program) else _tool(arguments)
-    if tool is not None:
-        return tool
+    is_solo5 = options.is_solo5_name(program)  # then every first word is a kernel
+    command = arguments[0] if arguments and not is_solo5 else ""
+    if command in _COMMANDS:
+        return _COMMANDS[command](program, arguments[1:])
     line = options.parse(arguments)
     if line.help:
         return _help(program)
     if line.version:
         return _version(program)
-    if options.is_solo5_name(program):
-        return _run(program, line)
-    if _is_demo(line) and line.config and line.config.args[:1] in (("--help",), ("-h",)):
-        return show(options.demo_usage(program))
-    _check_kernel(program, line)
-    return _run(program, _demo(line))
+    if line.config and line.config.kernel == "demo" and not is_solo5:
+        if line.config.args[:1] in (("--help",), ("-h",)):
+            return show(options.DEMO_USAGE.format(program=program))
+        line = replace(line, config=replace(line.config, kernel=demo_kernel()))
+    return _run(program, line)
 
 
-def _tool(arguments: list[str]) -> int | None:
-    """The commands beside running a guest; None: it is no such command."""
-    name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
-    if name == "inspect":
-        from tender.cli import inspect
+def _inspect(_: str, arguments: list[str]) -> int:
+    from tender.cli import inspect
 
-        return show(inspect.main(rest))
-    if name == "policy":
-        from tender.cli import policy
-
-        return show(policy.main(rest))
-    if name == "build":
-        from tender.image import build
-
-        return build.main(rest)
-    return None
+    return show(inspect.main(arguments))
 
 
-def _demo(line: CommandLine) -> CommandLine:
-    if line.config is None or not _is_demo(line):
-        return line
-    return replace(line, config=replace(line.config, kernel=demo_kernel()))
+def _policy(_: str, arguments: list[str]) -> int:
+    from tender.cli import policy
+
+    return show(policy.main(arguments))
 
 
-def _is_demo(line: CommandLine) -> bool:
-    """`demo`, where no file is called so, is the guest that comes with the package."""
-    return line.config is not None and line.config.kernel == "demo" and not os.path.exists("demo")
+def _build(_: str, arguments: list[str]) -> int:
+    from tender.image import build
+
+    return build.main(arguments)
 
 
-def _check_kernel(program: str, line: CommandLine) -> None:
-    """Words that are commands elsewhere get what to type here, unless a file is called so."""
-    word = line.config.kernel if line.config else ""
-    right = options.NO_COMMANDS.get(word)
-    if right and not os.path.exists(word):
-        right = right.format(program=program)
-        raise UsageError(f"there is no command `{word}', and no kernel: type {right}")
+def _no_run(program: str, _: list[str]) -> int:
+    raise UsageError(
+        f"there is no command `run': type {program} [OPTIONS] KERNEL [ARGS] "
+        "(a kernel of that name is ./run)"
+    )
+
+
+_COMMANDS: dict[str, Callable[[str, list[str]], int]] = {
+    "inspect": _inspect,
+    "policy": _policy,
+    "build": _build,
+    "help": lambda program, _: _help(program),
+    "version": lambda program, _: _version(program),
+    "run": _no_run,
+}
 
 
 def demo_kernel() -> str:

@@ -1,25 +1,24 @@
-"""The words of a command line: which options there are, and what they make of a Config.
+"""The command line of a run: a table of its options, and the Config that they make.
 
-The rule here: pure. Every option is one row of a table, with its help; an error names the word and
-says what would be right.
+Pure. `--help` and the parser both come from the table. An error names the option and says what
+would be right.
 """
 
 from __future__ import annotations
 
 from tender import config as conf
-from tender.boot import layout
 from tender.config import BlockDescriptor, BlockFile, Config, Descriptor, Tap, UserNet, VirtualTime
 from tender.dataclass import dataclass, replace
-from tender.errors import UsageError
+from tender.errors import DeviceError, InvalidValue, UsageError, shown
 from tender.image.manifest import is_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, TypeVar
 
-    NetWord = Tap | Descriptor | UserNet
-    BlockWord = BlockFile | BlockDescriptor
+    Value = TypeVar("Value")
+    Suboptions = dict[str, "Suboption"]
 
 
 @dataclass
@@ -32,6 +31,53 @@ class CommandLine:
     verbose: bool = False
 
 
+class Suboption:
+    """A `,KEY=VALUE` (or `,KEY`) of an option that attaches a device.
+
+    It sets `field` of the device's value to what `parse` makes of VALUE; without `parse` it is a
+    flag.
+    """
+
+    def __init__(
+        self, field: str, value: str, help: str, parse: Callable[[str], object] | None = str
+    ) -> None:
+        self.field = field
+        self.value = value  # as --help shows it
+        self.help = help
+        self.parse = parse
+
+
+class Option:
+    """An option of a run: its name, what --help calls its value, its help, and what it sets.
+
+    It sets `field` (of Config, or of CommandLine) to what `parse` makes of its value. A flag has
+    a `constant` in the place of `parse`. One whose name may be followed by a device's (`:NAME` in
+    Solo5's spelling, where `parse_solo5` reads the value) adds to what it sets. Without `help`,
+    it is not in the list of --help.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        value: str,
+        help: str,
+        field: str,
+        parse: Callable[[str], Any] = str,
+        *,
+        constant: object = None,
+        parse_solo5: Callable[[str], Any] | None = None,
+        suboptions: Suboptions | None = None,
+    ) -> None:
+        self.name = name
+        self.value = value
+        self.help = help
+        self.field = field
+        self.parse = parse
+        self.constant = constant
+        self.parse_solo5 = parse_solo5
+        self.suboptions = suboptions or {}
+
+
 def is_solo5_name(program: str) -> bool:
     """Whether the command was started under the name of the tender it stands in for."""
     return program.startswith("solo5-hvt")
@@ -39,165 +85,377 @@ def is_solo5_name(program: str) -> bool:
 
 def has_solo5_spelling(arguments: list[str]) -> bool:
     """Whether an option names its device as Solo5 has it: `--net:NAME=TAP`."""
-    for word in arguments:
-        if word == "--" or not word.startswith("-"):
+    for argument in arguments:
+        if argument == "--" or not argument.startswith("-"):
             return False
-        if word.startswith(("--net:", "--net-mac:", "--block:", "--block-sector-size:")):
+        if argument.startswith(("--net:", "--net-mac:", "--block:", "--block-sector-size:")):
             return True
     return False
 
 
-class _Parser:
-    """What has been read so far."""
+# What makes a value of an option's text. What it may be is checked where the value is made.
 
-    def __init__(self, see: str = "--help", others: tuple[str, ...] = ()) -> None:
-        self.see, self.others = see, others  # for what to say of a word that is no option
-        self.mem_bytes = layout.MEM_DEFAULT
-        self.dumpcore: str | None = None
-        self.net: list[tuple[str | None, NetWord]] = []
-        self.block: list[tuple[str | None, BlockWord]] = []
-        self.macs: dict[str, bytes] = {}
-        self.sector_sizes: dict[str, int] = {}
-        self.more: dict[str, Any] = {}  # fields of the Config that are as they were said
-        self.help = self.version = self.verbose = False
 
-    # Options with a value: (word for messages, device name or None, value).
+def _number(text: str) -> int | str:
+    return int(text) if conf.is_number(text) else text
 
-    def opt_mem(self, _word: str, _name: str | None, value: str) -> None:
-        self.mem_bytes = _parsed("Malformed argument to --mem", conf.parse_size, value)
 
-    def opt_dumpcore(self, _word: str, _name: str | None, value: str) -> None:
-        self.dumpcore = value
+def _size(text: str) -> int:
+    try:
+        return conf.parse_size(text)
+    except ValueError:
+        raise UsageError(
+            f"{shown(text)} is not a size: a number of MiB, or one with a unit, as in 64M"
+        ) from None
 
-    def opt_net(self, word: str, name: str | None, value: str) -> None:
-        if name is None:
-            name, value = _split_name(value)
-            self.net.append((name, _parse_net(word, value)))
+
+def _rate(text: str) -> int:
+    try:
+        return conf.parse_size(text, unit="B")
+    except ValueError:
+        raise UsageError(
+            f"{shown(text)} is not a rate: bytes per second, as in 64K or 1M"
+        ) from None
+
+
+def _trace(text: str) -> int | str:
+    return 2 if text == "-" else _descriptor(text) if text[0] == "@" else text
+
+
+def _descriptor(text: str) -> int:
+    """`@3`."""
+    try:
+        number: int = conf.as_descriptor("fd", _number(text[1:]))
+    except InvalidValue as error:
+        raise UsageError(f"{shown(text)}: {text[1:]!r} is not {error.expected}") from None
+    return number
+
+
+def _clock(text: str) -> VirtualTime | None:
+    """`host`, or `virtual,start=2026-01-01T12:00:00,tick=1000`."""
+    kind, *options = text.split(",")
+    if kind not in ("host", "virtual") or (kind == "host" and options):
+        raise UsageError(f"{shown(text)} is neither host nor virtual[,start=WHEN][,tick=NS]")
+    return None if kind == "host" else _make(VirtualTime, {}, options, _CLOCK)
+
+
+def _instant(text: str) -> int:
+    """Seconds since the epoch, or a date in ISO 8601 (UTC if it names no zone) -> nanoseconds."""
+    if conf.is_number(text):
+        seconds = int(text)
+    else:
+        from datetime import datetime, timezone
+
+        try:
+            when = datetime.fromisoformat(text.removesuffix("Z"))
+        except ValueError:
+            raise UsageError(f"{shown(text)} is not a date, as in 2026-01-01T12:00:00") from None
+        seconds = int((when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp())
+    return seconds * 1_000_000_000
+
+
+def _interface(text: str) -> Tap | Descriptor:
+    """`tap0` or `@3`, as Solo5 has it."""
+    try:
+        return _net_device(text, [])
+    except UsageError as error:
+        hint = "; suboptions go with --net, as in --net TAP,create" if "," in text else ""
+        raise UsageError(f"{error}{hint}") from None
+
+
+def _net(text: str) -> Tap | Descriptor | UserNet:
+    """`tap0,create,addr=10.0.0.1/24,mtu=9000,bridge=br0,mac=...`, `@3,mtu=9000` or `user:80:80`."""
+    first, *options = text.split(",")
+    if first == "user" or first.startswith("user:"):
+        forward = first[len("user:") :]
+        return _user_net([forward, *options] if forward else options)
+    return _net_device(first, options)
+
+
+def _net_device(first: str, options: list[str]) -> Tap | Descriptor:
+    if first.startswith("@"):
+        return _make(Descriptor, {"fd": _descriptor(first)}, options, _NET_DESCRIPTOR)
+    return _make(Tap, {"name": first}, options, _TAP)
+
+
+def _user_net(options: list[str]) -> UserNet:
+    """`8080:80,8443:443,udp:5353:53,addr=10.0.0.2/24,gateway=10.0.0.1,host`."""
+    forwards: dict[str, dict[int | str, int]] = {"forward": {}, "forward_udp": {}}
+    others: list[str] = []
+    for option in options:
+        protocol, _, rest = option.partition(":")
+        if option.partition("=")[0] in _USER:
+            others.append(option)
+        elif protocol == "udp":
+            _forward(rest, forwards["forward_udp"])
         else:
-            self.net.append((name, _parse_interface(word, value)))
-
-    def opt_net_mac(self, word: str, name: str | None, value: str) -> None:
-        if name is None:
-            name, value = _split_name(value)
-        if name is None:
-            raise UsageError(f"{word}: name the device: --net-mac NAME={value}")
-        self.macs[name] = _parsed(word, conf.parse_mac, value)
-
-    def opt_block(self, word: str, name: str | None, value: str) -> None:
-        if name is None:
-            name, value = _split_name(value)
-            self.block.append((name, _parse_block(word, value)))
-        else:
-            self.block.append((name, BlockFile(value)))
-
-    def opt_sector_size(self, word: str, name: str | None, value: str) -> None:
-        if name is None:
-            name, value = _split_name(value)
-        if name is None:
-            raise UsageError(f"{word}: name the device: --block-sector-size NAME={value}")
-        self.sector_sizes[name] = _number(word, value)
-
-    def opt_console_limit(self, word: str, _name: str | None, value: str) -> None:
-        self.more["console_limit"] = _parsed(word, conf.parse_rate, value)
-
-    def opt_engine(self, word: str, _name: str | None, value: str) -> None:
-        self.more["engine"] = _one_of(word, value, conf.ENGINES)
-
-    def opt_cpu(self, word: str, _name: str | None, value: str) -> None:
-        self.more["cpu"] = _one_of(word, value, conf.CPUS)
-
-    def opt_trace(self, word: str, _name: str | None, value: str) -> None:
-        if value == "-":
-            self.more["trace"] = 2
-        else:
-            self.more["trace"] = _number(word, value[1:]) if value[0] == "@" else value
-
-    def opt_clock(self, word: str, _name: str | None, value: str) -> None:
-        self.more["clock"] = _parse_clock(word, value)
-
-    def opt_instructions(self, word: str, _name: str | None, value: str) -> None:
-        self.more["instructions"] = _number(word, value)
-
-    def opt_sandbox(self, word: str, _name: str | None, value: str) -> None:
-        self.more["sandbox"] = _one_of(word, value, conf.SANDBOXES)
-
-    def opt_user(self, _word: str, _name: str | None, value: str) -> None:
-        self.more["user"] = value
-
-    # Flags.
-
-    def flag_help(self) -> None:
-        self.help = True
-
-    def flag_version(self) -> None:
-        self.version = True
-
-    def flag_verbose(self) -> None:
-        self.verbose = True
-
-    def flag_hugepages(self) -> None:
-        self.more["hugepages"] = True
-
-    def flag_no_net_ring(self) -> None:
-        self.more["net_ring"] = False
-
-    def flag_net_ring(self) -> None:
-        self.more["net_ring"] = True
-
-    def flag_gdb(self) -> None:
-        raise UsageError("--gdb: a gdb server is not part of this version")
-
-    def config(self, kernel: str, args: tuple[str, ...]) -> Config:
-        net = [(name, self._with_mac(name, spec)) for name, spec in self.net]
-        block = [(name, self._with_sector_size(name, spec)) for name, spec in self.block]
-        for option, left in (("net-mac", self.macs), ("block-sector-size", self.sector_sizes)):
-            for name in left:
-                kind = option.split("-")[0]
-                raise UsageError(f"--{option}:{name}: nothing is attached with --{kind}:{name}")
-        devices = tuple(net), tuple(block)
-        return Config(kernel, args, self.mem_bytes, *devices, self.dumpcore, **self.more)
-
-    def _with_mac(self, name: str | None, spec: NetWord) -> NetWord:
-        mac = self.macs.pop(name, None) if name else None
-        return replace(spec, mac=mac) if mac else spec
-
-    def _with_sector_size(self, name: str | None, spec: BlockWord) -> BlockWord:
-        size = self.sector_sizes.pop(name, None) if name else None
-        return spec if size is None else replace(spec, sector_size=size)
+            _forward(option.removeprefix("tcp:"), forwards["forward"])
+    return _make(UserNet, forwards, others, _USER)
 
 
-_FLAGS: dict[str, Callable[[_Parser], None]] = {
-    "--help": _Parser.flag_help,
-    "-h": _Parser.flag_help,
-    "--version": _Parser.flag_version,
-    "--verbose": _Parser.flag_verbose,
-    "-v": _Parser.flag_verbose,
-    "--hugepages": _Parser.flag_hugepages,
-    "--no-net-ring": _Parser.flag_no_net_ring,
-    "--net-ring": _Parser.flag_net_ring,
-    "--gdb": _Parser.flag_gdb,
+def _forward(text: str, forwards: dict[int | str, int]) -> None:
+    """`8080:80` or `0.0.0.0:8080:80`."""
+    outside, _, inside = text.rpartition(":")
+    try:
+        one: dict[int | str, int] = conf.as_forwards("", {outside: inside})
+    except InvalidValue:
+        raise UsageError(
+            f"{shown(text)} is not HOST:GUEST (ports), ADDRESS:HOST:GUEST, udp:HOST:GUEST, "
+            f"{_names(_USER)}"
+        ) from None
+    if one.keys() & forwards.keys():
+        raise UsageError(f"port {outside} is forwarded twice")
+    forwards.update(one)
+
+
+def _block(text: str) -> BlockFile | BlockDescriptor:
+    """`disk.img,ro,overlay,sector-size=4096` or `@3,ro`; a path may have commas of its own."""
+    options: list[str] = []
+    while True:
+        rest, comma, last = text.rpartition(",")
+        if not comma or not _is_suboption(last, _BLOCK):
+            break
+        options.insert(0, last)
+        text = rest
+    if text.startswith("@") and text[1:].isdigit():
+        return _make(BlockDescriptor, {"fd": _descriptor(text)}, options, _BLOCK_DESCRIPTOR)
+    return _make(BlockFile, {"path": text}, options, _BLOCK)
+
+
+def _make(
+    kind: type[Value], fields: dict[str, Any], options: list[str], suboptions: Suboptions
+) -> Value:
+    """A value with `fields`, and those that `options` set."""
+    texts = {name: shown(value) for name, value in fields.items()}
+    for option in options:
+        if not _is_suboption(option, suboptions):
+            raise UsageError(f"{shown(option)} is not one of {_names(suboptions)}")
+        key, _, text = option.partition("=")
+        suboption = suboptions[key]
+        try:
+            value = suboption.parse(text) if suboption.parse else True
+        except UsageError as error:
+            raise UsageError(f"{key}: {error}") from None
+        if suboption.field == "addr":  # which may be given several times
+            value = (*fields.get("addr", ()), value)
+        fields[suboption.field] = value
+        texts[suboption.field] = f"{key}={text}"
+    try:
+        return kind(**fields)
+    except InvalidValue as error:
+        text = texts.get(error.name, f"{error.name}={shown(error.value)}")
+        raise UsageError(f"{text} is not {error.expected}") from None
+
+
+def _is_suboption(text: str, suboptions: Suboptions) -> bool:
+    key, equals, value = text.partition("=")
+    suboption = suboptions.get(key)
+    return suboption is not None and bool(value if suboption.parse else not equals)
+
+
+def _names(suboptions: Suboptions) -> str:
+    return ", ".join(
+        f"{key}={each.value}" if each.parse else key for key, each in suboptions.items()
+    )
+
+
+_MTU = Suboption("mtu", "N", "its MTU", _number)
+_MAC = Suboption("mac", "MAC", "the guest's MAC address (default: random)")
+_TAP: Suboptions = {
+    "create": Suboption("create", "", "make the tap; it is gone when the guest ends", parse=None),
+    "addr": Suboption(
+        "addr", "ADDR/LEN", "give the made tap an address (more than one\nworks), as in 10.0.0.1/24"
+    ),
+    "bridge": Suboption("bridge", "BR", "... or put it on a bridge"),
+    "mtu": _MTU,
+    "mac": _MAC,
+}
+_USER: Suboptions = {
+    "addr": Suboption("address", "ADDR/LEN", "the guest's address (default 10.0.0.2/24)"),
+    "gateway": Suboption("gateway", "ADDR", "... and its way out (default 10.0.0.1)"),
+    "mtu": _MTU,
+    "mac": _MAC,
+    "host": Suboption(
+        "reach_host", "", "the gateway is the host's 127.0.0.1 (so with UDP)", parse=None
+    ),
+}
+_NET_DESCRIPTOR: Suboptions = {"mtu": _MTU, "mac": _MAC}
+_BLOCK: Suboptions = {
+    "ro": Suboption("readonly", "", "read-only (a writable image is locked)", parse=None),
+    "overlay": Suboption(
+        "overlay",
+        "",
+        "the image stays as it is; what the guest writes is\nin memory, and gone with it",
+        parse=None,
+    ),
+    "sector-size": Suboption("sector_size", "N", "block size in bytes (default 512)", _number),
+}
+_BLOCK_DESCRIPTOR: Suboptions = {key: _BLOCK[key] for key in ("ro", "sector-size")}
+_CLOCK: Suboptions = {
+    "start": Suboption(
+        "start_ns",
+        "WHEN",
+        "from this date (as 2026-01-01T12:00:00) or second on",
+        _instant,
+    ),
+    "tick": Suboption("tick_ns", "NS", "what a reading takes (default 1000 ns)", _number),
 }
 
-_VALUES: dict[str, Callable[[_Parser, str, str | None, str], None]] = {
-    "--mem": _Parser.opt_mem,
-    "--dumpcore": _Parser.opt_dumpcore,
-    "--console-limit": _Parser.opt_console_limit,
-    "--engine": _Parser.opt_engine,
-    "--net": _Parser.opt_net,
-    "--net-mac": _Parser.opt_net_mac,
-    "--block": _Parser.opt_block,
-    "--disk": _Parser.opt_block,
-    "--block-sector-size": _Parser.opt_sector_size,
-    "--cpu": _Parser.opt_cpu,
-    "--clock": _Parser.opt_clock,
-    "--instructions": _Parser.opt_instructions,
-    "--sandbox": _Parser.opt_sandbox,
-    "--user": _Parser.opt_user,
-    "--trace": _Parser.opt_trace,
-    "--gdb-port": lambda parser, *_: parser.flag_gdb(),
-}
-
-_NAMED = ("--net", "--net-mac", "--block", "--block-sector-size")  # may have :NAME
+OPTIONS = (
+    Option(
+        "--mem",
+        "SIZE",
+        "guest memory: MiB, or with a unit as in 64M, 1G\n"
+        "(default 512; a multiple of 2 MiB, at most 4G)",
+        "mem_bytes",
+        _size,
+    ),
+    Option(
+        "--net",
+        "[NAME=]TAP",
+        "attach a tap interface; NAME as the guest's\nmanifest has it, needed if there are several",
+        "net",
+        _net,
+        parse_solo5=_interface,
+        suboptions=_TAP,
+    ),
+    Option(
+        "--net",
+        "[NAME=]user",
+        "a network through passt: needs no root and no tap.\n"
+        "With user:8080:80, port 8080 of 127.0.0.1 is the\n"
+        "guest's port 80; user:ADDRESS:8080:80 takes another\n"
+        "address, user:udp:5353:53 UDP; more follow with commas",
+        "net",
+        _net,
+        parse_solo5=_interface,
+        suboptions=_USER,
+    ),
+    Option(
+        "--net",
+        "[NAME=]@FD",
+        "attach an open descriptor: a tap, or a datagram or\n"
+        "seqpacket socket with one frame per message",
+        "net",
+        _net,
+        parse_solo5=_interface,
+        suboptions=_NET_DESCRIPTOR,
+    ),
+    Option("--net-mac", "NAME=MAC", "", "macs", parse_solo5=str),
+    Option(
+        "--block",
+        "[NAME=]FILE",
+        "attach a disk image or block device",
+        "block",
+        _block,
+        parse_solo5=BlockFile,
+        suboptions=_BLOCK,
+    ),
+    Option(
+        "--block",
+        "[NAME=]@FD",
+        "attach an open descriptor of a file or memfd",
+        "block",
+        _block,
+        parse_solo5=BlockFile,
+        suboptions=_BLOCK_DESCRIPTOR,
+    ),
+    Option("--disk", "FILE", "", "block", _block),
+    Option("--block-sector-size", "NAME=N", "", "sector_sizes", _number, parse_solo5=_number),
+    Option(
+        "--console-limit",
+        "RATE",
+        "drop what the guest prints beyond so many bytes per\nsecond, as in 64K or 1M",
+        "console_limit",
+        _rate,
+    ),
+    Option("--dumpcore", "DIR", "write a core file there if the guest aborts", "dumpcore"),
+    Option(
+        "--cpu",
+        "auto|kvm|soft",
+        "what runs the guest: KVM where it is, else a CPU in\n"
+        "software (default: auto, or what PTENDER_CPU says)",
+        "cpu",
+    ),
+    Option(
+        "--clock",
+        "virtual",
+        "the guest's time advances only as the guest reads it",
+        "clock",
+        _clock,
+        suboptions=_CLOCK,
+    ),
+    Option(
+        "--instructions",
+        "N",
+        "end the guest after N instructions (software CPU)",
+        "instructions",
+        _number,
+    ),
+    Option(
+        "--sandbox",
+        "on|require|off",
+        "on: confine the tender before the guest runs, as far\n"
+        "as this machine can; require: all of it, or do not\n"
+        "run; off: not at all",
+        "sandbox",
+    ),
+    Option(
+        "--user",
+        "NAME|UID[:GROUP|:GID]",
+        "who the tender becomes when root starts it (65534)",
+        "user",
+    ),
+    Option(
+        "--hugepages",
+        "",
+        "ask the kernel for pages of 2 MiB for the guest",
+        "hugepages",
+        constant=True,
+    ),
+    Option(
+        "--no-net-ring",
+        "",
+        "do not offer the network ring to the guest",
+        "net_ring",
+        constant=False,
+    ),
+    Option(
+        "--net-ring",
+        "",
+        "offer it even where it is not expected to help",
+        "net_ring",
+        constant=True,
+    ),
+    Option(
+        "--engine",
+        "c|python",
+        "what answers most hypercalls: compiled code (default)\n"
+        "or the Python handlers, which are the reference",
+        "engine",
+    ),
+    Option(
+        "--trace",
+        "FILE",
+        "write a line of JSON there for each hypercall; - is\n"
+        "standard error, @FD an open descriptor",
+        "trace",
+        _trace,
+    ),
+    Option(
+        "--verbose",
+        "",
+        "show the layers of the sandbox, how the guest ended\nand what its devices did",
+        "verbose",
+        constant=True,
+    ),
+    Option("--version", "", "the version, and the ABI version", "version", constant=True),
+    Option("--help", "", "this text", "help", constant=True),
+)
+_BY_NAME = {option.name: option for option in OPTIONS}
+_SHORT = {"-v": "--verbose", "-h": "--help"}
+_NO_GDB = " (a gdb server is not part of this version)"
+_COLUMN = 26  # where the help of an option begins
 
 _TOOLS = """\
        {program} inspect FILE [--json]
@@ -211,305 +469,171 @@ usage: {program} [OPTIONS] [--] KERNEL [ARGS]
 {tools}
 Run KERNEL, a unikernel for Solo5's hvt target; ARGS are its command line.
 
-  --mem SIZE              guest memory: MiB, or with a unit as in 64M, 1G
-                          (default 512; a multiple of 2 MiB, at most 4G)
-  --net [NAME=]TAP        attach a tap interface; NAME as the guest's
-                          manifest has it, needed if there are several
-      ,create             make the tap; it is gone when the guest ends
-      ,addr=A.B.C.D/LEN   give the made tap an address (more than one works)
-      ,bridge=BR          ... or put it on a bridge
-      ,mtu=N  ,mac=MAC    its MTU; the guest's MAC address (default: random)
-  --net [NAME=]user       a network through passt: needs no root and no tap
-      :8080:80            port 8080 of 127.0.0.1 is the guest's port 80 (or
-                          :ADDRESS:8080:80); more follow with commas
-      ,udp:5353:53        the same for UDP
-      ,addr=A.B.C.D/LEN   the guest's address (default 10.0.0.2/24)
-      ,gateway=A.B.C.D    ... and its way out (default 10.0.0.1)
-      ,mtu=N  ,mac=MAC    as above
-      ,host               the gateway is the host's 127.0.0.1 (so with UDP)
-  --net [NAME=]@FD        attach an open descriptor: a tap, or a datagram or
-                          seqpacket socket with one frame per message
-  --block [NAME=]FILE     attach a disk image or block device
-      ,ro                 read-only (a writable image is locked)
-      ,overlay            the image stays as it is; what the guest writes is
-                          in memory, and gone with it
-      ,sector-size=N      block size in bytes (default 512)
-  --block [NAME=]@FD      attach an open descriptor of a file or memfd
-  --console-limit RATE    drop what the guest prints beyond so many bytes per
-                          second, as in 64K or 1M
-  --dumpcore DIR          write a core file there if the guest aborts
-  --cpu auto|kvm|soft     what runs the guest: KVM where it is, else a CPU in
-                          software (default: auto, or what PTENDER_CPU says)
-  --clock virtual         the guest's time goes on only as the guest reads it
-      ,start=WHEN         from this date (as 2026-01-01T12:00:00) or second on
-      ,tick=NS            what a reading takes (default 1000 ns)
-  --instructions N        end the guest after N instructions (software CPU)
-  --sandbox on|require|off
-                          on: confine the tender before the guest runs, as far
-                          as this machine can; require: all of it, or do not
-                          run; off: not at all
-  --user NAME|UID[:GROUP|:GID]
-                          who the tender becomes when root starts it (65534)
-  --hugepages             ask the kernel for pages of 2 MiB for the guest
-  --no-net-ring           do not offer the network ring; --net-ring: offer it
-                          even where it is not expected to help
-  --engine c|python       what answers most hypercalls: compiled code (default)
-                          or the Python handlers, which are the reference
-  --trace FILE            write a line of JSON there for each hypercall; - is
-                          standard error, @FD an open descriptor
-  -v, --verbose           say what the sandbox consists of, how the guest ended
-                          and what its devices did
-  --version               the version, and the ABI version
-  -h, --help              this text
-
+{options}
 Solo5's own spelling works too: --mem=MIB, --net:NAME=TAP, --net:NAME=@FD,
 --net-mac:NAME=MAC, --block:NAME=FILE, --block-sector-size:NAME=N,
 --net=TAP, --disk=FILE, --dumpcore=DIR, --no-net-ring."""
 
-# What is typed in the place of commands that other programs have.
-NO_COMMANDS = {
-    "help": "{program} --help",
-    "version": "{program} --version",
-    "run": "{program} [OPTIONS] KERNEL [ARGS]; see {program} --help",
-}
-
-_DEMO_USAGE = """\
+DEMO_USAGE = """\
 usage: {program} [OPTIONS] demo [ARGS]
 
 Run the guest that comes with the package: it prints ARGS, its command line,
 and ends. OPTIONS are those of any guest; see {program} --help."""
 
 
-def demo_usage(program: str) -> str:
-    return _DEMO_USAGE.format(program=program)
-
-
 def usage(program: str) -> str:
+    """The text of --help."""
     tools = "" if is_solo5_name(program) else _TOOLS.format(program=program)
-    return _USAGE.format(program=program, tools=tools)
+    return _USAGE.format(program=program, tools=tools, options=_options_help())
+
+
+def _options_help() -> str:
+    short = {name: letter for letter, name in _SHORT.items()}
+    seen: set[Suboption] = set()
+    text = ""
+    for option in OPTIONS:
+        if option.help:
+            letter = f"{short[option.name]}, " if option.name in short else ""
+            text += _row(f"  {letter}{option.name} {option.value}", option.help)
+        for key, each in option.suboptions.items():
+            if each not in seen:
+                seen.add(each)
+                text += _row(
+                    f"      ,{key}={each.value}" if each.parse else f"      ,{key}", each.help
+                )
+    return text
+
+
+def _row(left: str, help: str) -> str:
+    first, *more = help.split("\n")
+    left = left.rstrip()
+    head = f"{left:<{_COLUMN}}" if len(left) < _COLUMN - 1 else f"{left}\n{'':<{_COLUMN}}"
+    return "\n".join([head + first, *(" " * _COLUMN + line for line in more)]) + "\n"
 
 
 def parse(arguments: list[str], see: str = "--help", others: tuple[str, ...] = ()) -> CommandLine:
     """Read a whole command line (without the program's name); raises UsageError.
 
-    Its text sends the user to `see`, and to `others` too, options that the caller has read itself.
+    Its text sends the user to `see`, and suggests `others` too, options that the caller has read
+    itself.
     """
-    parser = _Parser(see, others)
+    line = _Line()
     rest = list(arguments)
     while rest and rest[0].startswith("-") and rest[0] != "--":
-        _parse_option(parser, rest)
-        if parser.help or parser.version:
-            return CommandLine(None, help=parser.help, version=parser.version)
+        option, written, name, value = _split(rest, see, others)
+        try:
+            line.add(option, written, name, value)
+        except (UsageError, DeviceError) as error:
+            raise UsageError(f"{written}: {error}") from None
+        if line.flags.get("help") or line.flags.get("version"):
+            return CommandLine(None, **line.flags)
     if rest[:1] == ["--"]:
         rest.pop(0)
     if not rest:
         return CommandLine(None)
-    config = parser.config(rest[0], tuple(rest[1:]))
-    return CommandLine(config, verbose=parser.verbose)
+    return CommandLine(line.config(rest[0], tuple(rest[1:])), **line.flags)
 
 
-def _parse_option(parser: _Parser, rest: list[str]) -> None:
-    word = rest.pop(0)
-    flag = _FLAGS.get(word)
-    if flag is not None:
-        flag(parser)
-        return
-    head, equals, value = word.partition("=")
-    option, colon, name = head.partition(":")
-    handler = _VALUES.get(option)
-    if handler is None or (colon and option not in _NAMED):
-        hint = _suggestion(option, parser.others)
-        raise UsageError(f"Invalid option: `{word}'; see {parser.see}{hint}")
+def _split(
+    rest: list[str], see: str, others: tuple[str, ...]
+) -> tuple[Option, str, str | None, str]:
+    """Take an option from `rest`: it, as it was written, its device's name, and its value."""
+    argument = rest.pop(0)
+    head, equals, value = argument.partition("=")
+    written, colon, name = head.partition(":")
+    option = _BY_NAME.get(_SHORT.get(written, written))
+    is_flag = option is not None and option.constant is not None
+    if option is None or (colon and option.parse_solo5 is None) or (is_flag and equals):
+        hint = _NO_GDB if written in ("--gdb", "--gdb-port") else _suggestion(written, others)
+        raise UsageError(f"Invalid option: `{argument}'; see {see}{hint}")
     if colon and not is_name(name):
-        raise UsageError(f"Invalid option: `{word}': {name!r} is not a device name")
+        raise UsageError(f"Invalid option: `{argument}': {name!r} is not a device name")
+    if is_flag:
+        return option, head, None, ""
     if not equals:
         if colon or not rest:
-            raise UsageError(f"Invalid option: `{word}' needs a value, as in {head}=VALUE")
+            raise UsageError(f"Invalid option: `{argument}' needs a value, as in {head}=VALUE")
         value = rest.pop(0)
     if not value:
-        raise UsageError(f"Invalid option: `{word}' has an empty value")
-    handler(parser, head, name or None, value)
+        raise UsageError(f"Invalid option: `{argument}' has an empty value")
+    return option, head, name or None, value
 
 
-def _suggestion(option: str, others: tuple[str, ...]) -> str:
-    from difflib import get_close_matches
-
-    close = get_close_matches(option, [*others, *_FLAGS, *_VALUES], n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
-def _split_name(value: str) -> tuple[str | None, str]:
-    """`service=tap0` -> its name and the rest; without a name, None."""
-    name, equals, rest = value.partition("=")
-    return (name, rest) if equals and is_name(name) else (None, value)
+def _suggestion(written: str, others: tuple[str, ...]) -> str:
+    """The option that was meant: the only one that two changes make of what was written."""
+    close = [name for name in (*others, *_BY_NAME) if _distance(written, name) <= 2]
+    return (
+        f" (did you mean {min(close, key=lambda name: _distance(written, name))}?)" if close else ""
+    )
 
 
-def _one_of(word: str, value: str, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise UsageError(f"{word}: {value!r} is none of {', '.join(choices)}")
-    return value
+def _distance(one: str, other: str) -> int:
+    """How many letters must be put in, left out or changed to make `other` of `one`."""
+    row = list(range(len(other) + 1))
+    for count, letter in enumerate(one, 1):
+        before, row[0] = row[0], count
+        for at, wanted in enumerate(other, 1):
+            before, row[at] = (
+                row[at],
+                min(row[at] + 1, row[at - 1] + 1, before + (letter != wanted)),
+            )
+    return row[-1]
 
 
-def _number(word: str, text: str) -> int:
-    if not conf.is_number(text):
-        raise UsageError(f"{word}: {text!r} is not a number")
-    return int(text)
+class _Line:
+    """What has been read of a command line so far."""
 
+    def __init__(self) -> None:
+        self.flags: dict[str, bool] = {}  # of CommandLine
+        self._fields: dict[str, Any] = {}  # of Config
+        self._texts: dict[str, str] = {}  # what they were made of, for errors
+        self._devices: dict[str, list[tuple[str | None, Any]]] = {"net": [], "block": []}
+        self._of_devices: dict[str, dict[str, tuple[str, Any]]] = {"macs": {}, "sector_sizes": {}}
 
-def _parse_clock(word: str, value: str) -> VirtualTime | None:
-    """`host`, or `virtual,start=2026-01-01T12:00:00,tick=1000`."""
-    kind, *options = value.split(",")
-    if kind not in ("host", "virtual") or (kind == "host" and options):
-        raise UsageError(f"{word}: {value!r} is neither host nor virtual[,start=WHEN][,tick=NS]")
-    if kind == "host":
-        return None
-    fields: dict[str, int] = {}
-    for option in options:
-        key, _, text = option.partition("=")
-        if key == "start" and text:
-            fields["start_ns"] = _instant(word, text)
-        elif key == "tick" and text and _number(word, text):
-            fields["tick_ns"] = _number(word, text)
+    def add(self, option: Option, written: str, name: str | None, text: str) -> None:
+        parse = option.parse if name is None or option.parse_solo5 is None else option.parse_solo5
+        if option.field in CommandLine.__annotations__:
+            self.flags[option.field] = True
+        elif option.field in self._devices:
+            if name is None:
+                name, text = _split_name(text)
+            self._devices[option.field].append((name, parse(text)))
+        elif option.field in self._of_devices:
+            if name is None:
+                name, text = _split_name(text)
+            if name is None:
+                raise UsageError(f"name the device: {option.name} NAME={text}")
+            self._of_devices[option.field][name] = written, parse(text)
         else:
-            raise UsageError(f"{word}: {option!r} is neither start=WHEN nor tick=NANOSECONDS")
-    return VirtualTime(**fields)
+            self._fields[option.field] = parse(text) if option.constant is None else option.constant
+            self._texts[option.field] = f"{written}: {shown(text)}"
 
-
-def _instant(word: str, text: str) -> int:
-    """Seconds since the epoch, or a date in ISO 8601 (UTC if it says nothing) -> nanoseconds."""
-    if text.isascii() and text.isdigit():
-        seconds = int(text) if conf.is_number(text) else -1
-    else:
-        from datetime import datetime, timezone
-
+    def config(self, kernel: str, arguments: tuple[str, ...]) -> Config:
+        net = self._with("net", "macs", "mac")
+        block = self._with("block", "sector_sizes", "sector_size")
         try:
-            when = datetime.fromisoformat(text.removesuffix("Z"))
-        except ValueError:
-            raise UsageError(f"{word}: {text!r} is no date, as in 2026-01-01T12:00:00") from None
-        seconds = int((when if when.tzinfo else when.replace(tzinfo=timezone.utc)).timestamp())
-    if not 0 <= seconds < 1 << 34:
-        raise UsageError(f"{word}: {text!r} is not between 1970 and 2514")
-    return seconds * 1_000_000_000
+            return Config(kernel, arguments, net=net, block=block, **self._fields)
+        except InvalidValue as error:
+            text = self._texts.get(error.name)
+            raise UsageError(f"{text} is not {error.expected}" if text else str(error)) from None
+
+    def _with(self, kind: str, given: str, field: str) -> tuple[tuple[str | None, Any], ...]:
+        """The devices of a kind, with what --net-mac or --block-sector-size says of them."""
+        devices, values = [], self._of_devices[given]
+        for name, device in self._devices[kind]:
+            written, value = values.pop(name, ("", None)) if name else ("", None)
+            try:
+                devices.append((name, replace(device, **{field: value}) if written else device))
+            except InvalidValue as error:
+                raise UsageError(f"{written}: {shown(value)} is not {error.expected}") from None
+        for name, (written, _) in values.items():
+            raise UsageError(
+                f"{written.partition(':')[0]}:{name}: nothing is attached with --{kind}:{name}"
+            )
+        return tuple(devices)
 
 
-def _parse_interface(word: str, value: str) -> Tap | Descriptor:
-    """`tap0` or `@3`."""
-    if value.startswith("@"):
-        return Descriptor(_number(word, value[1:]))
-    if not value:
-        raise UsageError(f"{word}: name an interface, or a descriptor as in @3")
-    return Tap(value)
-
-
-def _parse_net(word: str, value: str) -> NetWord:
-    """`tap0,create,addr=10.0.0.1/24,mtu=9000,bridge=br0,mac=...`, `@3,mtu=9000` or `user:80:80`."""
-    first, *options = value.split(",")
-    if first == "user" or first.startswith("user:"):
-        return _parse_user(word, first[len("user:") :], options)
-    spec = _parse_interface(word, first)
-    changes: dict[str, object] = {}
-    for option in options:
-        key, equals, text = option.partition("=")
-        _net_option(word, option, key, text if equals else None, changes)
-    if isinstance(spec, Descriptor) and changes.keys() - {"mtu", "mac"}:
-        raise UsageError(f"{word}: only mtu and mac go with a descriptor")
-    if isinstance(spec, Tap) and changes.keys() - {"mac", "create"} and "create" not in changes:
-        raise UsageError(f"{word}: addr, mtu and bridge set up a new tap: add ,create")
-    return replace(spec, **changes)
-
-
-def _parse_user(word: str, first: str, options: list[str]) -> UserNet:
-    """`user:8080:80,8443:443,udp:5353:53,addr=10.0.0.2/24,gateway=10.0.0.1,host`."""
-    fields: dict[str, Any] = {"forward": {}, "forward_udp": {}}
-    for option in [first, *options] if first else options:
-        key, equals, text = option.partition("=")
-        if key == "addr" and text:
-            fields["address"] = _parsed(f"{word}: addr", conf.parse_address, text)
-        elif key == "gateway" and text:
-            fields["gateway"] = text
-        elif key == "mtu" and text:
-            fields["mtu"] = _mtu(word, text)
-        elif key == "mac" and text:
-            fields["mac"] = _parsed(f"{word}: mac", conf.parse_mac, text)
-        elif option == "host":
-            fields["reach_host"] = True
-        elif not equals and option.startswith("udp:"):
-            _forward(word, option[len("udp:") :], fields["forward_udp"])
-        else:
-            _forward(word, option.removeprefix("tcp:"), fields["forward"])
-    return UserNet(**fields)
-
-
-def _forward(word: str, text: str, forwards: dict[str, int]) -> None:
-    """`8080:80` or `0.0.0.0:8080:80`."""
-    outside, colon, inside = text.rpartition(":")
-    address, with_address, port = outside.rpartition(":")
-    numbers = [int(part) for part in (port, inside) if conf.is_number(part)]
-    right = len(numbers) == 2 and all(0 < number < 1 << 16 for number in numbers)
-    if not colon or not right or (with_address and not address):
-        raise UsageError(
-            f"{word}: {text!r} is none of PORT:PORT (the host's, the guest's), ADDRESS:PORT:PORT, "
-            "udp:PORT:PORT, addr=ADDRESS/LENGTH, gateway=ADDRESS, mtu=N, mac=ADDRESS, host"
-        )
-    if outside in forwards:
-        raise UsageError(f"{word}: port {outside} is forwarded twice")
-    forwards[outside] = numbers[1]
-
-
-def _net_option(
-    word: str, option: str, key: str, text: str | None, changes: dict[str, object]
-) -> None:
-    if key == "create" and text is None:
-        changes["create"] = True
-    elif key == "addr" and text:
-        before = changes.get("addr", ())
-        changes["addr"] = (*before, _parsed(f"{word}: addr", conf.parse_address, text))  # type: ignore[misc]
-    elif key == "mtu" and text:
-        changes["mtu"] = _mtu(word, text)
-    elif key == "bridge" and text:
-        changes["bridge"] = text
-    elif key == "mac" and text:
-        changes["mac"] = _parsed(f"{word}: mac", conf.parse_mac, text)
-    else:
-        raise UsageError(
-            f"{word}: {option!r} is none of create, addr=ADDRESS/LENGTH, mtu=N, bridge=NAME, "
-            "mac=ADDRESS"
-        )
-
-
-def _mtu(word: str, text: str) -> int:
-    mtu = _number(f"{word}: mtu", text)
-    if not conf.MTU_MIN <= mtu <= conf.MTU_MAX:
-        raise UsageError(f"{word}: mtu {mtu} is not {conf.MTU_MIN} to {conf.MTU_MAX}")
-    return mtu
-
-
-def _parsed(word: str, parse: Callable[[str], Any], text: str) -> Any:
-    """What one of config's functions makes of it; its error, with the option's name."""
-    try:
-        return parse(text)
-    except UsageError as error:
-        raise UsageError(f"{word}: {error}") from None
-
-
-def _parse_block(word: str, value: str) -> BlockWord:
-    """`disk.img,ro,overlay,sector-size=4096` or `@3,ro`; a path may have commas of its own."""
-    fields: dict[str, Any] = {}
-    while True:
-        rest, comma, last = value.rpartition(",")
-        if comma and last == "ro":
-            fields["readonly"] = True
-        elif comma and last == "overlay":
-            fields["overlay"] = True
-        elif comma and last.startswith("sector-size="):
-            fields["sector_size"] = _number(f"{word}: sector-size", last.partition("=")[2])
-        else:
-            break
-        value = rest
-    if fields.get("overlay") and fields.get("readonly"):
-        raise UsageError(f"{word}: ro and overlay: the guest either writes or it does not")
-    if not (value.startswith("@") and value[1:].isdigit()):
-        return BlockFile(value, **fields)
-    if "overlay" in fields:
-        raise UsageError(f"{word}: only ro and sector-size go with a descriptor")
-    return BlockDescriptor(_number(word, value[1:]), **fields)
+def _split_name(text: str) -> tuple[str | None, str]:
+    """`service=tap0` -> its name and the rest; without a name, None."""
+    name, equals, rest = text.partition("=")
+    return (name, rest) if equals and is_name(name) else (None, text)

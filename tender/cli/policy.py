@@ -17,11 +17,12 @@ from tender.accel import choice, choose
 from tender.cleanup import Cleanup
 from tender.cli import options
 from tender.clock import HostClock
-from tender.config import assign, check_all_attached, usable_memory
+from tender.config import usable_memory
 from tender.dataclass import dataclass
 from tender.errors import UsageError
 from tender.image.file import open_image
 from tender.machine import ring_region
+from tender.modules.assign import assign, check_all_attached
 from tender.sandbox import fdtable, seccomp
 from tender.sandbox.fdtable import FdTable, device_labels
 

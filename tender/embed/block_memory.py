@@ -11,10 +11,9 @@ import os
 import threading
 import weakref
 
-from tender.config import SECTOR_SIZE, BlockDescriptor
+from tender.config import SECTOR_SIZE, BlockDescriptor, BlockRemote
 from tender.embed import validation
 from tender.errors import DeviceError, HostError
-from tender.modules.block import check_sectors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,8 +50,7 @@ class BlockMemory:
         readonly: bool = False,
     ) -> None:
         size = _memory_size(content)
-        validation.block(BlockDescriptor(0, readonly, sector_size), _MEMORY)
-        check_sectors(_MEMORY, size, sector_size)
+        validation.make(_MEMORY, BlockRemote, 0, size, readonly, sector_size)
         self.size, self.sector_size, self.readonly = size, sector_size, readonly
         self._lock = threading.Lock()
         self._attached = False

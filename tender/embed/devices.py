@@ -152,7 +152,7 @@ class Devices:
         if isinstance(spec, UserNet):
             return self._user_net(spec, where)
         if hasattr(spec, "attach"):
-            attached = validation.net(self._attach(spec, where, NET_VALUES, _NO_NET), where)
+            attached = self._attach(spec, where, NET_VALUES, _NO_NET)
         elif hasattr(spec, "send") or hasattr(spec, "receive"):
             report = lambda what: self._report(where, what)  # noqa: E731
             attached = self._start(NetService(spec, where, report))
@@ -182,7 +182,7 @@ class Devices:
         if isinstance(spec, BlockFile):
             return spec
         if hasattr(spec, "attach"):
-            attached = validation.block(self._attach(spec, where, BLOCK_VALUES, _NO_BLOCK), where)
+            attached = self._attach(spec, where, BLOCK_VALUES, _NO_BLOCK)
             if isinstance(attached, BlockDescriptor) and not isinstance(spec, BlockMemory):
                 self._ends.append(_file_locks.begin(attached.fd))
         elif hasattr(spec, "read"):
@@ -206,7 +206,7 @@ class Devices:
         try:
             for fd in _descriptors(attached).values():
                 self._owned.append(FileIO(fd))
-        except (OSError, ValueError, TypeError):  # of FileIO, for numbers that are none
+        except OSError:
             raise DeviceError(f"{where}: attach() gave {attached!r}: no such descriptor") from None
         return attached
 
@@ -315,4 +315,4 @@ def _renumbered(spec: Any, numbers: Mapping[int, int]) -> Any:
 def _descriptors(spec: Any) -> dict[str, int]:
     """The open descriptors of a value, by field."""
     found = {name: getattr(spec, name, None) for name in ("fd", "sync_fd")}
-    return {name: fd for name, fd in found.items() if type(fd) is not bool and isinstance(fd, int)}
+    return {name: fd for name, fd in found.items() if fd is not None}

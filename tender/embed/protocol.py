@@ -173,12 +173,6 @@ def _plain(value: Any) -> Any:
     name = type(value).__name__
     if getattr(conf, name, None) is type(value):
         return [name, {key: _plain(each) for key, each in value.__dict__.items()}]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, str):
-        return str(value)
     raise errors.ConfigError(f"{value!r}: its type can't be sent to a guest's process")
 
 

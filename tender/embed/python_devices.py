@@ -97,7 +97,7 @@ class NetService(Service):
         self, device: Any, where: str, report: Callable[[BaseException | str], None]
     ) -> None:
         mtu, mac = getattr(device, "mtu", None), getattr(device, "mac", None)
-        spec = validation.net(Descriptor(0, mtu=mtu, mac=mac), where)
+        spec = validation.make(where, Descriptor, 0, mtu, mac)
         super().__init__(report)
         self._device = device
         self.spec = replace(spec, fd=self._guest_fd)
@@ -168,7 +168,7 @@ class BlockService(Service):
         capacity = _capacity(device, where)
         self._readonly = bool(getattr(device, "readonly", not hasattr(device, "write")))
         sector_size = getattr(device, "sector_size", SECTOR_SIZE)
-        spec = validation.block(BlockRemote(0, capacity, self._readonly, sector_size), where)
+        spec = validation.make(where, BlockRemote, 0, capacity, self._readonly, sector_size)
         super().__init__(report)
         self._device = device
         self.spec = replace(spec, fd=self._guest_fd)

@@ -14,7 +14,6 @@ import socket
 import subprocess
 from errno import EACCES
 
-from tender.config import MTU_MAX, MTU_MIN
 from tender.errors import DeviceError
 
 TYPE_CHECKING = False
@@ -39,14 +38,13 @@ def start(spec: UserNet, where: str) -> int:
 
     Raises DeviceError, in one line that says what is missing or taken.
     """
-    words = arguments(spec, where)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         fd = theirs.fileno()
         try:
             # passt goes into the background when it listens: its end is the word that it is ready.
             done = subprocess.run(
-                [COMMAND, "--fd", str(fd), *words, *_resolvers(spec)],
+                [COMMAND, "--fd", str(fd), *arguments(spec), *_resolvers(spec)],
                 pass_fds=[fd],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -88,11 +86,10 @@ def wait_for_end(fd: int) -> None:
             pass
 
 
-def arguments(spec: UserNet, where: str) -> list[str]:
-    """passt's own words for what is asked; pure but for the errors."""
-    interface, gateway = _addresses(spec, where)
-    if not MTU_MIN <= spec.mtu <= MTU_MAX:
-        raise DeviceError(f"{where}: MTU {spec.mtu} is not {MTU_MIN} to {MTU_MAX}")
+def arguments(spec: UserNet) -> list[str]:
+    """The arguments of passt for this network; pure."""
+    interface = ipaddress.IPv4Interface(spec.address)
+    gateway = ipaddress.IPv4Address(spec.gateway)
     # Its own MAC address would be that of the host's interface, which is no guest's business.
     mac = "52:55:" + gateway.packed.hex(":")
     words = ["--quiet", "--ipv4-only", "-a", str(interface.ip), "-g", str(gateway), "-M", mac]
@@ -100,7 +97,7 @@ def arguments(spec: UserNet, where: str) -> list[str]:
     # A UDP answer to the host's own 127.0.0.1 goes the way that the guest reaches the host.
     if not spec.reach_host and not spec.forward_udp:
         words += ["--no-map-gw"]
-    for option, address, port, inside in _forwards(spec, where):
+    for option, address, port, inside in _forwards(spec):
         words += [option, f"{address}/{port}:{inside}"]
     return words
 
@@ -135,44 +132,19 @@ def _nameservers(path: str) -> list[ipaddress.IPv4Address]:
     return found
 
 
-def _addresses(spec: UserNet, where: str) -> tuple[ipaddress.IPv4Interface, ipaddress.IPv4Address]:
-    try:
-        interface = ipaddress.IPv4Interface(spec.address)
-        gateway = ipaddress.IPv4Address(spec.gateway)
-    except ValueError as error:
-        raise DeviceError(f"{where}: {error}") from None
-    if "/" not in spec.address or gateway not in interface.network or gateway == interface.ip:
-        raise DeviceError(
-            f"{where}: address {spec.address} and gateway {spec.gateway}: they want one network, "
-            "as 10.0.0.2/24 and 10.0.0.1"
-        )
-    return interface, gateway
-
-
-def _forwards(spec: UserNet, where: str) -> Iterator[tuple[str, str, int, int]]:
+def _forwards(spec: UserNet) -> Iterator[tuple[str, str, int, int]]:
     """passt's option, the host's address and port, the guest's port."""
     for option, forward in (("-t", spec.forward), ("-u", spec.forward_udp)):
         for outside, inside in forward.items():
             address, _, port = str(outside).rpartition(":")
-            address = address or spec.host_address
-            try:
-                ipaddress.IPv4Address(address)
-                numbers = int(port), int(inside)
-            except ValueError:
-                numbers = 0, 0
-            if not all(0 < number < 1 << 16 for number in numbers):
-                raise DeviceError(
-                    f"{where}: forward {outside}:{inside} is not [ADDRESS:]PORT:PORT, as 8080:80 "
-                    "(with an IPv4 address)"
-                )
-            yield option, address, *numbers
+            yield option, address or spec.host_address, int(port), inside
 
 
 def _why(spec: UserNet, told: str) -> str:
     """One line about why passt has not started."""
     lines = [line for line in told.splitlines() if line and not line.startswith(_NOISE)]
     if any("bind" in line for line in lines):
-        for option, address, port, _ in _forwards(spec, ""):
+        for option, address, port, _ in _forwards(spec):
             error = _bind_error(option, address, port)
             if error:
                 protocol = "TCP" if option == "-t" else "UDP"

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tender.cleanup import Cleanup
     from tender.config import Tap
 
-IFNAMSIZ = 16
 IFREQ_SIZE = 40
 
 IFF_UP, IFF_RUNNING = 0x1, 0x40
@@ -37,9 +36,6 @@ ETHTOOL_SGSO, ETHTOOL_SGRO = 0x24, 0x2C
 def attach(spec: Tap, where: str, cleanup: Cleanup) -> tuple[int, int]:
     """Open the tap that `spec` names, and make it first if asked: descriptor and MTU."""
     where = f"{where}: Could not attach interface '{spec.name}'"
-    if not _is_name(spec.name):
-        hint = "" if "," not in spec.name else "; options go with --net, as in --net TAP,create"
-        raise DeviceError(f"{where}: not an interface name of 1 to {IFNAMSIZ - 1} bytes{hint}")
     exists = _interface(spec.name, SIOCGIFFLAGS)
     if spec.create:
         if exists is not None:
@@ -52,12 +48,6 @@ def attach(spec: Tap, where: str, cleanup: Cleanup) -> tuple[int, int]:
     fd = _open(spec.name, 0, where, cleanup)
     _no_aggregates(spec.name)
     return fd, _mtu(spec.name, where)
-
-
-def _is_name(name: str) -> bool:
-    """Whether Linux lets an interface have this name (dev_valid_name(), and no pattern)."""
-    fits = 0 < len(os.fsencode(name)) < IFNAMSIZ and name not in (".", "..")
-    return fits and not any(letter in "/:%," or letter.isspace() for letter in name)
 
 
 def check(fd: int, where: str) -> int | None:

@@ -14,7 +14,7 @@ import stat
 from tender._abi import lib
 from tender._host import ffi as host
 from tender._host import lib as hostlib
-from tender.config import BlockDescriptor, BlockFile, BlockRemote
+from tender.config import BlockDescriptor, BlockFile, BlockRemote, check_capacity
 from tender.errors import DeviceError, HostError
 from tender.modules import STEP, Trouble, new_counters
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from tender.stop import Stop
 
 _COMMAND_MAX = 160  # of a command that is shown in a message
-_SECTOR_MAX = 1 << 15  # the largest power of two that the manifest's u16 holds
 
 
 class BlockDevice:
@@ -137,12 +136,9 @@ def attach(
 ) -> BlockDevice:
     """Open, check and lock what one device is."""
     where = _where(device, spec)
-    size = spec.sector_size
-    check_sector_size(where, size)
     if isinstance(spec, BlockRemote):
         from tender.host.remote import RemoteBlock
 
-        check_sectors(where, spec.capacity, size)
         _check_remote(where, spec.fd)
         return RemoteBlock(device.name, spec, stop, warn)
     if isinstance(spec, BlockDescriptor):
@@ -152,32 +148,16 @@ def attach(
         fd = _open(where, spec.path, reads)
         cleanup.callback(lambda: os.close(fd))
     capacity = _capacity(where, fd)
-    check_sectors(where, capacity, size)
+    try:
+        check_capacity(capacity, spec.sector_size)
+    except DeviceError as error:
+        raise DeviceError(f"{where}: {error}") from None
     _lock(where, fd, reads, warn)
     if isinstance(spec, BlockFile) and spec.overlay:
         from tender.host.overlay import OverlayBlock
 
         return OverlayBlock(device.name, fd, capacity, spec, stop, warn, cleanup)
-    return BlockDevice(device.name, fd, capacity, size, spec.readonly, stop, warn)
-
-
-def check_sector_size(where: str, size: int) -> None:
-    """Raise DeviceError unless sectors may have `size` bytes."""
-    if size < 512 or size & (size - 1) or size > _SECTOR_MAX:
-        raise DeviceError(
-            f"{where}: Block size must be a multiple of 2 greater than or equal 512 "
-            f"(a power of two up to {_SECTOR_MAX}), not {size}"
-        )
-
-
-def check_sectors(where: str, capacity: int, size: int) -> None:
-    """Raise DeviceError unless `capacity` bytes are a number of such sectors."""
-    check_sector_size(where, size)
-    if capacity <= 0 or capacity % size:
-        raise DeviceError(
-            f"{where}: Backing storage size must be block aligned: "
-            f"{capacity} bytes is not a multiple of {size}, or nothing"
-        )
+    return BlockDevice(device.name, fd, capacity, spec.sector_size, spec.readonly, stop, warn)
 
 
 def _where(device: Device, spec: BlockValue) -> str:
@@ -211,15 +191,14 @@ def _open(where: str, path: str, reads: bool) -> int:
     flags = (os.O_RDONLY if reads else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK
     try:
         return os.open(path, flags)
-    except (OSError, ValueError) as error:
+    except OSError as error:
         what = f"Could not open block device: {where}"
         hint = ""
-        if getattr(error, "errno", 0) in (errno.EACCES, errno.EROFS) and not reads:
+        if error.errno in (errno.EACCES, errno.EROFS) and not reads:
             hint = " (to attach it read-only, add ,ro)"
         elif isinstance(error, FileNotFoundError):
             hint = _how_to_have(path, reads)
-        reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
-        raise DeviceError(f"{what}: {reason}{hint}") from None
+        raise DeviceError(f"{what}: {os.strerror(error.errno or 0)}{hint}") from None
 
 
 def _how_to_have(path: str, reads: bool) -> str:

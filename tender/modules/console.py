@@ -13,7 +13,7 @@ from time import monotonic_ns
 from tender._abi import lib
 from tender._host import ffi as host
 from tender._host import lib as hostlib
-from tender.errors import ConfigError, HostError
+from tender.errors import HostError
 from tender.modules import STEP, Trouble, new_counters
 
 TYPE_CHECKING = False
@@ -34,8 +34,6 @@ class Allowance:
     """How much may be written now: `rate` bytes per second, saved up for a second at most."""
 
     def __init__(self, rate: int) -> None:
-        if rate <= 0:
-            raise ConfigError(f"a console limit of {rate} bytes per second: use 1 or more")
         self.rate = rate
         self._most = max(rate, _BURST_MIN) * _SECOND_NS
         self._room = self._most  # in byte-nanoseconds, so that nothing is lost by rounding

@@ -12,7 +12,7 @@ import stat
 
 from tender._abi import lib
 from tender._host import lib as hostlib
-from tender.config import MTU, MTU_MAX, MTU_MIN, StreamNet, Tap, UserNet
+from tender.config import MTU, StreamNet, Tap, UserNet
 from tender.errors import DeviceError
 from tender.modules import Trouble, new_counters
 
@@ -171,8 +171,6 @@ def attach(device: Device, spec: NetValue, cleanup: Cleanup, warn: Warn) -> NetD
         cleanup.callback(lambda: os.close(stream.fd))
         spec = stream
     mac = random_mac() if spec.mac is None else spec.mac
-    if len(mac) != 6 or mac[0] & 1:
-        raise DeviceError(f"{where}: {mac.hex(':')} is not a unicast MAC address of 6 bytes")
     if isinstance(spec, Tap):
         from tender.host import tap
 
@@ -182,17 +180,10 @@ def attach(device: Device, spec: NetValue, cleanup: Cleanup, warn: Warn) -> NetD
         from tender.host.stream import StreamNetDevice
 
         _check_stream(spec.fd, where)
-        mtu = _check_mtu(spec.mtu or MTU, where)
-        return StreamNetDevice(device.name, device.handle, spec.fd, mac, mtu, warn)
+        return StreamNetDevice(device.name, device.handle, spec.fd, mac, spec.mtu or MTU, warn)
     fd, found_mtu, is_socket = _adopt(spec.fd, where)
-    mtu = _check_mtu(spec.mtu or found_mtu or MTU, where)
+    mtu = spec.mtu or found_mtu or MTU
     return NetDevice(device.name, device.handle, fd, mac, mtu, warn, is_socket=is_socket)
-
-
-def _check_mtu(mtu: int, where: str) -> int:
-    if not MTU_MIN <= mtu <= MTU_MAX:
-        raise DeviceError(f"{where}: MTU {mtu} is not {MTU_MIN} to {MTU_MAX}")
-    return mtu
 
 
 def random_mac() -> bytes:

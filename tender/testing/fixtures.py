@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tender.config import parse_size
-from tender.errors import UsageError
 from tender.testing.disk import DiskImage
 from tender.testing.unikernel import Unikernel
 
@@ -133,7 +132,7 @@ class BlockImageFactory:
                 raise
             try:
                 return parse_size(os.fspath(text))
-            except UsageError:
+            except ValueError:
                 raise FileNotFoundError(f"{error}; nor is it a size, as 1M") from None
 
 

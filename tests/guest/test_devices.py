@@ -183,8 +183,8 @@ def test_an_overlay_and_a_descriptor_on_the_command_line(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--block", "x,ro,overlay"], "ro and overlay"),
-        (["--block", "@9,overlay"], "only ro and sector-size go with a descriptor"),
+        (["--block", "x,ro,overlay"], "a read-only disk needs no overlay"),
+        (["--block", "@9,overlay"], "'overlay' is not one of ro, sector-size=N"),
         (["--block", "@99"], "@99: Could not open block device: no such descriptor"),
         (["--block", "storage=@1", "--block", "storage=@1"], "@1: .* it is given twice"),
         (["--block", "@1"], "block device 'storage': "),

@@ -184,7 +184,7 @@ def test_a_failure_after_a_tap_was_made_removes_it(namespace: Namespace, guest: 
 def test_a_tap_that_exists_needs_no_pyroute2(namespace: Namespace, guest: Build) -> None:
     namespace.tap("tap0")
     code = (
-        "import os, sys; from tender.cli import main; "
+        "import os, sys; from tender.cli.main import main; "
         f"status = main(['ptender', '--net', 'tap0', '{guest('mtu')}']); "
         "os._exit(status or 'pyroute2' in sys.modules)"
     )

@@ -182,7 +182,7 @@ def test_off_warns_every_time(ptender: Run, guest: Build) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--sandbox=maybe"], "--sandbox: 'maybe' is none of on, require, off"),
+        (["--sandbox=maybe"], "--sandbox: 'maybe' is not on, require or off"),
         (["--user=nosuchuser"], "--user=nosuchuser: there is no user 'nosuchuser'"),
         (["--user=1000:nosuch"], "--user=1000:nosuch: there is no group 'nosuch'"),
         (["--user=root"], "--user=root: name an unprivileged user and group, not root's"),

@@ -25,8 +25,9 @@ PLAIN = {
     "tender.cpu.vcpu", "tender.dataclass", "tender.engine", "tender.engine.engine",
     "tender.errors", "tender.host", "tender.hypercalls", "tender.image", "tender.image.elf",
     "tender.image.file", "tender.image.manifest", "tender.kvm", "tender.loop", "tender.machine",
-    "tender.memory", "tender.modules", "tender.modules.block", "tender.modules.console",
-    "tender.modules.net", "tender.modules.poll", "tender.modules.time", "tender.outcome",
+    "tender.memory", "tender.modules", "tender.modules.assign",
+    "tender.modules.block", "tender.modules.console", "tender.modules.net", "tender.modules.poll",
+    "tender.modules.time", "tender.outcome",
     "tender.sandbox", "tender.sandbox.confine", "tender.sandbox.fdtable", "tender.sandbox.policy",
     "tender.sandbox.sandbox", "tender.sandbox.seccomp", "tender.stop",
 }  # fmt: skip

@@ -47,14 +47,6 @@ def test_a_file_is_a_disk(cleanup: Cleanup, image: Path) -> None:
     assert (device.capacity, device.sector_size) == (8192, 4096)
 
 
-@pytest.mark.parametrize("size", [0, 1, 256, 511, 513, 521, 1000, 1 << 16])
-def test_sector_sizes(cleanup: Cleanup, image: Path, size: int) -> None:
-    with pytest.raises(
-        DeviceError, match="Block size must be a multiple of 2 greater than or equal 512"
-    ):
-        attach(cleanup, image, sector_size=size)
-
-
 @pytest.mark.parametrize("size", [0, 1, 511, 513, 6143])
 def test_sizes_of_images(cleanup: Cleanup, tmp_path: Path, size: int) -> None:
     path = tmp_path / "odd.img"
@@ -71,7 +63,6 @@ def test_images_that_cannot_be_opened(cleanup: Cleanup, tmp_path: Path) -> None:
         (tmp_path / "fifo", "neither a file nor a block device"),
         ("/dev/null", "neither a file nor a block device"),
         ("/proc/self/mem", "it has no size"),
-        ("a\0b", "Could not open"),
     ]:
         with pytest.raises(DeviceError, match=message) as raised:
             attach(cleanup, path)
@@ -160,29 +151,8 @@ def test_descriptors_are_kept_before_anything_is_opened(cleanup: Cleanup) -> Non
         assert kept.fd != theirs.fileno()
         with pytest.raises(DeviceError, match="given twice"):
             keep_descriptors((*given, ("c", Descriptor(theirs.fileno()))), WHAT, cleanup)
-    for fd in (9999, 1 << 40):
-        with pytest.raises(DeviceError, match=f"@{fd}: Could not attach .*no such descriptor"):
-            keep_descriptors(((None, Descriptor(fd)),), WHAT, cleanup)
-
-
-@pytest.mark.parametrize("mac", [b"", b"123", b"\x02abcdefg", b"\x01abcde"])
-def test_macs(cleanup: Cleanup, mac: bytes) -> None:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    with ours, theirs, pytest.raises(DeviceError, match="not a unicast MAC address of 6 bytes"):
-        net.attach(PORT, Descriptor(theirs.fileno(), mac=mac), cleanup, pytest.fail)
-
-
-@pytest.mark.parametrize("mtu", [-1, 65536])
-def test_mtus(cleanup: Cleanup, mtu: int) -> None:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    with ours, theirs, pytest.raises(DeviceError, match=f"MTU {mtu} is not 68 to 65535"):
-        net.attach(PORT, Descriptor(theirs.fileno(), mtu=mtu), cleanup, pytest.fail)
-
-
-@pytest.mark.parametrize("name", ["", "x" * 16, "a/b", "tap%d", "a b", ".", "a:b", "a,create"])
-def test_names_that_no_interface_has(cleanup: Cleanup, name: str) -> None:
-    with pytest.raises(DeviceError, match="Could not attach interface .*not an interface name"):
-        net.attach(PORT, Tap(name), cleanup, pytest.fail)
+    with pytest.raises(DeviceError, match="@9999: Could not attach .*no such descriptor"):
+        keep_descriptors(((None, Descriptor(9999)),), WHAT, cleanup)
 
 
 def test_an_interface_that_does_not_exist(cleanup: Cleanup) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tender.config import ENGINES, parse_rate
-from tender.errors import ConfigError, UsageError
+from tender.config import ENGINES
+from tender.errors import UsageError
 from tender.modules import console
 from tender.modules.console import Allowance, Console
 from tests.unit.rig import ARGS, DATA, NUMBERS, Rig
@@ -84,7 +84,6 @@ def test_the_rest_is_dropped_counted_and_told_once(rig: Rig, clock: Clock) -> No
     [("500", 500), ("64K", 65536), ("64k", 65536), ("1M", 1 << 20), ("2MiB", 2 << 20), ("7B", 7)],
 )
 def test_rates(text: str, rate: int) -> None:
-    assert parse_rate(text) == rate
     assert parse(f"--console-limit={text} k").console_limit == rate
     assert parse("k").console_limit is None
 
@@ -93,9 +92,3 @@ def test_rates(text: str, rate: int) -> None:
 def test_words_that_are_no_rate(text: str) -> None:
     with pytest.raises(UsageError, match="--console-limit: '.*' is not a rate: bytes per second"):
         parse(f"--console-limit={text} k")
-
-
-def test_no_rate_below_one() -> None:
-    for rate in (0, -5):
-        with pytest.raises(ConfigError, match=f"a console limit of {rate} bytes"):
-            Allowance(rate)

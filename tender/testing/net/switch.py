@@ -10,7 +10,7 @@ import itertools
 import os
 from ipaddress import IPv4Interface
 
-from tender.config import MTU
+from tender.config import MTU, as_mac
 from tender.testing.net import packets, pcapng
 from tender.testing.net.faults import Delivery, Fault, Faulty, apply
 from tender.testing.net.host import Host
@@ -106,8 +106,7 @@ class Switch(Faulty):
         """A new port for a guest's network device. `mac` is the guest's address there."""
         with self._lock:
             index = len(self.ports)
-            address = packets.parse_mac(mac) if isinstance(mac, str) else mac
-            own = address or self._mac(0, index)
+            own = as_mac("mac", mac) or self._mac(0, index)
             port = GuestPort(self, self._name(name, f"port{index}"), index, own, mtu)
             self.ports.append(port)
             return port

@@ -1,0 +1,77 @@
+"""Which device of the manifest gets what: by name, or the only one of its kind."""
+
+from __future__ import annotations
+
+from tender._abi import lib
+from tender.errors import DeviceError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import TypeVar
+
+    from tender.image.manifest import Device, Manifest
+
+    Value = TypeVar("Value")
+
+
+def assign(
+    manifest: Manifest, number: int, given: Iterable[tuple[str | None, Value]]
+) -> dict[int, Value]:
+    """Which device gets which value, by handle; `number` is the device type.
+
+    Raises DeviceError for a name that is not declared, one that is named twice, and a value
+    without a name where it is not clear what it is for.
+    """
+    given = list(given)
+    declared = manifest.of_type(number)
+    assigned: dict[int, Value] = {}
+    for name, value in given:
+        if name is not None:
+            _put(assigned, _declared(declared, name), value)
+    for name, value in given:
+        if name is None:
+            _put(assigned, _only(declared, assigned, number), value)
+    return assigned
+
+
+def _put(assigned: dict[int, Value], device: Device, value: Value) -> None:
+    if device.handle in assigned:
+        raise DeviceError(f"'{device.name}' is attached twice")
+    assigned[device.handle] = value
+
+
+def _declared(declared: list[Device], name: str) -> Device:
+    for device in declared:
+        if device.name == name:
+            return device
+    names = ", ".join(device.name for device in declared)
+    hint = f"it declares {names}" if names else "it declares no device of this kind"
+    raise DeviceError(f"Resource not declared in manifest: '{name}' ({hint})")
+
+
+def _only(declared: list[Device], assigned: dict[int, Value], number: int) -> Device:
+    kind, option = ("network", "net") if number == lib.MFT_DEV_NET_BASIC else ("block", "block")
+    free = [device for device in declared if device.handle not in assigned]
+    if len(free) == 1:
+        return free[0]
+    if not declared:
+        raise DeviceError(f"the guest's manifest declares no {kind} device")
+    if not free:
+        raise DeviceError(f"every {kind} device of the guest has something attached to it already")
+    names = ", ".join(device.name for device in free)
+    raise DeviceError(
+        f"the guest has several {kind} devices ({names}): "
+        f"name one, as in --{option} {free[0].name}=..."
+    )
+
+
+def check_all_attached(manifest: Manifest, handles: Iterable[int]) -> None:
+    """Raise DeviceError unless every declared device is among `handles`."""
+    attached = set(handles)
+    missing = [device for device in manifest.devices if device.handle not in attached]
+    if missing:
+        names = ", ".join(f"'{device.name}' of type {device.type_name}" for device in missing)
+        example = {"NET_BASIC": "--net {}=TAP", "BLOCK_BASIC": "--block {}=FILE"}
+        options = " ".join(example[device.type_name].format(device.name) for device in missing)
+        raise DeviceError(f"All declared devices must be attached; missing: {names}: add {options}")
