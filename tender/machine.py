@@ -17,12 +17,13 @@ from tender.clock import HostClock, VirtualClock
 from tender.config import Descriptor, usable_memory
 from tender.dataclass import dataclass, replace
 from tender.errors import EXIT_FAILURE, GuestFault, HostError, NotEmulated, bug_text
+from tender.host import keep_descriptors
 from tender.hypercalls import Dispatcher
 from tender.image.elf import EM_AARCH64
 from tender.image.file import ImageFile
 from tender.image.manifest import Attached, encode
 from tender.memory import GuestMemory
-from tender.modules import block, counters_value, keep_descriptors, net
+from tender.modules import counters_value
 from tender.modules.assign import assign, check_all_attached
 from tender.modules.block import Block
 from tender.modules.console import Console
@@ -262,18 +263,21 @@ def open_devices(
         for spec in net_specs.values()
         if isinstance(spec, Descriptor) and spec.sync_fd is not None
     ]
+    disks, ports = {}, {}
+    for handle, block_spec in block_specs.items():
+        from tender.host import block
+
+        disks[handle] = block.attach(by_handle[handle], block_spec, cleanup, stop, warn)
+    for handle, net_spec in net_specs.items():
+        from tender.host import net
+
+        ports[handle] = net.attach(by_handle[handle], net_spec, cleanup, warn)
     return Devices(
-        Block({
-            handle: block.attach(by_handle[handle], spec, cleanup, stop, warn)
-            for handle, spec in block_specs.items()
-        }),
-        Net({
-            handle: net.attach(by_handle[handle], spec, cleanup, warn)
-            for handle, spec in net_specs.items()
-        }),
+        Block(disks),
+        Net(ports),
         {handle: device_labels(spec) for handle, spec in specs.items()},
         {"sync": synchronised[-1]} if synchronised else {},
-    )  # fmt: skip
+    )
 
 
 def uses_engine(config: Config, accelerator: str) -> bool:

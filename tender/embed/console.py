@@ -19,7 +19,7 @@ from time import monotonic
 from tender.embed import reactor, validation
 from tender.embed.latch import Latch
 from tender.errors import ConfigError, GuestEnded, UsageError
-from tender.modules import keep_descriptor
+from tender.host import keep_descriptor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from tender.embed.python_devices import BlockService, NetService
 from tender.embed.reactor import show_exception
 from tender.embed.validation import BLOCK_VALUES, NET_VALUES
 from tender.errors import DeviceError, HostError
-from tender.modules import keep_descriptor
+from tender.host import keep_descriptor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

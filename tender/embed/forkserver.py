@@ -135,6 +135,8 @@ def _import_all() -> list[int]:
     from tender.boot import aarch64  # noqa: F401
     from tender.cpu import soft
     from tender.host import (  # noqa: F401
+        block,
+        net,
         overlay,
         remote,
         tap,

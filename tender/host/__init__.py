@@ -1,1 +1,60 @@
-"""The host's side of a guest's devices: taps, passt, streams, overlays, remote disks."""
+"""The host's side of devices: what each is attached to, opened and checked."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+
+from tender.dataclass import replace
+from tender.errors import DeviceError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import TypeVar
+
+    from tender.cleanup import Cleanup
+
+    Value = TypeVar("Value")
+    Given = tuple[tuple["str | None", Value], ...]
+
+
+def keep_descriptors(given: Given[Value], what: str, cleanup: Cleanup) -> Given[Value]:
+    """The same values with descriptors of the tender's own in them.
+
+    To be called before the tender opens anything: then a number that the user did not pass is
+    not open, and can't name something of the tender's.
+    """
+    kept: dict[int, int] = {}
+    for _, value in given:
+        fd = getattr(value, "fd", None)
+        if fd is not None:
+            if fd in kept:
+                raise DeviceError(f"@{fd}: {what}: it is given twice")
+            kept[fd] = keep_descriptor(fd, f"@{fd}: {what}")
+            cleanup.callback(lambda fd=kept[fd]: os.close(fd))  # type: ignore[misc]
+    return tuple(
+        (name, replace(value, fd=kept[value.fd]) if hasattr(value, "fd") else value)
+        for name, value in given
+    )
+
+
+def keep_descriptor(fd: int, where: str) -> int:
+    """A copy of somebody's descriptor, that nobody else closes."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    except (OSError, OverflowError, ValueError):
+        raise DeviceError(f"{where}: no such descriptor") from None
+
+
+def socket_type(fd: int) -> int | None:
+    """SOCK_STREAM, SOCK_SEQPACKET, ...; None for a descriptor that is not a socket."""
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        return None
+    from _socket import socket
+
+    copy = socket(fileno=os.dup(fd))
+    try:
+        return copy.type
+    finally:
+        copy.close()

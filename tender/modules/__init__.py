@@ -6,25 +6,16 @@ memory and the GPA of its argument block, reads each field once, and replies in 
 
 from __future__ import annotations
 
-import fcntl
-import os
-
 from tender._host import ffi
-from tender.dataclass import replace
-from tender.errors import DeviceError
 from tender.outcome import Counters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, TypeVar
-
-    from tender.cleanup import Cleanup
+    from typing import Any
 
     Warn = Callable[[str], None]
 
-    Spec = TypeVar("Spec")
-    Given = tuple[tuple["str | None", Spec], ...]
 
 STEP = 1 << 20  # bytes that one call of the host moves: between two, a stop request is seen
 
@@ -40,34 +31,6 @@ def new_counters() -> Any:
 def counters_value(counters: Any) -> Counters:
     """A struct counters as a value."""
     return Counters(*(getattr(counters, name) for name in Counters.__annotations__))
-
-
-def keep_descriptors(given: Given[Spec], what: str, cleanup: Cleanup) -> Given[Spec]:
-    """The same specs with descriptors of the tender's own in them.
-
-    To be called before the tender opens anything: then a number that the user did not pass is
-    not open, and can't name something of the tender's.
-    """
-    kept: dict[int, int] = {}
-    for _, spec in given:
-        fd = getattr(spec, "fd", None)
-        if fd is not None:
-            if fd in kept:
-                raise DeviceError(f"@{fd}: {what}: it is given twice")
-            kept[fd] = keep_descriptor(fd, f"@{fd}: {what}")
-            cleanup.callback(lambda fd=kept[fd]: os.close(fd))  # type: ignore[misc]
-    return tuple(
-        (name, replace(spec, fd=kept[spec.fd]) if hasattr(spec, "fd") else spec)
-        for name, spec in given
-    )
-
-
-def keep_descriptor(fd: int, where: str) -> int:
-    """A copy of somebody's descriptor, that nobody else closes."""
-    try:
-        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    except (OSError, OverflowError, ValueError):
-        raise DeviceError(f"{where}: no such descriptor") from None
 
 
 class Trouble:

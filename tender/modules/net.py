@@ -1,19 +1,16 @@
 """NET_READ, NET_WRITE: a network device is a descriptor that carries one frame per message.
 
-The rule here: a tap or a socket, it makes no difference once it is attached. Frames have their
-Ethernet header and no vnet header. What the host can't take or give is a result code.
+A tap or a socket makes no difference once it is attached. Frames have their Ethernet header and no
+vnet header. What the host cannot take or give is a result code.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import stat
 
 from tender._abi import lib
 from tender._host import lib as hostlib
-from tender.config import MTU, StreamNet, Tap, UserNet
-from tender.errors import DeviceError
 from tender.modules import Trouble, new_counters
 
 TYPE_CHECKING = False
@@ -21,10 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from tender.cleanup import Cleanup
-    from tender.config import NetValue
     from tender.hypercalls import Handler
-    from tender.image.manifest import Device
     from tender.memory import GuestMemory
     from tender.modules import Warn
 
@@ -110,6 +104,10 @@ class NetDevice:
         """Tell of trouble that the ring's thread has met and counted."""
         self._trouble.warn_once(what)
 
+    def is_full(self) -> bool:
+        """Whether a part of a frame is still to be sent, when the descriptor has room."""
+        return False
+
     def look(self) -> None:
         """Find out why the descriptor is ready for another reason than a frame.
 
@@ -159,75 +157,3 @@ class Net:
         """NET_WRITE: send one frame of `length` bytes at `data`; `ret` is a result code."""
         device, data_gpa, length = self.devices.get(block.handle), block.data_gpa, block.len
         block.ret = device.write(memory.readable(data_gpa, length)) if device else lib.HVT_R_EINVAL
-
-
-def attach(device: Device, spec: NetValue, cleanup: Cleanup, warn: Warn) -> NetDevice:
-    """Open and set up one device."""
-    where = f"network device '{device.name}'"
-    if isinstance(spec, UserNet):
-        from tender.host import passt
-
-        stream = StreamNet(passt.start(spec, where), spec.mtu, spec.mac)
-        cleanup.callback(lambda: os.close(stream.fd))
-        spec = stream
-    mac = random_mac() if spec.mac is None else spec.mac
-    if isinstance(spec, Tap):
-        from tender.host import tap
-
-        fd, mtu = tap.attach(spec, where, cleanup)
-        return NetDevice(device.name, device.handle, fd, mac, mtu, warn, is_socket=False)
-    if isinstance(spec, StreamNet):
-        from tender.host.stream import StreamNetDevice
-
-        _check_stream(spec.fd, where)
-        return StreamNetDevice(device.name, device.handle, spec.fd, mac, spec.mtu or MTU, warn)
-    fd, found_mtu, is_socket = _adopt(spec.fd, where)
-    mtu = spec.mtu or found_mtu or MTU
-    return NetDevice(device.name, device.handle, fd, mac, mtu, warn, is_socket=is_socket)
-
-
-def random_mac() -> bytes:
-    """A locally administered unicast address."""
-    mac = bytearray(os.urandom(6))
-    mac[0] = mac[0] & 0xFE | 0x02
-    return bytes(mac)
-
-
-def _adopt(fd: int, where: str) -> tuple[int, int | None, bool]:
-    """Check an open descriptor: it, the MTU that it knows, and whether it is a socket."""
-    mode = os.fstat(fd).st_mode
-    mtu = None
-    if stat.S_ISSOCK(mode):
-        _check_socket(fd, where)
-    elif stat.S_ISCHR(mode):
-        from tender.host import tap
-
-        mtu = tap.check(fd, where)
-    else:
-        raise DeviceError(f"{where}: Could not attach interface: neither a tap nor a socket")
-    os.set_blocking(fd, False)
-    return fd, mtu, stat.S_ISSOCK(mode)
-
-
-def _check_stream(fd: int, where: str) -> None:
-    import socket
-
-    if stat.S_ISSOCK(os.fstat(fd).st_mode):
-        with socket.socket(fileno=os.dup(fd)) as copy:
-            if copy.type == socket.SOCK_STREAM:
-                return
-    raise DeviceError(f"{where}: Could not attach interface: not a stream socket")
-
-
-def _check_socket(fd: int, where: str) -> None:
-    import socket
-
-    with socket.socket(fileno=os.dup(fd)) as copy:
-        listening = copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        if listening or copy.family == socket.AF_NETLINK:
-            raise DeviceError(f"{where}: Could not attach interface: not a socket for frames")
-        if copy.type not in (socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
-            raise DeviceError(
-                f"{where}: Could not attach interface: a stream socket does not keep frames "
-                "apart; use a datagram or seqpacket socket"
-            )

@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from tender.clock import HostClock
-    from tender.host.stream import StreamNetDevice
     from tender.hypercalls import Handler
     from tender.memory import GuestMemory
-    from tender.modules.net import Net
+    from tender.modules.net import Net, NetDevice
     from tender.rendezvous import Rendezvous
     from tender.stop import Stop
 
@@ -42,7 +41,7 @@ class Poll:
         self._stop = stop
         self._clock = clock
         self._rendezvous = rendezvous
-        self._streams: dict[int, StreamNetDevice] = {}  # by their index in the pollset
+        self._streams: dict[int, NetDevice] = {}  # by their index in the pollset
         self.in_engine = all(device.in_engine for device in net.devices.values())
         self.begun = 0  # the deadline of this call, in ns, where the engine has begun it
         self.pollset = host.new("struct pollset *")
@@ -97,11 +96,7 @@ class Poll:
             self.pollset.fds[index] = {"fd": device.fd, "events": hostlib.POLLIN}
             self.pollset.handles[index] = device.handle
         self.pollset.count = len(live)
-        self._streams = {
-            index: device  # type: ignore[misc]
-            for index, device in enumerate(live)
-            if not device.in_engine
-        }
+        self._streams = {index: device for index, device in enumerate(live) if not device.in_engine}
 
     def _look_at_streams(self) -> int:
         """The handles of those that have a whole frame already."""

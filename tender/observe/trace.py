@@ -18,8 +18,9 @@ from tender._host import lib as hostlib
 from tender.cpu.vcpu import Failure, Fault, Interrupted
 from tender.dataclass import dataclass
 from tender.errors import ConfigError, GuestFault, HostError
+from tender.host import keep_descriptor
 from tender.hypercalls import HYPERCALLS, decode
-from tender.modules import Trouble, keep_descriptor
+from tender.modules import Trouble
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -429,7 +429,8 @@ def test_a_disk_gets_no_longer(guest: Build, cpu: str, tmp_path: Path) -> None:
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(1 << 20))
     code = (
-        "import os; from tender.cli import main; from tender.modules import console, block; "
+        "import os; from tender.cli import main; from tender.modules import console; "
+        "from tender.host import block; "
         "devices = []; before = block.attach; "
         "block.attach = lambda *a: devices.append(before(*a)) or devices[0]; "
         "console.Console.puts = lambda *_: os.pwrite(devices[0].fd, b'x', 1 << 20); "

@@ -16,13 +16,13 @@ from tender.clock import HostClock
 from tender.config import BlockFile, Descriptor
 from tender.cpu.vcpu import IoOut
 from tender.engine.engine import Engine
+from tender.host import block, net
 from tender.hypercalls import HYPERCALLS, Dispatcher, Halt
 from tender.image.manifest import Device
 from tender.memory import GuestMemory
-from tender.modules import block, net
-from tender.modules.block import Block
+from tender.modules.block import Block, BlockDevice
 from tender.modules.console import Console
-from tender.modules.net import Net
+from tender.modules.net import Net, NetDevice
 from tender.modules.poll import Poll
 from tender.modules.time import Time
 from tender.stop import Stop
@@ -80,7 +80,7 @@ class Rig:
         """The engine of the devices as they are: some tests change their descriptors."""
         return Engine(self.memory, self.console, self.poll, self.block, self.net)
 
-    def _block(self, handle: int, spec: BlockFile) -> block.BlockDevice:
+    def _block(self, handle: int, spec: BlockFile) -> BlockDevice:
         device = Device(f"disk{handle}", lib.MFT_DEV_BLOCK_BASIC, handle)
         return block.attach(device, spec, self.cleanup, self.stop, self.warnings.append)
 
@@ -91,7 +91,7 @@ class Rig:
             self.cleanup.callback(end.close)
         return ends
 
-    def _net(self, handle: int, end: socket.socket) -> net.NetDevice:
+    def _net(self, handle: int, end: socket.socket) -> NetDevice:
         device = Device(f"port{handle}", lib.MFT_DEV_NET_BASIC, handle)
         spec = Descriptor(end.fileno(), mac=MAC)
         return net.attach(device, spec, self.cleanup, self.warnings.append)

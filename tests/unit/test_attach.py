@@ -15,8 +15,9 @@ import pytest
 from tender.cleanup import Cleanup
 from tender.config import BlockFile, Descriptor, Tap
 from tender.errors import DeviceError
+from tender.host import block, keep_descriptors, net
 from tender.image.manifest import Device
-from tender.modules import block, keep_descriptors, net
+from tender.modules.block import BlockDevice
 from tender.stop import Stop
 
 DISK = Device("storage", 1, 1)
@@ -37,7 +38,7 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-def attach(cleanup: Cleanup, path: object, **options: object) -> block.BlockDevice:
+def attach(cleanup: Cleanup, path: object, **options: object) -> BlockDevice:
     spec = BlockFile(str(path), **options)  # type: ignore[arg-type]
     return block.attach(DISK, spec, cleanup, Stop(), pytest.fail)
 

@@ -24,10 +24,12 @@ from tender.embed.block_memory import BlockMemory
 from tender.embed.console import Capture, Console
 from tender.embed.devices import Devices
 from tender.errors import ConfigError, DeviceError, GuestEnded, TenderError, UsageError
+from tender.host import block, net
 from tender.host.remote import HEADER, READ, STATUS, WRITE
 from tender.host.stream import StreamNetDevice
 from tender.image.manifest import Device
-from tender.modules import block, net
+from tender.modules.block import BlockDevice
+from tender.modules.net import Net
 from tender.modules.poll import Poll
 from tender.stop import Stop, Stopped
 from tests.unit.interrupts import at_every_moment, comes_back
@@ -573,7 +575,7 @@ def _warn(told: Told | None, text: str) -> None:
         told("warn", text)
 
 
-def attach_block(spec: Any, cleanup: Cleanup, told: Told | None = None) -> block.BlockDevice:
+def attach_block(spec: Any, cleanup: Cleanup, told: Told | None = None) -> BlockDevice:
     return block.attach(
         DISK,
         spec,
@@ -1099,7 +1101,7 @@ class Polled:
         other = Device("other", lib.MFT_DEV_NET_BASIC, 3)
         plain = net.attach(other, Descriptor(fd), cleanup, lambda text: told("warn", text))
         self.stop = Stop()
-        self.poll = Poll(net.Net({2: self.stream.device, 3: plain}), self.stop, HostClock())
+        self.poll = Poll(Net({2: self.stream.device, 3: plain}), self.stop, HostClock())
 
     def __call__(self, timeout_ns: int) -> set[int]:
         ready = self.poll._wait(timeout_ns)

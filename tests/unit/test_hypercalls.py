@@ -434,8 +434,8 @@ def test_a_datagram_socket_carries_frames_too() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     from tender.cleanup import Cleanup
     from tender.config import Descriptor
+    from tender.host import net
     from tender.image.manifest import Device
-    from tender.modules import net
 
     with Cleanup() as cleanup, ours, theirs:
         port = net.attach(Device("n", 2, 1), Descriptor(theirs.fileno()), cleanup, print)

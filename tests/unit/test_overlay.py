@@ -10,8 +10,8 @@ from tender._abi import lib
 from tender.cleanup import Cleanup
 from tender.config import BlockFile
 from tender.errors import HostError
+from tender.host import block
 from tender.image.manifest import Device
-from tender.modules import block
 from tender.stop import Stop
 
 DISK = Device("storage", lib.MFT_DEV_BLOCK_BASIC, 1)

@@ -23,8 +23,8 @@ from tender.config import (
     usable_memory,
 )
 from tender.errors import DeviceError, TenderError, UsageError
+from tender.host import block
 from tender.image.manifest import Device, Manifest
-from tender.modules import block
 from tender.modules.assign import assign, check_all_attached
 from tender.stop import Stop
 

@@ -1,0 +1,92 @@
+"""Network devices: taps, sockets and passt of the host, opened and checked."""
+
+from __future__ import annotations
+
+import os
+import stat
+from _socket import (
+    AF_NETLINK,
+    SO_ACCEPTCONN,
+    SOCK_DGRAM,
+    SOCK_SEQPACKET,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    socket,
+)
+
+from tender.config import MTU, StreamNet, Tap, UserNet
+from tender.errors import DeviceError
+from tender.host import socket_type
+from tender.modules.net import NetDevice
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from tender.cleanup import Cleanup
+    from tender.config import NetValue
+    from tender.image.manifest import Device
+    from tender.modules import Warn
+
+
+def attach(device: Device, spec: NetValue, cleanup: Cleanup, warn: Warn) -> NetDevice:
+    """Open and set up what `spec` describes; raises DeviceError."""
+    where = f"network device '{device.name}'"
+    if isinstance(spec, UserNet):
+        from tender.host import passt
+
+        stream = StreamNet(passt.start(spec, where), spec.mtu, spec.mac)
+        cleanup.callback(lambda: os.close(stream.fd))
+        spec = stream
+    mac = random_mac() if spec.mac is None else spec.mac
+    if isinstance(spec, Tap):
+        from tender.host import tap
+
+        fd, mtu = tap.attach(spec, where, cleanup)
+        return NetDevice(device.name, device.handle, fd, mac, mtu, warn, is_socket=False)
+    if isinstance(spec, StreamNet):
+        from tender.host.stream import StreamNetDevice
+
+        if socket_type(spec.fd) != SOCK_STREAM:
+            raise DeviceError(f"{where}: Could not attach interface: not a stream socket")
+        return StreamNetDevice(device.name, device.handle, spec.fd, mac, spec.mtu or MTU, warn)
+    found_mtu, is_socket = _adopt(spec.fd, where)
+    mtu = spec.mtu or found_mtu or MTU
+    return NetDevice(device.name, device.handle, spec.fd, mac, mtu, warn, is_socket=is_socket)
+
+
+def random_mac() -> bytes:
+    """A locally administered unicast address."""
+    mac = bytearray(os.urandom(6))
+    mac[0] = mac[0] & 0xFE | 0x02
+    return bytes(mac)
+
+
+def _adopt(fd: int, where: str) -> tuple[int | None, bool]:
+    """Check an open descriptor: the MTU of a tap, and whether it is a socket."""
+    mode = os.fstat(fd).st_mode
+    mtu = None
+    if stat.S_ISSOCK(mode):
+        _check_socket(fd, where)
+    elif stat.S_ISCHR(mode):
+        from tender.host import tap
+
+        mtu = tap.check(fd, where)
+    else:
+        raise DeviceError(f"{where}: Could not attach interface: neither a tap nor a socket")
+    os.set_blocking(fd, False)
+    return mtu, stat.S_ISSOCK(mode)
+
+
+def _check_socket(fd: int, where: str) -> None:
+    where = f"{where}: Could not attach interface"
+    copy = socket(fileno=os.dup(fd))
+    try:
+        listening = copy.getsockopt(SOL_SOCKET, SO_ACCEPTCONN)
+        if listening or copy.family == AF_NETLINK:
+            raise DeviceError(f"{where}: not a socket for frames")
+        if copy.type not in (SOCK_DGRAM, SOCK_SEQPACKET):
+            raise DeviceError(
+                f"{where}: a stream socket does not keep frames apart; use a datagram or "
+                "seqpacket socket"
+            )
+    finally:
+        copy.close()
