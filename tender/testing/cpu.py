@@ -1,7 +1,7 @@
-"""Which CPU the guests of a pytest run have, and why: found out once, told once.
+"""The CPU of a pytest run's guests, and the reason for it, as pytest's header shows it.
 
-The rule here: `auto` is decided as tender/accel.py decides it, so that no guest has to say again
-what the header of pytest has said. Every pytest with a header pays for this: it imports little.
+The rule here: `auto` gives what tender/accel.py gives, so that no guest warns of what the header
+says. Every pytest run with a header imports this file, so it imports little.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _EMULATED = "this machine has no VMX and no SVM: its KVM emulates what a guest e
 
 
 def choose(wanted: str) -> tuple[str, str]:
-    """What guests are to be given as `cpu`, and words for people."""
+    """The `cpu` of guests, and its description with the reason."""
     by = "--ptender-cpu"
     asked = wanted
     if wanted == "auto":
@@ -37,7 +37,7 @@ def choose(wanted: str) -> tuple[str, str]:
 
 
 def _why_not_kvm() -> str:
-    """Why KVM is not taken; empty where it is."""
+    """Why KVM is not used; empty if it is."""
     try:
         from tender import kvm
 

@@ -1,7 +1,7 @@
-"""A disk for a test: in memory, a copy where it comes from a file, with faults.
+"""A disk for a test: in memory, with faults.
 
-The rule here: what a test gave is never changed; what the guest has written is in `data`. A fault
-gives the guest an error or time, and never a wrong byte.
+The rule here: the file or bytes that a test gave are never changed; `data` has what the guest has
+written. A fault is an error or a delay, never a wrong byte.
 """
 
 from __future__ import annotations
@@ -21,33 +21,34 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-LOG_LINES = 10_000  # operations that are remembered
+LOG_LINES = 10_000  # the last operations
 COPY_BYTES = 1 << 20  # at a time
 
 
 class DiskFault:
-    """A fault of a disk, in force until `clear()` or to the end of its `with` block.
+    """A fault of a disk, in force until `clear()` or the end of its `with` block.
 
-    `hits` counts the operations that it did something to.
+    `hits` counts the operations that it changed.
     """
 
     def __init__(
         self, disk: DiskImage, operation: str, check: Callable[[DiskFault, int], None]
     ) -> None:
         self.hits = 0
-        self.count = 0  # operations that it saw
-        self.written = 0  # bytes
+        self.count = 0  # operations of its kind since it was made
+        self.written = 0  # bytes since it was made
         self._disk = disk
         self._operation = operation
         self._check = check
 
-    def see(self, operation: str, length: int) -> None:
-        """An operation of the guest: may raise OSError for it, or take its time."""
+    def apply(self, operation: str, length: int) -> None:
+        """Apply it to an operation of the guest: may raise OSError, or sleep."""
         if operation == self._operation or self._operation == "any":
             self.count += 1
             self._check(self, length)
 
     def clear(self) -> None:
+        """Remove the fault."""
         self._disk.remove(self)
 
     def __enter__(self) -> DiskFault:
@@ -60,8 +61,8 @@ class DiskFault:
 class DiskImage:
     """A block device for `block={"storage": disk}`.
 
-    `content` is a size in bytes, the content, or the path of a file, of which the guest sees a
-    copy. `log` has the last operations as lines of text.
+    `content` is a size in bytes, the bytes, or the path of a file that is copied. `log` has the
+    last operations as lines of text. Raises DeviceError if there can be no such disk.
     """
 
     def __init__(
@@ -89,27 +90,27 @@ class DiskImage:
 
     @property
     def data(self) -> bytes:
-        """All that is on it, as it is now."""
+        """The whole content, as it is now."""
         with self._lock:
             return self._map[:]
 
     def read(self, offset: int, length: int) -> bytes:
         self.reads += 1
-        self._see("read", offset, length)
+        self._apply_faults("read", offset, length)
         with self._lock:
             return self._map[offset : offset + length]
 
     def write(self, offset: int, data: bytes) -> None:
         self.writes += 1
-        self._see("write", offset, len(data))
+        self._apply_faults("write", offset, len(data))
         with self._lock:
             self._map[offset : offset + len(data)] = data
 
-    def _see(self, operation: str, offset: int, length: int) -> None:
+    def _apply_faults(self, operation: str, offset: int, length: int) -> None:
         what = f"{operation} {length} bytes at {offset}"
         try:
             for fault in list(self._faults):
-                fault.see(operation, length)
+                fault.apply(operation, length)
         except OSError as error:
             self.log.append(f"{what}: {error.strerror}")
             raise
@@ -125,7 +126,10 @@ class DiskImage:
         probability: float | None = None,
         error: int = errno.EIO,
     ) -> DiskFault:
-        """Let the nth read from now on fail, every Nth, some, or without arguments all."""
+        """Let reads fail: the nth from now on, every Nth, with a probability; by default all.
+
+        `error` is an errno.
+        """
         return self._fail("read", nth, Chance(every, probability), error)
 
     def fail_write(
@@ -136,12 +140,12 @@ class DiskImage:
         probability: float | None = None,
         error: int = errno.EIO,
     ) -> DiskFault:
-        """The same for writes. What fails is not written."""
+        """Let writes fail, as `fail_read` does reads; nothing of a failed one is written."""
         return self._fail("write", nth, Chance(every, probability), error)
 
     def _fail(self, operation: str, nth: int | None, chance: Chance, error: int) -> DiskFault:
         if nth is not None and nth < 1:
-            raise ValueError(f"nth={nth}: count from 1, the next one")
+            raise ValueError(f"nth={nth} is not an operation's number: 1 is the next one")
 
         def check(fault: DiskFault, _length: int) -> None:
             hit = chance.hits(fault.count, self._rng) if nth is None else fault.count == nth
@@ -152,7 +156,7 @@ class DiskImage:
         return self._add(DiskFault(self, operation, check))
 
     def enospc(self, after: int = 0) -> DiskFault:
-        """Let the disk be full once `after` more bytes were written."""
+        """Let the disk be full after `after` more bytes were written."""
 
         def check(fault: DiskFault, length: int) -> None:
             if fault.written + length > after:
@@ -163,7 +167,7 @@ class DiskImage:
         return self._add(DiskFault(self, "write", check))
 
     def slow(self, seconds: float) -> DiskFault:
-        """Let each read and write take `seconds` longer, of real time."""
+        """Let each read and write take `seconds` longer, in real time."""
 
         def check(fault: DiskFault, _length: int) -> None:
             fault.hits += 1
@@ -172,6 +176,7 @@ class DiskImage:
         return self._add(DiskFault(self, "any", check))
 
     def clear_faults(self) -> None:
+        """Remove all faults."""
         self._faults = []
 
     def _add(self, fault: DiskFault) -> DiskFault:
@@ -179,16 +184,16 @@ class DiskImage:
         return fault
 
     def remove(self, fault: DiskFault) -> None:
-        """Take one fault away."""
+        """Remove one fault."""
         self._faults = [each for each in self._faults if each is not fault]
 
     def close(self) -> None:
-        """The test is over: nothing is slow any more. The content can still be read."""
+        """End all delays, at the end of the test. The content can still be read."""
         self._closing.set()
 
 
 def _map(content: int | bytes | bytearray | str | os.PathLike[str]) -> mmap.mmap:
-    """Memory with that content, which is nobody else's."""
+    """New memory with this content."""
     if isinstance(content, (str, os.PathLike)):
         try:
             return _copy(os.fspath(content))
@@ -196,7 +201,7 @@ def _map(content: int | bytes | bytearray | str | os.PathLike[str]) -> mmap.mmap
             raise DeviceError(f"{os.fspath(content)}: {os.strerror(error.errno or 0)}") from None
     size = content if isinstance(content, int) else len(content)
     if size <= 0:
-        raise DeviceError(f"a disk of {size} bytes is none")
+        raise DeviceError(f"a disk has at least one sector, not {size} bytes")
     memory = _memory(size, "a disk")
     if not isinstance(content, int):
         memory[:] = bytes(content)
@@ -211,20 +216,20 @@ def _memory(size: int, what: str) -> mmap.mmap:
 
 
 def _copy(path: str) -> mmap.mmap:
-    """What is in a file now. A mapping of it would show what others write to it later, and end
-    pytest with SIGBUS where they make it shorter."""
+    """A copy of a file. A mapping of it would show later changes by others, and end pytest with
+    SIGBUS where they truncate it."""
     with open(path, "rb", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         if not size:
-            raise DeviceError(f"{path}: an empty file is no disk")
+            raise DeviceError(f"{path}: the file is empty; a disk has at least one sector")
         memory = _memory(size, path)
         file.seek(0)
         offset = 0
         while offset < size:
             piece = file.read(min(COPY_BYTES, size - offset))
             if not piece:
-                raise DeviceError(f"{path}: it became shorter while it was copied")
-            if piece.count(0) < len(piece):  # a hole stays one, and takes no memory
+                raise DeviceError(f"{path}: it was truncated while it was copied")
+            if piece.count(0) < len(piece):  # a hole takes no memory
                 memory[offset : offset + len(piece)] = piece
             offset += len(piece)
     return memory

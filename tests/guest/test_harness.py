@@ -705,7 +705,7 @@ def test_a_guest_that_polls_without_sleeping_ends_its_test(pytester: pytest.Pyte
     """
     result = run(pytester, source, "--ptender-timeout=3")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*Stuck: virtual time is too slow: * 3 s of real time; *"])
+    result.stdout.fnmatch_lines(["*Stuck: virtual time is too slow: * 3 s of real time, *"])
 
 
 def test_a_timeout_that_is_no_number_of_seconds(pytester: pytest.Pytester) -> None:

@@ -21,7 +21,7 @@ def test_a_disk_is_a_copy_of_its_file(tmp_path: Path) -> None:
         file.write(b"B" * 4096)
     os.truncate(path, 0)
     assert disk.data == content
-    with pytest.raises(DeviceError, match=r"disk\.img: an empty file is no disk"):
+    with pytest.raises(DeviceError, match=r"disk\.img: the file is empty; a disk has"):
         DiskImage(path)
     with pytest.raises(DeviceError, match=r"nowhere\.img: No such file or directory"):
         DiskImage(tmp_path / "nowhere.img")
@@ -37,5 +37,5 @@ def test_a_disk_beyond_all_memory_is_an_error() -> None:
 
 @pytest.mark.parametrize("content", [0, -1, b""])
 def test_a_disk_of_nothing_is_none(content: int | bytes) -> None:
-    with pytest.raises(DeviceError, match="a disk of .* bytes is none"):
+    with pytest.raises(DeviceError, match="a disk has at least one sector, not .* bytes"):
         DiskImage(content)

@@ -1,8 +1,9 @@
-"""What a bad network does to frames: functions of a frame and of a seeded random generator.
+"""Faults of a network: loss, delay, duplication, damage, reordering.
 
-The rule here: no clock and no I/O. A fault turns the deliveries of one frame into others; what
-counts and what is random in it belongs to one direction of one link, so that what other links do,
-and when, changes nothing.
+A fault turns the deliveries of one frame into others.
+
+The rule here: no clock and no I/O. Each direction of each link has a counter and a seeded random
+generator of its own, so that other links, and their timing, have no effect.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ if TYPE_CHECKING:
     from threading import RLock
     from typing import Any
 
-HEADER_SIZE = 14  # Ethernet's: a card would not take a frame with damage in there
+HEADER_SIZE = 14  # of Ethernet, which `corrupt` leaves intact: a switch drops such frames
 REORDER_HOLD_S = 0.1
 
 
 @dataclass
 class Delivery:
-    """A frame that is to arrive after `delay_ns`; `note` says what was done to it.
+    """A frame that is to arrive after `delay_ns`; `note` says what faults did to it.
 
-    `done`: it has arrived, or another delivery has taken its place.
+    `done`: it has arrived, or was replaced by another delivery.
     """
 
     frame: bytes
@@ -38,23 +39,23 @@ class Delivery:
 
 
 class Chance:
-    """Which frames are hit: every Nth, each with a probability, or all."""
+    """Which frames a fault hits: every Nth, each with a probability, or all."""
 
     def __init__(self, every: int | None, probability: float | None) -> None:
         if every is not None and probability is not None:
             raise ValueError("a fault hits every=N frames or with a probability, not both")
         if isinstance(every, (float, bool)):
-            hint = f"; probability={every} is a share of them" if 0 <= every <= 1 else ""
+            hint = f"; for a share of them: probability={every}" if 0 <= every <= 1 else ""
             raise ValueError(f"every={every} is not a number of frames, as 3{hint}")
         if every is not None and every < 1:
-            raise ValueError(f"every={every}: count from 1, which is every frame")
+            raise ValueError(f"every={every} is not a number of frames from 1, which hits them all")
         if probability is not None and not 0 <= probability <= 1:
             raise ValueError(f"probability={probability} is not between 0 and 1")
         self.every = every
         self.probability = probability
 
     def hits(self, count: int, rng: random.Random) -> bool:
-        """Whether it hits the frame that is number `count`, from 1."""
+        """Whether it hits frame number `count`; the first is 1."""
         if self.every is not None:
             return count % self.every == 0
         return self.probability is None or rng.random() < self.probability
@@ -75,7 +76,7 @@ class Effect:
         self._held: Delivery | None = None
 
     def apply(self, delivery: Delivery) -> list[Delivery]:
-        """What becomes of a frame; an empty list: it is lost."""
+        """The deliveries that a delivery becomes; none if it is lost."""
         self._count += 1
         fault = self._fault
         fault.seen += 1
@@ -85,7 +86,7 @@ class Effect:
         return getattr(self, f"_{fault.kind}")(delivery)  # type: ignore[no-any-return]
 
     def _after(self, delivery: Delivery) -> list[Delivery]:
-        """This frame, and behind it the one that was held back for it."""
+        """This frame, and after it the one that `reorder` held back."""
         held, self._held = self._held, None
         if held is None or held.done:
             return [delivery]
@@ -114,7 +115,7 @@ class Effect:
         return [delivery]
 
     def _reorder(self, delivery: Delivery) -> list[Delivery]:
-        """Hold it back until the next one has passed, or for a while if none comes."""
+        """Hold it back until the next one has passed, or for `fault.seconds` if none comes."""
         before = self._after(delivery)[1:]
         self._held = Delivery(
             delivery.frame, delivery.delay_ns + round(self._fault.seconds * 1e9), delivery.note
@@ -122,13 +123,13 @@ class Effect:
         return [*before, self._held]
 
 
-ORDER = ("drop", "corrupt", "duplicate", "delay", "reorder")  # in which they are met on a link
+ORDER = ("drop", "corrupt", "duplicate", "delay", "reorder")  # in which they act on a link
 
 
 class Fault:
-    """A fault that is in force until `clear()`, or to the end of its `with` block.
+    """A fault of links, in force until `clear()` or the end of its `with` block.
 
-    `seen` and `hits` count the frames that it saw and those that it did something to.
+    `seen` counts the frames that passed it, `hits` those that it changed.
     """
 
     def __init__(
@@ -145,7 +146,7 @@ class Fault:
         if direction not in ("to", "from", "both"):
             raise ValueError(f"direction={direction!r} is none of 'to', 'from', 'both'")
         if seconds < 0 or jitter < 0:
-            raise ValueError("a frame can't arrive before it was sent")
+            raise ValueError(f"a delay of {seconds} s with jitter {jitter} s is negative")
         self.kind = kind
         self.chance = chance
         self.seed = seed
@@ -163,7 +164,7 @@ class Fault:
         return self._effects[link]
 
     def clear(self) -> None:
-        """Take the fault away; frames that are delayed already arrive late all the same."""
+        """Remove the fault; frames that are delayed already still arrive late."""
         self._clear(self)
 
     def __enter__(self) -> Fault:
@@ -177,12 +178,12 @@ class Fault:
 
 
 class Faulty:
-    """What can have faults: a switch (on the ports of its guests), or one port.
+    """Base of what can have faults: a switch (for all its guests' ports), and a port.
 
-    `direction` is seen from the port's owner: frames "to" it, "from" it or "both". A fault
-    without `every` (the Nth, 2Nth, ... frame) or `probability` hits every frame. Counting and
-    chance are separate for each direction of each port. All of these give a Fault: `clear()` it,
-    or use it in a `with` block.
+    `direction` is relative to the port's owner: frames "to" it, "from" it or "both". A fault
+    without `every` (the Nth, 2Nth, ... frame) or `probability` hits every frame. Counters and
+    random generators are separate for each direction of each port. Each method returns a Fault:
+    `clear()` it, or use it in a `with` block. All raise ValueError for impossible values.
     """
 
     def __init__(self, lock: RLock) -> None:
@@ -214,7 +215,7 @@ class Faulty:
         direction: str = "to",
         seed: object = None,
     ) -> Fault:
-        """Let frames come `seconds` later, or between `seconds - jitter` and `seconds + jitter`."""
+        """Delay frames by `seconds`, or by `seconds - jitter` to `seconds + jitter`."""
         return self._add(
             "delay", every, probability, seed, seconds=seconds, jitter=jitter, direction=direction
         )
@@ -227,7 +228,7 @@ class Faulty:
         direction: str = "to",
         seed: object = None,
     ) -> Fault:
-        """Let frames come twice."""
+        """Deliver frames twice."""
         return self._add("duplicate", every, probability, seed, direction=direction)
 
     def reorder(
@@ -239,7 +240,7 @@ class Faulty:
         direction: str = "to",
         seed: object = None,
     ) -> Fault:
-        """Let frames come after the next one, or after `hold` seconds where none follows."""
+        """Deliver frames after the next one, or after `hold` seconds if none follows."""
         return self._add("reorder", every, probability, seed, seconds=hold, direction=direction)
 
     def corrupt(
@@ -250,11 +251,11 @@ class Faulty:
         direction: str = "to",
         seed: object = None,
     ) -> Fault:
-        """Flip one bit behind the Ethernet header."""
+        """Flip one bit after the Ethernet header."""
         return self._add("corrupt", every, probability, seed, direction=direction)
 
     def clear_faults(self) -> None:
-        """Take all faults of this one away; a cut link stays cut."""
+        """Remove all its faults; a cut link stays cut."""
         with self._lock:
             self.faults.clear()
 
@@ -280,7 +281,7 @@ class Faulty:
 
 
 def apply(faults: list[Fault], link: str, frame: bytes) -> tuple[list[Delivery], str]:
-    """What becomes of a frame on a link: its deliveries, and if there are none, why."""
+    """The deliveries of a frame on a link; if there are none, the reason."""
     deliveries = [Delivery(frame)]
     for fault in sorted(faults, key=lambda fault: ORDER.index(fault.kind)):
         effect = fault.effect(link)

@@ -1,7 +1,7 @@
 """Ethernet, ARP, IPv4, ICMP, UDP and TCP: as much as a host in a test needs.
 
-The rule here: functions of bytes, no I/O. A frame that is cut short or makes no sense is None
-where it is parsed, never an exception. Sources: RFC 826 (ARP), 791 (IPv4), 792 (ICMP), 768 (UDP),
+The rule here: functions of bytes, no I/O. Parsing a truncated or malformed frame gives None, never
+an exception. Sources: RFC 826 (ARP), 791 (IPv4), 792 (ICMP), 768 (UDP),
 9293 (TCP), 1071 (the checksum).
 """
 
@@ -41,7 +41,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Arp:
-    """A question for the MAC of an IPv4 address, or the answer."""
+    """A request for the MAC of an IPv4 address, or a reply."""
 
     operation: int  # ARP_REQUEST, ARP_REPLY
     sender_mac: bytes
@@ -52,7 +52,7 @@ class Arp:
 
 @dataclass(frozen=True)
 class Packet:
-    """An IPv4 packet, whole and with a good checksum."""
+    """An IPv4 packet that is no fragment, with a correct checksum."""
 
     sender: str
     to: str
@@ -73,7 +73,7 @@ class Echo:
 
 @dataclass(frozen=True)
 class Datagram:
-    """A UDP datagram, with where it came from and where it goes to."""
+    """A UDP datagram from `sender`:`source` to `to`:`port`."""
 
     sender: str
     source: int
@@ -84,7 +84,7 @@ class Datagram:
 
 @dataclass(frozen=True)
 class Segment:
-    """A TCP segment; its options are left out."""
+    """A TCP segment, without its options."""
 
     source: int
     port: int
@@ -108,7 +108,7 @@ def parse_mac(text: str) -> bytes:
 
 
 def checksum(data: bytes) -> int:
-    """The internet checksum of `data` (RFC 1071); of data with a good one in it, 0."""
+    """The internet checksum of `data` (RFC 1071); 0 if `data` includes a correct one."""
     if len(data) % 2:
         data += b"\0"
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
@@ -191,7 +191,7 @@ def parse_arp(payload: bytes) -> Arp | None:
 
 
 def parse_ipv4(payload: bytes) -> Packet | None:
-    """A whole packet that is not a fragment; what was added behind it is left out."""
+    """A packet that is not a fragment, without Ethernet's padding."""
     if len(payload) < _IPV4.size:
         return None
     version, _, length, _, fragment, ttl, protocol, _, sender, to = _IPV4.unpack_from(payload)
@@ -237,11 +237,11 @@ def parse_tcp(packet: Packet) -> Segment | None:
     return Segment(source, port, seq, ack, flags, window, payload[header:])
 
 
-# ---- Words ----
+# ---- Descriptions ----
 
 
 def describe(data: bytes) -> str:
-    """One line about a frame, for people."""
+    """A summary of a frame, in one line."""
     frame = parse_frame(data)
     if frame is None:
         return f"{len(data)} bytes, too short for a frame"
@@ -296,11 +296,11 @@ def is_address(text: str) -> bool:
     return True
 
 
-# ---- What a test gives ----
+# ---- Arguments of a test ----
 
 
 def check(name: str, value: object, kinds: type | tuple[type, ...], right: str) -> None:
-    """TypeError, in one line, for what is of none of these types."""
+    """Raise TypeError unless `value` is of one of these types; `right` describes them."""
     if not isinstance(value, kinds) or isinstance(value, bool):
         raise TypeError(f"{name}={value!r} is not {right}")
 

@@ -1,6 +1,6 @@
-"""Packets as a pcapng file, which Wireshark and tcpdump read.
+"""The capture of a switch, and its form as a pcapng file, for Wireshark and tcpdump.
 
-The rule here: bytes in, bytes out; little-endian, nanoseconds, one interface per port. Source:
+Little-endian, nanoseconds, one interface per port. Source:
 draft-ietf-opsawg-pcapng (section header, interface description, enhanced packet, interface
 statistics blocks).
 """
@@ -55,7 +55,7 @@ class Capture:
 
 
 def build(ports: Sequence[str], records: Iterable[Record], comment: str = "") -> bytes:
-    """A whole file. `ports` are the names of the interfaces, `comment` is about all of it."""
+    """A pcapng file. `ports` are the names of the interfaces, `comment` is the file's."""
     blocks = [_section(comment), *map(_interface, ports), *map(_packet, records)]
     return b"".join(blocks)
 

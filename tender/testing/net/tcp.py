@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from tender.testing.net.stack import Stack
 
-RETRY_S = 0.5
-TRIES = 20  # for segments that no method waits for
+RETRY_S = 0.2
+TRIES = 50  # for segments that no method waits for
 PIECE = 1200  # bytes of data in a segment
 WINDOW = 65535
 _MASK = 0xFFFFFFFF

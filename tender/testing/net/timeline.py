@@ -1,7 +1,6 @@
-"""When things happen on a switch: in real time.
+"""The time of a switch: the interface, and real time. Virtual time is in virtual.py.
 
-The rule here: all that belongs to a switch is touched with `lock` held, by whatever thread; who
-waits lets go of it. `tender/testing/net/virtual.py` has the same face for virtual time.
+The rule here: every thread uses the state of a switch with `lock` held; a wait releases it.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Timeline(Protocol):
-        """Nanoseconds since the switch was made, and what is to happen then."""
+        """A clock of nanoseconds since the switch was made, with timers and waiting."""
 
         virtual: bool
         start_ns: int  # since the epoch
@@ -31,19 +30,19 @@ if TYPE_CHECKING:
 
 
 class RealTime:
-    """The host's clock; what is due is done on the reactor's thread."""
+    """The host's clock; timers are called on the reactor's thread."""
 
     virtual = False
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)
-        self._begun_ns = monotonic_ns()
+        self._began_ns = monotonic_ns()
         self._closed = False
         self.start_ns = time_ns()
 
     def now_ns(self) -> int:
-        return monotonic_ns() - self._begun_ns
+        return monotonic_ns() - self._began_ns
 
     def call_at(self, when_ns: int, function: Callable[[], object]) -> None:
         reactor().call_later((when_ns - self.now_ns()) / 1e9, lambda: self._call(function))
@@ -54,7 +53,7 @@ class RealTime:
                 function()
 
     def notify(self) -> None:
-        """Something has come in: whoever waits looks again."""
+        """Let every wait evaluate its predicate again."""
         self._changed.notify_all()
 
     def wait(self, predicate: Callable[[], object], timeout_s: float) -> bool:

@@ -1,10 +1,12 @@
-"""When things happen on a switch: in virtual time, the same on every run.
+"""Virtual time for a switch and its guests: the same on every run.
 
-The rule here: a conservative simulation on the thread of the test. Time goes on only while the test
-waits, and only when every guest waits as well: each tells at its POLL hypercall what time it has
-and how long it would sleep (tender/modules/poll.py is the other side), and stays there until it is
-woken. Guests are woken one at a time, in the order in which they joined, so nothing depends on how
-fast anything is. Source of the idea: Chandy and Misra, Distributed simulation (1979).
+A conservative simulation of discrete events, on the thread of the test (Chandy and Misra,
+Distributed simulation, 1979). Time advances only while the test waits and every guest waits too:
+at its POLL hypercall a guest reports its time and its deadline (tender/modules/poll.py is the
+other side), and stays there until it is woken.
+
+The rule here: guests are woken one at a time, in the order in which they joined, so that the result
+does not depend on the speed of anything.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class FramePort(Protocol):
-        """What a guest's port on the switch does for the simulation."""
+        """A guest's port on the switch, as the simulation sees it."""
 
         participant: Participant | None
 
@@ -38,27 +40,27 @@ if TYPE_CHECKING:
         def unplug(self) -> None: ...
 
 
-FOREVER = (1 << 64) - 1  # a deadline that never comes
-SYNC = struct.Struct("=QQ")  # from the tender: its time, and until when it would sleep
-GO = struct.Struct("=Q")  # to the tender: what time it is
+FOREVER = (1 << 64) - 1  # no deadline
+SYNC = struct.Struct("=QQ")  # from the tender: its time, and the deadline of its sleep
+GO = struct.Struct("=Q")  # to the tender: the time
 
 
 class Stuck(TimeoutError):
-    """Virtual time can't go on."""
+    """Virtual time can't advance."""
 
 
 class Participant:
-    """A guest in virtual time. `sync_fd` is its tender's end, to be given away."""
+    """A guest in virtual time. `sync_fd` is its tender's end of the rendezvous socket."""
 
     def __init__(self, simulation: VirtualTimeline, name: str, ports: Sequence[FramePort]) -> None:
         self.name = name
-        self.gone = False
-        self.running = True  # until its first rendezvous
+        self.gone = False  # it has ended
+        self.running = True  # it has not come to its next rendezvous yet
         self.now_ns = simulation.now_ns()  # of the switch's time
         self.deadline_ns = FOREVER
-        self.due = False  # frames wait for it
+        self.due = False  # there are frames for it
         self._ports = list(ports)
-        self._begun_ns = self.now_ns  # when its own clock said 0
+        self._began_ns = self.now_ns  # the switch's time at 0 of the guest's
         self._simulation = simulation
         self._sync, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._sync.setblocking(False)
@@ -67,16 +69,16 @@ class Participant:
             port.participant = self
 
     def give_fd(self) -> int | None:
-        """The tender's end, which is the receiver's to close from now on; it is given once."""
+        """The tender's end, which the caller closes; None if it was taken already."""
         fd, self.sync_fd = self.sync_fd, None
         return fd
 
     def next_ns(self) -> int:
-        """When it is to be woken if nothing happens."""
+        """When to wake it if nothing happens before."""
         return self.now_ns if self.due else self.deadline_ns
 
     def settle(self, deadline_s: float) -> None:
-        """Wait until it waits for us, or has ended; deadline_s: of time.monotonic()."""
+        """Wait until it is at a rendezvous or has ended; `deadline_s` is of time.monotonic()."""
         poll = select.poll()
         poll.register(self._sync, select.POLLIN)
         for port in self._ports:
@@ -86,16 +88,16 @@ class Participant:
             ready = poll.poll(max(0.0, deadline_s - monotonic()) * 1000)
             if not ready:
                 raise Stuck(
-                    f"guest {self.name} has been busy for too long (real time) without waiting "
-                    "for its network: virtual time can't go on"
+                    f"guest {self.name} was busy for too long (real time) without waiting for its "
+                    "network: virtual time can't advance"
                 )
-            # First the rendezvous: what was sent before it is there then.
-            self._hear()
+            # The rendezvous first: all frames that were sent before it are in the sockets then.
+            self._receive()
             for port in self._ports:
                 port.collect()
-        self._send_on()
+        self._forward()
 
-    def _hear(self) -> None:
+    def _receive(self) -> None:
         try:
             message = self._sync.recv(SYNC.size)
         except BlockingIOError:
@@ -107,13 +109,13 @@ class Participant:
             self.gone = True
             return
         now_ns, deadline_ns = SYNC.unpack(message)
-        self.now_ns = max(self.now_ns, now_ns + self._begun_ns)
-        self.deadline_ns = min(FOREVER, deadline_ns + self._begun_ns)
+        self.now_ns = max(self.now_ns, now_ns + self._began_ns)
+        self.deadline_ns = min(FOREVER, deadline_ns + self._began_ns)
         if deadline_ns == FOREVER:
             self.deadline_ns = FOREVER
 
-    def _send_on(self) -> None:
-        """What it has sent goes to the switch at the guest's time."""
+    def _forward(self) -> None:
+        """Give its frames to the switch, at the guest's time."""
         for port in self._ports:
             for frame in port.take():
                 self._simulation.call_at(
@@ -122,20 +124,20 @@ class Participant:
                 )
 
     def wake(self, now_ns: int) -> None:
-        """Let it go on: it is `now_ns`, or later where its own clock is ahead."""
+        """Let it run: the time is `now_ns`, or later if its own clock is ahead."""
         self.now_ns = max(self.now_ns, now_ns)
         self.due = False
         for port in self._ports:
             if not port.flush():
-                self.due = True  # its queue is full: the rest comes when it waits again
+                self.due = True  # its queue is full: the rest is sent when it waits again
         self.running = True
         try:
-            self._sync.send(GO.pack(self.now_ns - self._begun_ns))
+            self._sync.send(GO.pack(self.now_ns - self._began_ns))
         except (BrokenPipeError, ConnectionResetError):
             self.running, self.gone = False, True
 
     def close(self) -> None:
-        """It has ended: its links are closed, and it may not come back."""
+        """It has ended: close its links and the rendezvous socket."""
         self.gone, self.running = True, False
         for port in self._ports:
             port.unplug()
@@ -146,7 +148,7 @@ class Participant:
 
 
 class VirtualTimeline:
-    """Virtual time, with the guests that live in it."""
+    """Virtual time and its guests."""
 
     virtual = True
 
@@ -166,23 +168,23 @@ class VirtualTimeline:
         heapq.heappush(self._events, (max(when_ns, self._now_ns), next(self._numbers), function))
 
     def notify(self) -> None:
-        """Who waits looks after each step anyway."""
+        """Nothing to do: a wait evaluates its predicate after each step."""
 
     def join(self, name: str, ports: Sequence[FramePort]) -> Participant:
-        """A guest that is about to start."""
-        self.settle()  # the others are where they are, whatever the host is doing
+        """Add a guest that is about to start."""
+        self.settle()
         participant = Participant(self, name, ports)
         self.participants.append(participant)
         return participant
 
     def leave(self, participant: Participant) -> None:
-        """It did not start after all."""
+        """Remove a guest that could not start."""
         participant.close()
         if participant in self.participants:
             self.participants.remove(participant)
 
     def settle(self) -> None:
-        """Wait until every guest waits."""
+        """Wait until every guest is at a rendezvous or has ended."""
         deadline_s = monotonic() + self.patience_s
         for participant in self.participants:
             if participant.running:
@@ -192,9 +194,9 @@ class VirtualTimeline:
             participant.close()
 
     def wait(self, predicate: Callable[[], object], timeout_s: float) -> bool:
-        """Let time go on until `predicate` is true, for up to `timeout_s` virtual seconds.
+        """Let time advance until `predicate` is true; False after `timeout_s` virtual seconds.
 
-        Raises Stuck where it takes more than `patience_s` of real time.
+        Raises Stuck if that takes more than `patience_s` of real time.
         """
         with self.lock:
             began_ns, deadline_s = self._now_ns, monotonic() + self.patience_s
@@ -208,16 +210,15 @@ class VirtualTimeline:
             return True
 
     def _too_slow(self, began_ns: int) -> Stuck:
-        """A guest that polls without sleeping waits at each step, and brings time nowhere."""
         names = ", ".join(participant.name for participant in self.participants)
         return Stuck(
-            f"virtual time is too slow: {(self._now_ns - began_ns) / 1e9:.9f} s of it have taken "
-            f"{self.patience_s:g} s of real time; a guest that polls its network without sleeping "
-            f"does that ({names or 'there is none'}; --ptender-timeout is the limit)"
+            f"virtual time is too slow: {(self._now_ns - began_ns) / 1e9:.9f} s of it took "
+            f"{self.patience_s:g} s of real time, the limit (--ptender-timeout); the usual cause "
+            f"is a guest that polls its network without sleeping (guests: {names or 'none'})"
         )
 
     def _step(self, limit_ns: int) -> bool:
-        """Go on to the next instant at which something happens; False at `limit_ns`."""
+        """Advance to the next event; False if that is after `limit_ns`."""
         times = [participant.next_ns() for participant in self.participants]
         if self._events:
             times.append(self._events[0][0])
