@@ -415,6 +415,17 @@ class Player:
         self.sync.close()
 
 
+@pytest.mark.parametrize(("virtual", "seconds"), [(True, 3600), (False, 0.01)])
+def test_sleep_lets_time_pass(virtual: bool, seconds: float) -> None:
+    with Switch(virtual=virtual) as switch:
+        before = switch.now
+        switch.sleep(seconds)
+        assert switch.now - before >= seconds
+        for wrong in (-1, float("inf"), float("nan")):
+            with pytest.raises(ValueError, match=f"seconds={wrong} is not a number of seconds"):
+                switch.sleep(wrong)
+
+
 def test_time_goes_to_the_next_thing_that_happens() -> None:
     with Switch(virtual=True) as switch:
         player = Player(switch.port())

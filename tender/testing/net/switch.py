@@ -7,6 +7,7 @@ A frame goes owner -> port -> switch -> port -> owner. A fault acts on a port, i
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from ipaddress import IPv4Interface
 
@@ -99,6 +100,15 @@ class Switch(Faulty):
     def now(self) -> float:
         """Seconds since the switch was made, of its own time."""
         return self.timeline.now_ns() / 1e9
+
+    def sleep(self, seconds: float) -> None:
+        """Let this many seconds of the switch's time pass.
+
+        In virtual time that is immediate; else the test really waits. Raises ValueError.
+        """
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"seconds={seconds!r} is not a number of seconds, as 60")
+        self.timeline.wait(lambda: False, seconds)
 
     def port(
         self, name: str | None = None, *, mac: str | bytes | None = None, mtu: int = MTU
