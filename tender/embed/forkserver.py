@@ -126,8 +126,8 @@ def main(requests: int, exits: int, program: int) -> None:
     gc.collect()
     gc.freeze()  # what the children share stays shared
     gc.disable()
-    with socket.socket(fileno=requests) as asked, socket.socket(fileno=exits) as told:
-        Forker(asked, told, program, namespaces).serve()
+    with socket.socket(fileno=requests) as request, socket.socket(fileno=exits) as exit_:
+        Forker(request, exit_, program, namespaces).serve()
 
 
 def _import_all() -> list[int]:

@@ -15,6 +15,7 @@ import signal
 import socket
 import threading
 from enum import Enum, auto
+from functools import partial
 
 from tender import accel
 from tender.dataclass import replace
@@ -86,10 +87,10 @@ class Process:
         self._state = State.NEW
         self._warn = warn
         self._on_end: Callable[[], None] | None = on_end
-        # Of the pidfd, which is not closed while it is used. A signal handler may come back to it.
+        # Held while the pidfd is used, or closed. A signal handler of the program may stop a guest
+        # while its thread holds it.
         self._lock = threading.RLock()
-        self._pidfd = -1
-        self._sock: socket.socket | None = None
+        self._child: Child | None = None  # while its descriptors are open
         self._server: ForkServer | None = None
         self._core_path = ""  # without the process's PID
         self._warm_request = protocol.COLD
@@ -117,7 +118,11 @@ class Process:
         folder = _current_folder()
         try:
             self._server, child = _program_here().take(self)
-            self._begin(child)
+            with self._lock:
+                self._state = TRANSITIONS[self._state]["job"]
+                self.pid, self._child = child.pid, child
+                for signo in self._signals:
+                    self._signal(signo)
             if deadline_s is not None:
                 self._call_later(deadline_s, self._pass_deadline)
             try:
@@ -126,14 +131,12 @@ class Process:
                     pass
             except ConnectionError:
                 pass  # it has died
-            except BaseException as error:
+            except OSError as error:
                 self.kill()
-                if isinstance(error, OSError):
-                    text = "cannot send the guest to its process"
-                    raise HostError(text, "sendmsg", error.errno or 0) from None
-                raise
+                text = "cannot send the guest to its process"
+                raise HostError(text, "sendmsg", error.errno or 0) from None
             finally:
-                reactor().call_soon(self._watch)
+                reactor().call_soon(partial(self._watch, child, self._server))
         finally:
             os.close(folder)
 
@@ -185,21 +188,13 @@ class Process:
             return Outcome("stopped", EXIT_FAILURE)
         return Outcome("killed", EXIT_FAILURE, signo)
 
-    def _begin(self, child: Child) -> None:
-        with self._lock:
-            self._state = TRANSITIONS[self._state]["job"]
-            self.pid, self._pidfd, self._sock = child.pid, child.pidfd, child.sock
-            signals, self._signals = self._signals, []
-            for signo in signals:
-                self._signal(signo)
-
     def _signal(self, signo: int) -> None:
         with self._lock:
             if self._state is State.NEW:
                 self._signals.append(signo)
-            elif self._state is not State.ENDED:
+            elif self._child is not None:
                 try:
-                    signal.pidfd_send_signal(self._pidfd, signo)
+                    signal.pidfd_send_signal(self._child.pidfd, signo)
                 except ProcessLookupError:
                     pass
 
@@ -210,7 +205,7 @@ class Process:
     def _receive(self, flags: int = 0) -> bool:
         """Take one message; False: there is none."""
         try:
-            data = self._sock.recv(MESSAGE_MAX + 1, flags) if self._sock else b""
+            data = self._child.sock.recv(MESSAGE_MAX + 1, flags) if self._child else b""
         except OSError:
             data = b""
         if data:
@@ -257,28 +252,20 @@ class Process:
 
     # On the reactor's thread.
 
-    def _watch(self) -> None:
-        if self._sock is not None and self._server is not None and self.pid is not None:
-            reactor().register(self._sock.fileno(), READ, lambda _: self._read())
-            reactor().register(self._pidfd, READ, lambda _: self._die())
-            self._server.on_exit(self.pid, self._exit)
-            self._make_ready_later()
+    def _watch(self, child: Child, server: ForkServer) -> None:
+        reactor().register(child.sock.fileno(), READ, lambda _: self._read(child))
+        reactor().register(child.pidfd, READ, lambda _: self._die(child))
+        server.on_exit(child.pid, self._exit)
+        make_ready = partial(server.make_ready, self._warm_request, QUIET_S)
+        reactor().call_later(QUIET_S, make_ready)
 
-    def _make_ready_later(self) -> None:
-        ready = self._server
-        if ready is not None:
-            request = self._warm_request
-            reactor().call_later(QUIET_S, lambda: ready.make_ready(request, QUIET_S))
+    def _read(self, child: Child) -> None:
+        if not self._receive(socket.MSG_DONTWAIT) or self._state is State.REPORTED:
+            reactor().unregister(child.sock.fileno())
 
-    def _read(self) -> None:
-        if self._sock is not None and not (
-            self._receive(socket.MSG_DONTWAIT) and self._state is not State.REPORTED
-        ):
-            reactor().unregister(self._sock.fileno())
-
-    def _die(self) -> None:
-        """The kernel says that it is dead. Messages may still be on the way."""
-        reactor().unregister(self._pidfd)
+    def _die(self, child: Child) -> None:
+        """The kernel says that it is dead. Messages may still be in the socket."""
+        reactor().unregister(child.pidfd)
         self._is_dead = True
         while self._state is not State.REPORTED and self._receive(socket.MSG_DONTWAIT):
             pass
@@ -293,19 +280,17 @@ class Process:
         self._end_if_known()
 
     def _end_if_known(self) -> None:
-        if self._state is State.ENDED or not self._is_dead:
+        if not self._is_dead or self._child is None or self._server is None:
             return
         if self._report is None and self._status is None:
             return
-        if self._sock is not None:
-            reactor().unregister(self._sock.fileno())
+        reactor().unregister(self._child.sock.fileno())
         with self._lock:
             self._state = TRANSITIONS[self._state]["exit"]
             self.forget()
         for timer in self._timers:
             timer.cancel()
-        if self._server is not None:
-            self._server.make_ready(self._warm_request)
+        self._server.make_ready(self._warm_request)
         program = _program_here()
         program.remove(self)
         if not program.is_ending:
@@ -326,11 +311,9 @@ class Process:
 
     def forget(self) -> None:
         """Close its descriptors; in a forked child, that is all."""
-        sock, self._sock = self._sock, None
-        pidfd, self._pidfd = self._pidfd, -1
-        if sock is not None:
-            sock.close()
-            os.close(pidfd)
+        child, self._child = self._child, None
+        if child is not None:
+            child.close()
 
 
 def _host(error: TenderError) -> Outcome:

@@ -102,8 +102,8 @@ def receive_descriptors(
     sock: socket.socket, size: int, most: int = FDS_PER_MESSAGE
 ) -> tuple[bytes, list[int]]:
     """One message and the descriptors that came with it."""
-    room = socket.CMSG_SPACE(most * _FD.size)
-    data, ancillary, _, _ = sock.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
+    space = socket.CMSG_SPACE(most * _FD.size)
+    data, ancillary, _, _ = sock.recvmsg(size, space, socket.MSG_CMSG_CLOEXEC)
     descriptors: list[int] = []
     for level, kind, packed in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

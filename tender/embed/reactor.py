@@ -62,7 +62,7 @@ class Reactor:
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._wake_fd, READ)
         self._lock = threading.Lock()
-        self._returned: Latch | None = None  # the callback, where somebody waits for that
+        self._returned: Latch | None = None  # of the callback that runs, for `unregister`
         self._entries: dict[int, _Entry] = {}
         self._timers: list[tuple[float, int, Timer]] = []  # a heap
         self._numbers = count()  # of timers: those of one instant are called in order
@@ -73,7 +73,7 @@ class Reactor:
     def register(self, fd: int, events: int, callback: Callable[[int], object]) -> None:
         """Call `callback(events)` whenever `fd` has any of `events` (READ, WRITE), or is GONE.
 
-        A callback that raises is reported, and its descriptor is not looked at any more.
+        The exception of a callback is shown, and its descriptor is unregistered.
         Raises OSError: EEXIST if `fd` is registered, EPERM for a plain file, EBADF.
         """
         with self._lock:
@@ -89,17 +89,16 @@ class Reactor:
             self._start()
 
     def modify(self, fd: int, events: int) -> None:
-        """Wait for other events of a registered descriptor; one that is not is left so."""
+        """Wait for other events of a descriptor, if it is registered."""
         with self._lock:
             if fd in self._entries:
                 self._epoll.modify(fd, events)
 
     def unregister(self, fd: int) -> None:
-        """Look at `fd` no more; it may be closed after this.
+        """Stop waiting for `fd`, if it is registered; it may be closed after this.
 
         On return its callback does not run any more, unless this is called by the callback. So
-        no lock may be held here that the callback takes. An `fd` that is not registered is none
-        to complain about: its callback may have raised.
+        the caller must not hold a lock that the callback takes.
         """
         with self._lock:
             entry = self._entries.get(fd)

@@ -1,4 +1,4 @@
-"""What a program and the processes of its guests say to each other."""
+"""The messages between a program and the processes of its guests."""
 
 from __future__ import annotations
 
