@@ -1,8 +1,7 @@
-"""`Guest`: what programs that embed the tender see.
+"""`Guest`: a unikernel that a program runs.
 
-The rule here: a guest is described when it is made, and nothing of the host is touched before it
-is started; after it has ended nothing of it is left. It runs in a child process of its own
-(tender/embed/process.py).
+The rule here: nothing of the host is touched before a guest is started, and nothing of it is left
+once it has ended. It runs in a child process of its own (tender/embed/process.py).
 """
 
 from __future__ import annotations
@@ -10,54 +9,91 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from enum import Enum
+from math import inf
 from time import monotonic
 
 from tender import accel
 from tender.boot import layout
 from tender.dataclass import replace
 from tender.embed import process, protocol, reactor, validation
-from tender.embed.devices import Devices
+from tender.embed.console import Console
+from tender.embed.devices import Devices, describe
 from tender.embed.latch import Latch
 from tender.embed.process import Process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop, Future
     from collections.abc import Callable, Mapping
 
     from typing_extensions import Self
 
     from tender.config import VirtualTime
-    from tender.embed.console import Console
-    from tender.embed.interfaces import BlockSpec, NetSpec, Sink
+    from tender.embed.interfaces import BlockSpec, Cpu, NetSpec, SandboxMode, Sink
     from tender.outcome import Outcome
 
-KICK_EVERY_S = 0.01  # of a guest that is asked to end, until it has
+STOP_EVERY_S = 0.01  # between two stop requests to a guest that has not ended
+STOP_EVERY_MAX_S = 0.1  # the same for asyncio, after some
 GRACE_S = 5.0
-_HERE = os.path.join(os.path.dirname(__file__), "")
+
+
+class State(Enum):
+    """The states of a guest."""
+
+    NEW = "not started"
+    STARTING = "starting"  # its devices are opened, and its process is started
+    RUNNING = "running"  # it has a process
+    DEAD = "dead"  # its process ended while another thread was still starting it
+    CLOSING = "closing"  # its process has ended, or there was none; its devices are closed
+    ENDED = "ended"
+
+
+_NEXT = {
+    State.NEW: {State.STARTING},
+    State.STARTING: {State.RUNNING, State.DEAD, State.CLOSING},
+    State.RUNNING: {State.CLOSING},
+    State.DEAD: {State.CLOSING},
+    State.CLOSING: {State.ENDED},
+    State.ENDED: set(),
+}
 
 
 class Guest:
-    """A unikernel, run by this program.
+    """A unikernel, run by this program in a process of its own, with a sandbox.
 
-    `kernel` is the image's path and `args` its command line. `net` and `block` say what each
-    device that the manifest declares is attached to, by its name there (see tender.embed.devices).
-    `mem_mib` is the guest's memory in MiB. What it says is in `guest.console`; `console` gets it
-    as well: a callable, a stream, a file or a descriptor. `console_limit` drops what it says
-    beyond so many bytes per second. `dumpcore` is a folder for the core file of a guest that
-    aborts, `trace` a file for a line of JSON per hypercall. `warn` is called with one line of
-    text when there is trouble with a device; standard error if None. It may be called from any
-    thread, and must not wait for the guest. `cpu` is "kvm", "soft" or "auto"; `clock` gives the
-    guest a virtual time and `instructions` a limit, both of them on the software CPU. `deadline`
-    is how many seconds the guest may take, from its start; then it is stopped, and killed where
-    that does not help.
+    Every method may be called from any thread, except that code which the guest itself calls
+    (a device in Python, a console callback, `warn`) can't wait for its end: that is a
+    RuntimeError. A guest runs once.
 
-    The guest has a process of its own, with a sandbox: `sandbox` is "on", "require" (a layer that
-    this machine can't give is an error) or "off", and `user` is who it runs as where the program
-    is root's.
+    As a context manager, sync or async, it is started at the beginning of the block and stopped
+    at its end.
 
-    All methods may be called from any thread, but for those of the guest itself: what is called
-    by its devices, its console or `warn` can't wait for its end (RuntimeError).
+    Args:
+        kernel: Path of the image.
+        args: The guest's command line.
+        mem_mib: Guest memory in MiB.
+        net: What each network device of the manifest is attached to, by its name: a Tap (or its
+            name as a string), Descriptor, UserNet, NetSender, NetReceiver or NetAttachable.
+        block: The same for block devices: a BlockFile (or a path), BlockMemory, BlockDescriptor,
+            BlockDevice or BlockAttachable.
+        console: Gets the console output, in addition to the attribute `console`: a callable that
+            takes bytes, a stream, a file or a descriptor. The guest waits for a slow one.
+        console_limit: Bytes per second of console output; what exceeds it is dropped.
+        dumpcore: A folder for the core file of a guest that aborts.
+        trace: A file for one line of JSON per hypercall.
+        warn: Called with one line of text when the host has a problem with a device, from any
+            thread; it must not block. Standard error if None.
+        cpu: "kvm", "soft" (the software CPU) or "auto".
+        clock: Gives the guest a virtual time; on the software CPU.
+        instructions: How many instructions the guest may execute; on the software CPU.
+        deadline: Seconds that the guest may run, from its start. Then it is stopped, and killed two
+            seconds later if it has not ended.
+        sandbox: "on", "require" (a layer that this machine can't provide is an error) or "off".
+        user: Who the guest's process runs as if the program is root's: a name or a UID.
+
+    Raises:
+        UsageError: an argument has a wrong type or value. Whether a device can be had is found out
+            by `start`.
     """
 
     def __init__(
@@ -72,11 +108,11 @@ class Guest:
         dumpcore: str | os.PathLike[str] | None = None,
         trace: str | os.PathLike[str] | None = None,
         warn: Callable[[str], None] | None = None,
-        cpu: str = "auto",
+        cpu: Cpu = "auto",
         clock: VirtualTime | None = None,
         instructions: int | None = None,
         deadline: float | None = None,
-        sandbox: str = "on",
+        sandbox: SandboxMode = "on",
         user: str | int | None = None,
     ) -> None:
         self.config = validation.build_config(
@@ -93,78 +129,90 @@ class Guest:
             user=user,
         )
         self.deadline = validation.seconds("deadline", deadline)
-        self._warn = _guarded(validation.warn(warn) or _to_stderr)
-        self._specs = validation.devices("net", net), validation.devices("block", block), console
+        self._net = validation.devices("net", net)
+        self._block = validation.devices("block", block)
+        self._sink = console
+        self._warn = _guarded(validation.warn(warn) or _print)
+        self._console = self._new_console()
         self._devices: Devices | None = None
-        self._program = os.getpid()
-        self._process = Process(self._warn, self._has_ended)
-        self._starter = 0  # the thread that starts it, while it does
-        self._settler = 0  # and the one that takes in what is left of it
-        self._begun = False
-        self._launched = Latch()  # it has been started, or can't be: its devices are not in use
-        self._ended = Latch()  # all is known of its end
-        self._lock = threading.Lock()  # of its start and of what follows
-        self._callbacks: list[Callable[[], None]] = []
-        self._outcome: Outcome | None = None
-        self._error: BaseException | None = None
+        self._process = Process(self._warn, self._process_ended)
+        self._lock = threading.Lock()  # of the state
+        self._state = State.NEW
+        self._program = os.getpid()  # the process that has started it
+        self._worker = 0  # the thread that starts it or closes its devices, meanwhile
+        self._ended = Latch()
+        self._on_end: set[Callable[[], object]] = set()  # called when it has ended
+        self._result: Outcome | BaseException | None = None  # an error: it could not start
 
     # What it is.
 
     @property
     def running(self) -> bool:
-        """Whether it has been started and has not ended."""
-        return self._begun and not self._ended.is_set
+        """Whether it was started and has not ended."""
+        return self._state not in (State.NEW, State.ENDED)
 
     @property
     def outcome(self) -> Outcome | None:
-        """How it ended; None before that, and where it could not start."""
-        return self._outcome
+        """How it ended; None before that, and if it could not start."""
+        return None if isinstance(self._result, BaseException) else self._result
 
     @property
     def pid(self) -> int | None:
-        """The process that it runs in, or ran in."""
+        """The PID of the process that it runs in, or ran in; None before it has one."""
         return self._process.pid
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """What its sandbox consists of, in the words of `ptender -v`; empty before it runs."""
+        """The layers of its sandbox, named as by `ptender -v`; empty before it runs."""
         return self._process.layers
 
     @property
     def missing_layers(self) -> tuple[str, ...]:
-        """The layers of the sandbox that this machine can't give, each with its reason, as
+        """The layers of the sandbox that this machine can't provide, each with its reason, such as
         "namespaces: Operation not permitted". With sandbox="require" they are an error instead."""
         return self._process.missing_layers
 
     @property
     def console(self) -> Console:
-        """What the guest says; RuntimeError where it has not started."""
-        if self._devices is None:
-            raise RuntimeError("this guest was not started, or could not be")
-        return self._devices.console
+        """Its console output; RuntimeError if it was not started."""
+        if self._state is State.NEW:
+            raise RuntimeError("this guest was not started")
+        return self._console
 
     def __repr__(self) -> str:
-        how = "not started"
-        if self._begun:
-            how = f"process {self.pid}" if self.running else "ended"
-        return f"<Guest {self.config.kernel}: {how}>"
+        state = f"process {self.pid}" if self._state is State.RUNNING else self._state.value
+        return f"<Guest {self.config.kernel}: {state}>"
 
     # Starting and ending.
 
     def start(self) -> Self:
         """Start it; returns when all its devices are attached and it is about to run.
 
-        Raises TenderError where it can't (see tender.errors), with the words of the command.
+        Returns:
+            The guest itself.
+
+        Raises:
+            TenderError: it can't start; the text is the line that the command would print. See
+                tender.errors for the classes.
+            RuntimeError: it was started already.
         """
         if threading.current_thread() is threading.main_thread():
-            self._start_beside()
+            self._start_on_thread()
         else:
             self._start()
         return self
 
     def run(self) -> Outcome:
-        """Start it and wait for its end. Another thread can call `stop`."""
-        self._check_not_begun()
+        """Start it and wait for its end. It is killed if that is interrupted, as by Ctrl-C.
+
+        Returns:
+            How it ended.
+
+        Raises:
+            TenderError: it can't start.
+            RuntimeError: it was started already.
+        """
+        self._check_new()
         try:
             self.start()
             return self.wait()
@@ -173,34 +221,59 @@ class Guest:
             raise
 
     def wait(self, timeout: float | None = None) -> Outcome:
-        """Wait for its end; TimeoutError after `timeout` seconds, and it goes on.
+        """Wait for its end.
 
-        Raises the TenderError of a guest that could not start.
+        Args:
+            timeout: Seconds; None for no limit.
+
+        Returns:
+            How it ended. Its process is gone then, and all its output has arrived.
+
+        Raises:
+            TimeoutError: it still runs after `timeout`, and goes on.
+            TenderError: it could not start.
+            RuntimeError: it was not started, or this thread is one that the guest waits for.
         """
-        self._check_waiting()
+        self._check_can_wait()
         if not self._ended.wait(validation.seconds("timeout", timeout)):
             raise TimeoutError(f"the guest still runs after {timeout} s")
-        return self._result()
+        return self._get_result()
 
     def stop(self, grace: float = GRACE_S) -> Outcome:
-        """End it, if it has not ended by itself, and say how it ended.
+        """Ask it to end, and wait for that.
 
-        One that does not end within `grace` seconds is killed.
+        Args:
+            grace: Seconds after which it is killed.
+
+        Returns:
+            How it ended: reason "stopped" and status 0, unless it ended by itself before.
+
+        Raises:
+            TenderError: it could not start.
+            RuntimeError: as `wait`.
         """
-        self._check_waiting()
-        patience = _patience(grace)
+        self._check_can_wait()
+        kill_at = _kill_at(grace)
         self._process.request_stop()
-        while not self._ended.wait(KICK_EVERY_S):
-            self._press(patience)
-        return self._result()
+        while not self._ended.wait(STOP_EVERY_S):
+            self._ask_or_kill(kill_at)
+        return self._get_result()
 
     def kill(self) -> Outcome:
-        """End its process at once, whatever it is doing, and say how it ended."""
-        self._check_begun()
+        """End its process at once, whatever it is doing, and wait for that.
+
+        Returns:
+            How it ended: reason "killed", unless it ended before.
+
+        Raises:
+            TenderError: it could not start.
+            RuntimeError: as `wait`; the process is killed all the same.
+        """
+        self._check_started()
         self._process.kill()
-        self._check_waiting()
+        self._check_can_wait()
         self._ended.wait()
-        return self._result()
+        return self._get_result()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -211,49 +284,56 @@ class Guest:
         try:
             self.stop()
         except BaseException as error:
-            if not isinstance(error, Exception):
-                self._process.kill()  # Ctrl-C once more
+            self._kill_if_interrupted(error)
             if exc_type is None:  # else the error of the with block is the one to see
                 raise
 
-    # The same for asyncio.
+    # The same for asyncio: other tasks run meanwhile.
 
     async def start_async(self) -> Self:
-        """`start`, while other tasks go on. Where its task is cancelled, the guest is killed."""
+        """`start` for asyncio. If its task is cancelled, the guest is killed."""
         import asyncio
 
         try:
             return await asyncio.get_running_loop().run_in_executor(None, self.start)
         except asyncio.CancelledError:
-            self._press(patience=0)
+            self._process.kill()
+            raise
+
+    async def run_async(self) -> Outcome:
+        """`run` for asyncio. If its task is cancelled, the guest is killed."""
+        self._check_new()
+        try:
+            await self.start_async()
+            return await self.wait_async()
+        except BaseException:
+            self._process.kill()
             raise
 
     async def wait_async(self, timeout: float | None = None) -> Outcome:
-        """`wait`, while other tasks go on."""
-        import asyncio
-
-        self._check_begun()
-        timeout = validation.seconds("timeout", timeout)
-        loop = asyncio.get_running_loop()
-        ended: Future[None] = loop.create_future()
-        self._when_ended(lambda: _resolve(loop, ended))
-        try:
-            await asyncio.wait_for(ended, timeout)
-        except asyncio.TimeoutError:
-            raise TimeoutError(f"the guest still runs after {timeout} s") from None
-        return self._result()
+        """`wait` for asyncio."""
+        self._check_started()
+        if not await self._wait_async(validation.seconds("timeout", timeout)):
+            raise TimeoutError(f"the guest still runs after {timeout} s")
+        return self._get_result()
 
     async def stop_async(self, grace: float = GRACE_S) -> Outcome:
-        """`stop`, while other tasks go on."""
-        self._check_begun()
-        patience = _patience(grace)
-        wait_s = KICK_EVERY_S
-        while True:
-            self._press(patience)
-            try:
-                return await self.wait_async(wait_s)
-            except TimeoutError:
-                wait_s = min(0.1, 2 * wait_s)
+        """`stop` for asyncio."""
+        self._check_started()
+        kill_at = _kill_at(grace)
+        wait_s = STOP_EVERY_S
+        self._process.request_stop()
+        while not await self._wait_async(wait_s):
+            self._ask_or_kill(kill_at)
+            wait_s = min(STOP_EVERY_MAX_S, 2 * wait_s)
+        return self._get_result()
+
+    async def kill_async(self) -> Outcome:
+        """`kill` for asyncio."""
+        self._check_started()
+        self._process.kill()
+        await self._wait_async(None)
+        return self._get_result()
 
     async def __aenter__(self) -> Self:
         return await self.start_async()
@@ -262,26 +342,26 @@ class Guest:
         try:
             await self.stop_async()
         except BaseException as error:
-            if not isinstance(error, Exception):
-                self._process.kill()
+            self._kill_if_interrupted(error)
             if exc_type is None:
                 raise
 
-    # Inside.
+    async def _wait_async(self, timeout_s: float | None) -> bool:
+        """Wait for its end; False: it has not ended after `timeout_s` (None: no limit)."""
+        from tender.embed.aio import Flag
 
-    def _press(self, patience: float) -> None:
-        """Ask it to end once more, or kill it where `patience` (time.monotonic()) is over."""
-        if monotonic() < patience:
-            self._process.request_stop()
-        else:
-            self._process.kill()
+        ended = Flag()
+        self._on_end.add(ended.set)
+        try:
+            return self._ended.is_set or await ended.wait(timeout_s)
+        finally:
+            self._on_end.discard(ended.set)
 
-    def _start_beside(self) -> None:
-        """Start it on another thread, and wait for that.
+    # From start to end. These steps are not on the main thread, where Ctrl-C would raise in the
+    # middle of one: what is half done would be a guest that nobody can end.
 
-        Ctrl-C raises in the middle of whatever a program's main thread does, and what is left half
-        done here would be a guest that nobody can end.
-        """
+    def _start_on_thread(self) -> None:
+        """`_start` on a thread of its own, and wait for that."""
         errors: list[BaseException] = []
         done = Latch()
 
@@ -297,170 +377,163 @@ class Guest:
             threading.Thread(target=start, name="ptender start", daemon=True).start()
             done.wait()
         except BaseException:
-            self._press(patience=0)
+            self._process.kill()
             raise
         if errors:
             raise errors[0]
 
     def _start(self) -> None:
-        self._begin()
+        with self._lock:
+            self._check_new()
+            self._enter(State.STARTING)
+            self._program = os.getpid()
+            self._worker = threading.get_ident()
+        try:
+            self._launch()
+        except BaseException as error:
+            self._launched(error)
+            raise
+        self._launched()
         if not self._process.started:
             self._ended.wait()
-            if self._error is not None:
-                raise self._error
-
-    def _begin(self) -> None:
-        """Start its process, once."""
-        with self._lock:
-            self._check_not_begun()
-            self._program = os.getpid()
-            self._starter = threading.get_ident()
-            self._begun = True
-        try:
-            try:
-                self._launch()
-            finally:
-                self._starter = 0
-                self._launched.set()
-        except BaseException as error:
-            self._failed(error)
-            raise
+            if isinstance(self._result, BaseException):
+                raise self._result
 
     def _launch(self) -> None:
+        """Open the devices, and hand them to a process with what it is to run."""
         config = replace(self.config, cpu=accel.choice(self.config))
-        self._devices = devices = Devices(*self._specs, self._report)
+        devices = Devices(self._net, self._block, self._sink, self._report, self._console)
+        self._devices = devices
         try:
-            descriptors = list(dict.fromkeys(devices.descriptors))
+            descriptors = devices.descriptors
             numbers = protocol.numbers_in_child(descriptors)
-            net, block, console_fd = devices.with_descriptors(numbers)
-            config = replace(config, net=net, block=block, console_fd=console_fd)
-            self._process.start(config, descriptors, self.deadline)
+            self._process.start(devices.attached(config, numbers), descriptors, self.deadline)
         finally:
             devices.handed_over()
 
-    def _failed(self, error: BaseException) -> None:
-        """It has not come as far as to have a process."""
-        if self._process.pid is None:
-            self._error = error
-            self._has_ended()
+    def _launched(self, error: BaseException | None = None) -> None:
+        with self._lock:
+            self._worker = 0
+            if self._process.pid is None:
+                self._result = error
+            elif self._state is State.STARTING:
+                self._enter(State.RUNNING)
+                return
+            self._enter(State.CLOSING)
+        self._close_on_thread()
 
-    def _has_ended(self) -> None:
+    def _process_ended(self) -> None:
         """Called when its process has ended, by a thread that must not wait."""
+        with self._lock:
+            if self._state is State.STARTING:
+                self._enter(State.DEAD)  # the thread that starts it goes on from here
+                return
+            self._enter(State.CLOSING)
+        self._close_on_thread()
+
+    def _close_on_thread(self) -> None:
         if not process.program_ends():
             try:
-                threading.Thread(target=self._settle, name="ptender end", daemon=True).start()
+                threading.Thread(target=self._close, name="ptender end", daemon=True).start()
                 return
-            except RuntimeError:  # no room for one more
+            except RuntimeError:  # no thread can be started
                 pass
-        self._settle()
+        self._close()
 
-    def _settle(self) -> None:
-        """Take in what is left of its devices: on a thread that no Ctrl-C comes to."""
-        self._settler = threading.get_ident()
+    def _close(self) -> None:
+        """Find out how it ended, read its last output and close its devices."""
+        self._worker = threading.get_ident()
+        if self._result is None:
+            self._result = self._read_outcome()
+        how = _summary(self._result)
         try:
-            self._launched.wait()
-            how = self._conclude()
             if self._devices is not None:
                 self._devices.close(how)
         except Exception as error:
             self._report("its devices", error)
         finally:
+            self._console.end(how)
             with self._lock:
-                self._ended.set()
-                callbacks, self._callbacks = self._callbacks, []
-            self._settler = 0
-        for call in callbacks:
+                self._enter(State.ENDED)
+                self._worker = 0
+            self._ended.set()
+        for call in list(self._on_end):
             call()
 
-    def _conclude(self) -> str:
-        if self._error is not None:
-            return "it could not start"
+    def _read_outcome(self) -> Outcome | BaseException:
         try:
-            outcome = self._process.outcome()
+            return self._process.outcome()
         except BaseException as error:
-            self._error = error
-            return "it could not start"
-        self._outcome = outcome
-        return f"{outcome.reason}, status {outcome.status}"
+            return error
 
-    def _when_ended(self, call: Callable[[], None]) -> None:
-        with self._lock:
-            if not self._ended.is_set:
-                self._callbacks.append(call)
-                return
-        call()
+    def _enter(self, state: State) -> None:
+        """Change the state, with the lock held."""
+        if state not in _NEXT[self._state]:
+            raise RuntimeError(f"a guest that is {self._state.value} can't be {state.value}")
+        self._state = state
 
-    def _check_not_begun(self) -> None:
-        if self._begun:
+    def _ask_or_kill(self, kill_at: float) -> None:
+        if monotonic() < kill_at:
+            self._process.request_stop()
+        else:
+            self._process.kill()
+
+    def _kill_if_interrupted(self, error: BaseException) -> None:
+        if not isinstance(error, Exception):
+            self._process.kill()
+
+    def _check_new(self) -> None:
+        if self._state is not State.NEW:
             raise RuntimeError("this guest was started already")
 
-    def _check_begun(self) -> None:
-        if not self._begun:
+    def _check_started(self) -> None:
+        if self._state is State.NEW:
             raise RuntimeError("this guest was not started")
         if self._program != os.getpid():
             raise RuntimeError("this guest is that of the process which this one was forked from")
 
-    def _check_waiting(self) -> None:
-        self._check_begun()
-        if not self._ended.is_set and self._is_its_own_thread():
+    def _check_can_wait(self) -> None:
+        self._check_started()
+        if not self._ended.is_set and self._is_own_thread():
             raise RuntimeError("a guest's own thread can't wait for its end")
 
-    def _is_its_own_thread(self) -> bool:
-        if reactor.reactor().is_here() or threading.get_ident() in (self._starter, self._settler):
+    def _is_own_thread(self) -> bool:
+        if reactor.reactor().is_here() or threading.get_ident() == self._worker:
             return True
         return self._devices is not None and self._devices.serves_here()
 
-    def _result(self) -> Outcome:
-        if self._error is not None:
-            raise self._error
-        if self._outcome is None:
+    def _get_result(self) -> Outcome:
+        if isinstance(self._result, BaseException):
+            raise self._result
+        if self._result is None:
             raise RuntimeError("this guest has no outcome")
-        return self._outcome
+        return self._result
 
-    def _report(self, device: str, what: BaseException | str) -> None:
-        if not isinstance(what, str):
-            says = f": {what}" if str(what) else ""
-            what = f"{type(what).__name__}{says}{_place(what)}"
-        self._warn(f"{device}: {what}")
+    def _new_console(self) -> Console:
+        """The guest's console; a subclass may have one of its own."""
+        return Console()
 
-
-def _place(error: BaseException) -> str:
-    """Where it was raised.
-
-    Empty for an OSError, by which a device says what it can't, and for those of this package.
-    """
-    trace, place = error.__traceback__, ""
-    if isinstance(error, OSError):
-        return place
-    while trace is not None:
-        file = trace.tb_frame.f_code.co_filename
-        place = "" if file.startswith(_HERE) else f" ({file}:{trace.tb_lineno})"
-        trace = trace.tb_next
-    return place
+    def _report(self, device: str, problem: BaseException | str) -> None:
+        self._warn(f"{device}: {describe(problem)}")
 
 
-def _resolve(loop: AbstractEventLoop, future: Future[None]) -> None:
-    def resolve() -> None:
-        if not future.done():
-            future.set_result(None)
-
-    try:
-        loop.call_soon_threadsafe(resolve)
-    except RuntimeError:  # the loop is closed: nobody waits
-        pass
+def _summary(result: Outcome | BaseException) -> str:
+    if isinstance(result, BaseException):
+        return "it could not start"
+    return f"{result.reason}, status {result.status}"
 
 
-def _patience(grace: float) -> float:
-    """Until when (time.monotonic()) to wait for one that is asked to end."""
-    limit = validation.seconds("grace", grace)
-    return float("inf") if limit is None else monotonic() + limit
+def _kill_at(grace: float) -> float:
+    """When (time.monotonic()) a guest that was asked to end is killed."""
+    grace_s = validation.seconds("grace", grace)
+    return inf if grace_s is None else monotonic() + grace_s
 
 
 def _guarded(warn: Callable[[str], None]) -> Callable[[str], None]:
-    """The same; what it raises ends none of the threads that call it, and is shown."""
+    """`warn` such that an exception in it is printed, and ends none of the threads that call it."""
     return lambda text: reactor.call(lambda: warn(text))
 
 
-def _to_stderr(text: str) -> None:
-    if sys.stderr is not None:  # closed, where the program has closed it
+def _print(text: str) -> None:
+    if sys.stderr is not None:  # closed, if the program has closed it
         print(f"ptender: {text}", file=sys.stderr, flush=True)

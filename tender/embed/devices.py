@@ -25,7 +25,7 @@ from tender.config import (
 from tender.dataclass import replace
 from tender.embed import validation
 from tender.embed.block_memory import BlockMemory
-from tender.embed.console import Capture
+from tender.embed.capture import Capture
 from tender.embed.file_locks import FileLocks
 from tender.embed.python_devices import BlockService, NetService
 from tender.embed.reactor import show_exception
@@ -38,13 +38,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-    from tender.config import BlockValue, NetValue
+    from tender.config import BlockValue, Config, NetValue
     from tender.embed.console import Console
     from tender.embed.interfaces import BlockSpec, NetSpec, Sink
     from tender.embed.python_devices import Service
 
     Report = Callable[[str, BaseException | str], None]
 
+_PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 KINDS_MAX = 20  # of trouble that are told of one device
 
 
@@ -60,8 +61,9 @@ class Devices:
         self,
         net: Mapping[str, NetSpec],
         block: Mapping[str, BlockSpec],
-        console: Sink,
+        sink: Sink,
         report: Report,
+        console: Console,
     ) -> None:
         self._report = _Reports(report)
         self._ends: list[Callable[[], object]] = []  # what is done at the guest's end, last first
@@ -69,7 +71,7 @@ class Devices:
         self._threads: list[Service] = []
         self._given: set[int] = set()
         try:
-            self._capture = Capture(console, lambda what: self._report("console", what))
+            self._capture = Capture(console, sink, lambda what: self._report("console", what))
         except OSError as error:
             raise HostError("cannot open a console", "socketpair", error.errno or 0) from None
         try:
@@ -85,10 +87,6 @@ class Devices:
             raise
 
     @property
-    def console(self) -> Console:
-        return self._capture.console
-
-    @property
     def console_fd(self) -> int:
         return self._capture.guest_fd
 
@@ -96,15 +94,16 @@ class Devices:
     def descriptors(self) -> list[int]:
         """Every descriptor of the guest's, each once: what a child process gets a copy of."""
         devices = [fd for _, spec in (*self.net, *self.block) for fd in _descriptors(spec).values()]
-        return [self.console_fd, *devices]
+        return list(dict.fromkeys([self.console_fd, *devices]))
 
-    def with_descriptors(
-        self, numbers: Mapping[int, int]
-    ) -> tuple[tuple[tuple[str, NetValue], ...], tuple[tuple[str, BlockValue], ...], int]:
-        """`net`, `block` and `console_fd` with the numbers that the child has for them."""
-        net = tuple((name, _renumbered(spec, numbers)) for name, spec in self.net)
-        block = tuple((name, _renumbered(spec, numbers)) for name, spec in self.block)
-        return net, block, numbers[self.console_fd]
+    def attached(self, config: Config, numbers: Mapping[int, int]) -> Config:
+        """`config` with these devices; `numbers` has the child's number of each descriptor."""
+        return replace(
+            config,
+            net=tuple((name, _renumbered(spec, numbers)) for name, spec in self.net),
+            block=tuple((name, _renumbered(spec, numbers)) for name, spec in self.block),
+            console_fd=numbers[self.console_fd],
+        )
 
     def handed_over(self) -> None:
         """The child has its copies: close the guest's ends here."""
@@ -305,6 +304,27 @@ _NO_BLOCK = (
     "none of BlockFile (or a path), BlockMemory, BlockDescriptor, an object with attach(), "
     "one with read(offset, length)"
 )
+
+
+def describe(problem: BaseException | str) -> str:
+    """A problem with a device in one line: an exception with its type, text and place."""
+    if isinstance(problem, str):
+        return problem
+    text = f": {problem}" if str(problem) else ""
+    return f"{type(problem).__name__}{text}{_place(problem)}"
+
+
+def _place(error: BaseException) -> str:
+    """Where it was raised, as " (FILE:LINE)".
+
+    Empty for an OSError, with which a device reports what it can't do, and inside this package.
+    """
+    trace, place = error.__traceback__, ""
+    while trace is not None and not isinstance(error, OSError):
+        file = trace.tb_frame.f_code.co_filename
+        place = "" if file.startswith(_PACKAGE) else f" ({file}:{trace.tb_lineno})"
+        trace = trace.tb_next
+    return place
 
 
 def _renumbered(spec: Any, numbers: Mapping[int, int]) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 from tender.config import (
     BlockDescriptor,
@@ -147,3 +147,5 @@ BlockSpec: TypeAlias = (
     | BlockDevice
 )
 Sink: TypeAlias = Callable[[bytes], object] | ConsoleSink | int | None
+Cpu: TypeAlias = Literal["auto", "kvm", "soft"]
+SandboxMode: TypeAlias = Literal["on", "require", "off"]

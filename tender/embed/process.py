@@ -156,7 +156,7 @@ class Process:
             if report.reason == "stopped" and self._is_overdue:
                 return replace(report, reason="deadline", signo=0)
             if report.reason == "stopped" and self._is_stop_requested:
-                return replace(report, signo=0)
+                return replace(report, status=0, signo=0)
             return report
         if isinstance(report, Malformed):
             return _host(HostError(f"the guest's process was killed: {report}"))
@@ -185,7 +185,7 @@ class Process:
         if self._is_overdue:
             return Outcome("deadline", EXIT_FAILURE, signo)
         if self._is_stop_requested and signo == signal.SIGTERM:  # it had no handler yet
-            return Outcome("stopped", EXIT_FAILURE)
+            return Outcome("stopped", 0)
         return Outcome("killed", EXIT_FAILURE, signo)
 
     def _signal(self, signo: int) -> None:

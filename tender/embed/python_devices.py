@@ -13,7 +13,7 @@ from errno import ECONNRESET, EIO, EPIPE
 from tender.config import MTU, SECTOR_SIZE, BlockRemote, Descriptor
 from tender.dataclass import replace
 from tender.embed import validation
-from tender.embed.console import PATIENCE_S
+from tender.embed.capture import PATIENCE_S
 from tender.embed.latch import Latch
 from tender.errors import DeviceError
 from tender.host.remote import HEADER, PIECE, READ, STATUS, WRITE

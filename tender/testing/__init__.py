@@ -9,6 +9,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from tender.embed.console import Console as Console
     from tender.testing.disk import DiskFault as DiskFault
     from tender.testing.disk import DiskImage as DiskImage
     from tender.testing.fixtures import BlockImageFactory as BlockImageFactory
@@ -23,13 +24,12 @@ if TYPE_CHECKING:
     from tender.testing.net.switch import Switch as Switch
     from tender.testing.net.tcp import Connection as Connection
     from tender.testing.net.tcp import Listener as Listener
-    from tender.testing.unikernel import Console as Console
     from tender.testing.unikernel import Unikernel as Unikernel
 
 _MODULES = {
     "BlockImageFactory": "tender.testing.fixtures",
     "Connection": "tender.testing.net.tcp",
-    "Console": "tender.testing.unikernel",
+    "Console": "tender.embed.console",
     "Datagram": "tender.testing.net.packets",
     "DiskFault": "tender.testing.disk",
     "DiskImage": "tender.testing.disk",

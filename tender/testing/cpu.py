@@ -13,14 +13,18 @@ from tender.cleanup import Cleanup
 from tender.cpu import soft
 from tender.errors import HostError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from tender.embed.interfaces import Cpu
+
 NAMES = {"kvm": "KVM", "soft": "the software CPU"}
 _EMULATED = "this machine has no VMX and no SVM: its KVM emulates what a guest executes"
 
 
-def choose(wanted: str) -> tuple[str, str]:
+def choose(wanted: Cpu) -> tuple[Cpu, str]:
     """The `cpu` of guests, and its description with the reason."""
     by = "--ptender-cpu"
-    asked = wanted
+    asked: str = wanted
     if wanted == "auto":
         by = accel.ENVIRONMENT
         asked = os.environ.get(by) or wanted

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
     from typing import Any
 
+    from tender.embed.interfaces import Cpu
     from tender.testing.fixtures import BlockImageFactory, SubtestFactory, UnikernelFactory
     from tender.testing.net.switch import Switch
     from tender.testing.session import Session
 
 _SESSION: pytest.StashKey[Session] = pytest.StashKey()
-_CPU: pytest.StashKey[tuple[str, str]] = pytest.StashKey()
+_CPU: pytest.StashKey[tuple[Cpu, str]] = pytest.StashKey()
 _CAUGHT: pytest.StashKey[bool] = pytest.StashKey()
 _PASSED: pytest.StashKey[bool] = pytest.StashKey()
 PATIENCE_S = 60.0
@@ -86,7 +87,7 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"ptender: guests run on {_cpu(config)[1]}"
 
 
-def _cpu(config: pytest.Config) -> tuple[str, str]:
+def _cpu(config: pytest.Config) -> tuple[Cpu, str]:
     """The `cpu` of guests that are given none, and its description; determined once."""
     if _CPU not in config.stash:
         from tender.testing.cpu import choose

@@ -21,6 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from tender.embed.interfaces import Cpu
     from tender.testing.disk import DiskImage
     from tender.testing.unikernel import Unikernel
 
@@ -43,7 +44,7 @@ class Session:
         artifacts: Callable[[], Path],
         scratch: Callable[[], Path],
         *,
-        cpu: str,
+        cpu: Cpu,
         patience: float,
         seed: str | None,
         trace: bool,

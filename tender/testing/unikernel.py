@@ -13,7 +13,7 @@ import time
 
 from tender.config import VIRTUAL_START_NS, VirtualTime
 from tender.dataclass import replace
-from tender.embed.console import compile_pattern
+from tender.embed.console import Console
 from tender.embed.reactor import reactor
 from tender.errors import DeviceError, GuestEnded
 from tender.guest import GRACE_S, Guest
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from tender.embed.console import Console as Captured
-    from tender.embed.interfaces import BlockSpec, NetSpec, Sink
+    from tender.embed.interfaces import BlockSpec, Cpu, NetSpec, SandboxMode, Sink
     from tender.outcome import Outcome
     from tender.testing.net.virtual import Participant
 
@@ -44,11 +43,11 @@ if TYPE_CHECKING:
         dumpcore: str | os.PathLike[str] | None
         trace: str | os.PathLike[str] | None
         warn: Callable[[str], None]
-        cpu: str
+        cpu: Cpu
         clock: VirtualTime | None
         instructions: int | None
         deadline: float | None
-        sandbox: str
+        sandbox: SandboxMode
         user: str | int | None
 
 
@@ -59,62 +58,36 @@ BAD_ENDS = ("fault", "sandbox", "host")  # reasons of an outcome
 END_S = 10.0  # of real time, for a guest that has left virtual time to be gone
 
 
-class Console:
-    """The guest's output: `text`, `data`, `lines()`, and `wait_for`."""
+class _Console(Console):
+    """The console of a test's guest: without a timeout it waits for the guest's `patience`, and
+    where the guest has virtual time, that time goes on while a test waits."""
 
     def __init__(self, guest: Unikernel) -> None:
+        super().__init__()
         self._guest = guest
-
-    @property
-    def data(self) -> bytes:
-        """The last bytes that the guest has said: 4 MiB at most."""
-        return self._guest.captured.data
-
-    @property
-    def text(self) -> str:
-        """The same as text: UTF-8, with U+FFFD for what is none."""
-        return self._guest.captured.text
-
-    @property
-    def lost(self) -> int:
-        """How many bytes came before those that are kept."""
-        return self._guest.captured.lost
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing comes any more."""
-        return self._guest.captured.ended
-
-    def lines(self) -> list[str]:
-        """The lines that are complete or at the end, without their ends."""
-        return self._guest.captured.lines()
 
     def wait_for(
         self, pattern: str | re.Pattern[str], timeout: float | None = None
     ) -> re.Match[str]:
-        """Wait until `pattern` is found in the output (re.search, `^` and `$` at every line).
-
-        What was said before counts. Raises TimeoutError after `timeout` seconds (of virtual time,
-        where the guest has that), and tender.errors.GuestEnded when the guest has ended without.
-        """
-        guest = self._guest
+        """Console.wait_for; None is the guest's `patience`, in seconds of its own time."""
         try:
-            return self._wait_for(pattern, guest.patience if timeout is None else timeout)
+            return super().wait_for(pattern, self._guest.patience if timeout is None else timeout)
         except GuestEnded:
-            guest.asked = True
+            self._guest.asked = True
             raise
 
-    def _wait_for(self, pattern: str | re.Pattern[str], seconds: float) -> re.Match[str]:
-        guest = self._guest
-        if guest.participant is None:
-            return guest.captured.wait_for(pattern, seconds)
-        wanted = compile_pattern(pattern)
-        guest.wait_virtually(lambda: wanted.search(guest.said()), seconds)
-        try:
-            return guest.captured.wait_for(wanted, END_S if guest.participant.gone else 0)
-        except TimeoutError as error:
-            text = str(error).replace("within 0 s", f"within {seconds:g} s of virtual time")
-            raise TimeoutError(text) from None
+    def _wait(self, is_done: Callable[[], bool], timeout_s: float | None) -> bool:
+        participant = self._guest.participant
+        if participant is None:
+            return super()._wait(is_done, timeout_s)
+        seconds = self._guest.patience if timeout_s is None else timeout_s
+        if self._guest.wait_virtually(lambda: self._guest.read_output() and is_done(), seconds):
+            return True
+        return participant.gone and super()._wait(is_done, END_S)
+
+    def _within(self, timeout_s: float | None) -> str:
+        of_time = "" if self._guest.participant is None else " of virtual time"
+        return super()._within(timeout_s) + of_time
 
 
 class Unikernel(Guest):
@@ -167,11 +140,11 @@ class Unikernel(Guest):
         """Wait for the guest's end; TimeoutError after `timeout` seconds, and it goes on."""
         seconds = self.patience if timeout is None else timeout
         if self.participant is None:
-            return _as_test_sees(super().wait(seconds))
+            return super().wait(seconds)
         participant = self.participant
         if not self.wait_virtually(lambda: participant.gone, seconds):
             raise TimeoutError(f"the guest still runs after {seconds:g} s of virtual time")
-        return _as_test_sees(super().wait(END_S))
+        return super().wait(END_S)
 
     def wait_until(self, predicate: Callable[[], T], timeout: float | None = None) -> T:
         """Wait until `predicate()` is true, and give what it gave; TimeoutError if it is not."""
@@ -183,7 +156,7 @@ class Unikernel(Guest):
             return values[0]
 
         if self.participant is not None:
-            done = self.wait_virtually(lambda: self.said() is not None and look(), seconds)
+            done = self.wait_virtually(lambda: self.read_output() and look(), seconds)
         else:
             done = _poll(look, seconds)
         if not done:
@@ -200,8 +173,8 @@ class Unikernel(Guest):
             predicate()
         )
 
-    def said(self) -> str:
-        """The output up to where the guest waits now."""
+    def read_output(self) -> bool:
+        """Let the console take in the output up to where the guest waits now."""
         # The guest has written it before it said that it waits: it is in the socket at least.
         empty = threading.Event()
 
@@ -212,26 +185,14 @@ class Unikernel(Guest):
                 empty.set()
 
         again(ROUNDS)
-        empty.wait(END_S)
-        return self.captured.text
+        return empty.wait(END_S)
 
-    def said_last(self) -> bytes | None:
-        """What is kept of the output; None where it was never started."""
-        try:
-            return self.captured.data
-        except RuntimeError:
-            return None
+    def _new_console(self) -> Console:
+        return _Console(self)
 
-    @property
-    def captured(self) -> Captured:
-        """The console as Guest has it."""
-        return super().console
-
-    @property
-    def console(self) -> Console:  # type: ignore[override]
-        """The guest's output, and waiting for it; RuntimeError where it has not started."""
-        _ = self.captured
-        return Console(self)
+    def said_last(self) -> bytes:
+        """What is kept of the output."""
+        return self._console.data
 
     # ---- The end ----
 
@@ -241,10 +202,9 @@ class Unikernel(Guest):
         self.asked = True
         return super().outcome
 
-    def _result(self) -> Outcome:
-        """What wait, stop, kill and their like give."""
+    def _get_result(self) -> Outcome:
         self.asked = True
-        return super()._result()
+        return super()._get_result()
 
     def died(self) -> str:
         """How it ended, if by itself and badly; else nothing."""
@@ -259,7 +219,7 @@ class Unikernel(Guest):
 
     def __enter__(self) -> Unikernel:
         """Start it, if the fixture has not."""
-        return self if self._begun else self.start()
+        return self if self.running or self._ended.is_set else self.start()
 
     def __exit__(self, exc_type: object, *error: object) -> None:
         asked = self.asked
@@ -267,10 +227,10 @@ class Unikernel(Guest):
         self.asked = asked  # the block ends it, and nobody has looked
 
     def stop(self, grace: float = GRACE_S) -> Outcome:
-        """End the guest and say how it ended; status 0 if it was asked to and nothing else."""
+        """Guest.stop; in virtual time, once every guest waits."""
         self._rest()
         try:
-            return _as_test_sees(super().stop(grace))
+            return super().stop(grace)
         finally:
             self._rest()
 
@@ -316,12 +276,6 @@ def _shared_time(ports: list[GuestPort]) -> VirtualTimeline | None:
             "switch.another() makes one that shares its time"
         )
     return virtual[0] if virtual else None
-
-
-def _as_test_sees(outcome: Outcome) -> Outcome:
-    """A test that stops a guest has got what it wanted: that is no failure."""
-    asked = outcome.reason == "stopped" and not outcome.signo
-    return replace(outcome, status=0) if asked else outcome
 
 
 def _poll(look: Callable[[], Any], seconds: float) -> bool:

@@ -469,7 +469,7 @@ def test_a_program_is_told_which_call_it_was(
 ) -> None:
     monkeypatch.setattr(server, "CODE", TAKEN_OVER.format(what=what))
     with fresh_server(monkeypatch):
-        outcome = Guest(guest("exit"), mem_mib=8, cpu=cpu).run()
+        outcome = Guest(guest("exit"), mem_mib=8).run()
     assert (outcome.reason, outcome.signo) == ("sandbox", signal.SIGSYS), outcome
     assert isinstance(outcome.error, SandboxViolation)
     assert re.search(rf"\b{name}\b", str(outcome.error)), outcome.error
@@ -481,7 +481,7 @@ def test_a_bug_of_ours_is_an_outcome(
     warnings: list[str] = []
     monkeypatch.setattr(server, "CODE", TAKEN_OVER.format(what="1 // 0"))
     with fresh_server(monkeypatch):
-        outcome = Guest(guest("exit"), mem_mib=8, cpu=cpu, warn=warnings.append).run()
+        outcome = Guest(guest("exit"), mem_mib=8, warn=warnings.append).run()
     assert (outcome.reason, outcome.status) == ("host", 1), outcome
     assert isinstance(outcome.error, HostError)
     assert warnings[0].startswith("ZeroDivisionError: ")

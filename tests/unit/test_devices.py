@@ -6,7 +6,6 @@ import fcntl
 import io
 import os
 import queue
-import re
 import socket
 import threading
 import time
@@ -19,11 +18,20 @@ import pytest
 from tender._abi import lib
 from tender.cleanup import Cleanup
 from tender.clock import HostClock
-from tender.config import BlockDescriptor, BlockFile, BlockRemote, Descriptor, StreamNet, Tap
+from tender.config import (
+    BlockDescriptor,
+    BlockFile,
+    BlockRemote,
+    Config,
+    Descriptor,
+    StreamNet,
+    Tap,
+)
 from tender.embed.block_memory import BlockMemory
-from tender.embed.console import Capture, Console
+from tender.embed.capture import Capture
+from tender.embed.console import Console
 from tender.embed.devices import Devices
-from tender.errors import ConfigError, DeviceError, GuestEnded, TenderError, UsageError
+from tender.errors import ConfigError, DeviceError, TenderError
 from tender.host import block, net
 from tender.host.remote import HEADER, READ, STATUS, WRITE
 from tender.host.stream import StreamNetDevice
@@ -32,7 +40,7 @@ from tender.modules.block import BlockDevice
 from tender.modules.net import Net
 from tender.modules.poll import Poll
 from tender.stop import Stop, Stopped
-from tests.unit.interrupts import at_every_moment, comes_back
+from tests.unit.interrupts import at_every_moment
 
 LONG = 20
 DISK = Device("storage", lib.MFT_DEV_BLOCK_BASIC, 1)
@@ -87,104 +95,17 @@ def open_descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
+def opened(
+    nets: Any, blocks: Any, sink: Any, report: Any, console: Console | None = None
+) -> Devices:
+    return Devices(nets, blocks, sink, report, console or Console())
+
+
 # The console.
 
 
-def test_a_console_is_kept_and_searched() -> None:
-    console = Console()
-    console.feed(b"one\ntw")
-    console.feed("o\nä\n".encode()[:-1])
-    assert console.data == "one\ntwo\nä".encode()
-    assert console.text == "one\ntwo\nä"
-    assert console.lines() == ["one", "two", "ä"]
-    assert console.wait_for("^two$").group() == "two"
-    assert console.wait_for(re.compile("(.)ne")).group(1) == "o"
-
-
-def test_waiting_for_what_comes_later() -> None:
-    console = Console()
-    threading.Timer(0.05, console.feed, (b"list",)).start()
-    threading.Timer(0.1, console.feed, (b"ening on 10.0.0.2\n",)).start()
-    assert console.wait_for(r"listening on (\S+)", LONG).group(1) == "10.0.0.2"
-
-
-def test_what_does_not_come_says_what_did() -> None:
-    console = Console()
-    with pytest.raises(TimeoutError, match=r"'never' within 0.01 s; it said nothing$"):
-        console.wait_for("never", timeout=0.01)
-    console.feed(b"".join(b"line %d\n" % number for number in range(100)))
-    with pytest.raises(TimeoutError) as raised:
-        console.wait_for("never", timeout=0.01)
-    assert str(raised.value).splitlines()[1:] == [f"  line {number}" for number in range(80, 100)]
-
-
-def test_the_end_of_a_guest_ends_the_waiting() -> None:
-    console = Console()
-    console.feed(b"bye\n")
-    threading.Timer(0.05, console.end, ("halted, status 3",)).start()
-    with pytest.raises(GuestEnded, match=r"before its end \(halted, status 3\); .*\n  bye"):
-        console.wait_for("never", LONG)
-    assert console.wait_for("bye")
-    assert issubclass(GuestEnded, TenderError)
-
-
-def test_an_interrupted_wait_leaves_the_console_to_others() -> None:
-    console, never = Console(), re.compile("never")
-    console.feed(b"said\n")
-
-    def check() -> None:
-        assert comes_back(lambda: console.text)
-        assert comes_back(lambda: console.feed(b"more\n"))
-
-    at_every_moment(lambda: lambda: _times_out(console, never), check)
-
-
-def _times_out(console: Console, pattern: re.Pattern[str]) -> None:
-    with pytest.raises(TimeoutError):
-        console.wait_for(pattern, 0.001)
-
-
-@pytest.mark.parametrize("timeout", [None, float("inf"), 1e10, 10**400])
-def test_waiting_without_a_limit(timeout: Any) -> None:
-    console = Console()
-    threading.Timer(0.05, console.feed, (b"ready",)).start()
-    assert console.wait_for("ready", timeout)
-
-
-@pytest.mark.parametrize(
-    ("words", "text"),
-    [
-        (("x", "5"), "timeout='5' is not a number of seconds"),
-        (("x", float("nan")), "timeout=nan is not a number of seconds"),
-        ((b"x", 5), "pattern=b'x' is not a string, nor a compiled pattern of one"),
-        ((re.compile(b"x"), 5), "pattern=re.compile.* is not a string, nor"),
-        ((None, 5), "pattern=None is not a string"),
-    ],
-)
-def test_what_can_not_be_waited_for(words: Any, text: str) -> None:
-    with pytest.raises(UsageError, match=text):
-        Console().wait_for(*words)
-
-
-def test_how_a_guest_ended_may_be_known_late() -> None:
-    console = Console()
-    console.end()
-    threading.Timer(0.05, console.end, ("killed",)).start()
-    with pytest.raises(GuestEnded, match=r"\(killed\)"):
-        console.wait_for("never", LONG)
-
-
-def test_a_console_keeps_the_last_bytes() -> None:
-    console = Console(limit=10)
-    console.feed(b"0123456789")
-    console.feed(b"abc")
-    assert (console.data, console.lost) == (b"3456789abc", 3)
-    console.feed(bytes(25))
-    assert (len(console.data), console.lost) == (10, 28)
-
-
 def captured(sink: Any, told: Told, *pieces: bytes) -> Console:
-    capture = Capture(sink, lambda what: told("console", what))
+    capture = Capture(Console(), sink, lambda what: told("console", what))
     for piece in pieces:
         os.write(capture.guest_fd, piece)
     capture.close("halted")
@@ -240,7 +161,7 @@ def test_a_sink_that_is_gone_is_left_alone(told: Told) -> None:
 
 def test_a_slow_sink_slows_the_guest(told: Told) -> None:
     may_go = threading.Event()
-    capture = Capture(lambda _: may_go.wait(LONG), lambda what: told("console", what))
+    capture = Capture(Console(), lambda _: may_go.wait(LONG), lambda what: told("console", what))
     os.set_blocking(capture.guest_fd, False)
     written = 0
     deadline = time.monotonic() + LONG
@@ -264,14 +185,14 @@ def test_a_sink_may_have_the_guest_closed(told: Told) -> None:
         capture.close()
         closed.set()
 
-    capture = Capture(stop, lambda what: told("console", what))
+    capture = Capture(Console(), stop, lambda what: told("console", what))
     os.write(capture.guest_fd, b"x")
     assert closed.wait(LONG)
 
 
 def test_a_copy_of_the_guests_end_does_not_keep_it_open(told: Told) -> None:
     for sink in (None, lambda _: None):
-        capture = Capture(sink, lambda what: told("console", what))
+        capture = Capture(Console(), sink, lambda what: told("console", what))
         copy = os.dup(capture.guest_fd)
         os.write(copy, b"last words")
         capture.close()
@@ -282,7 +203,7 @@ def test_a_copy_of_the_guests_end_does_not_keep_it_open(told: Told) -> None:
 @pytest.mark.parametrize("sink", [True, 1.5, b"log", object()])
 def test_what_is_no_sink(sink: Any, told: Told) -> None:
     with pytest.raises(ConfigError, match="console: .* is none of a callable"):
-        Devices({}, {}, sink, told)
+        opened({}, {}, sink, told)
 
 
 class Odd(io.StringIO):
@@ -303,14 +224,14 @@ def test_streams_with_an_odd_fileno(told: Told) -> None:
     captured(stream, told, b"written")
     assert stream.getvalue() == "written"
     for fd in ("1", 1.0, True):
-        with pytest.raises(ConfigError, match=f"console: .*: its fileno.. is {fd!r}, which is no"):
-            Devices({}, {}, Odd(fd), told)
+        with pytest.raises(ConfigError, match=f"console: .*: fileno.. gave {fd!r}, not a desc"):
+            opened({}, {}, Odd(fd), told)
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as file:
         file.write("not taken")
         with pytest.raises(ConfigError, match="console: .*: .*Broken pipe"):
-            Devices({}, {}, file, told)
+            opened({}, {}, file, told)
         with open("/dev/null", "w") as null:
             os.dup2(null.fileno(), file.fileno())
 
@@ -318,7 +239,7 @@ def test_streams_with_an_odd_fileno(told: Told) -> None:
 def test_a_descriptor_that_is_none(told: Told) -> None:
     for fd in (9999, -1, 1 << 40):
         with pytest.raises(DeviceError, match=f"console: @{fd}: no such descriptor"):
-            Devices({}, {}, fd, told)
+            opened({}, {}, fd, told)
 
 
 # The devices of a guest.
@@ -329,7 +250,7 @@ def test_values_and_descriptors(told: Told, tmp_path: Path) -> None:
     memory = BlockMemory(4096)
     nets: dict[str, Any] = {"tap": Tap("tap0"), "service": Descriptor(theirs.fileno(), mtu=9000)}
     with ours, theirs:
-        devices = Devices(nets, {"file": BlockFile("x"), "storage": memory}, None, told)
+        devices = opened(nets, {"file": BlockFile("x"), "storage": memory}, None, told)
         (_, tap), (name, port) = devices.net
         assert (tap, name) == (Tap("tap0"), "service")
         assert isinstance(port, Descriptor)
@@ -339,10 +260,10 @@ def test_values_and_descriptors(told: Told, tmp_path: Path) -> None:
         assert isinstance(disk, BlockDescriptor)
         assert sorted(devices.descriptors) == sorted([devices.console_fd, port.fd, disk.fd])
         numbers = {fd: fd + 1000 for fd in devices.descriptors}
-        net, block, console = devices.with_descriptors(numbers)
-        assert net == (("tap", tap), ("service", Descriptor(port.fd + 1000, mtu=9000)))
-        assert block == (("file", file), ("storage", BlockDescriptor(disk.fd + 1000)))
-        assert console == devices.console_fd + 1000
+        config = devices.attached(Config("k"), numbers)
+        assert config.net == (("tap", tap), ("service", Descriptor(port.fd + 1000, mtu=9000)))
+        assert config.block == (("file", file), ("storage", BlockDescriptor(disk.fd + 1000)))
+        assert config.console_fd == devices.console_fd + 1000
         devices.handed_over()
         for fd in numbers:
             with pytest.raises(OSError, match="Bad file"):
@@ -370,7 +291,7 @@ class Attachable:
 def test_what_can_attach_itself(told: Told) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     port = Attachable(Descriptor(theirs.detach()))
-    devices = Devices({"service": port}, {}, None, told)
+    devices = opened({"service": port}, {}, None, told)
     assert port.steps == ["attach"]
     devices.close()
     assert port.steps == ["attach", "detach"]
@@ -391,18 +312,18 @@ def test_all_is_given_back_where_one_step_is_interrupted(
         if how:
             raise KeyboardInterrupt
 
-    memory, wire = BlockMemory(4096), Interrupted()
+    memory, wire, console = BlockMemory(4096), Interrupted(), Console()
     tap = Attachable(Tap("tap0"))
-    devices = Devices({"tap": tap, "service": wire}, {"storage": memory}, None, told)
+    devices = opened({"tap": tap, "service": wire}, {"storage": memory}, None, told, console)
     with monkeypatch.context() as patch:
-        patch.setattr(devices.console, "end", interrupt)
+        patch.setattr(console, "end", interrupt)
         with pytest.raises(KeyboardInterrupt):
             devices.close("halted")
     assert tap.steps == ["attach", "detach"]
     os.close(memory.attach().fd)
     assert wire.closed == 1
     devices.close("halted")
-    assert devices.console.ended
+    assert console.ended
     assert (wire.closed, tap.steps) == (2, ["attach", "detach"])
     devices.close()
     assert wire.closed == 2
@@ -414,22 +335,23 @@ def test_what_an_interrupt_has_left_is_given_back_by_the_next_close(
     told: Told, with_sink: bool
 ) -> None:
     memory = BlockMemory(4096)
-    every: list[Devices] = []
+    every: list[tuple[Devices, Console]] = []
 
     def prepare() -> Any:
         blocks: dict[str, Any] = {"storage": memory, "python": Disk()}
         sink = (lambda _: None) if with_sink else None
-        devices = Devices({"service": Wire()}, blocks, sink, told)
-        every.append(devices)
+        console = Console()
+        devices = opened({"service": Wire()}, blocks, sink, told, console)
+        every.append((devices, console))
         os.write(devices.console_fd, b"last words")
         return devices.close
 
     def check() -> None:
-        devices = every.pop()
+        devices, console = every.pop()
         devices.close("halted")
         os.close(memory.attach().fd)
         memory.detach()
-        assert devices.console.ended
+        assert console.ended
         for thread in threads_of_devices():
             thread.join(LONG)
         assert not threads_of_devices()
@@ -478,7 +400,7 @@ def test_wrong_devices_leave_nothing(told: Told) -> None:
     ]
     for nets, blocks, message in wrong:
         with pytest.raises(DeviceError, match=message) as raised:
-            Devices({"first": first, **nets}, blocks, None, told)
+            opened({"first": first, **nets}, blocks, None, told)
         assert "\n" not in str(raised.value)
         assert first.steps[-2:] == ["attach", "detach"]
 
@@ -490,7 +412,7 @@ def with_attributes(device: Any, **attributes: Any) -> Any:
 
 def test_the_address_of_a_device_may_be_a_string(told: Told) -> None:
     wire = with_attributes(Wire(), mac="02:00:00:00:00:01")
-    devices = Devices({"service": wire}, {}, None, told)
+    devices = opened({"service": wire}, {}, None, told)
     ((_, spec),) = devices.net
     devices.close()
     assert spec.mac == bytes.fromhex("020000000001")
@@ -501,7 +423,7 @@ def test_a_descriptor_is_given_once(told: Told) -> None:
     with ours, theirs:
         port = Descriptor(theirs.fileno())
         with pytest.raises(DeviceError, match="given twice"):
-            Devices({"a": port, "b": port}, {}, None, told)
+            opened({"a": port, "b": port}, {}, None, told)
 
 
 # Block devices in memory.
@@ -691,7 +613,7 @@ class Disk:
 
 def test_a_disk_in_python(cleanup: Cleanup, told: Told) -> None:
     disk = Disk()
-    devices = Devices({}, {"storage": disk}, None, told)
+    devices = opened({}, {"storage": disk}, None, told)
     cleanup.callback(devices.close)
     ((_, spec),) = devices.block
     assert isinstance(spec, BlockRemote)
@@ -716,7 +638,7 @@ def test_an_exception_is_a_result_code_and_reported(
     cleanup: Cleanup, told: Told, wrong: Any
 ) -> None:
     disk = Disk()
-    devices = Devices({}, {"storage": disk}, None, told)
+    devices = opened({}, {"storage": disk}, None, told)
     cleanup.callback(devices.close)
     device = attach_block(devices.block[0][1], cleanup, told)
     disk.wrong = wrong
@@ -729,7 +651,7 @@ def test_an_exception_is_a_result_code_and_reported(
 
 def test_each_kind_of_trouble_is_told_once(cleanup: Cleanup, told: Told) -> None:
     disk, other = Disk(), Disk()
-    devices = Devices({}, {"storage": disk, "other": other}, None, told)
+    devices = opened({}, {"storage": disk, "other": other}, None, told)
     cleanup.callback(devices.close)
     device, second = (attach_block(spec, cleanup, told) for _, spec in devices.block)
     for number in [*range(100), 0, 1]:
@@ -753,7 +675,7 @@ def test_receive_that_always_raises_is_told_once(told: Told) -> None:
             asked.release()
             raise ValueError("broken")
 
-    devices = Devices({"service": Broken()}, {}, None, told)
+    devices = opened({"service": Broken()}, {}, None, told)
     for _ in range(3):
         assert asked.acquire(timeout=LONG)
     devices.close()
@@ -770,7 +692,7 @@ def test_who_is_told_may_raise(cleanup: Cleanup, monkeypatch: pytest.MonkeyPatch
         raise KeyError
 
     disk = Disk()
-    devices = Devices({"service": Wire()}, {"storage": disk}, None, warn)
+    devices = opened({"service": Wire()}, {"storage": disk}, None, warn)
     cleanup.callback(devices.close)
     ((_, spec),) = devices.net
     assert isinstance(spec, Descriptor)
@@ -794,7 +716,7 @@ def test_a_disk_without_write_is_read_only(cleanup: Cleanup, told: Told) -> None
         def read(self, _offset: int, length: int) -> bytes:
             return bytes(length)
 
-    devices = Devices({}, {"storage": Zeros()}, None, told)
+    devices = opened({}, {"storage": Zeros()}, None, told)
     cleanup.callback(devices.close)
     device = attach_block(devices.block[0][1], cleanup)
     assert device.readonly
@@ -804,7 +726,7 @@ def test_a_disk_without_write_is_read_only(cleanup: Cleanup, told: Told) -> None
 def test_requests_that_no_tender_makes(told: Told) -> None:
     """The guest may have taken over its tender: it gets nothing but its own disk."""
     disk = Disk()
-    devices = Devices({}, {"storage": disk}, None, told)
+    devices = opened({}, {"storage": disk}, None, told)
     (spec,) = (spec for _, spec in devices.block)
     assert isinstance(spec, BlockRemote)
     with socket.socket(fileno=os.dup(spec.fd)) as end:
@@ -901,7 +823,7 @@ class Wire:
 
 def test_a_network_device_in_python(told: Told) -> None:
     wire = Wire()
-    devices = Devices({"service": wire}, {}, None, told)
+    devices = opened({"service": wire}, {}, None, told)
     ((_, spec),) = devices.net
     assert isinstance(spec, Descriptor)
     assert (spec.mtu, spec.mac) == (9000, Wire.mac)
@@ -940,7 +862,7 @@ def test_one_half_of_a_device_is_enough(told: Told) -> None:
             self.frames.append(frame)
 
     drain = Drain()
-    devices = Devices({"a": Source(), "b": drain}, {}, None, told)
+    devices = opened({"a": Source(), "b": drain}, {}, None, told)
     (_, source), (_, other) = devices.net
     assert isinstance(source, Descriptor)
     assert isinstance(other, Descriptor)
@@ -967,7 +889,7 @@ def test_frames_that_no_wire_carries(told: Told) -> None:
         async def send(self, frame: bytes) -> bytes:
             return frame
 
-    devices = Devices({"a": Source(), "b": Async()}, {}, None, told)  # type: ignore[dict-item]
+    devices = opened({"a": Source(), "b": Async()}, {}, None, told)
     (_, source), (_, other) = devices.net
     assert isinstance(source, Descriptor)
     assert isinstance(other, Descriptor)
@@ -1207,7 +1129,7 @@ def test_the_lock_of_the_programs_file_ends_with_its_guest(
             return False
 
         def start(spec: Any) -> Devices:
-            devices = Devices({}, {"storage": spec}, None, told)
+            devices = opened({}, {"storage": spec}, None, told)
             attach_block(devices.block[0][1], cleanup)
             assert is_locked()
             return devices
