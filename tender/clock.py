@@ -1,6 +1,6 @@
 """The guest's time: the host's, or a virtual one that goes on only when it is read.
 
-The rule here: what a guest is told of time comes from one clock, its TSC included, so that its
+The rule here: all the time that a guest sees comes from one clock, its TSC included, so that its
 clocks agree. A virtual one depends on nothing but what the guest does.
 """
 
@@ -38,7 +38,7 @@ class HostClock:
         return self._cell
 
     def elapsed_ns(self) -> int:
-        """Nanoseconds since the start, for who looks on: of a virtual clock it is no reading."""
+        """Nanoseconds since the start, for observers: not a reading of a virtual clock."""
         return monotonic_ns() - self._begun_ns
 
     def advance(self, ns: int) -> None:

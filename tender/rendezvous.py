@@ -1,9 +1,9 @@
-"""Virtual time that a guest shares with others: nobody goes on before everybody waits.
+"""Virtual time that a guest shares with others: none goes on before all of them wait.
 
-The rule here: two system calls and a wait on one descriptor, a seqpacket socket that was opened
-before the start. The guest's POLL says what time it is for the guest and how long it would sleep;
-the answer is what time it is now, and frames that are due by then are in the guest's sockets. Who
-is at the other end: tender/testing/net/virtual.py.
+It takes two system calls and a wait on one descriptor, a seqpacket socket that was opened before
+the start. The guest's POLL sends the guest's time and how long it would sleep; the answer is the
+time it has become, and frames that are due by then are in the guest's sockets. The other end is
+tender/testing/net/virtual.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FOREVER = (1 << 64) - 1
 _FOREVER_NS = 1 << 62
 _SYNC = struct.Struct("=QQ")  # the guest's time, and until when it would sleep
 _GO = struct.Struct("=Q")  # what time it is
-_ROOM_MS = 1000  # how long to wait for room at a time; a stop request ends the wait
+_WAIT_MS = 1000  # how long to wait for a free queue at a time; a stop request ends the wait
 
 
 class Rendezvous:
@@ -49,7 +49,7 @@ class Rendezvous:
         except OSError as error:
             raise HostError("virtual time", "write", error.errno or 0) from None
         if len(message) < _GO.size:
-            raise HostError("virtual time: the others are gone", "read", 0)
+            raise HostError("virtual time: the other end is closed", "read", 0)
         self._clock.advance(max(0, _GO.unpack(message)[0] - now_ns))
 
     def _answer(self) -> bytes:
@@ -63,7 +63,7 @@ class Rendezvous:
 
     def wait_for_room(self, fd: int) -> None:
         """Wait until the frame before was taken: in virtual time, none is lost to a full queue."""
-        hostlib.host_events(fd, hostlib.POLLOUT, _ROOM_MS)
+        hostlib.host_events(fd, hostlib.POLLOUT, _WAIT_MS)
         self._stop.check()
 
 

@@ -1,4 +1,4 @@
-"""The wish that a guest ends, which reaches it whatever it is doing.
+"""Stop requests, which reach a guest whatever it is doing.
 
 The rule here: a stop request is never lost. abi/host.h says how a signal that arrives in the
 instant before a thread blocks is kept from being slept over.

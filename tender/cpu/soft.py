@@ -1,4 +1,4 @@
-"""A CPU in software: the Unicorn engine behind the face of vcpu.Vcpu.
+"""A CPU in software: the Unicorn engine behind the interface of cpu.vcpu.Vcpu.
 
 The rule here: what all architectures have in common, the engine's library, memory, exits, stop
 requests and the clock; what a register or an exception is, is in softcpu_x86.py and

@@ -69,7 +69,7 @@ STORES = (
 
 
 class Arm64Vcpu(SoftCpu):
-    """The face is vcpu.Vcpu. Guests run in EL1, as those of the hvt target do."""
+    """The interface is cpu.vcpu.Vcpu. Guests run in EL1, as those of the hvt target do."""
 
     arch = lib.UC_ARCH_ARM64
     mode = UC_MODE_ARM

@@ -93,7 +93,7 @@ _ADDRESSES = {
 
 
 class X86Vcpu(SoftCpu):
-    """The face is vcpu.Vcpu. Guests run in ring 0, as those of the hvt target do."""
+    """The interface is cpu.vcpu.Vcpu. Guests run in ring 0, as those of the hvt target do."""
 
     arch = lib.UC_ARCH_X86
     mode = UC_MODE_64

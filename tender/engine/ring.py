@@ -29,16 +29,16 @@ FILTER_INSTRUCTION = 8  # bytes
 CPUS_NEEDED = 2  # the guest's own, and the ring's
 
 
-def is_worth_it(wish: bool | None, fast_cpu: bool) -> bool:
-    """Whether to offer a ring: as the user wishes, else where it is faster than hypercalls.
+def is_worth_it(wanted: bool | None, fast_cpu: bool) -> bool:
+    """Whether to offer a ring: as the user wants, else where it is faster than hypercalls.
 
     A guest that reads waits for the answer in a loop. On a single CPU that keeps the ring's
     thread from running, and on a CPU that is emulated (not `fast_cpu`) the loop itself costs more
     than a hypercall: docs/performance.md has the figures.
     """
-    if wish is None:
+    if wanted is None:
         return fast_cpu and len(os.sched_getaffinity(0)) >= CPUS_NEEDED
-    return wish
+    return wanted
 
 
 def region(mem_bytes: int, image: Image) -> int:
@@ -101,7 +101,7 @@ class Ring:
         error = self.cell.trouble
         if error:
             device = self._net.devices[self.cell.trouble_handle]
-            device.tell(os.strerror(error))
+            device.warn_once(os.strerror(error))
             self.cell.trouble = 0
 
     def fault(self) -> GuestFault | None:

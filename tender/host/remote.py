@@ -81,13 +81,13 @@ class RemoteBlock(BlockDevice):
         except OSError as error:
             return self._lose(os.strerror(error.errno or 0))
         if not reply:
-            return self._lose("its other end is gone")
+            return self._lose("disconnected")
         status = STATUS.unpack_from(reply)[0] if len(reply) >= STATUS.size else None
         if status:
             self.counters.errors += 1  # and the other side tells why
             return None
         if status is None or len(reply) != STATUS.size + length:
-            return self._lose(f"its other end gave {len(reply)} bytes instead of {length}")
+            return self._lose(f"the peer gave {len(reply)} bytes instead of {length}")
         return memoryview(reply)[STATUS.size :]
 
     def _wait(self, events: int) -> None:
@@ -102,5 +102,5 @@ class RemoteBlock(BlockDevice):
     def _lose(self, why: str) -> memoryview | None:
         """After an answer that does not fit its question, no other can be believed."""
         self._gone = True
-        self.trouble.tell(self.counters, why)
+        self.errors.report(self.counters, why)
         return None

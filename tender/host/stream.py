@@ -89,7 +89,7 @@ class StreamNetDevice(NetDevice):
             length = int.from_bytes(self._buffer[self._start : body], "big")
             if length > _FRAME_MOST:
                 self._start = self._end = 0
-                self._trouble.tell(self.received, f"its other end sent a frame of {length} bytes")
+                self._errors.report(self.received, f"the peer sent a frame of {length} bytes")
                 self.lose()
                 return None
             if self._end - body < length:

@@ -1,7 +1,7 @@
-"""The modules: each answers some hypercalls and says what its devices are.
+"""The modules: each answers some hypercalls.
 
 A module has `hypercalls()`, which maps numbers to handlers; a handler is called with the guest's
-memory and the GPA of its argument block, reads each field once, and replies in the block.
+memory and its argument block, reads each field once, and replies in the block.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ def counters_value(counters: Any) -> Counters:
     return Counters(*(getattr(counters, name) for name in Counters.__annotations__))
 
 
-class Trouble:
-    """The host's trouble with one device: counted each time, told once per kind."""
+class DeviceErrors:
+    """Failures of the host at one device: each is counted, each kind is warned of once."""
 
     def __init__(self, device: str, warn: Warn) -> None:
         self._device = device
         self._warn = warn
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
 
-    def tell(self, counters: Any, what: str) -> None:
+    def report(self, counters: Any, what: str) -> None:
         """Count it as an error of the device, and warn of it once."""
         counters.errors += 1
         self.warn_once(what)
 
     def warn_once(self, what: str) -> None:
         """Warn once per text."""
-        if what not in self._told:
-            self._told.add(what)
+        if what not in self._warned:
+            self._warned.add(what)
             self._warn(f"{self._device}: {what}; the guest goes on")

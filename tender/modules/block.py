@@ -12,7 +12,7 @@ import os
 from tender._abi import lib
 from tender._host import ffi as host
 from tender._host import lib as hostlib
-from tender.modules import STEP, Trouble, new_counters
+from tender.modules import STEP, DeviceErrors, new_counters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class BlockDevice:
         self.readonly = readonly
         self._stop = stop
         self.counters = new_counters()
-        self.trouble = Trouble(f"block device '{name}'", warn)
+        self.errors = DeviceErrors(f"block device '{name}'", warn)
 
     def read(self, offset: int, data: memoryview) -> int:
         """Fill `data` from the file; a result code."""
@@ -71,7 +71,7 @@ class BlockDevice:
                 count = 0
             elif count <= 0:
                 what = os.strerror(host.errno) if count else "the file became shorter"
-                self.trouble.tell(self.counters, what)
+                self.errors.report(self.counters, what)
                 return lib.HVT_R_EUNSPEC
             done += count
             if done < length:

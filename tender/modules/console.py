@@ -14,7 +14,7 @@ from tender._abi import lib
 from tender._host import ffi as host
 from tender._host import lib as hostlib
 from tender.errors import HostError
-from tender.modules import STEP, Trouble, new_counters
+from tender.modules import STEP, DeviceErrors, new_counters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Console:
         self.counters = new_counters()
         self.begun = 0  # bytes of this call that the engine has written
         self._stop = stop
-        self._trouble = Trouble("console", warn)
+        self._errors = DeviceErrors("console", warn)
 
     def hypercalls(self) -> dict[int, Handler]:
         """The handlers by hypercall number."""
@@ -89,7 +89,7 @@ class Console:
         if allowed < length:
             self.counters.drops += 1
             what = f"output beyond {allowance.rate} bytes per second is dropped (--console-limit)"
-            self._trouble.warn_once(what)
+            self._errors.warn_once(what)
         return allowed
 
     def _go_on(self, error: int) -> bool:
@@ -103,7 +103,7 @@ class Console:
         if error == errno.EPIPE:
             raise HostError("console: nobody reads it any more", "write", error)
         self.counters.drops += 1
-        self._trouble.tell(self.counters, f"output lost: {HostError('write', 'write', error)}")
+        self._errors.report(self.counters, f"output lost: {HostError('write', 'write', error)}")
         return False
 
     def _wait_for_room(self) -> None:

@@ -11,7 +11,7 @@ import os
 
 from tender._abi import lib
 from tender._host import lib as hostlib
-from tender.modules import Trouble, new_counters
+from tender.modules import DeviceErrors, new_counters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class NetDevice:
         self.gone = False
         self.received = new_counters()
         self.sent = new_counters()
-        self._trouble = Trouble(f"network device '{name}'", warn)
+        self._errors = DeviceErrors(f"network device '{name}'", warn)
         self.wait_for_room: Callable[[int], None] | None = None  # where no frame may be lost
         self._is_socket = is_socket
 
@@ -56,9 +56,9 @@ class NetDevice:
             return lib.HVT_R_AGAIN, 0
         except OSError as error:
             # A tap that is down: nothing waits there, and something may again.
-            self._trouble.tell(self.received, f"receive: {os.strerror(error.errno or 0)}")
+            self._errors.report(self.received, f"receive: {os.strerror(error.errno or 0)}")
             return lib.HVT_R_AGAIN, 0
-        if not length:  # an empty message, or the end of a socket, of which POLL tells
+        if not length:  # an empty message, or the end of a socket, which POLL notices
             return lib.HVT_R_AGAIN, 0
         self.received.bytes += length
         return lib.HVT_R_OK, length
@@ -93,16 +93,16 @@ class NetDevice:
             return lib.HVT_R_OK
         if error in (errno.EINVAL, errno.EMSGSIZE):
             return lib.HVT_R_EINVAL  # no frame at all, or none that fits
-        self._trouble.tell(self.sent, f"send: {os.strerror(error)}")
+        self._errors.report(self.sent, f"send: {os.strerror(error)}")
         return lib.HVT_R_EUNSPEC
 
     def is_ready(self) -> bool:
         """Whether there is a frame, where the descriptor is readable."""
         return True
 
-    def tell(self, what: str) -> None:
-        """Tell of trouble that the ring's thread has met and counted."""
-        self._trouble.warn_once(what)
+    def warn_once(self, what: str) -> None:
+        """Warn of a failure that the ring's thread has met and counted."""
+        self._errors.warn_once(what)
 
     def is_full(self) -> bool:
         """Whether a part of a frame is still to be sent, when the descriptor has room."""
@@ -111,8 +111,8 @@ class NetDevice:
     def look(self) -> None:
         """Find out why the descriptor is ready for another reason than a frame.
 
-        A datagram socket has an error to tell (nobody listened to an earlier frame) and works
-        on; anything else has lost its other end, and the guest sees a link on which nothing comes.
+        A datagram socket has an error (nobody listened to an earlier frame) and works on; anything
+        else has lost its peer, and the guest sees a link on which nothing comes.
         """
         events = hostlib.host_events(self.fd, 0, 0)
         if self._is_socket and events == hostlib.POLLERR:
@@ -124,7 +124,7 @@ class NetDevice:
     def lose(self) -> None:
         if not self.gone:
             self.gone = True
-            self._trouble.tell(self.received, "its other end is gone")
+            self._errors.report(self.received, "disconnected")
 
 
 class Net:

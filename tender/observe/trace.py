@@ -1,9 +1,8 @@
 """A line of JSON for each hypercall, as it was asked and as it was answered.
 
-The rule here: the file is opened before the guest starts and only written to after that: each line
-in one write(2) as soon as its call has ended, so that none is missing however the guest, or the
-tender, ends. Trouble with the file ends the trace and not the guest. What is shown of a call is
-read from the guest's memory with the checks of memory.py; the guest stands still meanwhile.
+Each line is one write(2) as soon as its call has ended, so that none is missing however the guest,
+or the tender, ends. An error of the file ends the trace and not the guest. What is shown of a call
+is read from the guest's memory with the checks of memory.py; the guest stands still meanwhile.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from tender.dataclass import dataclass
 from tender.errors import ConfigError, GuestFault, HostError
 from tender.host import keep_descriptor
 from tender.hypercalls import HYPERCALLS, decode
-from tender.modules import Trouble
+from tender.modules import DeviceErrors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ class Trace:
         self._devices = devices
         self._now_ns = now_ns
         self._stop = stop
-        self._trouble = Trouble("trace", warn)
+        self._errors = DeviceErrors("trace", warn)
         self._ended = False
         self._current: _Current | None = None  # the exit that is being handled
 
@@ -112,7 +111,7 @@ class Trace:
             if error == errno.EAGAIN:
                 hostlib.host_events(self._fd, hostlib.POLLOUT, _WAIT_MS)
             return True
-        self._trouble.warn_once(f"it ends here: {HostError('write', 'write', error)}")
+        self._errors.warn_once(f"it ends here: {HostError('write', 'write', error)}")
         return False
 
     def _asked(self, exit: Exit) -> _Current:

@@ -147,7 +147,7 @@ def test_standard_error_and_descriptors(ptender: Run, guest: Build, tmp_path: Pa
         ("/nonexistent/trace", "Could not open trace: /nonexistent/trace: No such file"),
         ("@77", "Could not open trace: 77: no such descriptor"),
         ("@3", "Could not open trace: 3: no such descriptor"),  # a number that the tender uses
-        ("@x", "--trace: 'x' is not a number"),
+        ("@x", "--trace: '@x': 'x' is not the number of an open descriptor"),
         ("{fifo}", "Device or resource busy|No such device or address \\(nobody reads it\\)"),
     ],
 )

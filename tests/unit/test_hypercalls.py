@@ -253,7 +253,7 @@ def test_a_port_whose_peer_is_gone_is_not_ready_for_ever(rig: Rig) -> None:
     assert rig.call("NET_READ", handle=PORT, data_gpa=DATA, len=2000).ret == OK
     assert rig.call("NET_READ", handle=PORT, data_gpa=DATA, len=2000).ret == AGAIN
     assert rig.call("NET_WRITE", handle=PORT, data_gpa=DATA, len=60).ret == EUNSPEC
-    assert "network device 'port3': its other end is gone; the guest goes on" in rig.warnings
+    assert "network device 'port3': disconnected; the guest goes on" in rig.warnings
 
 
 def test_an_empty_message_is_no_frame_and_no_end(rig: Rig) -> None:
