@@ -76,7 +76,7 @@ def _policy(_: str, arguments: list[str]) -> int:
 
 
 def _build(_: str, arguments: list[str]) -> int:
-    from tender.image import build
+    from tender.cli import build
 
     return build.main(arguments)
 

@@ -1,4 +1,4 @@
-"""`ptender build`: C sources and a manifest become an image.
+"""Building an image from C sources and a manifest.
 
 The rule here: the output is either whole or not there. Everything is made in a folder of its own
 beside the output, and the last step is a rename. The same input gives the same bytes: nothing of
@@ -21,16 +21,14 @@ from importlib import import_module
 from pathlib import Path
 
 from tender._abi import lib
-from tender.cli.argparser import Parser
 from tender.dataclass import dataclass
 from tender.errors import BuildError
 from tender.image import manifest as manifest_notes
 
 SOURCE_SUFFIXES = (".c", ".S", ".s")
 LINKED_SUFFIXES = (".o", ".a")
-# A macro of the compiler, and the folder of the runtime for the machine that it speaks of.
+# By the macro with which a compiler names a machine: the runtime's folder for that machine.
 MACHINES = {"__x86_64__": "x86_64", "__aarch64__": "aarch64"}
-HOST_NAMES = {"amd64": "x86_64", "arm64": "aarch64"}  # what some systems call these machines
 
 FREESTANDING = (
     "-ffreestanding",
@@ -63,21 +61,14 @@ LINKING = (
     "-Wl,-z,max-page-size=4096",
 )
 
-PASSED_ON = (  # to the compiler of the guest's sources: the option's letter, its value, its meaning
-    ("I", "DIR", "look for headers in DIR too"),
-    ("D", "NAME[=VALUE]", "define a macro"),
-    ("O", "LEVEL", "optimise (default: 2)"),
-    ("W", "WARNING", "switch a warning on or off"),
-)
-
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE_S = 2  # for a compiler that is asked to end: it has files of its own in /tmp
 
 
 class Signals:
-    """What ends the command: the first such signal is an error wherever it comes.
+    """The signals that end a build: the first is raised as an error wherever it arrives.
 
-    But for the moment in which a compiler is started (`held`): who starts it has to end it, too.
+    It waits while a compiler is being started (`held`), which has to be ended then as well.
     """
 
     def __init__(self) -> None:
@@ -96,7 +87,7 @@ class Signals:
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[None]:
-        """Take those that are not ignored; as nohup ignores SIGHUP, for one."""
+        """Handle those that are not ignored, as SIGHUP is under nohup."""
         self.number = 0
         before = {number: signal.getsignal(number) for number in ENDING}
         taken = [number for number in ENDING if before[number] != signal.SIG_IGN]
@@ -132,10 +123,10 @@ class Toolchain:
         command = [*self.command, *color, *arguments]
         if self.verbose:
             print(shlex.join(command), file=sys.stderr)
-        status, said = _run(command)
-        why = _why(said) if status else ""
+        status, messages = _run(command)
+        why = _reason(messages) if status else ""
         if why != NO_MAIN:
-            sys.stderr.write(said)
+            sys.stderr.write(messages)
             sys.stderr.flush()
         if status:
             raise BuildError(
@@ -148,7 +139,7 @@ class Toolchain:
 
 
 def _run(command: Sequence[str]) -> tuple[int, str]:
-    """The compiler's status, and what it said; it does not outlive an error in here."""
+    """The compiler's status and messages; it does not outlive an error in here."""
     process = None
     signals.held = True
     try:
@@ -158,8 +149,8 @@ def _run(command: Sequence[str]) -> tuple[int, str]:
         )
         signals.held = False
         signals.check()
-        said = process.communicate()[1].decode(errors="replace")
-        return process.returncode, said
+        messages = process.communicate()[1].decode(errors="replace")
+        return process.returncode, messages
     except BaseException:
         if process is not None and process.poll() is None:
             _end(process)
@@ -168,9 +159,9 @@ def _run(command: Sequence[str]) -> tuple[int, str]:
         signals.held = False
 
 
-def _why(said: str) -> str:
-    """The first thing that a compiler or linker complained of; nothing where it is not found."""
-    lines = re.sub(r"\x1b\[[0-9;]*[mK]", "", said).splitlines()
+def _reason(messages: str) -> str:
+    """The first error of a compiler or linker; empty where none is recognised."""
+    lines = re.sub(r"\x1b\[[0-9;]*[mK]", "", messages).splitlines()
     full = os.strerror(errno.ENOSPC)
     if any(full in line for line in lines):
         return f"{full}: in the output's folder or in {os.environ.get('TMPDIR', '/tmp')}"
@@ -223,52 +214,6 @@ def build(
         image = folder / "image.hvt"
         _link(toolchain, objects, image)
         _put_in_place(image, output)
-
-
-def main(argv: list[str]) -> int:
-    """Run `ptender build` with the words after `build`."""
-    given = _parser().parse_intermixed_args(_joined(argv))
-    cflags = [f"-{letter}{value}" for letter, *_ in PASSED_ON for value in getattr(given, letter)]
-    with signals.caught():
-        build(
-            given.sources,
-            given.manifest,
-            given.output,
-            target=given.target,
-            cc=given.cc,
-            cflags=[*cflags, *(["-g"] if given.g else []), *given.cflag],
-            fp=given.fp,
-            verbose=given.verbose,
-        )
-    return 0
-
-
-def _joined(argv: list[str]) -> list[str]:
-    """With `--cflag -fx` as `--cflag=-fx`: to argparse, what begins with a dash is no value."""
-    words = list(argv)
-    while "--cflag" in words[:-1]:
-        at = words.index("--cflag")
-        words[at : at + 2] = [f"--cflag={words[at + 1]}"]
-    return words
-
-
-def _parser() -> Parser:
-    about = "Build a guest from C sources."
-    parser = Parser(prog="ptender build", description=about)
-    add = parser.add_argument
-    add("sources", nargs="+", metavar="SOURCE", help="a .c, .S, .s, .o or .a file")
-    add("--manifest", metavar="FILE", help="the devices, as JSON (default: none)")
-    add("-o", "--output", metavar="FILE", required=True, help="the image to write")
-    add("--target", choices=[*MACHINES.values()], help="the guest's machine (default: this one's)")
-    add("--cc", metavar="COMMAND", help="the compiler (default: $CC, gcc or clang)")
-    add("--fp", action="store_true", help="let the guest use floating point and vector registers")
-    for letter, value, meaning in PASSED_ON:
-        add(f"-{letter}", action="append", default=[], metavar=value, help=meaning)
-    about = "anything else for it, as in --cflag -fwrapv; may come more than once"
-    add("--cflag", action="append", default=[], metavar="FLAG", help=about)
-    add("-g", action="store_true", help="keep debug information")
-    add("-v", "--verbose", action="store_true", help="print each command")
-    return parser
 
 
 def bindings_folder() -> Path:
@@ -340,7 +285,7 @@ def _find_compiler(cc: str | None, target: str | None) -> tuple[str, ...]:
 
 
 def _default_compiler(target: str | None) -> tuple[str, ...]:
-    is_foreign = target is not None and target != _host_machine()
+    is_foreign = target is not None and target != os.uname().machine
     for candidate in (f"{target}-linux-gnu-gcc" if is_foreign else "gcc", "clang"):
         if shutil.which(candidate):
             return (candidate,)
@@ -353,11 +298,6 @@ def _default_compiler(target: str | None) -> tuple[str, ...]:
     raise BuildError("no C compiler found: install gcc or clang, or name one with --cc")
 
 
-def _host_machine() -> str:
-    name = os.uname().machine
-    return HOST_NAMES.get(name, name)
-
-
 def _output_of(command: Sequence[str]) -> str:
     try:
         done = subprocess.run(
@@ -366,7 +306,7 @@ def _output_of(command: Sequence[str]) -> str:
     except OSError as error:
         raise BuildError(f"can't run {command[0]}: {error.strerror}") from None
     if done.returncode != 0:
-        raise BuildError(f"{command[0]} is no C compiler: {shlex.join(command)} failed")
+        raise BuildError(f"{command[0]} is not a C compiler: {shlex.join(command)} failed")
     return done.stdout
 
 

@@ -13,10 +13,12 @@ import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tender._abi import lib
+from tender.cli import build as cli
 from tender.errors import BuildError, ManifestError, UsageError
 from tender.image import build as building
 from tender.image import elf, manifest
@@ -250,7 +252,7 @@ def test_command_line(
         '#include "mine.h"\n#if MINE + GIVEN != 3\n#error\n#endif\n' + EMPTY_MAIN
     )
     words = ["-v", "-O", "1", "-Iheaders", "guest.c", "-DGIVEN=2", "-g", "-o", "guest.hvt"]
-    assert building.main([*words, "--cc", COMPILERS[0]]) == 0
+    assert cli.main([*words, "--cc", COMPILERS[0]]) == 0
     assert "-Iheaders" in capfd.readouterr().err
     assert parse_image(Path("guest.hvt")).segments
 
@@ -259,11 +261,11 @@ def test_any_flag_for_the_compiler(tmp_path: Path, capfd: pytest.CaptureFixture[
     source = tmp_path / "guest.c"
     source.write_text(EMPTY_MAIN + "\n#if ONE + TWO != 3\n#error\n#endif\n")
     words = [str(source), "--cflag", "-DONE=1", "--cflag=-DTWO=2", "-o", f"{tmp_path}/out.hvt"]
-    assert building.main(words) == 0
+    assert cli.main(words) == 0
     with pytest.raises(BuildError, match="--no-such-flag"):
-        building.main([*words, "--cflag", "--no-such-flag"])
+        cli.main([*words, "--cflag", "--no-such-flag"])
     with pytest.raises(UsageError, match="--cflag: expected one argument"):
-        building.main([*words, "--cflag"])
+        cli.main([*words, "--cflag"])
 
 
 def test_warnings_are_shown_as_ever(make: Build, capfd: pytest.CaptureFixture[str]) -> None:
@@ -283,7 +285,7 @@ def test_warnings_are_shown_as_ever(make: Build, capfd: pytest.CaptureFixture[st
         (["guest.c", "-o", "./guest.c"], "would replace a source"),
         (["guest.c", "--cc", "no-such-cc"], "no C compiler named 'no-such-cc'"),
         (["guest.c", "--cc", "gcc 'half"], "no C compiler named"),
-        (["guest.c", "--cc", "false"], "false is no C compiler"),
+        (["guest.c", "--cc", "false"], "false is not a C compiler"),
         (["wrong.c"], "compiling wrong.c failed: wrong.c:1:"),
         (["wrong.c"], "undeclared"),
         (["constructor.c"], "linking failed"),
@@ -314,7 +316,7 @@ def test_what_is_wrong_is_said_and_nothing_is_left(
     Path("binary.json").write_bytes(b"\xff\xfe")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(BuildError) as caught:
-        building.main(["-o", "out.hvt", *words])
+        cli.main(["-o", "out.hvt", *words])
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
@@ -364,10 +366,10 @@ def test_which_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_no_compiler_for_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(building, "_host_machine", lambda: "x86_64")
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="x86_64"))
     with pytest.raises(BuildError, match="for aarch64 found: install .*package gcc-aarch64-linux"):
         building.find_toolchain(None, "aarch64")
-    monkeypatch.setattr(building, "_host_machine", lambda: "aarch64")
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="aarch64"))
     with pytest.raises(BuildError, match="for x86_64 found: install .*package gcc-x86-64-linux"):
         building.find_toolchain(None, "x86_64")
 
