@@ -148,6 +148,14 @@ def as_address(name: str, value: Any) -> str:
     raise InvalidValue(name, value, "an address with its prefix length, as in 10.0.0.1/24")
 
 
+def as_ipv4_interface(name: str, value: Any) -> str:
+    """`10.0.0.1/24`."""
+    address = as_address(name, value)
+    if ":" in address:
+        raise InvalidValue(name, value, "an IPv4 address with its prefix length, as in 10.0.0.1/24")
+    return address
+
+
 def as_ipv4(name: str, value: Any) -> str:
     """`10.0.0.1`."""
     if not _is_ipv4(value):
@@ -241,8 +249,9 @@ def _clock(name: str, value: Any) -> VirtualTime:
 
 
 as_cpu = one_of(CPUS)
+as_port = whole(1, 65535, "a port number from 1 to 65535")
 as_descriptor = whole(0, _FD_MAX, "the number of an open descriptor")
-_mtu = whole(MTU_MIN, MTU_MAX)
+as_mtu = whole(MTU_MIN, MTU_MAX)
 _count = whole(1, _INT64_MAX)
 
 
@@ -258,7 +267,7 @@ class Tap:
     name: str = field(as_interface_name)
     create: bool = field(as_flag, default=False)
     addr: AddressesField = field(as_addresses, default=())
-    mtu: int | None = field(optional(_mtu), default=None)
+    mtu: int | None = field(optional(as_mtu), default=None)
     bridge: str | None = field(optional(as_interface_name), default=None)
     mac: MacField = field(as_mac, default=None)
 
@@ -276,7 +285,7 @@ class Descriptor:
     """
 
     fd: int = field(as_descriptor)
-    mtu: int | None = field(optional(_mtu), default=None)  # None: the tap's, or 1500 for a socket
+    mtu: int | None = field(optional(as_mtu), default=None)  # None: the tap's, or 1500 for a socket
     mac: MacField = field(as_mac, default=None)
     sync_fd: int | None = field(optional(as_descriptor), default=None)
 
@@ -286,7 +295,7 @@ class StreamNet:
     """A stream socket on which 4 bytes (big-endian) before each frame give its length."""
 
     fd: int = field(as_descriptor)
-    mtu: int | None = field(optional(_mtu), default=None)  # None: 1500
+    mtu: int | None = field(optional(as_mtu), default=None)  # None: 1500
     mac: MacField = field(as_mac, default=None)
 
 
@@ -304,18 +313,16 @@ class UserNet:
     forward: Mapping[int | str, int] = field(as_forwards, default={})
     forward_udp: Mapping[int | str, int] = field(as_forwards, default={})
     host_address: str = field(as_ipv4, default="127.0.0.1")
-    address: str = field(as_address, default="10.0.0.2/24")
+    address: str = field(as_ipv4_interface, default="10.0.0.2/24")
     gateway: str = field(as_ipv4, default="10.0.0.1")
-    mtu: int = field(_mtu, default=MTU)
+    mtu: int = field(as_mtu, default=MTU)
     mac: MacField = field(as_mac, default=None)
     reach_host: bool = field(as_flag, default=False)
 
     def __post_init__(self) -> None:
         import ipaddress
 
-        interface = ipaddress.ip_interface(self.address)
-        if not isinstance(interface, ipaddress.IPv4Interface):
-            raise InvalidValue("address", self.address, "an IPv4 address: passt is given no other")
+        interface = ipaddress.IPv4Interface(self.address)
         gateway = ipaddress.IPv4Address(self.gateway)
         if gateway not in interface.network or gateway == interface.ip:
             expected = f"another address of the network of {self.address}"

@@ -14,7 +14,7 @@ import threading
 from collections import deque
 
 from tender.config import SECTOR_SIZE
-from tender.errors import DeviceError
+from tender.errors import DeviceError, InvalidValue
 from tender.testing.net.faults import Chance
 
 TYPE_CHECKING = False
@@ -145,7 +145,7 @@ class DiskImage:
 
     def _fail(self, operation: str, nth: int | None, chance: Chance, error: int) -> DiskFault:
         if nth is not None and nth < 1:
-            raise ValueError(f"nth={nth} is not an operation's number: 1 is the next one")
+            raise InvalidValue("nth", nth, "the number of an operation; 1 is the next one")
 
         def check(fault: DiskFault, _length: int) -> None:
             hit = chance.hits(fault.count, self._rng) if nth is None else fault.count == nth

@@ -662,7 +662,7 @@ def test_verbs_in_virtual_time(pytester: pytest.Pytester, images: Path) -> None:
             switch = virtual_switch
             guest = unikernel("ping.hvt", net={"service": switch.port()}, mem_mib=8)
             host = switch.host("10.0.0.1/24")
-            to = p.parse_mac(host.arp("10.0.0.2"))
+            to = host.resolve("10.0.0.2")
             for seq in range(2000):
                 echo = p.build_echo(p.Echo(p.ECHO_REQUEST, 1, seq, bytes(1000)))
                 packet = p.build_ipv4(p.Packet("10.0.0.1", "10.0.0.2", p.ICMP, echo))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tender.errors import DeviceError
+from tender.errors import DeviceError, UsageError
 from tender.testing.net import packets
 from tender.testing.net.faults import Chance, Fault, apply
 from tender.testing.net.packets import Arp, Frame
@@ -91,7 +91,7 @@ def test_a_port_has_one_guest_at_a_time(switch: Switch) -> None:
     port.detach()
     plug(port).close()
     end.close()
-    with pytest.raises(ValueError, match="has a port 'web' already"):
+    with pytest.raises(UsageError, match="has a port 'web' already"):
         switch.port("web")
 
 
@@ -147,9 +147,9 @@ def test_nobody_is_there(virtual_switch: Switch) -> None:
     assert host.ping("10.0.0.9", count=3, timeout=0.2).received == 0
     with pytest.raises(TimeoutError, match=r"who has 10\.0\.0\.9, tell 10\.0\.0\.1"):
         host.arp("10.0.0.9", timeout=0.1)
-    with pytest.raises(ValueError, match=r"192\.168\.0\.1 is not in 10\.0\.0\.0/24"):
+    with pytest.raises(UsageError, match=r"192\.168\.0\.1 is not in 10\.0\.0\.0/24"):
         host.ping("192.168.0.1")
-    with pytest.raises(ValueError, match="not an IPv4 address"):
+    with pytest.raises(UsageError, match="not an IPv4 address"):
         host.ping("example")
 
 
@@ -184,7 +184,7 @@ def test_expect_takes_bytes_functions_and_says_what_came(switch: Switch) -> None
     assert switch.timeline.wait(lambda: host._inbox, 60)
     with pytest.raises(TimeoutError, match=r"instead, 1 came.*\n.*type 0x1234"):
         host.expect(b"four", timeout=0)
-    with pytest.raises(TypeError, match="none of bytes, a function"):
+    with pytest.raises(UsageError, match="what=4 is not bytes, a function"):
         host.expect(4)  # type: ignore[call-overload]
     end.close()
 
@@ -212,11 +212,18 @@ def test_a_packet_of_scapys_has_the_mac_of_its_host(switch: Switch) -> None:
 
 def test_an_address_that_no_host_can_have(switch: Switch) -> None:
     switch.host("10.0.0.1/24")
-    with pytest.raises(ValueError, match=r"^the switch has a host 10\.0\.0\.1 already$"):
+    with pytest.raises(UsageError, match=r"^the switch has a host 10\.0\.0\.1 already$"):
         switch.host("10.0.0.1/16")
-    for text in ("10.0.0.2", "10.0.0.300/24", "10.0.0.2/33", "example/24", "", 7):
-        with pytest.raises(ValueError, match="^.* is not an IPv4 address .*, as 10.0.0.1/24$"):
+    for text in ("10.0.0.2", "10.0.0.300/24", "10.0.0.2/33", "example/24", "fd00::1/64", "", 7):
+        with pytest.raises(UsageError, match="^address=.* is not an .*, as in 10.0.0.1/24$"):
             switch.host(text)  # type: ignore[arg-type]
+    for wrong in ({"mac": "1:2"}, {"mac": "03:00:00:00:00:01"}, {"gateway": "example"}):
+        with pytest.raises(UsageError, match="^(mac|gateway)=.* is not a"):
+            switch.host("10.0.0.2/24", **wrong)
+    with pytest.raises(UsageError, match="^mac=b'12345' is not a unicast MAC"):
+        switch.port(mac=b"12345")
+    with pytest.raises(UsageError, match="^mtu=9 is not a whole number from 68 to 65535"):
+        switch.port(mtu=9)
     assert len(switch.hosts) == len(switch.ports) == 1
 
 
@@ -225,17 +232,17 @@ def test_wrong_types_are_one_line(switch: Switch) -> None:
     wrong: Any = a
     calls: list[tuple[Callable[[], object], str]] = [
         (lambda: wrong.udp_send("10.0.0.2", 7, "text"), "data='text' is not bytes, as b'hello'"),
-        (lambda: wrong.udp_send("10.0.0.2", "7", b""), "port='7' is not the number of a port"),
-        (lambda: wrong.http_get("10.0.0.2", port="80"), "port='80' is not the number of a port"),
-        (lambda: wrong.http_get("10.0.0.2", b"/"), "path=b'/' is not text, as '/'"),
-        (lambda: wrong.send("text"), "packet='text' is not bytes, or of scapy's"),
+        (lambda: wrong.udp_send("10.0.0.2", "7", b""), "port='7' is not a port number"),
+        (lambda: wrong.http_get("10.0.0.2", port="80"), "port='80' is not a port number"),
+        (lambda: wrong.http_get("10.0.0.2", b"/"), "path=b'/' is not a string, as '/'"),
+        (lambda: wrong.send("text"), "packet='text' is not bytes, or a packet of scapy"),
         (lambda: wrong.send(7), "packet=7 is not bytes"),
     ]
     for call, message in calls:
-        with pytest.raises(TypeError, match=message) as raised:
+        with pytest.raises(UsageError, match=message) as raised:
             call()
         assert "\n" not in str(raised.value)
-    with pytest.raises(ValueError, match="167772162 is not an IPv4 address"):
+    with pytest.raises(UsageError, match="167772162 is not an IPv4 address"):
         wrong.http_get(0x0A000002)
 
 
@@ -335,19 +342,16 @@ def test_two_faults_do_not_have_the_same_chance(switch: Switch) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"every": 0}, "every=0 is not a number of frames from 1"),
-        (
-            {"every": 0.1},
-            "as 3; for a share of them: probability=0.1",
-        ),
-        ({"every": 2.5}, "every=2.5 is not a number of frames, as 3$"),
-        ({"probability": 2.0}, "not between 0 and 1"),
+        ({"every": 0}, "every=0 is not a whole number of frames from 1$"),
+        ({"every": 0.1}, "every=0.1 is not .*; for a share of them: probability=0.1$"),
+        ({"every": 2.5}, "every=2.5 is not a whole number of frames from 1$"),
+        ({"probability": 2.0}, "probability=2.0 is not a number from 0 to 1"),
         ({"every": 2, "probability": 0.5}, "not both"),
-        ({"direction": "up"}, "none of 'to', 'from', 'both'"),
+        ({"direction": "up"}, "direction='up' is not to, from or both"),
     ],
 )
 def test_a_fault_that_makes_no_sense(switch: Switch, options: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UsageError, match=message):
         switch.drop(**options)
 
 
@@ -422,7 +426,7 @@ def test_sleep_lets_time_pass(virtual: bool, seconds: float) -> None:
         switch.sleep(seconds)
         assert switch.now - before >= seconds
         for wrong in (-1, float("inf"), float("nan")):
-            with pytest.raises(ValueError, match=f"seconds={wrong} is not a number of seconds"):
+            with pytest.raises(UsageError, match=f"seconds={wrong} is not a number of seconds"):
                 switch.sleep(wrong)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tender.errors import UsageError
 from tender.testing.net import packets
 from tender.testing.net.host import Host
 from tender.testing.net.packets import Packet, Segment
@@ -83,7 +84,7 @@ def test_the_end_before_what_was_waited_for(hosts: tuple[Host, Host]) -> None:
     with pytest.raises(EOFError, match="ended before 10 bytes came"):
         far.read(10)
     assert far.read(9) == b"half a li"
-    with pytest.raises(ValueError, match="it is closed for sending"):
+    with pytest.raises(UsageError, match="it is closed for sending"):
         near.send(b"more")
 
 
@@ -118,19 +119,17 @@ def test_the_same_ports_once_more(hosts: tuple[Host, Host]) -> None:
             with listener.accept() as far:
                 assert far.read() == word
             assert near.read() == b""
-    with server.listen(80), pytest.raises(ValueError, match="listens on TCP port 80 already"):
+    with server.listen(80), pytest.raises(UsageError, match="listens on TCP port 80 already"):
         server.listen(80)
 
 
 def test_arguments_that_make_no_sense(hosts: tuple[Host, Host]) -> None:
     host = hosts[0]
     for port in (0, 65536):
-        with pytest.raises(
-            ValueError, match=f"port={port} is not the number of a port: 1 to 65535"
-        ):
+        with pytest.raises(UsageError, match=f"port={port} is not a port number from 1 to 65535"):
             host.listen(port)
-    with pytest.raises(TypeError, match="port='80' is not the number of a port, as 80"):
+    with pytest.raises(UsageError, match="port='80' is not a port number from 1 to 65535"):
         host.tcp("10.0.0.2", "80")  # type: ignore[arg-type]
     near, _ = pair(hosts)
-    with pytest.raises(TypeError, match="data='text' is not bytes, as b'hello'"):
+    with pytest.raises(UsageError, match="data='text' is not bytes, as b'hello'"):
         near.send("text")  # type: ignore[arg-type]

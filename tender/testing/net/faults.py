@@ -11,6 +11,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from tender.config import one_of
+from tender.errors import InvalidValue, UsageError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 HEADER_SIZE = 14  # of Ethernet, which `corrupt` leaves intact: a switch drops such frames
 REORDER_HOLD_S = 0.1
+as_direction = one_of(("to", "from", "both"))
 
 
 @dataclass
@@ -43,14 +47,12 @@ class Chance:
 
     def __init__(self, every: int | None, probability: float | None) -> None:
         if every is not None and probability is not None:
-            raise ValueError("a fault hits every=N frames or with a probability, not both")
-        if isinstance(every, (float, bool)):
-            hint = f"; for a share of them: probability={every}" if 0 <= every <= 1 else ""
-            raise ValueError(f"every={every} is not a number of frames, as 3{hint}")
-        if every is not None and every < 1:
-            raise ValueError(f"every={every} is not a number of frames from 1, which hits them all")
+            raise UsageError("a fault hits every=N frames or with a probability, not both")
+        if every is not None and (not isinstance(every, int) or every is True or every < 1):
+            share = f"; for a share of them: probability={every}" if 0 < every < 1 else ""
+            raise InvalidValue("every", every, f"a whole number of frames from 1{share}")
         if probability is not None and not 0 <= probability <= 1:
-            raise ValueError(f"probability={probability} is not between 0 and 1")
+            raise InvalidValue("probability", probability, "a number from 0 to 1")
         self.every = every
         self.probability = probability
 
@@ -143,16 +145,14 @@ class Fault:
         jitter: float = 0.0,
         direction: str = "to",
     ) -> None:
-        if direction not in ("to", "from", "both"):
-            raise ValueError(f"direction={direction!r} is none of 'to', 'from', 'both'")
         if seconds < 0 or jitter < 0:
-            raise ValueError(f"a delay of {seconds} s with jitter {jitter} s is negative")
+            raise UsageError(f"a delay of {seconds} s with jitter {jitter} s is negative")
         self.kind = kind
         self.chance = chance
         self.seed = seed
         self.seconds = seconds
         self.jitter = jitter
-        self.direction = direction
+        self.direction = as_direction("direction", direction)
         self.seen = 0
         self.hits = 0
         self._clear = clear
@@ -183,7 +183,7 @@ class Faulty:
     `direction` is relative to the port's owner: frames "to" it, "from" it or "both". A fault
     without `every` (the Nth, 2Nth, ... frame) or `probability` hits every frame. Counters and
     random generators are separate for each direction of each port. Each method returns a Fault:
-    `clear()` it, or use it in a `with` block. All raise ValueError for impossible values.
+    `clear()` it, or use it in a `with` block. All raise UsageError for impossible values.
     """
 
     def __init__(self, lock: RLock) -> None:

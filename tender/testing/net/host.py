@@ -9,9 +9,11 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import overload
 
+from tender.config import as_port
+from tender.errors import InvalidValue
 from tender.testing.net import packets
 from tender.testing.net.packets import Datagram, Echo, Packet
-from tender.testing.net.stack import INBOX_FRAMES, Stack
+from tender.testing.net.stack import INBOX_FRAMES, Stack, as_data
 from tender.testing.net.tcp import Tcp
 
 TYPE_CHECKING = False
@@ -54,8 +56,8 @@ class UdpPort:
 
     def send(self, address: str, port: int, data: bytes) -> None:
         """Send one datagram; waits for ARP if the MAC of its next hop is not known."""
-        packets.check_port("port", port)
-        packets.check("data", data, (bytes, bytearray), "bytes, as b'hello'")
+        as_port("port", port)
+        as_data("data", data)
         datagram = Datagram(str(self._stack.address), self.number, address, port, data)
         self._stack.send_ipv4(address, packets.UDP, packets.build_udp(datagram))
 
@@ -169,7 +171,8 @@ class Host(Stack):
         self, address: str, path: str = "/", port: int = 80, timeout: float | None = None
     ) -> tuple[int, bytes]:
         """The answer of a web server: status and body. HTTP/1.0, one connection."""
-        packets.check("path", path, str, "text, as '/'")
+        if not isinstance(path, str):
+            raise InvalidValue("path", path, "a string, as '/'")
         with self.tcp(address, port, timeout) as connection:
             name = address if port == 80 else f"{address}:{port}"
             connection.send(f"GET {path} HTTP/1.0\r\nHost: {name}\r\n\r\n".encode())
@@ -187,8 +190,10 @@ class Host(Stack):
         if type(packet).__name__ == "Ether" and "src" not in packet.fields:
             packet = packet.copy()
             packet.src = packets.mac_text(self.mac)  # scapy would look for one on this machine
-        elif not hasattr(packet, "fields_desc"):
-            packets.check("packet", packet, (bytes, bytearray, memoryview), "bytes, or of scapy's")
+        elif not isinstance(packet, (bytes, bytearray, memoryview)) and not hasattr(
+            packet, "fields_desc"
+        ):
+            raise InvalidValue("packet", packet, "bytes, or a packet of scapy")
         self.port.sent(bytes(packet))
 
     @overload
@@ -253,7 +258,7 @@ def matcher(what: Any) -> Callable[[bytes], Any]:
     if isinstance(what, type) and hasattr(what, "fields_desc"):  # a layer of scapy's
         return _layer_matcher(what)
     if not callable(what):
-        raise TypeError(f"{what!r} is none of bytes, a function of a frame, a layer of scapy's")
+        raise InvalidValue("what", what, "bytes, a function of a frame, or a layer of scapy")
     return lambda frame: frame if what(frame) else None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import IPv4Address
 
 ARP, IPV4 = 0x0806, 0x0800  # ethertypes
 ICMP, TCP, UDP = 1, 6, 17  # IPv4 protocols
@@ -97,14 +97,6 @@ class Segment:
 
 def mac_text(mac: bytes) -> str:
     return mac.hex(":")
-
-
-def parse_mac(text: str) -> bytes:
-    """`02:00:00:00:00:01` -> 6 bytes; ValueError for anything else."""
-    mac = bytes.fromhex(text.replace(":", " "))
-    if len(mac) != 6:
-        raise ValueError(f"{text!r} is not a MAC address, as in 02:00:00:00:00:01")
-    return mac
 
 
 def checksum(data: bytes) -> int:
@@ -286,26 +278,3 @@ def _describe_packet(packet: Packet) -> str:
 def flags_text(flags: int) -> str:
     names = {SYN: "SYN", FIN: "FIN", RST: "RST", PSH: "PSH", ACK: "ACK"}
     return "+".join(name for bit, name in names.items() if flags & bit) or "none"
-
-
-def is_address(text: str) -> bool:
-    try:
-        IPv4Address(text)
-    except AddressValueError:
-        return False
-    return True
-
-
-# ---- Arguments of a test ----
-
-
-def check(name: str, value: object, kinds: type | tuple[type, ...], right: str) -> None:
-    """Raise TypeError unless `value` is of one of these types; `right` describes them."""
-    if not isinstance(value, kinds) or isinstance(value, bool):
-        raise TypeError(f"{name}={value!r} is not {right}")
-
-
-def check_port(name: str, value: object) -> None:
-    check(name, value, int, "the number of a port, as 80")
-    if not 1 <= value <= 65535:  # type: ignore[operator]
-        raise ValueError(f"{name}={value!r} is not the number of a port: 1 to 65535")

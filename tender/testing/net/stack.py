@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import deque
 from ipaddress import IPv4Address
 
+from tender.config import as_ipv4
+from tender.errors import InvalidValue, UsageError
 from tender.testing.net import packets
 from tender.testing.net.packets import Arp, Frame, Packet
 from tender.testing.net.port import HostPort
@@ -23,6 +25,12 @@ if TYPE_CHECKING:
 INBOX_FRAMES = 10_000  # kept for `expect`
 ARP_EVERY_S = 0.2
 EPHEMERAL = 49152  # the first dynamic port (RFC 6335)
+
+
+def as_data(name: str, value: object) -> None:
+    """Raise UsageError unless `value` is bytes."""
+    if not isinstance(value, (bytes, bytearray)):
+        raise InvalidValue(name, value, "bytes, as b'hello'")
 
 
 class Stack:
@@ -60,6 +68,10 @@ class Stack:
         Raises TimeoutError after `timeout` seconds without an answer. A guest that has just
         been started may take longer, up to the switch's patience.
         """
+        return packets.mac_text(self.resolve(address, timeout))
+
+    def resolve(self, address: str, timeout: float = 1.0) -> bytes:
+        """The same as 6 bytes; for an address of another network, the gateway's."""
         hop = self._next_hop(address)
         spent = 0.0
         while hop not in self._neighbours:
@@ -70,19 +82,17 @@ class Stack:
             self._send_frame(packets.BROADCAST, packets.ARP, packets.build_arp(request))
             self.timeline.wait(lambda: hop in self._neighbours, ARP_EVERY_S)
             spent += ARP_EVERY_S
-        return packets.mac_text(self._neighbours[hop])
+        return self._neighbours[hop]
 
     def forget(self) -> None:
         """Forget all MACs that were learned by ARP."""
         self._neighbours.clear()
 
     def _next_hop(self, address: str) -> str:
-        if not isinstance(address, str) or not packets.is_address(address):
-            raise ValueError(f"{address!r} is not an IPv4 address, as in 10.0.0.2")
-        if IPv4Address(address) in self._subnet:
+        if IPv4Address(as_ipv4("address", address)) in self._subnet:
             return address
         if self._gateway is None:
-            raise ValueError(f"{address} is not in {self._subnet}, and the host has no gateway")
+            raise UsageError(f"{address} is not in {self._subnet}, and the host has no gateway")
         return self._gateway
 
     # ---- Waiting ----
@@ -111,7 +121,7 @@ class Stack:
 
     def send_ipv4(self, address: str, protocol: int, payload: bytes) -> None:
         """Send a packet; waits for ARP if the MAC of its next hop is not known."""
-        self.send_to(packets.parse_mac(self.arp(address)), address, protocol, payload)
+        self.send_to(self.resolve(address), address, protocol, payload)
 
     def send_to(self, mac: bytes, address: str, protocol: int, payload: bytes) -> None:
         """Send a packet to a known MAC; never waits."""

@@ -11,7 +11,8 @@ import math
 import os
 from ipaddress import IPv4Interface
 
-from tender.config import MTU, as_mac
+from tender.config import MTU, as_ipv4, as_ipv4_interface, as_mac, as_mtu
+from tender.errors import InvalidValue, UsageError
 from tender.testing.net import packets, pcapng
 from tender.testing.net.faults import Delivery, Fault, Faulty, apply
 from tender.testing.net.host import Host
@@ -104,16 +105,20 @@ class Switch(Faulty):
     def sleep(self, seconds: float) -> None:
         """Let this many seconds of the switch's time pass.
 
-        In virtual time that is immediate; else the test really waits. Raises ValueError.
+        In virtual time that is immediate; else the test really waits. Raises UsageError.
         """
         if not 0 <= seconds < math.inf:
-            raise ValueError(f"seconds={seconds!r} is not a number of seconds, as 60")
+            raise InvalidValue("seconds", seconds, "a number of seconds, as 60")
         self.timeline.wait(lambda: False, seconds)
 
     def port(
         self, name: str | None = None, *, mac: str | bytes | None = None, mtu: int = MTU
     ) -> GuestPort:
-        """A new port for a guest's network device. `mac` is the guest's address there."""
+        """A new port for a guest's network device.
+
+        `mac` is the guest's address there. Raises UsageError for impossible values.
+        """
+        as_mtu("mtu", mtu)
         with self._lock:
             index = len(self.ports)
             own = as_mac("mac", mac) or self._mac(0, index)
@@ -131,16 +136,18 @@ class Switch(Faulty):
     ) -> Host:
         """A new host in Python, with an address such as "10.0.0.1/24", on a port of its own.
 
-        It answers ARP and ping. `gateway` is the router for packets to other networks.
+        It answers ARP and ping. `gateway` is the router for packets to other networks. Raises
+        UsageError for impossible values.
         """
-        interface = parse_interface(address)
+        interface = IPv4Interface(as_ipv4_interface("address", address))
+        given = as_mac("mac", mac)
+        router = None if gateway is None else as_ipv4("gateway", gateway)
         with self._lock:
             if any(host.address == interface.ip for host in self.hosts):
-                raise ValueError(f"the switch has a host {interface.ip} already")
+                raise UsageError(f"the switch has a host {interface.ip} already")
             index = len(self.ports)
-            given = packets.parse_mac(mac) if isinstance(mac, str) else mac
             own = given or self._mac(1, index)
-            host = Host(self, self._name(name, f"host{index}"), index, interface, own, gateway)
+            host = Host(self, self._name(name, f"host{index}"), index, interface, own, router)
             self.ports.append(host.port)
             self.hosts.append(host)
             return host
@@ -151,7 +158,7 @@ class Switch(Faulty):
     def _name(self, given: str | None, otherwise: str) -> str:
         name = given or otherwise
         if any(port.name == name for port in self.ports):
-            raise ValueError(f"the switch has a port {name!r} already")
+            raise UsageError(f"the switch has a port {name!r} already")
         return name
 
     def cut(self) -> None:
@@ -303,15 +310,3 @@ class Switch(Faulty):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def parse_interface(text: str) -> IPv4Interface:
-    """`10.0.0.1/24`; ValueError for anything else."""
-    try:
-        if isinstance(text, str) and "/" in text:
-            return IPv4Interface(text)
-    except ValueError:
-        pass
-    raise ValueError(
-        f"{text!r} is not an IPv4 address with the length of its network's prefix, as 10.0.0.1/24"
-    )

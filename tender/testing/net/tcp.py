@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from collections import deque
 
+from tender.config import as_port
+from tender.errors import UsageError
 from tender.testing.net import packets
 from tender.testing.net.packets import ACK, FIN, PSH, RST, SYN, Segment
+from tender.testing.net.stack import as_data
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,9 +74,9 @@ class Connection:
 
     def send(self, data: bytes, timeout: float | None = None) -> None:
         """Send `data`, and wait until the peer has acknowledged all of it."""
-        packets.check("data", data, (bytes, bytearray), "bytes, as b'hello'")
+        as_data("data", data)
         if self._closed:
-            raise ValueError(f"{self!r}: it is closed for sending")
+            raise UsageError(f"{self!r}: it is closed for sending")
         for start in range(0, len(data), PIECE):
             self._deliver(PSH | ACK, bytes(data[start : start + PIECE]), timeout)
 
@@ -92,7 +95,7 @@ class Connection:
 
     def read_until(self, end: bytes, timeout: float | None = None) -> bytes:
         """All bytes up to `end` and with it; raises EOFError if the connection ends before."""
-        packets.check("end", end, (bytes, bytearray), "bytes, as b'\\r\\n'")
+        as_data("end", end)
         self._wait(lambda: end in self.received or self._ended, timeout)
         if end not in self.received:
             raise EOFError(f"{self!r}: it ended before {end!r} came{self._unread()}")
@@ -264,8 +267,8 @@ class Tcp:
 
     def connect(self, address: str, port: int, timeout: float | None) -> Connection:
         """See Host.tcp."""
-        packets.check_port("port", port)
-        mac = packets.parse_mac(self.stack.arp(address))
+        as_port("port", port)
+        mac = self.stack.resolve(address)
         with self.stack.timeline.lock:
             own_port = self.stack.free_port()
             connection = self._add(Connection(self.stack, mac, address, port, own_port, timeout))
@@ -273,10 +276,10 @@ class Tcp:
 
     def listen(self, port: int) -> Listener:
         """See Host.listen."""
-        packets.check_port("port", port)
+        as_port("port", port)
         with self.stack.timeline.lock:
             if port in self.listeners:
-                raise ValueError(f"{self.stack.address} listens on TCP port {port} already")
+                raise UsageError(f"{self.stack.address} listens on TCP port {port} already")
             listener = self.listeners[port] = Listener(self, port)
             return listener
 
