@@ -259,24 +259,22 @@ def regions(
 
     Pages that can't be read are left out: what the host forbids, the engine must not touch.
     """
-    executable = list(executable)
-    edges = {0, memory.size}
-    for start, end, *_ in [*memory.protected, *executable]:
-        edges |= {start, end}
-    cuts = sorted(edges)
+    protected = {start: (end, readable) for start, end, readable in memory.protected}
+    code = dict(executable)
+    edges = {0, memory.size, *protected, *code, *code.values()}
+    edges.update(end for end, _ in protected.values())
     pieces = []
-    for start, end in pairwise(cuts):
-        prot = _protection(start, memory, executable)
+    protected_end = code_end = 0
+    readable = True
+    for start, end in pairwise(sorted(edges)):
+        if start in protected:
+            protected_end, readable = protected[start]
+        code_end = code.get(start, code_end)
+        prot = PROT_READ | PROT_WRITE
+        if start < protected_end:
+            prot = PROT_READ if readable else 0
+        if start < code_end:
+            prot |= PROT_EXEC
         if prot & PROT_READ:
             pieces.append((start, end, prot))
     return pieces
-
-
-def _protection(gpa: int, memory: GuestMemory, executable: list[tuple[int, int]]) -> int:
-    prot = PROT_READ | PROT_WRITE
-    for start, end, readable in memory.protected:
-        if start <= gpa < end:
-            prot = PROT_READ if readable else 0
-    if any(start <= gpa < end for start, end in executable):
-        prot |= PROT_EXEC
-    return prot

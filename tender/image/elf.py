@@ -8,6 +8,7 @@ loader for hvt (ABI version 2) and of the ELF64 specification.
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 
 from tender._abi import ffi, lib
 from tender.boot.layout import PAGE_SIZE
@@ -41,6 +42,9 @@ NOTE_NAME = b"Solo5\0"
 NOTE_DESC_START = 20  # after the header and the name, padded to 8
 LIMIT = 1 << 64  # of an address
 FILE_LIMIT = 1 << 63  # of an offset in a file
+# Linkers make three to six PT_LOADs and a handful of others; each one costs time at the start.
+LOAD_MAX = 64
+PHDR_MAX = 256
 
 
 @dataclass
@@ -109,6 +113,9 @@ def parse(read: Reader) -> Image:
     segments = tuple(_parse_segments(headers))
     if not segments:
         raise ImageError("image has nothing to load")
+    if len(segments) > LOAD_MAX:
+        raise ImageError(f"too many segments to load: {len(segments)}, maximum {LOAD_MAX}")
+    _check_file_bytes(segments)
     if entry < lib.HVT_GUEST_MIN_BASE:
         raise ImageError(f"entry point {entry:#x} is below {lib.HVT_GUEST_MIN_BASE:#x}")
     kernel_end = max(segment.end for segment in segments)
@@ -143,6 +150,8 @@ def _parse_headers(read: Reader) -> tuple[int, int, list[_Phdr]]:
         raise ImageError(f"machine type {machine} is none of {', '.join(MACHINES.values())}")
     if ehsize != EHDR_SIZE or phentsize != PHDR.size or not phnum:
         raise ImageError(f"invalid ELF header: {phnum} program headers of {phentsize} bytes")
+    if phnum > PHDR_MAX:
+        raise ImageError(f"too many program headers: {phnum}, maximum {PHDR_MAX}")
     return machine, entry, _parse_phdrs(read, phoff, phnum)
 
 
@@ -216,6 +225,17 @@ def _parse_segments(headers: list[_Phdr]) -> Iterator[Segment]:
             raise ImageError(f"invalid: segment at {segment.vaddr:#x} overlaps the one before")
         last_end = segment.end
         yield segment
+
+
+def _check_file_bytes(segments: tuple[Segment, ...]) -> None:
+    """Each byte of the file is loaded once, so an image costs no more than its size."""
+    in_file = sorted(segments, key=lambda segment: segment.offset)
+    for first, second in pairwise(in_file):
+        if second.offset < first.offset + first.filesz:
+            raise ImageError(
+                f"invalid: segments at {first.vaddr:#x} and {second.vaddr:#x} "
+                "share bytes of the file"
+            )
 
 
 def _parse_segment(header: _Phdr) -> Segment:

@@ -81,7 +81,7 @@ def test_segments_are_checked(segments: list[bytes], message: str | None) -> Non
         ({"phnum": 0}, "program headers"),
         ({"phentsize": 32}, "program headers"),
         ({"phoff": 1 << 63}, "truncated"),
-        ({"phnum": 65535}, "truncated"),
+        ({"phnum": 65535}, "too many program headers"),
     ],
 )
 def test_headers_are_checked(header: dict[str, int], message: str) -> None:
@@ -129,6 +129,32 @@ def test_63_devices_fit_and_their_handles_are_their_places() -> None:
     devices = tuple(Device(f"d{n}", lib.MFT_DEV_BLOCK_BASIC, n) for n in range(1, 64))
     manifest = elves.parse(elves.image(devices=devices)).manifest
     assert [device.handle for device in manifest.devices] == list(range(1, 64))
+
+
+def of_segments(count: int) -> bytes:
+    return elves.image(
+        segments=[
+            elves.phdr(elf.PT_LOAD, 0x10000 + n * 0x1000, 0x1000, elves.BASE + n * 0x2000)
+            for n in range(count)
+        ]
+    )
+
+
+def test_the_number_of_segments_is_bounded() -> None:
+    assert len(elves.parse(of_segments(64)).segments) == 64
+    with pytest.raises(ImageError, match="too many segments to load: 65, maximum 64"):
+        elves.parse(of_segments(65))
+    with pytest.raises(ImageError, match="too many program headers: 257, maximum 256"):
+        elves.parse(elves.image(phnum=257))
+
+
+@pytest.mark.parametrize("offset", [0x1000, 0x1001, 0x1FFF])
+def test_segments_do_not_share_bytes_of_the_file(offset: int) -> None:
+    """Else a small file could fill the guest's memory, and cost as much as a large one."""
+    first = elves.phdr(elf.PT_LOAD, 0x1000, 0x1000, elves.BASE + 0x2000)
+    second = elves.phdr(elf.PT_LOAD, offset, 0x1000, elves.BASE + 0x4000)
+    with pytest.raises(ImageError, match="segments at 0x10[24]000 and 0x10[24]000 share bytes"):
+        elves.parse(elves.image(segments=[first, second]))
 
 
 @pytest.mark.parametrize("data", [b"", b"\x7f", b"\x7fELF", b"#!/bin/sh\n", b"\0" * 4096])

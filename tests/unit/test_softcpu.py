@@ -20,6 +20,7 @@ from tender.cpu import x86_64 as cpu_x86_64
 from tender.cpu.vcpu import Failure, Fault, Interrupted, IoIn, IoOut, Mmio
 from tender.dataclass import replace
 from tender.errors import HostError
+from tender.memory import GuestMemory
 from tests.unit.cpurig import (
     CODE,
     DATA,
@@ -650,6 +651,17 @@ def test_regions_are_of_one_protection(cpu: Make) -> None:
     assert (RODATA, RODATA + 4096, 1) in pieces
     assert not any(start <= HIDDEN < end for start, end, _ in pieces)
     assert pieces[0] == (0, CODE, 3)
+
+
+def test_regions_where_protections_meet() -> None:
+    memory = GuestMemory(8 * 4096)
+    for page, readable in ((4, False), (1, True), (2, True)):
+        memory.protect(page * 4096, (page + 1) * 4096, readable=readable, writable=False)
+    pieces = soft.regions(memory, [(6 * 4096, 8 * 4096), (2 * 4096, 4 * 4096)])
+    memory.close()
+    assert [(start >> 12, end >> 12, prot) for start, end, prot in pieces] == [
+        (0, 1, 3), (1, 2, 1), (2, 3, 5), (3, 4, 7), (5, 6, 3), (6, 8, 7),
+    ]  # fmt: skip
 
 
 def test_undefined_is_what_no_cpu_does() -> None:
