@@ -73,7 +73,7 @@ def _keep_guest(artifacts: Artifacts, number: int, guest: Unikernel) -> Section:
     outcome = describe_end(guest)
     artifacts.write(f"{name}.outcome.txt", f"{outcome}\n".encode())
     parts = [outcome]
-    if console := guest.said_last():
+    if console := guest.last_output():
         artifacts.write(f"{name}.console.txt", console)
         parts += _tail("console", console.decode(errors="replace").splitlines())
     if trace := _trace(guest):
@@ -121,7 +121,7 @@ def describe_end(guest: Unikernel) -> str:
     for name, counters in outcome.stats.rows():
         values = " ".join(f"{key}={value}" for key, value in counters.__dict__.items())
         lines.append(f"{name}: {values}")
-    return "\n".join([*lines, *(f"warning: {text}" for text in guest.trouble)])
+    return "\n".join([*lines, *(f"warning: {text}" for text in guest.warnings)])
 
 
 def short_call(line: str) -> str:

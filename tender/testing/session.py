@@ -116,10 +116,10 @@ class Session:
         if self._closed:
             return
         self._closed = True
-        unchecked = [guest for guest in self.guests if not guest.asked]
+        unchecked = [guest for guest in self.guests if not guest.outcome_checked]
         errors = [error for guest in reversed(self.guests) if (error := _end(guest))]
         for number, guest in enumerate(self.guests):
-            if guest in unchecked and (how := guest.died()):
+            if guest in unchecked and (how := guest.bad_end()):
                 self.bad_ends.append(f"guest {number} ({guest.kernel}) has ended by itself: {how}")
         for switch in self.switches:
             switch.close()
@@ -180,6 +180,6 @@ def _end(guest: Unikernel) -> BaseException | None:
     except RuntimeError:
         pass  # it was never started
     except Exception as error:
-        raised, guest.told_error = guest.told_error, True
+        raised, guest.start_error_raised = guest.start_error_raised, True
         return None if raised else error
     return None

@@ -1,7 +1,7 @@
-"""A guest in a test: `Guest` with the verbs of a test.
+"""A guest in a test: a `Guest` that may be in the virtual time of its switch.
 
-The rule here: where the guest's network is in virtual time, every verb that waits lets that time go
-on, and every other one finds the guest where it waits; what a verb sees is the same on every run.
+The rule here: in virtual time, every method that waits lets that time advance, and every other
+method is called while the guest waits, so that results are the same on every run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
     class GuestOptions(TypedDict, total=False):
-        """What Guest takes, as it does, but for `net`."""
+        """The options of Guest, except `net`."""
 
         block: Mapping[str, BlockSpec] | None
         mem_mib: int
@@ -52,15 +52,15 @@ if TYPE_CHECKING:
 
 
 LOOK_EVERY_S = 0.02
-ROUNDS = 5  # of the reactor, in which a console's queue is emptied
+ROUNDS = 5  # of the reactor, which read all that a console's socket can hold
 ABORTED = 255  # the status of solo5_abort()
 BAD_ENDS = ("fault", "sandbox", "host")  # reasons of an outcome
-END_S = 10.0  # of real time, for a guest that has left virtual time to be gone
+END_S = 10.0  # of real time, for the process of a guest that has left virtual time to end
 
 
 class _Console(Console):
-    """The console of a test's guest: without a timeout it waits for the guest's `patience`, and
-    where the guest has virtual time, that time goes on while a test waits."""
+    """The console of a test's guest: its default timeout is the guest's `patience`, and in virtual
+    time a wait lets that time advance."""
 
     def __init__(self, guest: Unikernel) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class _Console(Console):
         try:
             return super().wait_for(pattern, self._guest.patience if timeout is None else timeout)
         except GuestEnded:
-            self._guest.asked = True
+            self._guest.outcome_checked = True
             raise
 
     def _wait(self, is_done: Callable[[], bool], timeout_s: float | None) -> bool:
@@ -91,9 +91,9 @@ class _Console(Console):
 
 
 class Unikernel(Guest):
-    """A guest of a test: made and started by the fixture `unikernel`, ended with the test.
+    """A guest of a test, made by the fixture `unikernel` and ended with the test.
 
-    `patience` is how long a verb without a timeout waits, in seconds. All else is Guest's.
+    `patience` is the timeout, in seconds, of methods that are given none. All else is Guest's.
     """
 
     def __init__(
@@ -107,20 +107,20 @@ class Unikernel(Guest):
         self.patience = patience
         self.ports = [each for each in (net or {}).values() if isinstance(each, GuestPort)]
         self.participant: Participant | None = None
-        self.trouble: list[str] = []  # what the host had with its devices
-        self.told_error = False  # somebody knows that it could not start
-        self.asked = False  # the test knows how it ended
+        self.warnings: list[str] = []  # of the host's errors with its devices
+        self.start_error_raised = False
+        self.outcome_checked = False  # the test has been told how it ended
         self.kernel = str(kernel)
         self._timeline = _shared_time(self.ports)
         if self._timeline is not None and options.get("cpu") not in (None, "auto", "soft"):
             raise DeviceError(
                 f"a guest in virtual time runs on the software CPU, not on cpu={options['cpu']!r}"
             )
-        options.setdefault("warn", self.trouble.append)
+        options.setdefault("warn", self.warnings.append)
         super().__init__(kernel, *args, net=net, **options)
 
     def start(self) -> Unikernel:
-        """Start it beside the test."""
+        """Start it; see Guest.start."""
         if self._timeline is not None:
             self.participant = self._timeline.join(self.kernel, self.ports)
             clock = VirtualTime(VIRTUAL_START_NS + self._timeline.now_ns())
@@ -128,7 +128,7 @@ class Unikernel(Guest):
         try:
             super().start()
         except BaseException:
-            self.told_error = True
+            self.start_error_raised = True
             if self._timeline is not None and self.participant is not None:
                 self._timeline.leave(self.participant)
             raise
@@ -137,7 +137,7 @@ class Unikernel(Guest):
     # ---- Waiting ----
 
     def wait(self, timeout: float | None = None) -> Outcome:
-        """Wait for the guest's end; TimeoutError after `timeout` seconds, and it goes on."""
+        """Wait for its end; TimeoutError if it still runs after `timeout` seconds."""
         seconds = self.patience if timeout is None else timeout
         if self.participant is None:
             return super().wait(seconds)
@@ -147,7 +147,10 @@ class Unikernel(Guest):
         return super().wait(END_S)
 
     def wait_until(self, predicate: Callable[[], T], timeout: float | None = None) -> T:
-        """Wait until `predicate()` is true, and give what it gave; TimeoutError if it is not."""
+        """Wait until `predicate()` is true; returns its value.
+
+        Raises TimeoutError after `timeout` seconds.
+        """
         seconds = self.patience if timeout is None else timeout
         values: list[T] = []
 
@@ -165,7 +168,7 @@ class Unikernel(Guest):
         return values[0]
 
     def wait_virtually(self, predicate: Callable[[], Any], seconds: float) -> bool:
-        """Let virtual time go on until `predicate` is true, or this guest has ended."""
+        """Let virtual time advance until `predicate` is true, or this guest has ended."""
         if self._timeline is None or self.participant is None:
             raise RuntimeError("this guest has no virtual time")
         participant = self.participant
@@ -174,8 +177,8 @@ class Unikernel(Guest):
         )
 
     def read_output(self) -> bool:
-        """Let the console take in the output up to where the guest waits now."""
-        # The guest has written it before it said that it waits: it is in the socket at least.
+        """Have the console read all output up to where the guest waits now."""
+        # The guest wrote it before it came to its rendezvous, so it is in the socket.
         empty = threading.Event()
 
         def again(rounds: int) -> None:
@@ -190,24 +193,24 @@ class Unikernel(Guest):
     def _new_console(self) -> Console:
         return _Console(self)
 
-    def said_last(self) -> bytes:
-        """What is kept of the output."""
+    def last_output(self) -> bytes:
+        """The output that is kept; empty if it was not started."""
         return self._console.data
 
     # ---- The end ----
 
     @property
     def outcome(self) -> Outcome | None:
-        """How it ended; None before that, and where it could not start."""
-        self.asked = True
+        """How it ended; None before that, and if it could not start."""
+        self.outcome_checked = True
         return super().outcome
 
     def _get_result(self) -> Outcome:
-        self.asked = True
+        self.outcome_checked = True
         return super()._get_result()
 
-    def died(self) -> str:
-        """How it ended, if by itself and badly; else nothing."""
+    def bad_end(self) -> str:
+        """How it ended, if it failed by itself; else an empty string."""
         outcome = super().outcome
         if outcome is None:
             return ""
@@ -218,47 +221,47 @@ class Unikernel(Guest):
         return f"{'aborted' if aborted else outcome.reason}, status {outcome.status}{why}"
 
     def __enter__(self) -> Unikernel:
-        """Start it, if the fixture has not."""
+        """Start it, unless it was started already."""
         return self if self.running or self._ended.is_set else self.start()
 
     def __exit__(self, exc_type: object, *error: object) -> None:
-        asked = self.asked
+        checked = self.outcome_checked
         super().__exit__(exc_type, *error)
-        self.asked = asked  # the block ends it, and nobody has looked
+        self.outcome_checked = checked  # not by the test
 
     def stop(self, grace: float = GRACE_S) -> Outcome:
-        """Guest.stop; in virtual time, once every guest waits."""
-        self._rest()
+        """Guest.stop; in virtual time, while every guest waits."""
+        self._settle_time()
         try:
             return super().stop(grace)
         finally:
-            self._rest()
+            self._settle_time()
 
     def crash(self) -> Outcome:
-        """End the guest at once, as a power cut does: nothing in it or its tender is asked."""
-        self._rest()
+        """End the guest at once, as a power cut does: Guest.kill, in virtual time as well."""
+        self._settle_time()
         try:
             return self.kill()
         finally:
-            self._rest()
+            self._settle_time()
 
-    def _rest(self) -> None:
-        """In virtual time, let every guest come to where it waits, or be found to have ended."""
+    def _settle_time(self) -> None:
+        """In virtual time, wait until every guest waits or has ended."""
         if self._timeline is not None:
             try:
                 self._timeline.settle()
             except Stuck:
-                pass  # it is about to be ended
+                pass  # it is about to end
 
     # ---- The network ----
 
     def block_link(self) -> None:
-        """Cut the cables of all its ports on switches."""
+        """Cut the links of all its ports on switches."""
         for port in self.ports:
             port.cut()
 
     def unblock_link(self) -> None:
-        """Put them in again."""
+        """Restore them."""
         for port in self.ports:
             port.restore()
 
@@ -267,13 +270,13 @@ class Unikernel(Guest):
 
 
 def _shared_time(ports: list[GuestPort]) -> VirtualTimeline | None:
-    """The virtual time that the ports of one guest share, None: real time."""
+    """The virtual time of a guest with these ports; None: real time."""
     timelines = {id(port.switch.timeline): port.switch.timeline for port in ports}
     virtual = [each for each in timelines.values() if isinstance(each, VirtualTimeline)]
     if virtual and len(timelines) > 1:
         raise DeviceError(
-            "a guest has one time: its ports are on a virtual switch and another; "
-            "switch.another() makes one that shares its time"
+            "a guest cannot be on switches of different times; switch.another() makes one "
+            "that shares the time of a switch"
         )
     return virtual[0] if virtual else None
 

@@ -199,7 +199,7 @@ def test_the_header_says_which_cpu_guests_have(
         def test_fails(unikernel):
             guest = unikernel("hello.hvt", mem_mib=8)
             guest.wait()
-            assert guest.trouble
+            assert guest.warnings
     """
     name = {"soft": "the software CPU", "kvm": "KVM"}[cpu]
     lines = [f"ptender: guests run on {name} (PTENDER_CPU)"]
@@ -208,7 +208,7 @@ def test_the_header_says_which_cpu_guests_have(
     run(pytester, source, "--ptender-cpu=soft").stdout.fnmatch_lines(lines)
     monkeypatch.delenv("PTENDER_CPU")
     result = run(pytester, source)
-    result.assert_outcomes(failed=1)  # no guest has trouble with its CPU
+    result.assert_outcomes(failed=1)  # no guest warns about its CPU
     assert result.stdout.str().count("ptender: guests run on ") == 1
 
 
@@ -340,7 +340,7 @@ def test_errors_say_what_would_be_right(pytester: pytest.Pytester, images: Path)
         def test_it_is_not_for_virtual_time(unikernel, switch, virtual_switch):
             with pytest.raises(DeviceError, match="runs on the software CPU, not on cpu='kvm'"):
                 unikernel("ping.hvt", net={"service": virtual_switch.port()}, cpu="kvm")
-            with pytest.raises(DeviceError, match="a guest has one time"):
+            with pytest.raises(DeviceError, match="switches of different times"):
                 unikernel("ping.hvt", net={"a": virtual_switch.port(), "b": switch.port()})
     """
     run(pytester, source).assert_outcomes(passed=8)
@@ -510,11 +510,11 @@ def test_faults_of_a_disk(pytester: pytest.Pytester, images: Path) -> None:
                 assert "first block can't be written" in starts(unikernel, disk).console.text
             assert any("No space left" in line for line in disk.log)
 
-        def test_trouble_is_told_to_the_test_and_not_to_the_terminal(unikernel, blockimage, capfd):
+        def test_warnings_go_to_the_test_and_not_to_the_terminal(unikernel, blockimage, capfd):
             disk = blockimage(1 << 16)
             disk.fail_read()
             guest = starts(unikernel, disk)
-            assert any("Input/output error" in text for text in guest.trouble)
+            assert any("Input/output error" in text for text in guest.warnings)
             assert capfd.readouterr().err == ""
 
         def test_slowness(unikernel, blockimage):
