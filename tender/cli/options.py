@@ -39,43 +39,44 @@ class Suboption:
     """
 
     def __init__(
-        self, field: str, value: str, help: str, parse: Callable[[str], object] | None = str
+        self, value: str, field: str, parse: Callable[[str], object] | None, help: str
     ) -> None:
-        self.field = field
         self.value = value  # as --help shows it
-        self.help = help
+        self.field = field
         self.parse = parse
+        self.help = help
 
 
 class Option:
-    """An option of a run: its name, what --help calls its value, its help, and what it sets.
+    """An option of a run: its name, its value in --help, what it sets, and its help.
 
-    It sets `field` (of Config, or of CommandLine) to what `parse` makes of its value. A flag has
-    a `constant` in the place of `parse`. One whose name may be followed by a device's (`:NAME` in
-    Solo5's spelling, where `parse_solo5` reads the value) adds to what it sets. Without `help`,
-    it is not in the list of --help.
+    It sets `field` (of Config, or of CommandLine) to what `parse` makes of its value; a flag has
+    no `parse` and sets it to `constant`. Without `help`, it is not in the list of --help.
+
+    With `parse_solo5` its name may be followed by a device's (`:NAME`, Solo5's spelling, in which
+    this reads the value), and it adds to `field`.
     """
 
     def __init__(
         self,
         name: str,
         value: str,
-        help: str,
         field: str,
-        parse: Callable[[str], Any] = str,
-        *,
-        constant: object = None,
-        parse_solo5: Callable[[str], Any] | None = None,
+        parse: Callable[[str], Any] | None,
+        help: str,
         suboptions: Suboptions | None = None,
+        *,
+        constant: bool = True,
+        parse_solo5: Callable[[str], Any] | None = None,
     ) -> None:
         self.name = name
         self.value = value
-        self.help = help
         self.field = field
         self.parse = parse
+        self.help = help
+        self.suboptions = suboptions or {}
         self.constant = constant
         self.parse_solo5 = parse_solo5
-        self.suboptions = suboptions or {}
 
 
 def is_solo5_name(program: str) -> bool:
@@ -259,202 +260,106 @@ def _names(suboptions: Suboptions) -> str:
     )
 
 
-_MTU = Suboption("mtu", "N", "its MTU", _number)
-_MAC = Suboption("mac", "MAC", "the guest's MAC address (default: random)")
+# fmt: off
+_MTU = Suboption("N", "mtu", _number, "its MTU")
+_MAC = Suboption("MAC", "mac", str, "the guest's MAC address (default: random)")
 _TAP: Suboptions = {
-    "create": Suboption("create", "", "make the tap; it is gone when the guest ends", parse=None),
-    "addr": Suboption(
-        "addr", "ADDR/LEN", "give the made tap an address (more than one\nworks), as in 10.0.0.1/24"
-    ),
-    "bridge": Suboption("bridge", "BR", "... or put it on a bridge"),
+    "create": Suboption("", "create", None, "make the tap; it is gone when the guest ends"),
+    "addr": Suboption("ADDR/LEN", "addr", str,
+                      "give the made tap an address (more than one\nworks), as in 10.0.0.1/24"),
+    "bridge": Suboption("BR", "bridge", str, "... or put it on a bridge"),
     "mtu": _MTU,
     "mac": _MAC,
 }
 _USER: Suboptions = {
-    "addr": Suboption("address", "ADDR/LEN", "the guest's address (default 10.0.0.2/24)"),
-    "gateway": Suboption("gateway", "ADDR", "... and its way out (default 10.0.0.1)"),
+    "addr": Suboption("ADDR/LEN", "address", str, "the guest's address (default 10.0.0.2/24)"),
+    "gateway": Suboption("ADDR", "gateway", str, "... and its way out (default 10.0.0.1)"),
     "mtu": _MTU,
     "mac": _MAC,
-    "host": Suboption(
-        "reach_host", "", "the gateway is the host's 127.0.0.1 (so with UDP)", parse=None
-    ),
+    "host": Suboption("", "reach_host", None,
+                      "the gateway is the host's 127.0.0.1 (so with UDP)"),
 }
 _NET_DESCRIPTOR: Suboptions = {"mtu": _MTU, "mac": _MAC}
 _BLOCK: Suboptions = {
-    "ro": Suboption("readonly", "", "read-only (a writable image is locked)", parse=None),
-    "overlay": Suboption(
-        "overlay",
-        "",
-        "the image stays as it is; what the guest writes is\nin memory, and gone with it",
-        parse=None,
-    ),
-    "sector-size": Suboption("sector_size", "N", "block size in bytes (default 512)", _number),
+    "ro": Suboption("", "readonly", None, "read-only (a writable image is locked)"),
+    "overlay": Suboption("", "overlay", None,
+                         "the image stays as it is; what the guest writes is\n"
+                         "in memory, and gone with it"),
+    "sector-size": Suboption("N", "sector_size", _number, "block size in bytes (default 512)"),
 }
 _BLOCK_DESCRIPTOR: Suboptions = {key: _BLOCK[key] for key in ("ro", "sector-size")}
 _CLOCK: Suboptions = {
-    "start": Suboption(
-        "start_ns",
-        "WHEN",
-        "from this date (as 2026-01-01T12:00:00) or second on",
-        _instant,
-    ),
-    "tick": Suboption("tick_ns", "NS", "what a reading takes (default 1000 ns)", _number),
+    "start": Suboption("WHEN", "start_ns", _instant,
+                       "from this date (as 2026-01-01T12:00:00) or second on"),
+    "tick": Suboption("NS", "tick_ns", _number, "what a reading takes (default 1000 ns)"),
 }
 
 OPTIONS = (
-    Option(
-        "--mem",
-        "SIZE",
-        "guest memory: MiB, or with a unit as in 64M, 1G\n"
-        "(default 512; a multiple of 2 MiB, at most 4G)",
-        "mem_bytes",
-        _size,
-    ),
-    Option(
-        "--net",
-        "[NAME=]TAP",
-        "attach a tap interface; NAME as the guest's\nmanifest has it, needed if there are several",
-        "net",
-        _net,
-        parse_solo5=_interface,
-        suboptions=_TAP,
-    ),
-    Option(
-        "--net",
-        "[NAME=]user",
-        "a network through passt: needs no root and no tap.\n"
-        "With user:8080:80, port 8080 of 127.0.0.1 is the\n"
-        "guest's port 80; user:ADDRESS:8080:80 takes another\n"
-        "address, user:udp:5353:53 UDP; more follow with commas",
-        "net",
-        _net,
-        parse_solo5=_interface,
-        suboptions=_USER,
-    ),
-    Option(
-        "--net",
-        "[NAME=]@FD",
-        "attach an open descriptor: a tap, or a datagram or\n"
-        "seqpacket socket with one frame per message",
-        "net",
-        _net,
-        parse_solo5=_interface,
-        suboptions=_NET_DESCRIPTOR,
-    ),
-    Option("--net-mac", "NAME=MAC", "", "macs", parse_solo5=str),
-    Option(
-        "--block",
-        "[NAME=]FILE",
-        "attach a disk image or block device",
-        "block",
-        _block,
-        parse_solo5=BlockFile,
-        suboptions=_BLOCK,
-    ),
-    Option(
-        "--block",
-        "[NAME=]@FD",
-        "attach an open descriptor of a file or memfd",
-        "block",
-        _block,
-        parse_solo5=BlockFile,
-        suboptions=_BLOCK_DESCRIPTOR,
-    ),
-    Option("--disk", "FILE", "", "block", _block),
-    Option("--block-sector-size", "NAME=N", "", "sector_sizes", _number, parse_solo5=_number),
-    Option(
-        "--console-limit",
-        "RATE",
-        "drop what the guest prints beyond so many bytes per\nsecond, as in 64K or 1M",
-        "console_limit",
-        _rate,
-    ),
-    Option("--dumpcore", "DIR", "write a core file there if the guest aborts", "dumpcore"),
-    Option(
-        "--cpu",
-        "auto|kvm|soft",
-        "what runs the guest: KVM where it is, else a CPU in\n"
-        "software (default: auto, or what PTENDER_CPU says)",
-        "cpu",
-    ),
-    Option(
-        "--clock",
-        "virtual",
-        "the guest's time advances only as the guest reads it",
-        "clock",
-        _clock,
-        suboptions=_CLOCK,
-    ),
-    Option(
-        "--instructions",
-        "N",
-        "end the guest after N instructions (software CPU)",
-        "instructions",
-        _number,
-    ),
-    Option(
-        "--sandbox",
-        "on|require|off",
-        "on: confine the tender before the guest runs, as far\n"
-        "as this machine can; require: all of it, or do not\n"
-        "run; off: not at all",
-        "sandbox",
-    ),
-    Option(
-        "--user",
-        "NAME|UID[:GROUP|:GID]",
-        "who the tender becomes when root starts it (65534)",
-        "user",
-    ),
-    Option(
-        "--hugepages",
-        "",
-        "ask the kernel for pages of 2 MiB for the guest",
-        "hugepages",
-        constant=True,
-    ),
-    Option(
-        "--no-net-ring",
-        "",
-        "do not offer the network ring to the guest",
-        "net_ring",
-        constant=False,
-    ),
-    Option(
-        "--net-ring",
-        "",
-        "offer it even where it is not expected to help",
-        "net_ring",
-        constant=True,
-    ),
-    Option(
-        "--engine",
-        "c|python",
-        "what answers most hypercalls: compiled code (default)\n"
-        "or the Python handlers, which are the reference",
-        "engine",
-    ),
-    Option(
-        "--trace",
-        "FILE",
-        "write a line of JSON there for each hypercall; - is\n"
-        "standard error, @FD an open descriptor",
-        "trace",
-        _trace,
-    ),
-    Option(
-        "--verbose",
-        "",
-        "show the layers of the sandbox, how the guest ended\nand what its devices did",
-        "verbose",
-        constant=True,
-    ),
-    Option("--version", "", "the version, and the ABI version", "version", constant=True),
-    Option("--help", "", "this text", "help", constant=True),
+    Option("--mem", "SIZE", "mem_bytes", _size,
+           "guest memory: MiB, or with a unit as in 64M, 1G\n"
+           "(default 512; a multiple of 2 MiB, at most 4G)"),
+    Option("--net", "[NAME=]TAP", "net", _net,
+           "attach a tap interface; NAME as the guest's\n"
+           "manifest has it, needed if there are several", _TAP, parse_solo5=_interface),
+    Option("--net", "[NAME=]user", "net", _net,
+           "a network through passt: needs no root and no tap.\n"
+           "With user:8080:80, port 8080 of 127.0.0.1 is the\n"
+           "guest's port 80; user:ADDRESS:8080:80 takes another\n"
+           "address, user:udp:5353:53 UDP; more follow with commas", _USER, parse_solo5=_interface),
+    Option("--net", "[NAME=]@FD", "net", _net,
+           "attach an open descriptor: a tap, or a datagram or\n"
+           "seqpacket socket with one frame per message", _NET_DESCRIPTOR, parse_solo5=_interface),
+    Option("--net-mac", "NAME=MAC", "macs", str, "", parse_solo5=str),
+    Option("--block", "[NAME=]FILE", "block", _block,
+           "attach a disk image or block device", _BLOCK, parse_solo5=BlockFile),
+    Option("--block", "[NAME=]@FD", "block", _block,
+           "attach an open descriptor of a file or memfd", _BLOCK_DESCRIPTOR,
+           parse_solo5=BlockFile),
+    Option("--disk", "FILE", "block", _block, ""),
+    Option("--block-sector-size", "NAME=N", "sector_sizes", _number, "", parse_solo5=_number),
+    Option("--console-limit", "RATE", "console_limit", _rate,
+           "drop what the guest prints beyond so many bytes per\nsecond, as in 64K or 1M"),
+    Option("--dumpcore", "DIR", "dumpcore", str, "write a core file there if the guest aborts"),
+    Option("--cpu", "auto|kvm|soft", "cpu", str,
+           "what runs the guest: KVM where it is, else a CPU in\n"
+           "software (default: auto, or what PTENDER_CPU says)"),
+    Option("--clock", "virtual", "clock", _clock,
+           "the guest's time advances only as the guest reads it", _CLOCK),
+    Option("--instructions", "N", "instructions", _number,
+           "end the guest after N instructions (software CPU)"),
+    Option("--sandbox", "on|require|off", "sandbox", str,
+           "on: confine the tender before the guest runs, as far\n"
+           "as this machine can; require: all of it, or do not\n"
+           "run; off: not at all"),
+    Option("--user", "NAME|UID[:GROUP|:GID]", "user", str,
+           "who the tender becomes when root starts it (65534)"),
+    Option("--hugepages", "", "hugepages", None,
+           "ask the kernel for pages of 2 MiB for the guest"),
+    Option("--no-net-ring", "", "net_ring", None,
+           "do not offer the network ring to the guest", constant=False),
+    Option("--net-ring", "", "net_ring", None, "offer it even where it is not expected to help"),
+    Option("--engine", "c|python", "engine", str,
+           "what answers most hypercalls: compiled code (default)\n"
+           "or the Python handlers, which are the reference"),
+    Option("--trace", "FILE", "trace", _trace,
+           "write a line of JSON there for each hypercall; - is\n"
+           "standard error, @FD an open descriptor"),
+    Option("--verbose", "", "verbose", None,
+           "show the layers of the sandbox, how the guest ended\nand what its devices did"),
+    Option("--version", "", "version", None, "the version, and the ABI version"),
+    Option("--help", "", "help", None, "this text"),
 )
+# fmt: on
 _BY_NAME = {option.name: option for option in OPTIONS}
 _SHORT = {"-v": "--verbose", "-h": "--help"}
-_NO_GDB = " (a gdb server is not part of this version)"
+_NO_GDB = "a gdb server is not part of this version"
+_HINTS = {
+    "--gdb": _NO_GDB,
+    "--gdb-port": _NO_GDB,
+    "-m": "guest memory is --mem SIZE",
+    "-p": "a port of the host is --net user:8080:80",
+    "--tap": "a tap is --net TAP",
+}
 _COLUMN = 26  # where the help of an option begins
 
 _TOOLS = """\
@@ -467,7 +372,8 @@ _TOOLS = """\
 _USAGE = """\
 usage: {program} [OPTIONS] [--] KERNEL [ARGS]
 {tools}
-Run KERNEL, a unikernel for Solo5's hvt target; ARGS are its command line.
+Run KERNEL, a unikernel for Solo5's hvt target; ARGS are its command line,
+with all that follows KERNEL, options too.
 
 {options}
 Solo5's own spelling works too: --mem=MIB, --net:NAME=TAP, --net:NAME=@FD,
@@ -542,10 +448,10 @@ def _split(
     head, equals, value = argument.partition("=")
     written, colon, name = head.partition(":")
     option = _BY_NAME.get(_SHORT.get(written, written))
-    is_flag = option is not None and option.constant is not None
+    is_flag = option is not None and option.parse is None
     if option is None or (colon and option.parse_solo5 is None) or (is_flag and equals):
-        hint = _NO_GDB if written in ("--gdb", "--gdb-port") else _suggestion(written, others)
-        raise UsageError(f"Invalid option: `{argument}'; see {see}{hint}")
+        hint = _HINTS.get(written) or _suggestion(written, others)
+        raise UsageError(f"Invalid option: `{argument}'; see {see}{hint and f' ({hint})'}")
     if colon and not is_name(name):
         raise UsageError(f"Invalid option: `{argument}': {name!r} is not a device name")
     if is_flag:
@@ -560,11 +466,9 @@ def _split(
 
 
 def _suggestion(written: str, others: tuple[str, ...]) -> str:
-    """The option that was meant: the only one that two changes make of what was written."""
-    close = [name for name in (*others, *_BY_NAME) if _distance(written, name) <= 2]
-    return (
-        f" (did you mean {min(close, key=lambda name: _distance(written, name))}?)" if close else ""
-    )
+    """The nearest option, where at most two letters differ."""
+    distance, name = min((_distance(written, name), name) for name in (*others, *_BY_NAME))
+    return f"did you mean {name}?" if distance <= 2 else ""
 
 
 def _distance(one: str, other: str) -> int:
@@ -591,21 +495,20 @@ class _Line:
         self._of_devices: dict[str, dict[str, tuple[str, Any]]] = {"macs": {}, "sector_sizes": {}}
 
     def add(self, option: Option, written: str, name: str | None, text: str) -> None:
-        parse = option.parse if name is None or option.parse_solo5 is None else option.parse_solo5
-        if option.field in CommandLine.__annotations__:
-            self.flags[option.field] = True
-        elif option.field in self._devices:
-            if name is None:
-                name, text = _split_name(text)
-            self._devices[option.field].append((name, parse(text)))
+        parse = option.parse_solo5 if name else option.parse
+        if name is None and (option.field in self._devices or option.field in self._of_devices):
+            name, text = _split_name(text)
+        value = parse(text) if parse else option.constant
+        if option.field in self._devices:
+            self._devices[option.field].append((name, value))
         elif option.field in self._of_devices:
             if name is None:
-                name, text = _split_name(text)
-            if name is None:
                 raise UsageError(f"name the device: {option.name} NAME={text}")
-            self._of_devices[option.field][name] = written, parse(text)
+            self._of_devices[option.field][name] = written, value
+        elif option.field in CommandLine.__annotations__:
+            self.flags[option.field] = True
         else:
-            self._fields[option.field] = parse(text) if option.constant is None else option.constant
+            self._fields[option.field] = value
             self._texts[option.field] = f"{written}: {shown(text)}"
 
     def config(self, kernel: str, arguments: tuple[str, ...]) -> Config:

@@ -198,6 +198,9 @@ def test_sizes(text: str, size: int) -> None:
         ("--clock=virtual,start=1960-01-01 k", "start=1960-01-01 is not a time between 1970"),
         ("--hugepages=yes k", "Invalid option: `--hugepages=yes'"),
         ("--nothing-of-the-kind k", "see --help$"),
+        ("--men 64 k", r"\(did you mean --mem\?\)$"),
+        ("--tap tap0 k", r"\(a tap is --net TAP\)$"),
+        ("-p 8080:80 k", r"\(a port of the host is --net user:8080:80\)$"),
         ("--gdb k", "not part of this version"),
     ],
 )
