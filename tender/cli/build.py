@@ -13,7 +13,7 @@ PASSED_ON = (  # to the compiler of the guest's sources: the option's letter, it
 )
 
 
-def main(argv: list[str]) -> int:
+def main(argv: list[str]) -> None:
     """Run `ptender build`; `argv` are the arguments after `build`."""
     options = _parser().parse_intermixed_args(_joined(argv))
     cflags = [f"-{letter}{value}" for letter, *_ in PASSED_ON for value in getattr(options, letter)]
@@ -28,7 +28,6 @@ def main(argv: list[str]) -> int:
             fp=options.fp,
             verbose=options.verbose,
         )
-    return 0
 
 
 def _joined(argv: list[str]) -> list[str]:

@@ -6,6 +6,8 @@ would be right.
 
 from __future__ import annotations
 
+import os
+
 from tender import config as conf
 from tender.config import BlockDescriptor, BlockFile, Config, Descriptor, Tap, UserNet, VirtualTime
 from tender.dataclass import dataclass, replace
@@ -387,6 +389,18 @@ Run the guest that comes with the package: it prints ARGS, its command line,
 and ends. OPTIONS are those of any guest; see {program} --help."""
 
 
+def with_demo(line: CommandLine) -> CommandLine:
+    """The same, where the kernel `demo` is the guest that comes with the package."""
+    if line.config is None or line.config.kernel != "demo":
+        return line
+    return replace(line, config=replace(line.config, kernel=demo_kernel()))
+
+
+def demo_kernel() -> str:
+    """The path of guest-bindings/samples/hello.c, built."""
+    return os.path.join(os.path.dirname(os.path.dirname(__file__)), "guests", "hello-x86_64.hvt")
+
+
 def usage(program: str) -> str:
     """The text of --help."""
     tools = "" if is_solo5_name(program) else _TOOLS.format(program=program)
@@ -463,6 +477,12 @@ def _split(
     if not value:
         raise UsageError(f"Invalid option: `{argument}' has an empty value")
     return option, head, name or None, value
+
+
+def first_option(arguments: tuple[str, ...]) -> str | None:
+    """The first of a guest's arguments that looks like an option of the tender."""
+    names = (argument.partition("=")[0].partition(":")[0] for argument in arguments)
+    return next((name for name in names if name in _BY_NAME), None)
 
 
 def _suggestion(written: str, others: tuple[str, ...]) -> str:

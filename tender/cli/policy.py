@@ -73,7 +73,7 @@ def main(argv: list[str]) -> str | bytes:
     """The command; `argv` without the program's name and `policy`. Returns what it prints."""
     flags = [word for word in argv if word in OPTIONS]
     rest = [word for word in argv if word not in OPTIONS]
-    line = _command_line(rest)
+    line = options.with_demo(_command_line(rest))
     if line.help:
         return USAGE.rstrip()
     if line.config is None:

@@ -48,6 +48,38 @@ def test_the_demo_needs_nothing(ptender: Run) -> None:
     assert "to you" in done.stdout
 
 
+def test_the_command_is_a_module_of_python(tmp_path: Path) -> None:
+    python = str(PTENDER.with_name("python"))
+    for words in (["demo", "--help"], ["--version"], ["--nte"]):
+        ran = [
+            subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+            for command in ([str(PTENDER), *words], [python, "-m", "tender", *words])
+        ]
+        assert ran[0].returncode == ran[1].returncode
+        assert (ran[0].stdout, ran[0].stderr) == (ran[1].stdout, ran[1].stderr)
+
+
+def test_the_policy_of_the_demo(ptender: Run) -> None:
+    done = ptender("policy", "demo")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "console" in done.stdout
+
+
+def test_an_option_after_the_kernel_is_named_where_it_is_missed(
+    ptender: Run, guest: Build, tmp_path: Path
+) -> None:
+    """It is the guest's, which may have options of the same name."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(4096))
+    done = ptender("--mem=8", guest("block"), f"--block={image}")
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        ": add --block storage=FILE "
+        "(--block comes after the kernel, so it is the guest's: put it before)\n"
+    )
+    assert ptender("--mem=8", guest("exit"), "7", "--mem=4").returncode == 7
+
+
 def test_the_demo_has_its_own_help(ptender: Run) -> None:
     for word in ("--help", "-h"):
         done = ptender("demo", word)
