@@ -10,7 +10,7 @@ import os
 
 from tender.cleanup import Cleanup
 from tender.config import as_cpu
-from tender.errors import HostError, UsageError
+from tender.errors import HostError, UsageError, option
 from tender.image.elf import EM_AARCH64, MACHINES
 
 TYPE_CHECKING = False
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     Accelerator: TypeAlias = "KvmAccelerator | SoftAccelerator"
 
 ENVIRONMENT = "PTENDER_CPU"  # what `auto` means, for test suites
-OR_SOFT = ", or use --cpu=soft"
 
 
 class KvmAccelerator:
@@ -127,9 +126,11 @@ def choose(
             kvm = _kvm(image, created, wanted)
         except HostError as error:
             if wanted == "kvm":
-                raise HostError(f"{error}{OR_SOFT}", error.syscall, 0) from None
+                raise HostError(
+                    f"{error}, or use {option('cpu', 'soft')}", error.syscall, 0
+                ) from None
             _check_soft(error)
-            warn(f"{error}; taking the software CPU (to say nothing: --cpu=soft)")
+            warn(f"{error}; taking the software CPU (to say nothing: {option('cpu', 'soft')})")
         else:
             cleanup.callback(kvm.close)
             return kvm
@@ -159,11 +160,11 @@ def choice(config: Config) -> str:
     wanted = config.cpu
     if wanted == "auto":
         wanted = as_cpu(ENVIRONMENT, os.environ.get(ENVIRONMENT) or wanted)
-    for option, given in (("clock=virtual", config.clock), ("instructions", config.instructions)):
+    for name, given in (("clock", config.clock), ("instructions", config.instructions)):
         if given is None:
             continue
         if config.cpu == "kvm":
-            raise UsageError(f"--{option} is for the software CPU: use --cpu=soft")
+            raise UsageError(f"{name} is for the software CPU, cpu=soft: this guest has cpu=kvm")
         wanted = "soft"
     return wanted
 

@@ -28,6 +28,25 @@ def shown(value: object) -> str:
     return text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}..."
 
 
+_in_program = False
+
+
+def serve_program() -> None:
+    """This process runs a guest of a program: errors name the arguments of Guest, not options."""
+    global _in_program
+    _in_program = True
+
+
+def setting(command: str, program: str) -> str:
+    """How the user makes a setting: an option of the command, or an argument of Guest."""
+    return program if _in_program else command
+
+
+def option(name: str, value: str) -> str:
+    """The same for an option that has the name of its argument: `--cpu=soft`, or `cpu='soft'`."""
+    return setting(f"--{name}={value}", f"{name}={value!r}")
+
+
 def bug_text(error: BaseException) -> str:
     """Where something went wrong that is ours to mend.
 

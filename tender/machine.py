@@ -16,7 +16,7 @@ from tender.cleanup import Cleanup
 from tender.clock import HostClock, VirtualClock
 from tender.config import Descriptor, usable_memory
 from tender.dataclass import dataclass, replace
-from tender.errors import EXIT_FAILURE, GuestFault, HostError, NotEmulated, bug_text
+from tender.errors import EXIT_FAILURE, GuestFault, HostError, NotEmulated, bug_text, option
 from tender.host import keep_descriptors
 from tender.hypercalls import Dispatcher
 from tender.image.elf import EM_AARCH64
@@ -369,7 +369,7 @@ def _run_to_end(machine: Machine, stop: Stop, warn: Warn) -> Outcome:
         if fault is None:
             return Outcome("stopped", EXIT_FAILURE, signo=stop.signo)
     except NotEmulated as error:
-        fault = NotEmulated(f"{error} (--cpu=soft may run it)")
+        fault = NotEmulated(f"{error} ({option('cpu', 'soft')} may run it)")
     except GuestFault as error:
         fault = error.with_traceback(None)
     except HostError as error:

@@ -13,7 +13,7 @@ import weakref
 
 from tender.config import SECTOR_SIZE, BlockDescriptor, BlockRemote
 from tender.embed import validation
-from tender.errors import DeviceError, HostError
+from tender.errors import DeviceError, HostError, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ def _memory_size(content: Any) -> int:
         is_size = isinstance(content, int) and not isinstance(content, bool)
         size = int(content) if is_size else memoryview(content).nbytes
     except TypeError:
-        raise DeviceError(f"{_MEMORY}: {content!r} is neither a size in bytes nor bytes") from None
+        raise DeviceError(
+            f"{_MEMORY}: {shown(content)} is neither a size in bytes nor bytes"
+        ) from None
     if size >= 1 << 63:
         raise DeviceError(f"{_MEMORY}: no file can be that large")
     return size

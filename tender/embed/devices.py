@@ -30,7 +30,7 @@ from tender.embed.file_locks import FileLocks
 from tender.embed.python_devices import BlockService, NetService
 from tender.embed.reactor import show_exception
 from tender.embed.validation import BLOCK_VALUES, NET_VALUES
-from tender.errors import DeviceError, HostError
+from tender.errors import DeviceError, HostError, shown
 from tender.host import keep_descriptor
 
 TYPE_CHECKING = False
@@ -156,7 +156,7 @@ class Devices:
             report = lambda what: self._report(where, what)  # noqa: E731
             attached = self._start(NetService(spec, where, report))
         else:
-            raise DeviceError(f"{where}: {spec!r} is {_NO_NET}")
+            raise DeviceError(f"{where}: {shown(spec)} is {_NO_NET}")
         return attached
 
     def _user_net(self, spec: UserNet, where: str) -> StreamNet:
@@ -188,7 +188,9 @@ class Devices:
             report = lambda what: self._report(where, what)  # noqa: E731
             attached = self._start(BlockService(spec, where, report))
         else:
-            raise DeviceError(f"{where}: {spec!r} is {_NO_BLOCK}")
+            memory = "; for a disk with this content: BlockMemory(...)"
+            hint = memory if isinstance(spec, (bytes, bytearray, memoryview)) else ""
+            raise DeviceError(f"{where}: {shown(spec)} is {_NO_BLOCK}{hint}")
         return attached
 
     def _attach(self, spec: Any, where: str, values: tuple[type, ...], none_of: str) -> Any:
@@ -201,12 +203,14 @@ class Devices:
         if detach is not None:
             self._ends.append(detach)
         if not isinstance(attached, values):
-            raise DeviceError(f"{where}: attach() gave {attached!r}, which is {none_of}")
+            raise DeviceError(f"{where}: attach() gave {shown(attached)}, which is {none_of}")
         try:
             for fd in _descriptors(attached).values():
                 self._owned.append(FileIO(fd))
         except OSError:
-            raise DeviceError(f"{where}: attach() gave {attached!r}: no such descriptor") from None
+            raise DeviceError(
+                f"{where}: attach() gave {shown(attached)}: no such descriptor"
+            ) from None
         return attached
 
     def _start(self, service: Service) -> Any:

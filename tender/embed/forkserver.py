@@ -17,7 +17,7 @@ from errno import EAGAIN
 
 from tender.embed import child
 from tender.embed.protocol import EXITED, FORKED, send_descriptors
-from tender.errors import TenderError
+from tender.errors import TenderError, serve_program
 
 
 class Forker:
@@ -114,6 +114,7 @@ class Forker:
 
 def main(requests: int, exits: int, program: int) -> None:
     """The server's process; the arguments are the numbers of its descriptors."""
+    serve_program()
     # Settings of the program that an exec hands on.
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

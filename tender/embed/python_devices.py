@@ -15,7 +15,7 @@ from tender.dataclass import replace
 from tender.embed import validation
 from tender.embed.capture import PATIENCE_S
 from tender.embed.latch import Latch
-from tender.errors import DeviceError
+from tender.errors import DeviceError, shown
 from tender.host.remote import HEADER, PIECE, READ, STATUS, WRITE
 
 TYPE_CHECKING = False
@@ -219,6 +219,7 @@ def _capacity(device: Any, where: str) -> int:
         value = len(device)
     if not isinstance(value, int) or not 0 < value < 1 << 63:
         raise DeviceError(
-            f"{where}: {device!r} has no capacity: bytes, as `capacity`, `size` or len()"
+            f"{where}: {shown(device)} has no capacity: bytes, as `capacity`, `size` or len(); "
+            "an open file is attached by BlockDescriptor(file.fileno())"
         )
     return value

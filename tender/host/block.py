@@ -11,7 +11,7 @@ import os
 import stat
 
 from tender.config import BlockDescriptor, BlockFile, BlockRemote, check_capacity
-from tender.errors import DeviceError, HostError
+from tender.errors import DeviceError, HostError, setting
 from tender.host import socket_type
 from tender.modules.block import BlockDevice
 
@@ -70,8 +70,13 @@ def _check_access(where: str, spec: BlockDescriptor) -> int:
     if access == os.O_WRONLY:
         raise DeviceError(f"{where}: it is open for writing only")
     if access == os.O_RDONLY and not spec.readonly:
-        raise DeviceError(f"{where}: it is open for reading only (attach it read-only: add ,ro)")
+        hint = f"to attach it read-only, {_read_only()}"
+        raise DeviceError(f"{where}: it is open for reading only ({hint})")
     return spec.fd
+
+
+def _read_only() -> str:
+    return setting("add ,ro", "give readonly=True")
 
 
 def _open(where: str, path: str, readonly: bool) -> int:
@@ -83,7 +88,7 @@ def _open(where: str, path: str, readonly: bool) -> int:
         what = f"Could not open block device: {where}"
         hint = ""
         if error.errno in (errno.EACCES, errno.EROFS) and not readonly:
-            hint = " (to attach it read-only, add ,ro)"
+            hint = f" (to attach it read-only, {_read_only()})"
         elif isinstance(error, FileNotFoundError):
             hint = _hint(path, readonly)
         raise DeviceError(f"{what}: {os.strerror(error.errno or 0)}{hint}") from None
@@ -94,7 +99,9 @@ def _hint(path: str, readonly: bool) -> str:
     before, comma, _ = path.rpartition(",")
     while comma:
         if os.path.exists(before):
-            return f" (after a comma, --block NAME={before} takes: ro, overlay, sector-size=N)"
+            take = "takes: ro, overlay, sector-size=N"
+            command = f"after a comma, --block NAME={before} {take}"
+            return f" ({setting(command, f'BlockFile({before!r}, ...) {take}')})"
         before, comma, _ = before.rpartition(",")
     if readonly or not os.path.isdir(os.path.dirname(path) or "."):
         return ""

@@ -15,7 +15,7 @@ import struct
 from _socket import AF_INET, SOCK_DGRAM, socket
 
 from tender._host import ffi
-from tender.errors import DeviceError
+from tender.errors import DeviceError, setting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def attach(spec: Tap, where: str, cleanup: Cleanup) -> tuple[int, int]:
             raise DeviceError(f"{where}: it exists already; leave out 'create' to attach to it")
         return _create(spec, where, cleanup)
     if exists is None:
-        raise DeviceError(f"{where}: no such interface; add ',create' to have it made")
+        add = setting("add ',create'", "give create=True")
+        raise DeviceError(f"{where}: no such interface; {add} to have it made")
     if not exists & (IFF_UP | IFF_RUNNING):
         raise DeviceError(f"{where}: it is down; bring it up: ip link set {spec.name} up")
     fd = _open(spec.name, 0, where, cleanup)

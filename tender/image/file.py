@@ -10,7 +10,7 @@ import os
 import stat
 
 from tender.boot import layout
-from tender.errors import ImageError
+from tender.errors import ImageError, setting
 from tender.image import elf
 
 TYPE_CHECKING = False
@@ -79,9 +79,10 @@ class ImageFile:
         mem_mib = -(-need // layout.MEM_STEP) * layout.MEM_STEP // layout.MIB
         if mem_mib * layout.MIB > layout.MEM_MAX:
             return ImageError(f"{self.path}: does not fit into any guest's memory: {why}")
+        more = setting(f"--mem={mem_mib}", f"mem_mib={mem_mib}")
         return ImageError(
             f"{self.path}: does not fit into {memory.size // layout.MIB} MiB of guest memory: "
-            f"{why}; give it more: --mem={mem_mib}"
+            f"{why}; give it more: {more}"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tender._abi import lib
-from tender.errors import DeviceError
+from tender.errors import DeviceError, setting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from tender.image.manifest import Device, Manifest
 
     Value = TypeVar("Value")
+
+_OPTION = {"NET_BASIC": "--net {}=TAP", "BLOCK_BASIC": "--block {}=FILE"}
+_ARGUMENT = {
+    "NET_BASIC": 'net={{"{}": Tap("tap0")}}',
+    "BLOCK_BASIC": 'block={{"{}": BlockFile("disk.img")}}',
+}
 
 
 def assign(
@@ -72,6 +78,8 @@ def check_all_attached(manifest: Manifest, handles: Iterable[int]) -> None:
     missing = [device for device in manifest.devices if device.handle not in attached]
     if missing:
         names = ", ".join(f"'{device.name}' of type {device.type_name}" for device in missing)
-        example = {"NET_BASIC": "--net {}=TAP", "BLOCK_BASIC": "--block {}=FILE"}
-        options = " ".join(example[device.type_name].format(device.name) for device in missing)
-        raise DeviceError(f"All declared devices must be attached; missing: {names}: add {options}")
+        add = setting(
+            " ".join(_OPTION[device.type_name].format(device.name) for device in missing),
+            " and ".join(_ARGUMENT[device.type_name].format(device.name) for device in missing),
+        )
+        raise DeviceError(f"All declared devices must be attached; missing: {names}: add {add}")

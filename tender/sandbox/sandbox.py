@@ -14,7 +14,7 @@ import stat
 
 from tender._sandbox import ffi, lib
 from tender.config import is_number
-from tender.errors import HostError, SandboxError, UsageError
+from tender.errors import HostError, SandboxError, UsageError, option
 from tender.sandbox import confine, seccomp
 from tender.sandbox.fdtable import FDS_END, FIRST_NAMESPACE, FIXED, device_fd
 from tender.stop import end_with
@@ -46,9 +46,9 @@ def parse_user(text: str) -> tuple[int, int]:
         if colon:
             gid = _group(group)
     except KeyError as error:
-        raise UsageError(f"--user={text}: there is no {error.args[0]}") from None
+        raise UsageError(f"{option('user', text)}: there is no {error.args[0]}") from None
     if not uid or not gid or max(uid, gid) >= (1 << 32) - 1:
-        raise UsageError(f"--user={text}: name an unprivileged user and group, not root's")
+        raise UsageError(f"{option('user', text)}: name an unprivileged user and group, not root's")
     return uid, gid
 
 
@@ -96,7 +96,7 @@ class Sandbox:
     ) -> None:
         self._require = mode == "require"
         if user is not None and os.geteuid() != 0:
-            raise UsageError(f"--user={user}: only root can change the user")
+            raise UsageError(f"{option('user', user)}: only root can change the user")
         self._user = (NOBODY, NOBODY) if user is None else parse_user(user)
         self._warn = warn
         self._parent_pid = parent_pid
@@ -215,7 +215,7 @@ class Sandbox:
         """Record a layer that is not available here; raises SandboxError where it is required."""
         missing = f"{name}: {reason}"
         if self._require:
-            raise SandboxError(f"sandbox: no {missing} (--sandbox=require)")
+            raise SandboxError(f"sandbox: no {missing} ({option('sandbox', 'require')})")
         self.missing_layers.append(missing)
 
 

@@ -11,7 +11,7 @@ import errno
 import os
 
 from tender._sandbox import ffi, lib
-from tender.errors import SandboxError
+from tender.errors import SandboxError, option
 from tender.sandbox import policy
 
 TYPE_CHECKING = False
@@ -40,7 +40,8 @@ def load() -> None:
     if problem != ffi.NULL:
         reason = ffi.string(problem).decode(errors="replace")
         raise SandboxError(
-            f"sandbox: no libseccomp ({reason}): apt install libseccomp2 (or use --sandbox=off)"
+            f"sandbox: no libseccomp ({reason}): apt install libseccomp2 "
+            f"(or use {option('sandbox', 'off')})"
         )
     _loaded = True
 
@@ -145,7 +146,7 @@ def _no_seccomp() -> SandboxError:
     # libseccomp asks by seccomp(SECCOMP_GET_ACTION_AVAIL) first.
     return SandboxError(
         "sandbox: no seccomp: seccomp(2) does not offer SECCOMP_RET_KILL_PROCESS here "
-        "(--sandbox=off does without)"
+        f"({option('sandbox', 'off')} does without)"
     )
 
 
@@ -174,4 +175,5 @@ def install(filter: bytes) -> None:
     """Install a filter on this thread, for good; the thread has no_new_privs."""
     if lib.sandbox_install(filter, len(filter) // INSTRUCTION):
         reason = os.strerror(ffi.errno)
-        raise SandboxError(f"sandbox: no seccomp: {reason} (--sandbox=off does without)")
+        without = option("sandbox", "off")
+        raise SandboxError(f"sandbox: no seccomp: {reason} ({without} does without)")
