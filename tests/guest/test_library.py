@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -13,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tender import BlockFile, Descriptor, Guest, open_image
-from tender.errors import DeviceError, GuestFault, ImageError
+from tender import BlockDescriptor, BlockFile, Descriptor, Guest, open_image
+from tender.errors import DeviceError, GuestFault, ImageError, TenderError
 from tests.guest.conftest import Build
 
 pytestmark = pytest.mark.usefixtures("cpu")
@@ -66,6 +67,63 @@ def test_devices_and_their_statistics(guest: Build, tmp_path: Path) -> None:
         Guest(guest("block")).run()
 
 
+def test_errors_name_the_arguments_of_guest(guest: Build, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(4096))
+    with open(image, "rb") as file:
+        wrong: list[tuple[Guest, str]] = [
+            (Guest(guest("disk")), r'block=\{"storage": BlockFile\("disk.img"\)\}$'),
+            (Guest(guest("ping")), r'net=\{"service": Tap\("tap0"\)\}$'),
+            (
+                Guest(guest("disk"), block={"storage": BlockDescriptor(file.fileno())}),
+                "to attach it read-only, give readonly=True",
+            ),
+            (Guest(guest("exit"), cpu="kvm", instructions=5), "instructions is for .* cpu=soft"),
+        ]
+        for each, text in wrong:
+            with pytest.raises(TenderError, match=text) as raised:
+                each.run()
+            assert "--" not in str(raised.value)
+
+
+def test_a_guest_of_asyncio(guest: Build) -> None:
+    async def main() -> None:
+        assert (await Guest(guest("exit"), "3", mem_mib=8).run_async()).status == 3
+        hello = Guest(guest("hello"), "a", mem_mib=8)
+        await hello.start_async()
+        lines = [line async for line in hello.console]
+        assert lines == hello.console.lines() == list(hello.console)
+        async with Guest(guest("ping"), mem_mib=8, net={"service": Drain()}) as ping:
+            assert (await ping.console.wait_for_async("listening", 60)).group() == "listening"
+            assert (await ping.kill_async()).reason == "killed"
+        running = asyncio.create_task(ping_again.run_async())
+        while ping_again.pid is None:
+            await asyncio.sleep(0.01)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert (await ping_again.wait_async(60)).reason == "killed"
+        with pytest.raises(RuntimeError, match="started already"):
+            await ping_again.run_async()
+
+    class Drain:
+        def send(self, frame: bytes) -> None: ...
+
+    ping_again = Guest(guest("ping"), mem_mib=8, net={"service": Drain()})
+    asyncio.run(main())
+
+
+def test_lines_are_read_while_the_guest_runs(guest: Build) -> None:
+    with Guest(guest("flood"), mem_mib=8) as running:
+        numbers = []
+        for line in running.console:
+            if line.startswith("flood "):
+                numbers.append(int(line.split()[1]))
+            if len(numbers) == 100:
+                break
+    assert numbers == list(range(numbers[0], numbers[0] + 100))
+
+
 def test_a_guest_runs_beside_the_program(guest: Build) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.settimeout(60)
@@ -78,7 +136,8 @@ def test_a_guest_runs_beside_the_program(guest: Build) -> None:
         with pytest.raises(TimeoutError):
             running.wait(timeout=0.05)
         outcome = running.stop()
-    assert (outcome.reason, outcome.signo, running.running) == ("stopped", 0, False)
+    assert (outcome.reason, outcome.status, outcome.signo) == ("stopped", 0, 0)
+    assert not running.running
     assert outcome.stats.net["service"].sent.calls >= 1
     os.close(null)
     ours.close()
