@@ -100,8 +100,12 @@ declared_extras() {
 
 # Everything that an editable install depends on: changed, the project is installed again.
 fingerprint() {
-    { echo "$1 $PWD"; cat pyproject.toml setup.py tender/engine/engine.c abi/*.* bin/*; } |
-        sha256sum
+    { echo "$1 $PWD"; cat pyproject.toml setup.py abi/ffi_build.py bin/*; c_sources; } | sha256sum
+}
+
+# What the C modules are made from.
+c_sources() {
+    find abi tender -name '*.[ch]' ! -name '_*' -o -name '*.cdef' | LC_ALL=C sort | xargs cat
 }
 
 # install_project EXTRA...: the project in .venv, from this checkout.

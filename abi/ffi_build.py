@@ -1,78 +1,129 @@
 """The compiled modules of the tender, made by cffi in API mode with the limited API.
 
-`tender._abi`     layouts that guest and tender share (no calls: builds anywhere)
-`tender._host`    the few POSIX calls that Python has no face for, and how a guest is interrupted
-`tender._kvm`     KVM's structures and ioctls, as this machine's <linux/kvm.h> has them
-`tender._soft`    the CPU in software (its engine is found at run time, if at all)
-`tender._engine`  tender/engine/engine.c, the fast path
-`tender._sandbox` system calls and constants of the sandbox, and libseccomp (found at run time)
+`tender._native`  the layouts of the ABI, host calls, stop requests, the sandbox; on x86_64 also KVM
+                  and the engine
+`tender._soft`    the CPU in software: loaded only by a run on it
 
-A layout is written once: in this folder's headers (ours) or in the kernel's. What stands in a
-.cdef file only names the fields that the tender uses; the C compiler fills in the offsets.
+The rule here: a declaration is written once. Where the tender or the ABI makes it, that is the
+header that C includes, and cffi reads the same file. A .cdef file names what the tender uses of
+the system's headers; the C compiler fills in values and offsets.
+
+As a program, this file writes the stubs, tender/_native.pyi and tender/_soft.pyi. With
+PTENDER_SANITIZE=1 in the environment, the modules are built with AddressSanitizer and
+UndefinedBehaviorSanitizer.
 """
 
 from __future__ import annotations
 
+import os
 import platform
-import sys
-from collections.abc import Sequence
+import re
 from pathlib import Path
 
 from cffi import FFI
 
-HERE = Path(__file__).resolve().parent
-LIMITED_API = [("Py_LIMITED_API", "0x030A0000")]
+ROOT = Path(__file__).resolve().parent.parent
+# A change of any of these builds all again, and the source distribution has them all.
+SOURCES = sorted(
+    str(path.relative_to(ROOT))
+    for folder in ("abi", "tender")
+    for suffix in ("c", "h", "cdef")
+    for path in ROOT.glob(f"{folder}/**/*.{suffix}")
+    if not path.name.startswith("_")  # made by cffi
+)
+WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
+HARDENED = ["-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
+if platform.machine() == "x86_64":
+    HARDENED += ["-fcf-protection"]
+SANITIZED = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g"]
 
 
-def make(
-    name: str,
-    declarations: list[str],
-    source: str,
-    *c_files: str,
-    flags: Sequence[str] = (),
-    libraries: Sequence[str] = (),
-) -> FFI:
+def declarations(text: str) -> str:
+    """What cffi's parser takes of a header or a .cdef file.
+
+    It has no preprocessor and no _Atomic; for a constant that is an expression, it asks the
+    compiler ("...").
+    """
+    lines = []
+    for line in text.splitlines():
+        constant = re.match(r"#define (\w+) (\S+)", line)
+        if constant and re.fullmatch(r"0x[0-9a-fA-F]+u?|\d+u?", constant[2]):
+            line = f"#define {constant[1]} {constant[2]}"
+        elif constant:
+            line = f"#define {constant[1]} ..."
+        elif line.startswith("#"):
+            continue
+        lines.append(line)
+    return "\n".join(lines).replace("_Atomic ", "")
+
+
+def make(name: str, included: list[str], c_files: list[str]) -> FFI:
+    """A module of what its files declare; C includes its headers, after those `included`."""
     ffi = FFI()
-    for file in declarations:
-        ffi.cdef((HERE / file).read_text())
+    for file in MODULES[name]:
+        ffi.cdef(declarations((ROOT / file).read_text()))
+    headers = [file for file in [*included, *MODULES[name]] if file.endswith(".h")]
+    sanitized = os.environ.get("PTENDER_SANITIZE") == "1"
+    flags = SANITIZED if sanitized else HARDENED
     ffi.set_source(
         f"tender.{name}",
-        source,
-        sources=list(c_files),
-        include_dirs=[str(HERE)],
-        depends=[str(path) for path in HERE.glob("*.h")],  # a changed header builds all again
-        define_macros=LIMITED_API,
+        "\n".join(f'#include "{header}"' for header in headers),
+        sources=c_files,
+        include_dirs=[str(ROOT)],
+        depends=SOURCES,
+        define_macros=[("Py_LIMITED_API", "0x030A0000")],
         py_limited_api=True,
-        extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wno-unused-function", *flags],
-        libraries=libraries,
+        extra_compile_args=["-std=gnu11", "-O2", "-fvisibility=hidden", *WARNINGS, *flags],
+        extra_link_args=["-Wl,-z,relro", "-Wl,-z,now", *(flags if sanitized else [])],
+        libraries=["dl"],
     )
     return ffi
 
 
-abi = make("_abi", ["note.h", "hvt.h", "ring.h"], '#include "abi.h"')
-host = make("_host", ["pollfd.cdef", "device.h", "stop.cdef", "host.cdef"], '#include "host.h"')
-# The fortified longjmp() refuses to change stacks.
-soft = make(
-    "_soft",
-    ["soft.cdef"],
-    '#include "soft.h"',
-    flags=["-U_FORTIFY_SOURCE"],
-    libraries=["dl"] if sys.platform == "linux" else [],
-)
+LAYOUTS = ["abi/note.h", "abi/hvt.h", "abi/ring.h"]
+HOST = ["tender/host/host.cdef", "tender/host/host.h", "tender/stop.h"]
+SANDBOX = ["tender/sandbox/sandbox.cdef", "tender/sandbox/sandbox.h"]
+KVM = ["tender/kvm.cdef", "tender/kvm.h", "tender/engine/engine.h"]
+MODULES = {"_native": [*LAYOUTS, *HOST, *SANDBOX], "_soft": ["tender/cpu/soft.h"]}
+c_files = ["tender/host/host.c", "tender/stop.c", "tender/sandbox/sandbox.c"]
+if platform.machine() == "x86_64":  # elsewhere guests run in software
+    MODULES["_native"] += KVM
+    c_files += ["tender/kvm.c", "tender/engine/engine.c"]
 
-if sys.platform == "linux":
-    sandbox = make(
-        "_sandbox",
-        ["sandbox.cdef"],
-        '#include "sandbox.h"',
-        libraries=["dl"],
-    )
+native = make("_native", ["abi/abi.h", "tender/sandbox/constants.h"], c_files)
+soft = make("_soft", [], ["tender/cpu/soft.c"])
 
-if sys.platform == "linux" and platform.machine() == "x86_64":  # as in setup.py
-    kvm = make("_kvm", ["kvm.cdef"], '#include "kvm.h"')
-    engine = make(
-        "_engine",
-        ["pollfd.cdef", "device.h", "stop.cdef", "engine.h"],
-        '#include <poll.h>\n#include "device.h"\n#include "stop.h"\n#include "engine.h"',
-        "tender/engine/engine.c",
-    )
+
+def stub(files: list[str]) -> str:
+    """The stub of the module that declares `files`: constants and functions by name."""
+    text = "\n".join(declarations((ROOT / file).read_text()) for file in files)
+    text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
+    constants = re.findall(r"^#define (\w+)", text, re.M)
+    for members in re.findall(r"^enum \w+ \{(.*?)\}", text, re.M | re.S):
+        constants += re.findall(r"\w+", members)
+    functions = re.findall(r"^(\w[\w *]*?)(\w+)\(([^()]*)\);", text, re.M)
+    lines = ['"""Made by abi/ffi_build.py, which says from what."""', "", "from typing import Any"]
+    lines += ["", "class _Lib:"]
+    lines += [f"    {name}: int" for name in sorted(constants)]
+    lines += ["", *(_method(*function) for function in functions)]
+    return "\n".join([*lines, "", "ffi: Any", "lib: _Lib", ""])
+
+
+def _method(result: str, name: str, arguments: str) -> str:
+    words = ["self"]
+    for argument in arguments.split(",") if arguments != "void" else []:
+        what = argument.split()[-1].lstrip("*")
+        words.append(f"{'in_' if what == 'in' else what}: {_type(argument)}")
+    returned = "None" if result.strip() == "void" else "Any" if "*" in result else "int"
+    return f"    def {name}({', '.join(words)}, /) -> {returned}: ..."
+
+
+def _type(argument: str) -> str:
+    if "const char *" in argument:
+        return "bytes"
+    return "Any" if "*" in argument else "int"
+
+
+if __name__ == "__main__":
+    for name, declared in MODULES.items():
+        (ROOT / f"tender/{name}.pyi").write_text(stub(declared))

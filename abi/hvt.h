@@ -1,9 +1,11 @@
 /*
- * What guest and tender say to each other: boot info and the argument block of each hypercall.
- * Declarations only: this file is read by C compilers (through abi.h) and by cffi's parser,
- * so it holds no #include, no conditional and no assertion; abi.h has those.
+ * What guest and tender exchange: boot info and the argument block of each hypercall.
+ * Declarations only: cffi reads this file, too. abi.h checks the layouts.
  * Every uint64_t named *_gpa is a guest-physical address.
  */
+#pragma once
+
+#include <stdint.h>
 
 #define HVT_GUEST_MIN_BASE 0x100000
 
@@ -11,7 +13,6 @@
 #define HVT_HYPERCALL_PIO_BASE 0x500
 /* aarch64: a 4-byte store to this address + (number << 3). */
 #define HVT_HYPERCALL_MMIO_BASE 0x100000000
-#define HVT_MMIO_SIZE 0x40000000
 
 #define HVT_HYPERCALL_WALLTIME 1
 #define HVT_HYPERCALL_PUTS 2

@@ -1,14 +1,15 @@
 /*
- * What an image says of itself: the two ELF notes of a Solo5 executable.
- * Declarations only: this file is read by C compilers (through abi.h) and by cffi's parser,
- * so it holds no #include, no conditional and no assertion; abi.h has those.
+ * The two ELF notes of a Solo5 executable: its ABI and its manifest.
+ * Declarations only: cffi reads this file, too. abi.h checks the layouts.
  */
+#pragma once
+
+#include <stdint.h>
 
 #define ABI1_NOTE_TYPE 0x31494241
 #define ABI1_NOTE_ALIGN 4
 #define ABI1_NOTE_DESC_OFFSET 20
 #define MFT1_NOTE_TYPE 0x3154464d
-#define MFT1_NOTE_ALIGN 8
 #define MFT1_NOTE_DESC_OFFSET 24
 
 #define ABI_TARGET_HVT 1
@@ -46,10 +47,10 @@ union mft_device {
 };
 
 struct mft_entry {
-    char name[68];
+    char name[MFT_NAME_SIZE];
     uint32_t type;
     union mft_device u;
-    uint64_t host_private; /* the tender keeps it 0: nothing of the host belongs here */
+    uint64_t host_private; /* the tender keeps it 0: the guest sees nothing of the host */
     uint8_t attached;
     uint8_t reserved[7];
 };

@@ -1,8 +1,11 @@
 /*
  * The network ring: frames without a hypercall for each. One ring for all devices, in memory that
- * guest and tender share. Declarations only: read by C compilers (through abi.h) and by cffi.
+ * guest and tender share. Declarations only: cffi reads this file, too.
  * Indices run freely modulo 2^32; an entry's place is its index modulo HVT_RING_ENTRIES.
  */
+#pragma once
+
+#include <stdint.h>
 
 #define HVT_FEATURE_NET_RING 1
 #define HVT_RING_KICK_PIO 0x600
@@ -37,6 +40,6 @@ struct hvt_ring {
     uint32_t com_tail;
     uint32_t needs_kick;
     uint8_t pad1[52];
-    struct hvt_ring_entry entries[1024];
-    struct hvt_ring_completion completions[1024];
+    struct hvt_ring_entry entries[HVT_RING_ENTRIES];
+    struct hvt_ring_completion completions[HVT_RING_ENTRIES];
 };

@@ -30,7 +30,7 @@ class HostClock:
 
     @property
     def cell(self) -> Any:
-        """The struct soft_clock that the TSC of a CPU in software is read from (abi/soft.h)."""
+        """The struct soft_clock that the TSC of a CPU in software is read from (soft.h)."""
         if self._cell is None:
             from tender._soft import ffi  # not by a run on KVM
 

@@ -5,7 +5,7 @@ A guest's mistake is a GuestFault; what a module does is in tender/modules/.
 
 from __future__ import annotations
 
-from tender._abi import ffi, lib
+from tender._native import ffi, lib
 from tender.cpu.vcpu import IoIn, IoOut, Mmio
 from tender.dataclass import dataclass
 from tender.errors import GuestFault

@@ -10,7 +10,7 @@ import errno
 import os
 import struct
 
-from tender._kvm import ffi, lib
+from tender._native import ffi, lib
 from tender.boot.x86_64 import CONTROL, MSRS, REGISTERS, SEGMENTS, Fpu, Segment, State, Table
 from tender.cpu import cpuid
 from tender.cpu.vcpu import Failure, Fault, Interrupted, IoIn, IoOut, Mmio
@@ -155,7 +155,7 @@ class Vm:
         """Give the guest `size` bytes of this process's memory at GPA 0."""
         region = ffi.new(
             "struct kvm_userspace_memory_region *",
-            {"memory_size": size, "userspace_addr": lib.kvm_address(address)},
+            {"memory_size": size, "userspace_addr": int(ffi.cast("uintptr_t", address))},
         )
         _ioctl_at(self.fd, "KVM_SET_USER_MEMORY_REGION", region)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from errno import EINTR
 
 from tender import accel, loop
-from tender._abi import lib
+from tender._native import lib
 from tender.accel import KvmAccelerator
 from tender.boot import bootinfo, layout
 from tender.cleanup import Cleanup

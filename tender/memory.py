@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import mmap
 
-from tender._abi import ffi as abi
-from tender._host import ffi as host
-from tender._host import lib
+from tender._native import ffi, lib
 from tender.errors import GuestFault, HostError
 
 TYPE_CHECKING = False
@@ -25,7 +23,7 @@ MAP_NORESERVE = 0x4000
 
 HUGE_PAGE = 2 << 20
 
-_cast = abi.cast
+_cast = ffi.cast
 
 
 class Layout:
@@ -34,8 +32,8 @@ class Layout:
     __slots__ = ("pointer", "size")
 
     def __init__(self, name: str) -> None:
-        self.pointer = abi.typeof(f"struct {name} *")
-        self.size = abi.sizeof(f"struct {name}")
+        self.pointer = ffi.typeof(f"struct {name} *")
+        self.size = ffi.sizeof(f"struct {name}")
 
 
 class GuestMemory:
@@ -58,11 +56,11 @@ class GuestMemory:
             raise HostError(what, "mmap", error.errno or 0) from None
         self.size = size
         self.mapped = size + beyond
-        self._whole = host.from_buffer(self._map)
-        start = -int(host.cast("uintptr_t", self._whole)) % HUGE_PAGE if huge else 0
+        self._whole = ffi.from_buffer(self._map)
+        start = -int(ffi.cast("uintptr_t", self._whole)) % HUGE_PAGE if huge else 0
         self.view = memoryview(self._map)[start : start + size]
         self.pointer = self._whole + start
-        self.base = int(host.cast("uintptr_t", self.pointer))
+        self.base = int(ffi.cast("uintptr_t", self.pointer))
         if huge:
             self._ask_for_huge_pages(start)
         self.protected: list[tuple[int, int, bool]] = []  # start, end, readable
@@ -79,7 +77,7 @@ class GuestMemory:
     def close(self) -> None:
         """Give the memory back, now or with the last view of it that somebody still holds."""
         self.view.release()
-        host.release(self._whole)
+        ffi.release(self._whole)
         try:
             self._map.close()
         except BufferError:
@@ -90,7 +88,7 @@ class GuestMemory:
         if readable and writable:
             return
         if lib.host_protect(self.pointer + start, end - start, writable, readable):
-            raise HostError("cannot protect guest memory", "mprotect", host.errno)
+            raise HostError("cannot protect guest memory", "mprotect", ffi.errno)
         last = self.protected[-1] if self.protected else None
         if last and last[1] == start and last[2] == readable:
             start = self.protected.pop()[0]

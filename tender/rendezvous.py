@@ -12,8 +12,7 @@ import errno
 import os
 import struct
 
-from tender._host import ffi as host
-from tender._host import lib as hostlib
+from tender._native import ffi, lib
 from tender.errors import ConfigError, HostError
 
 TYPE_CHECKING = False
@@ -35,8 +34,8 @@ class Rendezvous:
         self._fd = fd
         self._clock = clock
         self._stop = stop
-        self._pollset = host.new("struct pollset *")
-        self._pollset.fds[0] = {"fd": fd, "events": hostlib.POLLIN}
+        self._pollset = ffi.new("struct pollset *")
+        self._pollset.fds[0] = {"fd": fd, "events": lib.POLLIN}
         self._pollset.count = 1
 
     def wait(self, timeout_ns: int | None) -> None:
@@ -54,16 +53,16 @@ class Rendezvous:
 
     def _answer(self) -> bytes:
         while True:
-            count = hostlib.host_poll(self._pollset, _FOREVER_NS)
+            count = lib.host_poll(self._pollset, _FOREVER_NS)
             self._stop.check()
             if count > 0:
                 return os.read(self._fd, _GO.size)
-            if count < 0 and host.errno != errno.EINTR:
-                raise OSError(host.errno, os.strerror(host.errno))
+            if count < 0 and ffi.errno != errno.EINTR:
+                raise OSError(ffi.errno, os.strerror(ffi.errno))
 
     def wait_for_room(self, fd: int) -> None:
         """Wait until the frame before was taken: in virtual time, none is lost to a full queue."""
-        hostlib.host_events(fd, hostlib.POLLOUT, _WAIT_MS)
+        lib.host_events(fd, lib.POLLOUT, _WAIT_MS)
         self._stop.check()
 
 

@@ -1,6 +1,6 @@
 """Stop requests, which reach a guest whatever it is doing.
 
-The rule here: a stop request is never lost. abi/host.h says how a signal that arrives in the
+The rule here: a stop request is never lost. stop.h says how a signal that arrives in the
 instant before a thread blocks is kept from being slept over.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from _thread import allocate_lock
 
-from tender._host import ffi, lib
+from tender._native import ffi, lib
 from tender.errors import HostError
 
 TYPE_CHECKING = False
@@ -54,14 +54,14 @@ class Stop:
     def watch(self, immediate_exit: Any) -> None:
         """`immediate_exit`: the address of the vCPU's byte of that name, or NULL."""
         with self._lock:
-            self.cell.immediate_exit = ffi.cast("uint8_t *", immediate_exit)
+            self.cell.immediate_exit = int(ffi.cast("uintptr_t", immediate_exit))
 
-    def watch_kick(self, kick: int, of: Any) -> None:
-        """`kick`: the address of the C function that stops a CPU in software (`of`), or 0."""
-        lib.stop_watch_kick(self.cell, kick, ffi.cast("void *", of))
+    def watch_kick(self, kick: int, of: int) -> None:
+        """`kick`: the address of the C function that stops the software CPU at `of`, or 0."""
+        lib.stop_watch_kick(self.cell, kick, of)
 
     def request(self) -> None:
-        """Ask once, from any thread. Repeat it until the guest has ended: see abi/host.h."""
+        """Ask once, from any thread. Repeat it until the guest has ended: see stop.h."""
         with self._lock:
             self.cell.requested = 1
             if self._entered:

@@ -44,8 +44,7 @@ class NoEngine(HostError):
 def library() -> str:
     """The path of the engine's library: of the Python package, else of the system."""
     # The package itself is not imported: that takes longer than running a short guest.
-    names = {"darwin": "libunicorn.2.dylib"}
-    name = names.get(sys.platform, "libunicorn.so.2")
+    name = "libunicorn.so.2"
     for folder in sys.path:
         path = os.path.join(folder, "unicorn", "lib", name)
         if os.path.exists(path):
@@ -118,7 +117,6 @@ class SoftCpu:
         self._soft: Any = None
         self._leave = {
             lib.SOFT_IN: self._on_in,
-            lib.SOFT_MMIO: self._on_mmio,
             lib.SOFT_STOPPED: Interrupted,
             lib.SOFT_HALTED: self._on_halted,
             lib.SOFT_MEMORY: self._on_memory,
@@ -186,10 +184,6 @@ class SoftCpu:
 
     def _on_in(self) -> Exit | None:
         return IoIn(self._soft.number, self._soft.size)
-
-    def _on_mmio(self) -> Exit | None:
-        soft = self._soft
-        return Mmio(soft.address, soft.size, bool(soft.is_write), soft.value)
 
     def _on_halted(self) -> Exit | None:
         return Failure("software CPU: unhandled exit (HLT)")

@@ -1,10 +1,10 @@
 /*
- * The engine: runs a vCPU and answers the hypercalls whose device is a plain descriptor.
+ * The engine: runs a vCPU and answers hypercalls whose device is a plain descriptor.
  *
  * The rules here:
- * - It is a second implementation of a subset. tender/modules/ holds the meaning; whatever is not
- *   the plain good case (a bad address, a wrong handle, a host error, a full console) is left
- *   untouched and goes back to Python, which makes the same call from the start.
+ * - It is a second implementation of a subset. tender/modules/ defines the meaning; a call with a
+ *   bad address, a wrong handle, a host error or a full console is left untouched and returns to
+ *   Python, which makes the same call from the start.
  * - The guest is hostile. An argument block is copied once and only the copy is looked at; every
  *   address passes through guest_range(), which can't overflow.
  * - No allocation, no lock, no state but *engine: any number of guests may run on threads.
@@ -17,6 +17,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
@@ -25,15 +26,26 @@
 
 #include <linux/kvm.h>
 
-#include "abi.h"
-#include "device.h"
+#include "abi/abi.h"
 #include "engine.h"
-#include "sandbox_install.h"
-#include "stop.h"
+#include "tender/sandbox/sandbox.h"
+
+PTENDER_SIZE(struct engine_device, 48);
+PTENDER_LAYOUT(struct engine_device, capacity, 16);
+PTENDER_SIZE(struct engine_range, 24);
+PTENDER_LAYOUT(struct engine, mem_size, 24);
+PTENDER_LAYOUT(struct engine, ranges, 48);
+PTENDER_LAYOUT(struct engine, devices, 432);
+PTENDER_LAYOUT(struct engine, poll_deadline_ns, 3536);
+PTENDER_SIZE(struct engine, 3544);
+PTENDER_LAYOUT(struct engine_ring, gpa, 24);
+PTENDER_LAYOUT(struct engine_ring, ending, 36);
+PTENDER_LAYOUT(struct engine_ring, filter, 80);
+PTENDER_SIZE(struct engine_ring, 96);
 
 #define NSEC_PER_SEC 1000000000u
 #define FRAME_MIN 14 /* an Ethernet header */
-/* Larger transfers are Python's, in pieces between which it sees a stop request. */
+/* Python makes larger transfers, in pieces between which it sees a stop request. */
 #define STEP (1u << 20)
 
 enum { PYTHON = 0, ANSWERED = 1 };
@@ -67,10 +79,33 @@ static struct engine_device *device_of(struct engine *engine, uint64_t handle, i
     return &engine->devices[handle];
 }
 
-/* The vCPU and the ring count in the same cells. */
-static void count(uint64_t *cell, uint64_t more)
+/*
+ * Copy the `size` bytes of an argument block, which may lie at any address and be changed by a read
+ * into the guest's memory at the same time: only the copy is looked at. Returns where the block is,
+ * for the reply, or NULL where the guest may not name it.
+ */
+static uint8_t *read_block(const struct engine *engine, uint64_t gpa, void *copy, uint64_t size,
+                           int write)
 {
-    __atomic_fetch_add(cell, more, __ATOMIC_RELAXED);
+    uint8_t *block = guest_range(engine, gpa, size, write);
+    if (block) {
+        memcpy(copy, block, size);
+        __asm__ volatile("" : : : "memory"); /* no second look at the guest's memory */
+    }
+    return block;
+}
+
+/* Write one field of the reply. */
+#define REPLY(block, type, field, value)                                                           \
+    do {                                                                                           \
+        const __typeof__(((struct type *)0)->field) reply_ = (value);                              \
+        memcpy((block) + offsetof(struct type, field), &reply_, sizeof reply_);                    \
+    } while (0)
+
+/* The vCPU and the ring count in the same cells. */
+static void count(_Atomic uint64_t *cell, uint64_t more)
+{
+    atomic_fetch_add_explicit(cell, more, memory_order_relaxed);
 }
 
 static uint64_t clock_ns(clockid_t clock)
@@ -82,19 +117,18 @@ static uint64_t clock_ns(clockid_t clock)
 
 static int walltime(struct engine *engine, uint64_t gpa)
 {
-    struct hvt_walltime *block = guest_range(engine, gpa, sizeof *block, 1);
+    uint8_t *block = guest_range(engine, gpa, sizeof(struct hvt_walltime), 1);
     if (!block)
         return PYTHON;
-    block->nsecs = clock_ns(CLOCK_REALTIME);
+    REPLY(block, hvt_walltime, nsecs, clock_ns(CLOCK_REALTIME));
     return ANSWERED;
 }
 
 static int console_puts(struct engine *engine, uint64_t gpa)
 {
-    const struct hvt_puts *block = guest_range(engine, gpa, sizeof *block, 0);
-    if (!block || engine->console_fd < 0)
+    struct hvt_puts args;
+    if (!read_block(engine, gpa, &args, sizeof args, 0) || engine->console_fd < 0)
         return PYTHON;
-    const struct hvt_puts args = *block;
     const void *data = guest_range(engine, args.data_gpa, args.len, 0);
     if (!data || args.len > STEP)
         return PYTHON;
@@ -103,12 +137,12 @@ static int console_puts(struct engine *engine, uint64_t gpa)
         engine->console_done = done > 0 ? (uint64_t)done : 0;
         return PYTHON;
     }
-    engine->console->calls++;
-    engine->console->bytes += args.len;
+    count(&engine->console->calls, 1);
+    count(&engine->console->bytes, args.len);
     return ANSWERED;
 }
 
-/* The set of ready handles; PYTHON where a descriptor is ready for another reason than a frame. */
+/* The set of ready handles; PYTHON where a descriptor is ready for anything but a frame. */
 static int ready_handles(const struct pollset *set, int events, uint64_t *ready_set)
 {
     *ready_set = 0;
@@ -124,10 +158,11 @@ static int ready_handles(const struct pollset *set, int events, uint64_t *ready_
 
 static int poll_devices(struct engine *engine, uint64_t gpa)
 {
-    struct hvt_poll *block = guest_range(engine, gpa, sizeof *block, 1);
+    struct hvt_poll args;
+    uint8_t *block = read_block(engine, gpa, &args, sizeof args, 1);
     if (!block || !engine->pollset)
         return PYTHON;
-    const uint64_t timeout_ns = block->timeout_nsecs;
+    const uint64_t timeout_ns = args.timeout_nsecs;
     struct pollset *set = engine->pollset;
     const struct timespec limit = {
         .tv_sec = (time_t)(timeout_ns / NSEC_PER_SEC),
@@ -144,18 +179,18 @@ static int poll_devices(struct engine *engine, uint64_t gpa)
                 timeout_ns > UINT64_MAX - begun_ns ? UINT64_MAX : begun_ns + timeout_ns;
         return PYTHON;
     }
-    engine->poll->calls++;
-    block->ready_set = ready_set;
-    block->ret = __builtin_popcountll(ready_set);
+    count(&engine->poll->calls, 1);
+    REPLY(block, hvt_poll, ready_set, ready_set);
+    REPLY(block, hvt_poll, ret, __builtin_popcountll(ready_set));
     return ANSWERED;
 }
 
 static int block_io(struct engine *engine, uint64_t gpa, int write)
 {
-    struct hvt_block_io *block = guest_range(engine, gpa, sizeof *block, 1);
+    struct hvt_block_io args;
+    uint8_t *block = read_block(engine, gpa, &args, sizeof args, 1);
     if (!block)
         return PYTHON;
-    const struct hvt_block_io args = *block;
     const struct engine_device *device = device_of(engine, args.handle, ENGINE_BLOCK);
     if (!device || (write && !device->writable))
         return PYTHON;
@@ -170,9 +205,9 @@ static int block_io(struct engine *engine, uint64_t gpa, int write)
                          : pread(device->fd, data, args.len, (off_t)args.offset);
     if (done < 0 || (uint64_t)done != args.len)
         return PYTHON;
-    device->in->calls++;
-    device->in->bytes += args.len;
-    block->ret = HVT_R_OK;
+    count(&device->in->calls, 1);
+    count(&device->in->bytes, args.len);
+    REPLY(block, hvt_block_io, ret, HVT_R_OK);
     return ANSWERED;
 }
 
@@ -194,7 +229,7 @@ static ssize_t net_receive(const struct engine_device *device, void *frame, uint
 {
     ssize_t length = read(device->fd, frame, len);
     if (length < 0 && errno == EAGAIN)
-        length = 0; /* as an empty message, and the end of a socket, of which POLL tells */
+        length = 0; /* as an empty message, and the end of a socket, which POLL reports */
     if (length >= 0) {
         count(&device->in->bytes, (uint64_t)length);
         count(&device->in->calls, 1);
@@ -204,10 +239,10 @@ static ssize_t net_receive(const struct engine_device *device, void *frame, uint
 
 static int net_write(struct engine *engine, uint64_t gpa)
 {
-    struct hvt_net_io *block = guest_range(engine, gpa, sizeof *block, 1);
+    struct hvt_net_io args;
+    uint8_t *block = read_block(engine, gpa, &args, sizeof args, 1);
     if (!block)
         return PYTHON;
-    const struct hvt_net_io args = *block;
     const struct engine_device *device = device_of(engine, args.handle, ENGINE_NET);
     if (!device || args.len > device->frame_max || args.len < FRAME_MIN)
         return PYTHON;
@@ -216,16 +251,16 @@ static int net_write(struct engine *engine, uint64_t gpa)
         return PYTHON;
     if (net_send(device, frame, args.len))
         return PYTHON;
-    block->ret = HVT_R_OK;
+    REPLY(block, hvt_net_io, ret, HVT_R_OK);
     return ANSWERED;
 }
 
 static int net_read(struct engine *engine, uint64_t gpa)
 {
-    struct hvt_net_io *block = guest_range(engine, gpa, sizeof *block, 1);
+    struct hvt_net_io args;
+    uint8_t *block = read_block(engine, gpa, &args, sizeof args, 1);
     if (!block)
         return PYTHON;
-    const struct hvt_net_io args = *block;
     const struct engine_device *device = device_of(engine, args.handle, ENGINE_NET);
     if (!device)
         return PYTHON;
@@ -235,8 +270,8 @@ static int net_read(struct engine *engine, uint64_t gpa)
     ssize_t length = net_receive(device, frame, args.len);
     if (length < 0)
         return PYTHON;
-    block->ret = length ? HVT_R_OK : HVT_R_AGAIN;
-    block->len = (uint64_t)length;
+    REPLY(block, hvt_net_io, ret, length ? HVT_R_OK : HVT_R_AGAIN);
+    REPLY(block, hvt_net_io, len, (uint64_t)length);
     return ANSWERED;
 }
 
@@ -258,7 +293,7 @@ static int answer(struct engine *engine, uint32_t number, uint64_t gpa)
     case HVT_HYPERCALL_NET_READ:
         return net_read(engine, gpa);
     default:
-        return PYTHON; /* HALT, and what is no hypercall */
+        return PYTHON; /* HALT, and numbers that are no hypercall */
     }
 }
 
@@ -307,14 +342,15 @@ static int ring_fault(struct engine_ring *ring, int fault, uint64_t gpa, uint64_
     return fault;
 }
 
-/* The host's trouble with a device: counted, and told by Python, which is called for it. */
-static void ring_trouble(struct engine_ring *ring, uint64_t *errors, uint32_t handle, int error)
+/* An error of the host with a device: count it, and let Python report it. */
+static void ring_error(struct engine_ring *ring, _Atomic uint64_t *errors, uint32_t handle,
+                       int error)
 {
     count(errors, 1);
-    if (ring->trouble)
+    if (ring->host_errno)
         return;
-    ring->trouble_handle = (int32_t)handle;
-    ring->trouble = error;
+    ring->host_errno_handle = (int32_t)handle;
+    ring->host_errno = error;
     stop_kick(ring->stop);
 }
 
@@ -331,7 +367,7 @@ static int ring_write(struct engine_ring *ring, const struct hvt_ring_entry *ent
     if (error)
         count(&device->out->drops, 1);
     if (error && error != EINVAL && error != EMSGSIZE)
-        ring_trouble(ring, &device->out->errors, entry->handle, error);
+        ring_error(ring, &device->out->errors, entry->handle, error);
     return RING_NO_FAULT;
 }
 
@@ -346,7 +382,7 @@ static int ring_read(struct engine_ring *ring, const struct hvt_ring_entry *entr
     if (device) {
         length = net_receive(device, frame, entry->len);
         if (length < 0) {
-            ring_trouble(ring, &device->in->errors, entry->handle, errno);
+            ring_error(ring, &device->in->errors, entry->handle, errno);
             length = 0;
         }
     }
@@ -441,7 +477,7 @@ int ring_start(struct engine_ring *ring)
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int error = pthread_create(&thread, NULL, ring_thread, ring);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    ring->thread = (uint64_t)thread;
+    ring->thread = (uintptr_t)thread;
     while (!error && !ring->started)
         sched_yield();
     return error ? error : ring->started < 0 ? -ring->started : 0;

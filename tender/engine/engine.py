@@ -5,12 +5,10 @@ It answers them as tender/modules/ would, and counts them in the same counters.
 
 from __future__ import annotations
 
-from tender._engine import ffi, lib
+from tender._native import ffi, lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from tender.boot.x86_64 import State
     from tender.cpu.vcpu import Exit
     from tender.engine.ring import Ring
@@ -36,10 +34,10 @@ class Engine:
         self._set_ranges(memory)
         self._set_devices(block, net)
         self.cell.console_fd = console.fd if console.allowance is None else -1
-        self.cell.console = _counters(console.counters)
-        self.cell.poll = _counters(poll.counters)
+        self.cell.console = console.counters
+        self.cell.poll = poll.counters
         if poll.in_engine:
-            self.cell.pollset = ffi.cast("struct pollset *", poll.pollset)
+            self.cell.pollset = poll.pollset
 
     def _set_ranges(self, memory: GuestMemory) -> None:
         ranges = memory.protected
@@ -58,7 +56,7 @@ class Engine:
                 "fd": disk.fd,
                 "writable": not disk.readonly,
                 "capacity": disk.capacity,
-                "in": _counters(disk.counters),
+                "in": disk.counters,
             }
         for handle, port in net.devices.items():
             if not port.in_engine:
@@ -67,8 +65,8 @@ class Engine:
                 "kind": lib.ENGINE_NET,
                 "fd": port.fd,
                 "frame_max": port.frame_max,
-                "in": _counters(port.received),
-                "out": _counters(port.sent),
+                "in": port.received,
+                "out": port.sent,
             }
 
     def answer(self, number: int, gpa: int) -> bool:
@@ -81,10 +79,6 @@ class Engine:
         """Python's handlers go on where a call was begun."""
         self._console.begun = self.cell.console_done
         self._poll.begun = self.cell.poll_deadline_ns
-
-
-def _counters(cell: Any) -> Any:
-    return ffi.cast("struct counters *", cell)
 
 
 class EngineVcpu:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 
-from tender._abi import lib as abi
-from tender._engine import ffi, lib
+from tender._native import ffi, lib
 from tender.errors import GuestFault, HostError
 
 TYPE_CHECKING = False
@@ -46,16 +45,16 @@ def region(mem_bytes: int, image: Image) -> int:
 
     That is a guest that is too small, or one of more protected parts than the thread looks through.
     """
-    rest = mem_bytes - abi.HVT_RING_REGION
-    fits = rest >= max(abi.HVT_RING_REGION, image.memory_end)
-    return abi.HVT_RING_REGION if fits and len(image.segments) <= lib.ENGINE_RANGES else 0
+    rest = mem_bytes - lib.HVT_RING_REGION
+    fits = rest >= max(lib.HVT_RING_REGION, image.memory_end)
+    return lib.HVT_RING_REGION if fits and len(image.segments) <= lib.ENGINE_RANGES else 0
 
 
 def open_kick(vm: Vm, cleanup: Cleanup) -> int:
     """The eventfd that KVM signals when the guest kicks."""
     kick_fd = os.eventfd(0, os.EFD_CLOEXEC)
     cleanup.callback(lambda: os.close(kick_fd))
-    vm.signal_on_out(kick_fd, abi.HVT_RING_KICK_PIO)
+    vm.signal_on_out(kick_fd, lib.HVT_RING_KICK_PIO)
     return kick_fd
 
 
@@ -78,7 +77,7 @@ class Ring:
         self._engine, self._stop = engine, stop  # the thread works on their memory
         self.cell = ffi.new("struct engine_ring *")
         self.cell.engine = engine
-        self.cell.stop = ffi.cast("struct stop *", stop.cell)
+        self.cell.stop = stop.cell
         self.cell.kick_fd = kick_fd
         self.cell.gpa = memory.size
         self.cell.spins = SPINS
@@ -98,11 +97,11 @@ class Ring:
 
     def report_error(self) -> None:
         """Warn of a failure of the host, if the thread has met one since the last time."""
-        error = self.cell.trouble
+        error = self.cell.host_errno
         if error:
-            device = self._net.devices[self.cell.trouble_handle]
+            device = self._net.devices[self.cell.host_errno_handle]
             device.warn_once(os.strerror(error))
-            self.cell.trouble = 0
+            self.cell.host_errno = 0
 
     def fault(self) -> GuestFault | None:
         """What the guest did with the ring that ends it."""

@@ -6,7 +6,7 @@ memory and its argument block, reads each field once, and replies in the block.
 
 from __future__ import annotations
 
-from tender._host import ffi
+from tender._native import ffi
 from tender.outcome import Counters
 
 TYPE_CHECKING = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tender._abi import lib
+from tender._native import lib
 from tender.errors import DeviceError, setting
 
 TYPE_CHECKING = False

@@ -9,9 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-from tender._abi import lib
-from tender._host import ffi as host
-from tender._host import lib as hostlib
+from tender._native import ffi, lib
 from tender.modules import STEP, DeviceErrors, new_counters
 
 TYPE_CHECKING = False
@@ -53,24 +51,24 @@ class BlockDevice:
 
     def read(self, offset: int, data: memoryview) -> int:
         """Fill `data` from the file; a result code."""
-        return self._all(hostlib.host_pread, data, offset, self.fd)
+        return self._all(lib.host_pread, data, offset, self.fd)
 
     def write(self, offset: int, data: memoryview) -> int:
         """Write `data` to the file; a result code."""
         if self.readonly:
             self.counters.drops += 1
             return lib.HVT_R_EUNSPEC
-        return self._all(hostlib.host_pwrite, data, offset, self.fd)
+        return self._all(lib.host_pwrite, data, offset, self.fd)
 
     def _all(self, call: Transfer, data: memoryview, offset: int, fd: int) -> int:
         length, done = len(data), 0
-        start = host.from_buffer(data)
+        start = ffi.from_buffer(data)
         while done < length:
             count = call(fd, start + done, min(length - done, STEP), offset + done)
-            if count < 0 and host.errno == errno.EINTR:
+            if count < 0 and ffi.errno == errno.EINTR:
                 count = 0
             elif count <= 0:
-                what = os.strerror(host.errno) if count else "the file became shorter"
+                what = os.strerror(ffi.errno) if count else "the file became shorter"
                 self.errors.report(self.counters, what)
                 return lib.HVT_R_EUNSPEC
             done += count

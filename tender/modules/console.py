@@ -10,9 +10,7 @@ from __future__ import annotations
 import errno
 from time import monotonic_ns
 
-from tender._abi import lib
-from tender._host import ffi as host
-from tender._host import lib as hostlib
+from tender._native import ffi, lib
 from tender.errors import HostError
 from tender.modules import STEP, DeviceErrors, new_counters
 
@@ -75,9 +73,9 @@ class Console:
         if self.allowance is not None:
             length = self._allowed(self.allowance, length)
         while length:
-            written = hostlib.host_write(self.fd, memory.address(data_gpa), min(length, STEP))
+            written = lib.host_write(self.fd, memory.address(data_gpa), min(length, STEP))
             if written < 0:
-                if not self._go_on(host.errno):
+                if not self._go_on(ffi.errno):
                     return
                 continue
             self._stop.check()
@@ -108,5 +106,5 @@ class Console:
 
     def _wait_for_room(self) -> None:
         # A descriptor that is shared with others can be non-blocking by their wish.
-        hostlib.host_events(self.fd, hostlib.POLLOUT, _WAIT_MS)
+        lib.host_events(self.fd, lib.POLLOUT, _WAIT_MS)
         self._stop.check()

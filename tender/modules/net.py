@@ -9,8 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-from tender._abi import lib
-from tender._host import lib as hostlib
+from tender._native import lib
 from tender.modules import DeviceErrors, new_counters
 
 TYPE_CHECKING = False
@@ -114,10 +113,10 @@ class NetDevice:
         A datagram socket has an error (nobody listened to an earlier frame) and works on; anything
         else has lost its peer, and the guest sees a link on which nothing comes.
         """
-        events = hostlib.host_events(self.fd, 0, 0)
-        if self._is_socket and events == hostlib.POLLERR:
+        events = lib.host_events(self.fd, 0, 0)
+        if self._is_socket and events == lib.POLLERR:
             self.read(memoryview(bytearray(1)))
-            events = hostlib.host_events(self.fd, 0, 0)
+            events = lib.host_events(self.fd, 0, 0)
         if events > 0:
             self.lose()
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import errno
 from time import monotonic_ns
 
-from tender._abi import lib
-from tender._host import ffi as host
-from tender._host import lib as hostlib
+from tender._native import ffi, lib
 from tender.errors import HostError
 from tender.modules import new_counters
 
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
     from tender.stop import Stop
 
 _FOREVER_NS = 1 << 62  # 146 years: in virtual time as well, who waits so long waits for a frame
-_DEAD = hostlib.POLLERR | hostlib.POLLHUP | hostlib.POLLNVAL
+_DEAD = lib.POLLERR | lib.POLLHUP | lib.POLLNVAL
 
 
 class Poll:
@@ -44,7 +42,7 @@ class Poll:
         self._streams: dict[int, NetDevice] = {}  # by their index in the pollset
         self.in_engine = all(device.in_engine for device in net.devices.values())
         self.begun = 0  # the deadline of this call, in ns, where the engine has begun it
-        self.pollset = host.new("struct pollset *")
+        self.pollset = ffi.new("struct pollset *")
         self.watch()
 
     def hypercalls(self) -> dict[int, Handler]:
@@ -78,22 +76,22 @@ class Poll:
             if deadline_ns:
                 timeout_ns = min(max(0, deadline_ns - monotonic_ns()), _FOREVER_NS)
             waiting = self._look_at_streams() if self._streams else 0
-            count = hostlib.host_poll(self.pollset, 0 if waiting else timeout_ns)
+            count = lib.host_poll(self.pollset, 0 if waiting else timeout_ns)
             if count > 0:
                 ready_set = waiting | self._ready()
                 if ready_set:
                     return ready_set
             elif count == 0:
                 return waiting
-            elif host.errno != errno.EINTR:
-                raise HostError("cannot wait for devices", "ppoll", host.errno)
+            elif ffi.errno != errno.EINTR:
+                raise HostError("cannot wait for devices", "ppoll", ffi.errno)
             self._stop.check()
 
     def watch(self) -> None:
         """Set what to wait for; a descriptor whose peer is gone would be ready for ever."""
         live = [device for device in self._net.devices.values() if not device.gone]
         for index, device in enumerate(live):
-            self.pollset.fds[index] = {"fd": device.fd, "events": hostlib.POLLIN}
+            self.pollset.fds[index] = {"fd": device.fd, "events": lib.POLLIN}
             self.pollset.handles[index] = device.handle
         self.pollset.count = len(live)
         self._streams = {index: device for index, device in enumerate(live) if not device.in_engine}
@@ -102,8 +100,8 @@ class Poll:
         """The handles of those that have a whole frame already."""
         waiting = 0
         for index, device in self._streams.items():
-            full = hostlib.POLLOUT if device.is_full() else 0
-            self.pollset.fds[index].events = hostlib.POLLIN | full
+            full = lib.POLLOUT if device.is_full() else 0
+            self.pollset.fds[index].events = lib.POLLIN | full
             if device.is_ready():
                 waiting |= 1 << device.handle
         return waiting
@@ -118,7 +116,7 @@ class Poll:
                 device.look()
             if device.gone:
                 stale = True
-            elif events & hostlib.POLLIN and device.is_ready():
+            elif events & lib.POLLIN and device.is_ready():
                 ready_set |= 1 << device.handle
         if stale:
             self.watch()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tender._abi import lib
+from tender._native import lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import fcntl
 import os
 from errno import EMFILE, EPERM
 
-from tender._sandbox import ffi, lib
+from tender._native import ffi, lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

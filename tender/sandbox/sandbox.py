@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import stat
 
-from tender._sandbox import ffi, lib
+from tender._native import ffi, lib
 from tender.config import is_number
 from tender.errors import HostError, SandboxError, UsageError, option
 from tender.sandbox import confine, seccomp

@@ -87,7 +87,7 @@ def constant(name: str) -> int:
     try:
         value: int = getattr(lib, name)
     except AttributeError:
-        raise policy.PolicyError(f"policy: abi/sandbox.cdef has no {name}") from None
+        raise policy.PolicyError(f"policy: tender/sandbox/sandbox.cdef has no {name}") from None
     return value
 
 

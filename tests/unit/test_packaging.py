@@ -5,10 +5,13 @@ The rule here: the patterns of pyproject.toml find every file of the folders bes
 
 from __future__ import annotations
 
+import platform
 import re
 from pathlib import Path
 
 import pytest
+
+from abi import ffi_build
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,3 +33,10 @@ def test_every_file_of_a_data_folder_is_packaged(package: str, folder: str) -> N
     assert {
         path for path in here.rglob("*.*") if path.is_file() and path.suffix not in others
     } == packaged
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="some C is for x86_64 only")
+def test_every_c_file_is_compiled() -> None:
+    modules = (ffi_build.native, ffi_build.soft)
+    compiled = [file for ffi in modules for file in ffi._assigned_source[3]["sources"]]
+    assert sorted(compiled) == [file for file in ffi_build.SOURCES if file.endswith(".c")]

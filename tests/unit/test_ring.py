@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tender._abi import ffi, lib
+from tender._native import ffi, lib
 from tender.engine.ring import Ring, is_worth_it, open_kick, region
 from tender.image import elf
 from tests.unit import elves
@@ -187,7 +187,7 @@ def test_trouble_is_told_once(guest: GuestSide) -> None:
     for _ in range(3):
         guest.submit(lib.HVT_RING_NET_WRITE)
     assert guest.read().ret == AGAIN
-    until(lambda: bool(guest.ring.cell.trouble))
+    until(lambda: bool(guest.ring.cell.host_errno))
     for _ in range(2):
         guest.ring.report_error()
     assert guest.rig.warnings == ["network device 'port3': Broken pipe; the guest goes on"]

@@ -1,34 +1,34 @@
 /*
- * A CPU in software for Python: the Unicorn engine, whose library is found at run time.
+ * A CPU in software for Python: the Unicorn emulator, whose library is found at run time.
  *
- * The engine answers by calling back, from the middle of the guest's code; a vCPU of the tender
- * answers by returning from run(). So the engine runs on a stack of its own: a callback leaves it
+ * The emulator answers by calling back, from the middle of the guest's code; a vCPU of the tender
+ * answers by returning from run(). So the emulator runs on a stack of its own: a callback leaves it
  * there, in the middle of an instruction, and the next soft_run() lets it go on. That costs two
  * jumps instead of ending and starting an emulation.
  *
  * Nothing of Unicorn is compiled in: the types below say what its functions look like (source:
- * the engine's public interface, version 2.1), and only this file knows them.
+ * the Unicorn's public interface, version 2.1), and only this file knows them.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#undef _FORTIFY_SOURCE /* the fortified longjmp() refuses to change stacks */
 #include <dlfcn.h>
 #include <setjmp.h>
-#include <signal.h>
-#include <stdbool.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <time.h>
 #include <ucontext.h>
 
+#include "soft.h"
+
 #define SOFT_STACK (1u << 20)
 #define SOFT_GUARD 4096u
 #define SOFT_PAGE 4096u
 #define SOFT_BLOCK_MAX 8192u /* 512 instructions of 15 bytes */
 
-/* uc_hook_type, uc_control_type, uc_mem_type */
+/* uc_hook_type, uc_control_type, uc_prot */
 #define UC_HOOK_INTR (1 << 0)
 #define UC_HOOK_INSN (1 << 1)
 #define UC_HOOK_CODE (1 << 2)
@@ -39,88 +39,33 @@
 #define UC_CTL_WRITE_2(type) ((1 << 30) | (2 << 26) | (type))
 #define UC_CTL_UC_USE_EXITS 4
 #define UC_CTL_TB_REMOVE_CACHE 9
-#define UC_MEM_READ_UNMAPPED 19
-#define UC_MEM_WRITE_UNMAPPED 20
-#define UC_MEM_FETCH_UNMAPPED 21
-#define UC_MEM_WRITE_PROT 22
-#define UC_MEM_READ_PROT 23
-#define UC_MEM_FETCH_PROT 24
 #define UC_PROT_WRITE 2
-#define UC_ARCH_ARM64 2
-#define UC_ARCH_X86 4
 
-struct uc_x86_mmr { /* GDTR, IDTR, LDTR, TR */
-    uint16_t selector;
-    uint64_t base;
-    uint32_t limit;
-    uint32_t flags;
-};
-
-struct uc_x86_msr {
-    uint32_t rid;
-    uint64_t value;
-};
-
-struct uc_tb { /* a block of code that the engine has translated */
+struct uc_tb { /* a block of code that the emulator has translated */
     uint64_t pc;
     uint16_t icount;
     uint16_t size;
 };
 
-struct uc_arm64_cp_reg {
-    uint32_t crn, crm, op0, op1, op2;
-    uint64_t val;
-};
-
-/* What a run ends with. */
-enum soft_exit_kind {
-    SOFT_HALTED,   /* the CPU waits for an interrupt */
-    SOFT_STOPPED,  /* soft_kick() */
-    SOFT_OUT,      /* number: port */
-    SOFT_IN,       /* number: port; soft.reply is what the guest reads */
-    SOFT_MMIO,     /* address: within a region of soft_map_io(); soft.reply as above */
-    SOFT_INTR,     /* number: the exception or interrupt; the engine does not deliver it;
-                      soft.again: go on with a new emulation, at a new program counter */
-    SOFT_INVALID,  /* an instruction that the engine does not know */
-    SOFT_MEMORY,   /* number: uc_mem_type; address is physical; soft.skip: go on behind it */
-    SOFT_INSN,     /* number: what soft_hook_insn() was given; soft.reply: skip it */
-    SOFT_CODE,     /* address: one of soft_hook_code(), before its instruction */
-    SOFT_LIMIT,    /* the guest has had its instructions */
-    SOFT_ERROR,    /* number: uc_err */
-};
-
-struct soft_clock {
-    uint64_t frequency; /* Hz, of the counter */
-    uint64_t counter;   /* its value at `since_ns` */
-    uint64_t since_ns;  /* of CLOCK_MONOTONIC, or of the virtual clock */
-    uint64_t now_ns;    /* of the virtual clock */
-    uint64_t tick_ns;   /* what a reading of the virtual clock takes; 0: real time */
-};
-
-struct soft {
+struct soft_private {
     void *uc;
-    int pc;            /* the register's number */
-    int kind;          /* enum soft_exit_kind */
-    uint32_t number;
-    uint32_t size;
-    uint32_t is_write;
-    uint64_t address;
-    uint64_t value;
-    uint64_t reply;
-    uint64_t skip;         /* bytes of the instruction that ended with SOFT_MEMORY */
-    bool again;
-    uint64_t instructions; /* left, where they are counted */
-    struct soft_clock *clock;
-    volatile sig_atomic_t kicked;   /* to be told to the caller */
-    volatile sig_atomic_t stopping; /* ... and told to the engine */
-    struct uc_tb suspect;  /* a block that is to be translated again, with more hooks; size 0 */
+    int pc;                                /* the register's number */
+    _Atomic int kicked;                    /* to be reported to the caller */
+    _Atomic int stopping;                  /* the emulator was told to stop */
+    struct uc_tb suspect;                  /* a block to translate again, with more hooks; size 0 */
     uint64_t *seen, seen_room, seen_count; /* addresses with such hooks */
     bool watch_avx;
-    bool inside;       /* the engine is in the middle of something */
     char *stack;
     jmp_buf outer, inner;
     ucontext_t start;
 };
+
+_Static_assert(sizeof(struct soft) == 80, "struct soft");
+_Static_assert(offsetof(struct soft, clock) == 64, "struct soft");
+_Static_assert(sizeof(struct soft_clock) == 40, "struct soft_clock");
+_Static_assert(sizeof(struct uc_x86_mmr) == 24, "struct uc_x86_mmr");
+_Static_assert(sizeof(struct uc_x86_msr) == 16, "struct uc_x86_msr");
+_Static_assert(sizeof(struct uc_arm64_cp_reg) == 32, "struct uc_arm64_cp_reg");
 
 static struct {
     unsigned (*version)(unsigned *, unsigned *);
@@ -131,8 +76,6 @@ static struct {
     int (*emu_stop)(void *);
     int (*mem_map_ptr)(void *, uint64_t, uint64_t, uint32_t, void *);
     int (*mem_protect)(void *, uint64_t, uint64_t, uint32_t);
-    int (*mmio_map)(void *, uint64_t, uint64_t, uint64_t (*)(void *, uint64_t, unsigned, void *),
-                    void *, void (*)(void *, uint64_t, unsigned, uint64_t, void *), void *);
     int (*mem_read)(void *, uint64_t, void *, uint64_t);
     int (*reg_read)(void *, int, void *);
     int (*reg_write)(void *, int, const void *);
@@ -145,14 +88,13 @@ static struct {
     int (*context_free)(void *);
 } uc;
 
-/* Find the library; NULL, or what is wrong in words. Once per process is enough. */
-static const char *soft_load(const char *path)
+const char *soft_load(const char *path)
 {
     static const struct { const char *name; void *at; } wanted[] = {
         {"uc_version", &uc.version}, {"uc_open", &uc.open}, {"uc_close", &uc.close},
         {"uc_strerror", &uc.strerror}, {"uc_emu_start", &uc.emu_start},
         {"uc_emu_stop", &uc.emu_stop}, {"uc_mem_map_ptr", &uc.mem_map_ptr},
-        {"uc_mem_protect", &uc.mem_protect}, {"uc_mmio_map", &uc.mmio_map}, {"uc_mem_read", &uc.mem_read},
+        {"uc_mem_protect", &uc.mem_protect}, {"uc_mem_read", &uc.mem_read},
         {"uc_reg_read", &uc.reg_read},
         {"uc_reg_write", &uc.reg_write}, {"uc_hook_add", &uc.hook_add}, {"uc_ctl", &uc.ctl},
         {"uc_context_size", &uc.context_size}, {"uc_context_alloc", &uc.context_alloc},
@@ -171,13 +113,12 @@ static const char *soft_load(const char *path)
     return NULL;
 }
 
-/* major << 16 | minor << 8 | patch, as far as the library tells. */
-static unsigned soft_version(void)
+unsigned soft_version(void)
 {
     return uc.version(NULL, NULL) >> 8;
 }
 
-static const char *soft_strerror(int error)
+const char *soft_strerror(int error)
 {
     return uc.strerror(error);
 }
@@ -194,23 +135,20 @@ static uint64_t soft_host_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-/* Read the clock: a virtual one goes on by being read. */
-static uint64_t soft_now_ns(struct soft_clock *clock)
+uint64_t soft_now_ns(struct soft_clock *clock)
 {
     if (!clock->tick_ns)
         return soft_host_ns();
     return clock->now_ns += clock->tick_ns;
 }
 
-/* The counter that the guest reads: `frequency` steps per second of the clock. */
-static uint64_t soft_counter(struct soft_clock *clock)
+uint64_t soft_counter(struct soft_clock *clock)
 {
     uint64_t passed = soft_now_ns(clock) - clock->since_ns;
     return clock->counter + soft_scale(passed, clock->frequency, 1000000000u);
 }
 
-/* From here on the counter goes on from `counter` with this frequency. */
-static void soft_set_counter(struct soft_clock *clock, uint64_t counter, uint64_t frequency)
+void soft_set_counter(struct soft_clock *clock, uint64_t counter, uint64_t frequency)
 {
     clock->frequency = frequency;
     clock->counter = counter;
@@ -222,14 +160,14 @@ static void soft_set_counter(struct soft_clock *clock, uint64_t counter, uint64_
 static void soft_leave(struct soft *soft, int kind)
 {
     soft->kind = kind;
-    if (!_setjmp(soft->inner))
-        _longjmp(soft->outer, 1);
+    if (!_setjmp(soft->own->inner))
+        _longjmp(soft->own->outer, 1);
 }
 
 static void soft_suspect_first(struct soft *soft, uint64_t pc);
 static void soft_hook_suspects(struct soft *soft);
 
-/* The engine's stack: one emulation after the other, each until the guest halts or is stopped. */
+/* The emulator's stack: one emulation after the other, each until the guest halts or is stopped. */
 static void soft_stack(unsigned low, unsigned high)
 {
     struct soft *soft = (struct soft *)((uintptr_t)low | (uintptr_t)high << 16 << 16);
@@ -239,81 +177,80 @@ static void soft_stack(unsigned low, unsigned high)
     soft_leave(soft, SOFT_STOPPED); /* soft_open() waits for this */
     for (;;) {
         uint64_t pc = 0;
-        uc.reg_read(soft->uc, soft->pc, &pc);
-        if (first && soft->watch_avx)
+        uc.reg_read(soft->own->uc, soft->own->pc, &pc);
+        if (first && soft->own->watch_avx)
             soft_suspect_first(soft, pc);
         first = false;
-        if (soft->suspect.size)
+        if (soft->own->suspect.size)
             soft_hook_suspects(soft);
         soft->inside = true;
-        int error = uc.emu_start(soft->uc, pc, 0, 0, 0);
+        int error = uc.emu_start(soft->own->uc, pc, 0, 0, 0);
         soft->inside = false;
         if (error && soft->skip) { /* the access was the tender's to make, and is made */
-            uc.reg_read(soft->uc, soft->pc, &pc);
+            uc.reg_read(soft->own->uc, soft->own->pc, &pc);
             pc += soft->skip;
-            uc.reg_write(soft->uc, soft->pc, &pc);
+            uc.reg_write(soft->own->uc, soft->own->pc, &pc);
             soft->again = true;
             error = 0;
         }
-        bool again = soft->again || soft->suspect.size;
+        bool again = soft->again || soft->own->suspect.size;
         soft->again = false;
         soft->skip = 0;
         soft->number = (uint32_t)error;
-        if (!error && again && !soft->stopping)
+        if (!error && again && !soft->own->stopping)
             continue;
-        bool stopped = soft->stopping;
-        soft->stopping = 0;
+        bool stopped = soft->own->stopping;
+        soft->own->stopping = 0;
         soft_leave(soft, error ? SOFT_ERROR : stopped ? SOFT_STOPPED : SOFT_HALTED);
     }
 }
 
-/* Async-signal-safe: uc_emu_stop() of a running engine only sets flags. A kick that comes in the
- * instant before the engine runs is lost to it: whoever kicks does it again (abi/host.h). */
+/* Async-signal-safe: uc_emu_stop() of a running emulator only sets flags. A kick that comes in the
+ * instant before the emulator runs is lost to it: whoever kicks repeats it (stop.h). */
 static void soft_kick(void *of)
 {
     struct soft *soft = of;
-    soft->kicked = 1;
+    soft->own->kicked = 1;
     if (soft->inside) {
-        soft->stopping = 1;
-        uc.emu_stop(soft->uc);
+        soft->own->stopping = 1;
+        uc.emu_stop(soft->own->uc);
     }
 }
 
-static uintptr_t soft_kick_address(void)
+uintptr_t soft_kick_address(void)
 {
     return (uintptr_t)soft_kick;
 }
 
-/* Let the guest run until something happens; enum soft_exit_kind. */
-static int soft_run(struct soft *soft)
+int soft_run(struct soft *soft)
 {
-    if (soft->kicked) {
-        soft->kicked = 0;
+    if (soft->own->kicked) {
+        soft->own->kicked = 0;
         return soft->kind = SOFT_STOPPED;
     }
-    if (!_setjmp(soft->outer))
-        _longjmp(soft->inner, 1);
+    if (!_setjmp(soft->own->outer))
+        _longjmp(soft->own->inner, 1);
     if (soft->kind == SOFT_STOPPED)
-        soft->kicked = 0;
+        soft->own->kicked = 0;
     return soft->kind;
 }
 
-/* Callbacks of the engine. */
+/* Callbacks of the emulator. */
 
-static void soft_on_out(void *engine, uint32_t port, int size, uint32_t value, void *data)
+static void soft_on_out(void *emulator, uint32_t port, int size, uint32_t value, void *data)
 {
     struct soft *soft = data;
-    (void)engine;
+    (void)emulator;
     soft->number = port;
     soft->size = (uint32_t)size;
     soft->value = value;
     soft_leave(soft, SOFT_OUT);
 }
 
-static uint32_t soft_on_in(void *engine, uint32_t port, int size, void *data)
+static uint32_t soft_on_in(void *emulator, uint32_t port, int size, void *data)
 {
     struct soft *soft = data;
-    (void)engine;
+    (void)emulator;
     soft->number = port;
     soft->size = (uint32_t)size;
     soft->reply = 0;
@@ -321,51 +258,27 @@ static uint32_t soft_on_in(void *engine, uint32_t port, int size, void *data)
     return (uint32_t)soft->reply;
 }
 
-static uint64_t soft_on_io_read(void *engine, uint64_t offset, unsigned size, void *data)
-{
-    struct soft *soft = data;
-    (void)engine;
-    soft->address = offset;
-    soft->size = size;
-    soft->is_write = 0;
-    soft->reply = 0;
-    soft_leave(soft, SOFT_MMIO);
-    return soft->reply;
-}
-
-static void soft_on_io_write(void *engine, uint64_t offset, unsigned size, uint64_t value,
-                             void *data)
-{
-    struct soft *soft = data;
-    (void)engine;
-    soft->address = offset;
-    soft->size = size;
-    soft->is_write = 1;
-    soft->value = value;
-    soft_leave(soft, SOFT_MMIO);
-}
-
-static void soft_on_intr(void *engine, uint32_t number, void *data)
+static void soft_on_intr(void *emulator, uint32_t number, void *data)
 {
     struct soft *soft = data;
     soft->number = number;
     soft_leave(soft, SOFT_INTR);
     if (soft->again)
-        uc.emu_stop(engine);
+        uc.emu_stop(emulator);
 }
 
-static bool soft_on_invalid(void *engine, void *data)
+static bool soft_on_invalid(void *emulator, void *data)
 {
-    (void)engine;
+    (void)emulator;
     soft_leave(data, SOFT_INVALID);
     return true; /* who runs on has made an exception of it */
 }
 
-static bool soft_on_memory(void *engine, int type, uint64_t address, int size, int64_t value,
+static bool soft_on_memory(void *emulator, int type, uint64_t address, int size, int64_t value,
                            void *data)
 {
     struct soft *soft = data;
-    (void)engine;
+    (void)emulator;
     soft->number = (uint32_t)type;
     soft->address = address;
     soft->size = (uint32_t)size;
@@ -375,19 +288,19 @@ static bool soft_on_memory(void *engine, int type, uint64_t address, int size, i
     return false;
 }
 
-static void soft_on_code(void *engine, uint64_t address, uint32_t size, void *data)
+static void soft_on_code(void *emulator, uint64_t address, uint32_t size, void *data)
 {
     struct soft *soft = data;
-    (void)engine;
+    (void)emulator;
     soft->address = address;
     soft->size = size;
     soft_leave(soft, SOFT_CODE);
 }
 
-static void soft_on_count(void *engine, uint64_t address, uint32_t size, void *data)
+static void soft_on_count(void *emulator, uint64_t address, uint32_t size, void *data)
 {
     struct soft *soft = data;
-    (void)engine;
+    (void)emulator;
     (void)address;
     (void)size;
     if (!soft->instructions)
@@ -403,28 +316,28 @@ static void soft_on_count(void *engine, uint64_t address, uint32_t size, void *d
 #define SOFT_REG_MSR 248
 #define SOFT_TSC_AUX 0xc0000103
 
-static int soft_on_rdtsc(void *engine, void *data)
+static int soft_on_rdtsc(void *emulator, void *data)
 {
     struct soft *soft = data;
     uint64_t counter = soft_counter(soft->clock);
     uint64_t low = (uint32_t)counter, high = counter >> 32;
 
-    uc.reg_write(engine, SOFT_REG_RAX, &low);
-    uc.reg_write(engine, SOFT_REG_RDX, &high);
+    uc.reg_write(emulator, SOFT_REG_RAX, &low);
+    uc.reg_write(emulator, SOFT_REG_RDX, &high);
     return 1;
 }
 
-static int soft_on_rdtscp(void *engine, void *data)
+static int soft_on_rdtscp(void *emulator, void *data)
 {
     struct uc_x86_msr aux = {.rid = SOFT_TSC_AUX};
 
-    uc.reg_read(engine, SOFT_REG_MSR, &aux);
-    uc.reg_write(engine, SOFT_REG_RCX, &aux.value);
-    return soft_on_rdtsc(engine, data);
+    uc.reg_read(emulator, SOFT_REG_MSR, &aux);
+    uc.reg_write(emulator, SOFT_REG_RCX, &aux.value);
+    return soft_on_rdtsc(emulator, data);
 }
 
 /* MRS of a counter (CNTPCT_EL0, CNTVCT_EL0) likewise. */
-static uint32_t soft_on_mrs(void *engine, int to, const struct uc_arm64_cp_reg *from, void *data)
+static uint32_t soft_on_mrs(void *emulator, int to, const struct uc_arm64_cp_reg *from, void *data)
 {
     struct soft *soft = data;
     bool timer = from->op0 == 3 && from->op1 == 3 && from->crn == 14 && from->crm == 0;
@@ -432,19 +345,14 @@ static uint32_t soft_on_mrs(void *engine, int to, const struct uc_arm64_cp_reg *
     if (!timer || (from->op2 != 1 && from->op2 != 2))
         return 0;
     uint64_t counter = soft_counter(soft->clock);
-    uc.reg_write(engine, to, &counter);
+    uc.reg_write(emulator, to, &counter);
     return 1;
 }
 
-struct soft_insn {
-    struct soft *soft;
-    uint32_t number;
-};
-
-static int soft_on_insn(void *engine, void *data)
+static int soft_on_insn(void *emulator, void *data)
 {
     struct soft_insn *insn = data;
-    (void)engine;
+    (void)emulator;
     insn->soft->number = insn->number;
     insn->soft->reply = 0;
     soft_leave(insn->soft, SOFT_INSN);
@@ -468,25 +376,25 @@ static uint64_t *soft_slot(uint64_t *seen, uint64_t room, uint64_t address)
 
 static bool soft_is_hooked(struct soft *soft, uint64_t address)
 {
-    return soft->seen && *soft_slot(soft->seen, soft->seen_room, address) == address;
+    return soft->own->seen && *soft_slot(soft->own->seen, soft->own->seen_room, address) == address;
 }
 
 static void soft_remember(struct soft *soft, uint64_t address)
 {
-    if (soft->seen_count * 2 >= soft->seen_room) {
-        uint64_t room = soft->seen_room ? soft->seen_room * 2 : 256;
+    if (soft->own->seen_count * 2 >= soft->own->seen_room) {
+        uint64_t room = soft->own->seen_room ? soft->own->seen_room * 2 : 256;
         uint64_t *seen = calloc(room, sizeof *seen);
         if (!seen)
             abort();
-        for (uint64_t i = 0; i < soft->seen_room; i++)
-            if (soft->seen[i])
-                *soft_slot(seen, room, soft->seen[i]) = soft->seen[i];
-        free(soft->seen);
-        soft->seen = seen;
-        soft->seen_room = room;
+        for (uint64_t i = 0; i < soft->own->seen_room; i++)
+            if (soft->own->seen[i])
+                *soft_slot(seen, room, soft->own->seen[i]) = soft->own->seen[i];
+        free(soft->own->seen);
+        soft->own->seen = seen;
+        soft->own->seen_room = room;
     }
-    *soft_slot(soft->seen, soft->seen_room, address) = address;
-    soft->seen_count++;
+    *soft_slot(soft->own->seen, soft->own->seen_room, address) = address;
+    soft->own->seen_count++;
 }
 
 /* Making one. Each of these gives a uc_err, 0 for success. */
@@ -495,7 +403,7 @@ static int soft_hook(struct soft *soft, int type, void *function, void *data, ui
                      uint64_t to, int insn)
 {
     size_t handle;
-    return uc.hook_add(soft->uc, &handle, type, function, data, from, to, insn);
+    return uc.hook_add(soft->own->uc, &handle, type, function, data, from, to, insn);
 }
 
 static int soft_hook_all(struct soft *soft, int type, void *function)
@@ -503,22 +411,20 @@ static int soft_hook_all(struct soft *soft, int type, void *function)
     return soft_hook(soft, type, function, soft, 1, 0, 0);
 }
 
-/* Leave at an instruction that is hooked by its number (UC_X86_INS_*). `insn` lives as long. */
-static int soft_hook_insn(struct soft *soft, struct soft_insn *insn, int number)
+int soft_hook_insn(struct soft *soft, struct soft_insn *insn, int number)
 {
     insn->soft = soft;
     insn->number = (uint32_t)number;
     return soft_hook(soft, UC_HOOK_INSN, soft_on_insn, insn, 1, 0, number);
 }
 
-/* Leave before the instruction at an address. */
-static int soft_hook_code(struct soft *soft, uint64_t address)
+int soft_hook_code(struct soft *soft, uint64_t address)
 {
     return soft_hook(soft, UC_HOOK_CODE, soft_on_code, soft, address, address, 0);
 }
 
 /*
- * AVX instructions on XMM registers: the engine takes them for SSE ones with two operands, and
+ * AVX instructions on XMM registers: the emulator takes them for SSE ones with two operands, and
  * computes something else. So each block of code is looked at once, when it has been translated:
  * where an AVX instruction may start, a hook is put, and the block is translated again before it
  * has run. The hook is reached only if an instruction does start there.
@@ -526,19 +432,19 @@ static int soft_hook_code(struct soft *soft, uint64_t address)
 static bool soft_may_be_avx(const uint8_t *at, uint64_t left)
 {
     /* The two-byte prefix always, the three-byte one with opcodes of map 1; others are no AVX
-     * (BMI) or are refused by the engine. */
+     * (BMI) or are refused by the emulator. */
     return left >= 3 && (at[0] == 0xc5 || (at[0] == 0xc4 && (at[1] & 0x1f) == 1));
 }
 
-/* The engine reads for us: an address need not be what it seems, where a guest has tables of its
+/* The emulator reads for us: an address need not be what it seems, where a guest has tables of its
  * own. (What such a guest executes elsewhere is not looked at.) */
 static bool soft_read_block(struct soft *soft, const struct uc_tb *block, uint8_t *code)
 {
     return block->size <= SOFT_BLOCK_MAX &&
-           !uc.mem_read(soft->uc, block->pc, code, block->size);
+           !uc.mem_read(soft->own->uc, block->pc, code, block->size);
 }
 
-static void soft_on_block(void *engine, struct uc_tb *block, struct uc_tb *before, void *data)
+static void soft_on_block(void *emulator, struct uc_tb *block, struct uc_tb *before, void *data)
 {
     struct soft *soft = data;
     uint8_t code[SOFT_BLOCK_MAX];
@@ -548,25 +454,25 @@ static void soft_on_block(void *engine, struct uc_tb *block, struct uc_tb *befor
     for (uint16_t i = 0; i < block->size; i++)
         if (soft_may_be_avx(code + i, block->size - i) &&
             !soft_is_hooked(soft, block->pc + i)) {
-            soft->suspect = *block;
-            uc.emu_stop(engine);
+            soft->own->suspect = *block;
+            uc.emu_stop(emulator);
             return;
         }
 }
 
-/* The engine does not tell of the very first block. */
+/* The emulator does not report the very first block. */
 static void soft_suspect_first(struct soft *soft, uint64_t pc)
 {
-    soft->suspect.pc = pc;
-    soft->suspect.size = (uint16_t)(SOFT_PAGE - pc % SOFT_PAGE);
+    soft->own->suspect.pc = pc;
+    soft->own->suspect.size = (uint16_t)(SOFT_PAGE - pc % SOFT_PAGE);
 }
 
 static void soft_hook_suspects(struct soft *soft)
 {
-    struct uc_tb block = soft->suspect;
+    struct uc_tb block = soft->own->suspect;
     uint8_t code[SOFT_BLOCK_MAX];
 
-    soft->suspect.size = 0;
+    soft->own->suspect.size = 0;
     if (!soft_read_block(soft, &block, code))
         return;
     for (uint16_t i = 0; i < block.size; i++) {
@@ -578,24 +484,22 @@ static void soft_hook_suspects(struct soft *soft)
                 soft_hook_code(soft, block.pc + k - 1);
         }
     }
-    uc.ctl(soft->uc, UC_CTL_WRITE_2(UC_CTL_TB_REMOVE_CACHE), block.pc, block.pc + block.size);
+    uc.ctl(soft->own->uc, UC_CTL_WRITE_2(UC_CTL_TB_REMOVE_CACHE), block.pc, block.pc + block.size);
 }
 
-/* Look at all code that is executed. */
-static int soft_watch_avx(struct soft *soft)
+int soft_watch_avx(struct soft *soft)
 {
-    soft->watch_avx = true;
+    soft->own->watch_avx = true;
     return soft_hook_all(soft, UC_HOOK_EDGE_GENERATED, soft_on_block);
 }
 
-/* From the next instruction on, this many; each one costs. */
-static int soft_count(struct soft *soft, uint64_t instructions)
+int soft_count(struct soft *soft, uint64_t instructions)
 {
     soft->instructions = instructions;
     return soft_hook_all(soft, UC_HOOK_CODE, soft_on_count);
 }
 
-static int soft_hook_x86(struct soft *soft, int out, int in, int rdtsc, int rdtscp)
+int soft_hook_x86(struct soft *soft, int out, int in, int rdtsc, int rdtscp)
 {
     int error = soft_hook(soft, UC_HOOK_INSN, soft_on_out, soft, 1, 0, out);
     if (!error)
@@ -607,70 +511,64 @@ static int soft_hook_x86(struct soft *soft, int out, int in, int rdtsc, int rdts
     return error;
 }
 
-static int soft_hook_arm64(struct soft *soft, int mrs)
+int soft_hook_arm64(struct soft *soft, int mrs)
 {
     return soft_hook(soft, UC_HOOK_INSN, soft_on_mrs, soft, 1, 0, mrs);
 }
 
-static int soft_map(struct soft *soft, uint64_t gpa, uint64_t size, uint32_t prot, void *host)
+int soft_map(struct soft *soft, uint64_t gpa, uint64_t size, uint32_t prot, void *host)
 {
-    int error = uc.mem_map_ptr(soft->uc, gpa, size, prot, host);
-    /* Mapping it so holds for the guest's accesses; protecting it, for the engine's own as well,
+    int error = uc.mem_map_ptr(soft->own->uc, gpa, size, prot, host);
+    /* Mapping it so holds for the guest's accesses; protecting it, for the emulator's own as well,
      * which notes in the page tables that a page was used, wherever the guest says they are. */
     if (!error && !(prot & UC_PROT_WRITE))
-        error = uc.mem_protect(soft->uc, gpa, size, prot);
+        error = uc.mem_protect(soft->own->uc, gpa, size, prot);
     return error;
 }
 
-static int soft_map_io(struct soft *soft, uint64_t gpa, uint64_t size)
+int soft_reg_read(struct soft *soft, int number, void *value)
 {
-    return uc.mmio_map(soft->uc, gpa, size, soft_on_io_read, soft, soft_on_io_write, soft);
+    return uc.reg_read(soft->own->uc, number, value);
 }
 
-static int soft_reg_read(struct soft *soft, int number, void *value)
+int soft_reg_write(struct soft *soft, int number, const void *value)
 {
-    return uc.reg_read(soft->uc, number, value);
+    return uc.reg_write(soft->own->uc, number, value);
 }
 
-static int soft_reg_write(struct soft *soft, int number, const void *value)
-{
-    return uc.reg_write(soft->uc, number, value);
-}
-
-/* The engine's own record of the CPU; free with soft_context_free(). NULL: no memory. */
-static void *soft_context(struct soft *soft)
+void *soft_context(struct soft *soft)
 {
     void *context = NULL;
-    return uc.context_alloc(soft->uc, &context) ? NULL : context;
+    return uc.context_alloc(soft->own->uc, &context) ? NULL : context;
 }
 
-static size_t soft_context_size(struct soft *soft)
+size_t soft_context_size(struct soft *soft)
 {
-    return uc.context_size(soft->uc);
+    return uc.context_size(soft->own->uc);
 }
 
-static int soft_context_save(struct soft *soft, void *context)
+int soft_context_save(struct soft *soft, void *context)
 {
-    return uc.context_save(soft->uc, context);
+    return uc.context_save(soft->own->uc, context);
 }
 
-static int soft_context_restore(struct soft *soft, void *context)
+int soft_context_restore(struct soft *soft, void *context)
 {
-    return uc.context_restore(soft->uc, context);
+    return uc.context_restore(soft->own->uc, context);
 }
 
-static void soft_context_free(void *context)
+void soft_context_free(void *context)
 {
     uc.context_free(context);
 }
 
-static void soft_close(struct soft *soft)
+void soft_close(struct soft *soft)
 {
-    if (soft->uc)
-        uc.close(soft->uc);
-    if (soft->stack)
-        munmap(soft->stack, SOFT_STACK);
-    free(soft->seen);
+    if (soft->own->uc)
+        uc.close(soft->own->uc);
+    if (soft->own->stack)
+        munmap(soft->own->stack, SOFT_STACK);
+    free(soft->own->seen);
     free(soft);
 }
 
@@ -680,7 +578,7 @@ static int soft_make_stack(struct soft *soft)
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (stack == MAP_FAILED)
         return -1;
-    soft->stack = stack;
+    soft->own->stack = stack;
     return mprotect(stack, SOFT_GUARD, PROT_NONE);
 }
 
@@ -688,30 +586,34 @@ static void soft_enter_stack(struct soft *soft)
 {
     ucontext_t here;
 
-    getcontext(&soft->start);
-    soft->start.uc_stack.ss_sp = soft->stack + SOFT_GUARD;
-    soft->start.uc_stack.ss_size = SOFT_STACK - SOFT_GUARD;
-    soft->start.uc_link = NULL;
-    makecontext(&soft->start, (void (*)(void))soft_stack, 2, (unsigned)(uintptr_t)soft,
+    getcontext(&soft->own->start);
+    soft->own->start.uc_stack.ss_sp = soft->own->stack + SOFT_GUARD;
+    soft->own->start.uc_stack.ss_size = SOFT_STACK - SOFT_GUARD;
+    soft->own->start.uc_link = NULL;
+    makecontext(&soft->own->start, (void (*)(void))soft_stack, 2, (unsigned)(uintptr_t)soft,
                 (unsigned)((uintptr_t)soft >> 16 >> 16));
-    if (!_setjmp(soft->outer))
-        swapcontext(&here, &soft->start);
+    if (!_setjmp(soft->own->outer))
+        swapcontext(&here, &soft->own->start);
 }
 
-/* A CPU of `arch` in `mode` whose program counter is register `pc`; NULL and a uc_err. */
-static struct soft *soft_open(int arch, int mode, int pc, int *error)
+struct soft *soft_open(int arch, int mode, int pc, int *error)
 {
-    struct soft *soft = calloc(1, sizeof *soft);
+    struct {
+        struct soft soft;
+        struct soft_private own;
+    } *both = calloc(1, sizeof *both);
 
     *error = 1; /* UC_ERR_NOMEM */
-    if (!soft)
+    if (!both)
         return NULL;
-    soft->pc = pc;
+    struct soft *soft = &both->soft;
+    soft->own = &both->own;
+    soft->own->pc = pc;
     if (soft_make_stack(soft))
         goto failed;
-    *error = uc.open(arch, mode, &soft->uc);
+    *error = uc.open(arch, mode, &soft->own->uc);
     if (!*error) /* no address ends an emulation */
-        *error = uc.ctl(soft->uc, UC_CTL_WRITE_1(UC_CTL_UC_USE_EXITS), 1);
+        *error = uc.ctl(soft->own->uc, UC_CTL_WRITE_1(UC_CTL_UC_USE_EXITS), 1);
     if (!*error)
         *error = soft_hook_all(soft, UC_HOOK_INTR, soft_on_intr);
     if (!*error)

@@ -1,18 +1,25 @@
 /*
- * What Python tells the engine of a guest. Declarations only, for cffi's parser and for C.
- * Python fills it in before the guest runs; the counters may be read at any time.
+ * The engine: it runs a vCPU and answers hypercalls whose device is a plain descriptor. Python
+ * fills in `struct engine` before the guest runs, and may read the counters at any time.
+ *
+ * Declarations only: cffi reads this file, too.
  */
+#pragma once
+
+#include <stdint.h>
+
+#include "tender/host/host.h"
+#include "tender/stop.h"
 
 #define ENGINE_RANGES 16
 #define ENGINE_DEVICES 64
 
-#define ENGINE_NO_DEVICE 0
 #define ENGINE_BLOCK 1
 #define ENGINE_NET 2
 
-/* A device whose hypercalls are answered here; all others are Python's. */
+/* A device whose hypercalls the engine answers; Python answers those of all others. */
 struct engine_device {
-    int32_t kind;
+    int32_t kind; /* ENGINE_*; 0: none */
     int32_t fd;
     int32_t writable;     /* block */
     uint64_t capacity;    /* block: bytes */
@@ -30,19 +37,19 @@ struct engine_range {
 
 struct engine {
     int32_t vcpu_fd;
-    int32_t console_fd; /* -1: Python's */
+    int32_t console_fd; /* -1: Python answers PUTS */
     void *run;          /* the vCPU's struct kvm_run */
     uint8_t *memory;
     uint64_t mem_size;
     uint64_t protected_end; /* all of `ranges` is below; with too many of them, count is 0 */
     uint32_t range_count;
-    struct engine_range ranges[16];
-    struct engine_device devices[64]; /* by handle */
-    struct pollset *pollset; /* NULL: POLL is Python's */
+    struct engine_range ranges[ENGINE_RANGES];
+    struct engine_device devices[ENGINE_DEVICES]; /* by handle */
+    struct pollset *pollset; /* NULL: Python answers POLL */
     struct counters *console;
     struct counters *poll;
 
-    /* Where Python takes over a call that was begun here. */
+    /* Where Python continues a call that the engine has begun. */
     uint64_t console_done;     /* bytes of this PUTS that are written */
     uint64_t poll_deadline_ns; /* of this POLL, by CLOCK_MONOTONIC; 0: not begun */
 };
@@ -55,17 +62,17 @@ struct engine_ring {
     uint64_t gpa;          /* of the struct hvt_ring */
     uint32_t spins;        /* how often it looks again before it sleeps */
 
-    volatile int32_t ending;  /* Python wants it to end */
-    volatile int32_t fault;   /* RING_*: what the guest did that ends it */
+    _Atomic int32_t ending; /* set by Python: the thread ends */
+    _Atomic int32_t fault;  /* RING_*: what the guest did that ends it */
     uint64_t fault_gpa;
     uint64_t fault_len;
-    volatile int32_t trouble; /* errno of the host's first trouble that was not told yet */
-    volatile int32_t trouble_handle;
-    uint64_t thread;          /* pthread_t */
+    _Atomic int32_t host_errno; /* the first error of the host since Python set it to 0 */
+    _Atomic int32_t host_errno_handle;
+    uintptr_t thread; /* pthread_t */
 
-    const void *filter;       /* what this thread may call: struct sock_filter[], or NULL */
+    const void *filter; /* the system calls of this thread: struct sock_filter[], or NULL */
     uint32_t filter_length;
-    volatile int32_t started; /* 1, or the negative errno of the filter */
+    _Atomic int32_t started; /* 1, or the negative errno of the filter */
 };
 
 #define RING_NO_FAULT 0
@@ -79,6 +86,6 @@ void ring_end(struct engine_ring *ring);
 /* Run the vCPU until Python is needed: 0 for an exit, else the errno of KVM_RUN. */
 int engine_run(struct engine *engine);
 
-/* One hypercall without a CPU, for the tests that hold the engine against Python's handlers:
- * 1 if it was answered, 0 if it is Python's and nothing has happened. */
+/* One hypercall without a CPU, for tests that compare the engine with Python's handlers: 1 if it
+ * was answered, 0 if Python has to, and nothing has happened. */
 int engine_answer(struct engine *engine, uint32_t number, uint64_t gpa);

@@ -1,0 +1,40 @@
+/*
+ * Host calls that Python's os module lacks, and what Python and the engine share of a device.
+ * Declarations only: cffi reads this file, too.
+ */
+#pragma once
+
+#include <poll.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+/* What a device has done. The vCPU's thread and the ring's count in it, any thread may read it. */
+struct counters {
+    _Atomic uint64_t calls;
+    _Atomic uint64_t bytes;
+    _Atomic uint64_t errors; /* of the host */
+    _Atomic uint64_t drops;  /* frames or output that the host did not take */
+};
+
+#define POLLSET_MAX 64
+
+/* The descriptors that POLL waits for. */
+struct pollset {
+    uint32_t count;
+    struct pollfd fds[POLLSET_MAX];
+    uint8_t handles[POLLSET_MAX]; /* of fds[n] */
+};
+
+/* Each returns what the system call returns: -1 and errno for an error, EINTR among them. */
+int host_protect(void *address, size_t length, int writable, int readable);
+int host_poll(struct pollset *set, uint64_t timeout_ns);
+ssize_t host_pread(int fd, void *data, size_t length, uint64_t offset);
+ssize_t host_pwrite(int fd, const void *data, size_t length, uint64_t offset);
+ssize_t host_write(int fd, const void *data, size_t length);
+
+/* Which of `events` (and POLLERR ...) a descriptor has, after at most `timeout_ms`; -1 and errno. */
+int host_events(int fd, int events, int timeout_ms);
+
+/* The kernel ends this process with its parent's thread; a change of credentials undoes that. */
+int host_end_with_parent(void);

@@ -1,0 +1,46 @@
+"""The compiled modules: their stubs are their declarations, and each declaration is used."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from abi import ffi_build
+from tender import _native, _soft
+
+ROOT = Path(__file__).parents[2]
+MODULES: dict[str, Any] = {"_native": _native, "_soft": _soft}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_stub_is_what_is_declared(name: str) -> None:
+    stub = (ROOT / f"tender/{name}.pyi").read_text()
+    made = ffi_build.stub(ffi_build.MODULES[name])
+    assert stub == made, "python abi/ffi_build.py writes the stubs"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_stub_is_what_is_compiled(name: str) -> None:
+    stub = (ROOT / f"tender/{name}.pyi").read_text()
+    names = re.findall(r"^    (?:def )?(\w+)[:(]", stub, re.M)
+    assert sorted(names) == sorted(dir(MODULES[name].lib))
+
+
+def words(folder: str, *ends: str) -> Counter[str]:
+    paths = [path for path in (ROOT / folder).rglob("*.*") if path.name.endswith(ends)]
+    return Counter(word for path in paths for word in re.findall(r"\w+", path.read_text()))
+
+
+def test_each_declaration_is_used() -> None:
+    """By Python, a policy or a guest; in C, beyond its declaration and its definition."""
+    used = words("tender", ".py") + words("tests", ".py")
+    used += words("seccomp", ".policy") + words("guest-bindings", ".c", ".h")
+    in_c = words("abi", ".h") + words("tender", ".h", ".c")
+    for module in MODULES.values():
+        for name in dir(module.lib):
+            own = 1 if isinstance(getattr(module.lib, name), int) else 2
+            assert used[name] or in_c[name] > own, name
