@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from tender._abi import ffi, lib
+from tender._native import ffi, lib
 from tender.boot import layout
 from tender.dataclass import dataclass
 from tender.errors import ConfigError

@@ -6,7 +6,7 @@ for x86_64 and aarch64, ABI version 2.
 
 from __future__ import annotations
 
-from tender._abi import ffi, lib
+from tender._native import ffi, lib
 
 MIB = 1 << 20
 PAGE_SIZE = 4096

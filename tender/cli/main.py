@@ -205,7 +205,7 @@ _LOG_MAX = 4000  # bytes that fit into a pipe that has room at all
 
 def _log(program: str, text: str) -> None:
     """Write one line to standard error; it is dropped where nobody reads it within 100 ms."""
-    from tender._host import lib
+    from tender._native import lib
 
     data = f"{program}: {one_line(text)}".encode(errors="surrogateescape")[:_LOG_MAX] + b"\n"
     for _ in range(_LOG_TRIES):

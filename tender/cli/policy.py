@@ -12,7 +12,7 @@ import shutil
 import struct
 import textwrap
 
-from tender._abi import lib
+from tender._native import lib
 from tender.accel import choice, choose
 from tender.cleanup import Cleanup
 from tender.cli import options

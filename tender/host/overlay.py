@@ -10,8 +10,7 @@ from __future__ import annotations
 import mmap
 from errno import ENOMEM
 
-from tender._abi import lib
-from tender._host import lib as hostlib
+from tender._native import lib
 from tender.errors import HostError
 from tender.memory import MAP_NORESERVE
 from tender.modules.block import BlockDevice
@@ -62,7 +61,7 @@ class OverlayBlock(BlockDevice):
             if written:
                 piece[:] = self._overlay[start:end]
                 self.counters.bytes += end - start
-            elif self._all(hostlib.host_pread, piece, start, self.fd) != lib.HVT_R_OK:
+            elif self._all(lib.host_pread, piece, start, self.fd) != lib.HVT_R_OK:
                 return lib.HVT_R_EUNSPEC
         return lib.HVT_R_OK
 
@@ -98,7 +97,7 @@ class OverlayBlock(BlockDevice):
         end = min(start + PAGE, self.capacity)
         before = self.counters.bytes
         piece = self._overlay[start:end]
-        copied: bool = self._all(hostlib.host_pread, piece, start, self.fd) == lib.HVT_R_OK
+        copied: bool = self._all(lib.host_pread, piece, start, self.fd) == lib.HVT_R_OK
         self.counters.bytes = before
         if copied:
             self._written[page] = 1

@@ -14,9 +14,7 @@ import os
 from errno import EINTR
 from struct import Struct
 
-from tender._abi import lib
-from tender._host import ffi as host
-from tender._host import lib as hostlib
+from tender._native import ffi, lib
 from tender.modules.block import BlockDevice
 
 TYPE_CHECKING = False
@@ -74,9 +72,9 @@ class RemoteBlock(BlockDevice):
             self.counters.errors += 1
             return None
         try:
-            self._wait(hostlib.POLLOUT)
+            self._wait(lib.POLLOUT)
             os.write(self.fd, request)
-            self._wait(hostlib.POLLIN)
+            self._wait(lib.POLLIN)
             reply = os.read(self.fd, STATUS.size + PIECE)
         except OSError as error:
             return self._lose(os.strerror(error.errno or 0))
@@ -92,12 +90,12 @@ class RemoteBlock(BlockDevice):
 
     def _wait(self, events: int) -> None:
         while True:
-            ready = hostlib.host_events(self.fd, events, _WAIT_MS)
+            ready = lib.host_events(self.fd, events, _WAIT_MS)
             self._stop.check()
             if ready > 0:
                 return
-            if ready < 0 and host.errno != EINTR:
-                raise OSError(host.errno, os.strerror(host.errno))
+            if ready < 0 and ffi.errno != EINTR:
+                raise OSError(ffi.errno, os.strerror(ffi.errno))
 
     def _lose(self, why: str) -> memoryview | None:
         """After an answer that does not fit its question, no other can be believed."""

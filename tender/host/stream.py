@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 
-from tender._abi import lib
+from tender._native import lib
 from tender.config import MTU_MAX
 from tender.modules.net import HEADER, VLAN_TAG, NetDevice
 

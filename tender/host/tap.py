@@ -14,7 +14,7 @@ import os
 import struct
 from _socket import AF_INET, SOCK_DGRAM, socket
 
-from tender._host import ffi
+from tender._native import ffi
 from tender.errors import DeviceError, setting
 
 TYPE_CHECKING = False

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
-from tender._abi import lib
+from tender._native import lib
 from tender.dataclass import dataclass
 from tender.errors import BuildError
 from tender.image import manifest as manifest_notes

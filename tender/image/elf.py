@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from itertools import pairwise
 
-from tender._abi import ffi, lib
+from tender._native import ffi, lib
 from tender.boot.layout import PAGE_SIZE
 from tender.dataclass import dataclass
 from tender.errors import ImageError, ManifestError

@@ -6,7 +6,7 @@ handle is its index; entry 0 is reserved, so the first device has handle 1.
 
 from __future__ import annotations
 
-from tender._abi import ffi, lib
+from tender._native import ffi, lib
 from tender.dataclass import dataclass
 from tender.errors import ManifestError
 

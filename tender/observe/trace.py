@@ -11,9 +11,7 @@ import errno
 import os
 from json import dumps
 
-from tender._abi import lib
-from tender._host import ffi as host
-from tender._host import lib as hostlib
+from tender._native import ffi, lib
 from tender.cpu.vcpu import Failure, Fault, Interrupted
 from tender.dataclass import dataclass
 from tender.errors import ConfigError, GuestFault, HostError
@@ -97,10 +95,10 @@ class Trace:
 
     def _write(self, data: bytes) -> None:
         while data:
-            written = hostlib.host_write(self._fd, data, len(data))
+            written = lib.host_write(self._fd, data, len(data))
             if written >= 0:
                 data = data[written:]
-            elif not self._go_on(host.errno):
+            elif not self._go_on(ffi.errno):
                 self._ended = True
                 return
 
@@ -109,7 +107,7 @@ class Trace:
             if self._stop.requested:
                 return False  # nobody takes it, and the guest is to end
             if error == errno.EAGAIN:
-                hostlib.host_events(self._fd, hostlib.POLLOUT, _WAIT_MS)
+                lib.host_events(self._fd, lib.POLLOUT, _WAIT_MS)
             return True
         self._errors.warn_once(f"it ends here: {HostError('write', 'write', error)}")
         return False

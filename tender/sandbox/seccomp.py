@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 
-from tender._sandbox import ffi, lib
+from tender._native import ffi, lib
 from tender.errors import SandboxError, option
 from tender.sandbox import policy
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tender._host import ffi as host
+from tender._native import ffi
 from tender.boot import layout, x86_64
 from tender.boot.x86_64 import Fpu, State
 from tender.cleanup import Cleanup
@@ -45,7 +45,7 @@ class Started:
         self.kernel = kernel
         self.secrets = secrets
         memory = machine.memory
-        self.memory = bytes(host.buffer(memory.pointer, memory.mapped))
+        self.memory = bytes(ffi.buffer(memory.pointer, memory.mapped))
         self.size = memory.size
         self.state: State = machine.vcpu.get_state()
         self.host_ranges = list(host_ranges())

@@ -17,9 +17,9 @@ PLAIN = {
     "__future__", "_collections_abc", "_stat", "_struct", "_thread", "errno", "fcntl", "gc",
     "genericpath", "mmap", "os", "os.path", "posixpath", "stat", "struct",
     # the compiled part
-    "_cffi_backend", "tender._abi", "tender._engine", "tender._host", "tender._kvm",
+    "_cffi_backend", "tender._native",
     # ours
-    "tender", "tender._sandbox", "tender.accel", "tender.boot", "tender.boot.bootinfo",
+    "tender", "tender.accel", "tender.boot", "tender.boot.bootinfo",
     "tender.boot.layout", "tender.boot.x86_64", "tender.cleanup", "tender.cli", "tender.cli.main",
     "tender.cli.options", "tender.clock", "tender.config", "tender.cpu", "tender.cpu.cpuid",
     "tender.cpu.vcpu", "tender.dataclass", "tender.engine", "tender.engine.engine",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from tender._abi import lib
+from tender._native import lib
 from tender.image import elf
 from tender.image.manifest import Device, Manifest, encode
 

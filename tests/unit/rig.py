@@ -10,7 +10,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tender._abi import ffi, lib
+from tender._native import ffi, lib
 from tender.cleanup import Cleanup
 from tender.clock import HostClock
 from tender.config import BlockFile, Descriptor

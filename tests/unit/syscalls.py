@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 
-from tender._sandbox import lib
+from tender._native import lib
 from tender.sandbox import confine, seccomp
 
 WAIT_S = 0.2  # for a call that is allowed and blocks

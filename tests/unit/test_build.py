@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tender._abi import lib
+from tender._native import lib
 from tender.cli import build as cli
 from tender.errors import BuildError, ManifestError, UsageError
 from tender.image import build as building

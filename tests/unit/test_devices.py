@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tender._abi import lib
+from tender._native import lib
 from tender.cleanup import Cleanup
 from tender.clock import HostClock
 from tender.config import (

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tender._abi import lib
+from tender._native import lib
 from tender.errors import ImageError
 from tender.image import elf
 from tender.image.manifest import Device, Manifest

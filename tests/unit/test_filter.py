@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tender._sandbox import lib
+from tender._native import lib
 from tender.sandbox import fdtable, seccomp
 from tender.sandbox.fdtable import FdTable
 from tender.sandbox.policy import LE, Rule

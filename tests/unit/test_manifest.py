@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tender._abi import lib
+from tender._native import lib
 from tender.errors import ManifestError
 from tender.image import manifest
 from tender.image.manifest import Attached, Device, Manifest

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tender._abi import lib
+from tender._native import lib
 from tender.cleanup import Cleanup
 from tender.config import BlockFile
 from tender.errors import HostError

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tender._abi import lib
+from tender._native import lib
 from tender.cleanup import Cleanup
 from tender.cli import options
 from tender.config import (
