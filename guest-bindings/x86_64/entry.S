@@ -17,7 +17,8 @@ _start:
 
 /*
  * One stub for each of the 32 exceptions, 16 bytes apart, so that the IDT is filled by counting.
- * Each leaves what `struct trap_frame` describes: vector and error code below the CPU's own frame.
+ * Each leaves what `struct trap_frame` describes: registers, vector and error code below the CPU's
+ * own frame.
  */
     .text
     .globl hvt_trap_stubs
@@ -38,6 +39,9 @@ hvt_trap_stubs:
     .type trap_entry, @function
 trap_entry:
     cld
+    .irp register, r15, r14, r13, r12, r11, r10, r9, r8, rbp, rdi, rsi, rcx, rbx
+    pushq %\register
+    .endr
     movq %rsp, %rdi
     andq $-16, %rsp
     call hvt_trap

@@ -32,6 +32,7 @@ struct task_state {
 } __attribute__((packed));
 
 struct trap_frame {
+    uint64_t rbx, rcx, rsi, rdi, rbp, r8, r9, r10, r11, r12, r13, r14, r15;
     uint64_t vector, error_code;
     uint64_t rip, cs, rflags, rsp, ss;
 };
@@ -121,13 +122,33 @@ static void print_trap(const struct trap_frame *frame, uint64_t cr2)
     hvt_log("\nSolo5: ABORT: unhandled CPU exception %s\n", name_of(frame->vector));
 }
 
+/* HALT with the registers of the exception, which the tender puts into the core file. The cookie has
+ * no room for them. RAX and RDX make the hypercall, so these two are lost. */
+static _Noreturn void halt(const struct trap_frame *frame)
+{
+    static struct hvt_halt block = {.exit_status = SOLO5_EXIT_ABORT};
+
+    block.cookie_gpa = (uintptr_t)&cookie;
+    __asm__ volatile("movq %0, %%rsp\n\t"
+                     "popq %%rbx\n\tpopq %%rcx\n\tpopq %%rsi\n\tpopq %%rdi\n\tpopq %%rbp\n\t"
+                     "popq %%r8\n\tpopq %%r9\n\tpopq %%r10\n\tpopq %%r11\n\t"
+                     "popq %%r12\n\tpopq %%r13\n\tpopq %%r14\n\tpopq %%r15\n\t"
+                     "outl %%eax, %%dx\n\t"
+                     "ud2"
+                     :
+                     : "D"(frame), "a"((uint32_t)(uintptr_t)&block),
+                       "d"((uint16_t)(HVT_HYPERCALL_PIO_BASE + HVT_HYPERCALL_HALT))
+                     : "memory");
+    __builtin_unreachable();
+}
+
 void hvt_trap(const struct trap_frame *frame)
 {
     static bool reporting;
     uint64_t cr2 = cpu_read_cr2();
 
     if (reporting) /* the report itself has failed: the first cookie says more than the second */
-        hvt_halt(SOLO5_EXIT_ABORT, &cookie);
+        halt(frame);
     reporting = true;
     cookie.trap = (struct hvt_x86_trap){
         .cr2 = cr2,
@@ -139,5 +160,5 @@ void hvt_trap(const struct trap_frame *frame)
         .ss = frame->ss,
     };
     print_trap(frame, cr2);
-    hvt_halt(SOLO5_EXIT_ABORT, &cookie);
+    halt(frame);
 }

@@ -442,7 +442,7 @@ def test_gdb_opens_a_core(ptender: Run, guest: Build, tmp_path: Path, words: lis
     marker = re.search(r"core_marker (0x[0-9a-f]+)", done.stdout)
     assert marker, done
     shown = subprocess.run(
-        ["gdb", "-nx", "-batch", "-ex", f"x/2gx {marker[1]}", "-ex", "info registers rip", "-c"]
+        ["gdb", "-nx", "-batch", "-ex", f"x/2gx {marker[1]}", "-ex", "info registers", "-c"]
         + [str(core), str(kernel)],
         capture_output=True,
         text=True,
@@ -454,6 +454,28 @@ def test_gdb_opens_a_core(ptender: Run, guest: Build, tmp_path: Path, words: lis
         trap = re.search(r"rip=(0x[0-9a-f]+)", done.stdout)
         assert trap
         assert re.search(rf"rip +{trap[1]}", shown), shown
+        assert re.search(r"rbx +0x22222222 ", shown), shown
+        assert re.search(r"r12 +0x33333333 ", shown), shown
+
+
+def test_gdb_finds_the_callers_of_code_that_is_not_optimised(ptender: Run, tmp_path: Path) -> None:
+    """They hang on RBP, which must be the one of the exception."""
+    source = tmp_path / "broken.c"
+    source.write_text(
+        "#include <solo5.h>\n"
+        "static void inner(volatile int *at) { *at = 1; }\n"
+        "static void outer(unsigned long at) { inner((int *)at); }\n"
+        "int solo5_app_main(const struct solo5_start_info *i) { (void)i; outer(8); return 0; }\n"
+    )
+    kernel = tmp_path / "broken.hvt"
+    assert ptender("build", "--cflag=-O0", "--cflag=-g", source, "-o", kernel).returncode == 0
+    cores = tmp_path / "cores"
+    cores.mkdir()
+    assert ptender("--mem=8", f"--dumpcore={cores}", kernel).returncode == 255
+    (core,) = cores.iterdir()
+    gdb = ["gdb", "-nx", "-batch", "-ex", "bt", "-c", str(core), str(kernel)]
+    shown = subprocess.run(gdb, capture_output=True, text=True, check=True).stdout
+    assert re.search(r"#0 .*inner .*#1 .*outer \(at=8\).*#2 .*solo5_app_main ", shown, re.S), shown
 
 
 def test_no_core_without_an_abort(ptender: Run, guest: Build, tmp_path: Path) -> None:
