@@ -15,7 +15,7 @@ from tests.guest.conftest import ROOT, Build
 PLAIN = {
     # the standard library's
     "__future__", "_collections_abc", "_stat", "_struct", "_thread", "errno", "fcntl", "gc",
-    "genericpath", "mmap", "os", "os.path", "posixpath", "stat", "struct",
+    "genericpath", "itertools", "mmap", "os", "os.path", "posixpath", "stat", "struct",
     # the compiled part
     "_cffi_backend", "tender._native",
     # ours
