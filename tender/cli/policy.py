@@ -64,15 +64,15 @@ class Shown:
     """What a command line may do: its descriptors, what each is, and both threads' rules."""
 
     table: FdTable
-    descriptors: dict[int, tuple[str, str]]  # by number: what the policies call it, what it is
+    descriptors: dict[int, tuple[str, str]]  # by number: labels, meaning
     main: list[Rule]
     ring: list[Rule]
 
 
 def main(argv: list[str]) -> str | bytes:
     """The command; `argv` without the program's name and `policy`. Returns what it prints."""
-    flags = [word for word in argv if word in OPTIONS]
-    rest = [word for word in argv if word not in OPTIONS]
+    flags = [each for each in argv if each in OPTIONS]
+    rest = [each for each in argv if each not in OPTIONS]
     line = options.with_demo(_command_line(rest))
     if line.help:
         return USAGE.rstrip()
@@ -88,23 +88,23 @@ def main(argv: list[str]) -> str | bytes:
     return text(shown, shutil.get_terminal_size().columns if os.isatty(1) else None)
 
 
-def _command_line(words_: list[str]) -> options.CommandLine:
+def _command_line(arguments: list[str]) -> options.CommandLine:
     """`OPTIONS KERNEL ARGS`; where the kernel comes first, `KERNEL OPTIONS` as well."""
-    if len(words_) > 1 and not words_[0].startswith("-"):
+    if len(arguments) > 1 and not arguments[0].startswith("-"):
         try:
-            line = options.parse([*words_[1:], words_[0]])
+            line = options.parse([*arguments[1:], arguments[0]])
         except UsageError:
             pass
         else:
-            if line.config and line.config.kernel == words_[0] and not line.config.args:
+            if line.config and line.config.kernel == arguments[0] and not line.config.args:
                 return line
-    return options.parse(words_, HELP, OPTIONS)
+    return options.parse(arguments, HELP, OPTIONS)
 
 
 def show(config: Config) -> Shown:
-    """Compute what a run of `config` would hold and may do; raises TenderError."""
+    """Compute what a run of `config` may do; raises TenderError."""
     if config.sandbox == "off":
-        raise UsageError("--sandbox=off: there is no policy then")
+        raise UsageError("--sandbox=off: there is no policy without the sandbox")
     image = open_image(config.kernel)
     accelerator = _accelerator(config, image)
     nets = assign(image.manifest, lib.MFT_DEV_NET_BASIC, config.net)
@@ -112,25 +112,25 @@ def show(config: Config) -> Shown:
     check_all_attached(image.manifest, [*nets, *blocks])
     specs: dict[int, NetValue | BlockValue] = {**nets, **blocks}
     devices = {handle: device_labels(spec) for handle, spec in specs.items()}
-    single = ["console", "stderr"]
-    single += ["vcpu"] if accelerator == "kvm" else []
+    fixed = ["console", "stderr"]
+    fixed += ["vcpu"] if accelerator == "kvm" else []
     if ring_region(config, image, usable_memory(config.mem_bytes), accelerator, devices):
-        single += ["kick"]
-    single += ["trace"] if config.trace is not None else []
-    single += ["pagemap", "core", "core-helper"] if config.dumpcore is not None else []
-    found = FdTable(accelerator, tuple(single), devices)
-    numbers = {fdtable.FIXED[name]: (name, MEANINGS[name]) for name in single}
+        fixed += ["kick"]
+    fixed += ["trace"] if config.trace is not None else []
+    fixed += ["pagemap", "core", "core-helper"] if config.dumpcore is not None else []
+    table = FdTable(accelerator, tuple(fixed), devices)
+    numbers = {fdtable.FIXED[name]: (name, MEANINGS[name]) for name in fixed}
     for device in image.manifest.devices:
         if device.handle in devices:
             kind = "network" if device.handle in nets else "block"
             what = f"{kind} device '{device.name}': {_what(specs[device.handle])}"
             numbers[fdtable.device_fd(device.handle)] = ("/".join(devices[device.handle]), what)
-    held = found.by_label()
+    fds = table.by_label()
     return Shown(
-        found,
+        table,
         dict(sorted(numbers.items())),
-        seccomp.build(found.policies(), held),
-        seccomp.build(found.ring_policies(), held),
+        seccomp.build(table.policies(), fds),
+        seccomp.build(table.ring_policies(), fds),
     )
 
 

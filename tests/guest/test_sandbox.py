@@ -1,4 +1,4 @@
-"""The sandbox with real guests: what is given away, that it is for good, and that it is no more."""
+"""The sandbox with real guests: every layer is in force, and no policy entry is unused."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ LAYERS = [
     "no new privileges", "not dumpable", "Landlock", "limits", "seccomp",
 ]  # fmt: skip
 ORDINARY = 12345  # a user that no file knows
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to become somebody")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the user")
 
 
 def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
@@ -76,7 +76,7 @@ def namespaces_of(pid: int | str) -> dict[str, str]:
 
 
 @as_root
-def test_what_root_gives_away(looping: Callable[..., int], cpu: str) -> None:
+def test_the_layers_of_root(looping: Callable[..., int], cpu: str) -> None:
     pid = looping("--mem=8", stdin=subprocess.DEVNULL)
     status = status_of(pid)
     assert set(status["Uid"].split() + status["Gid"].split()) == {"65534"}
@@ -97,7 +97,7 @@ def test_what_root_gives_away(looping: Callable[..., int], cpu: str) -> None:
 
 
 @as_root
-def test_somebody_else_may_be_named(looping: Callable[..., int]) -> None:
+def test_another_user(looping: Callable[..., int]) -> None:
     status = status_of(looping("--mem=8", "--user=daemon"))
     assert status["Uid"].split()[0] == str(__import__("pwd").getpwnam("daemon").pw_uid)
     status = status_of(looping("--mem=8", "--user", "4321:8765"))
@@ -105,14 +105,14 @@ def test_somebody_else_may_be_named(looping: Callable[..., int]) -> None:
 
 
 def ordinary() -> list[str]:
-    """What makes root's command an ordinary user's, who can read the files of this checkout all
-    the same: a capability that the sandbox has to take away."""
+    """Run a command as an ordinary user who can still read the files of this checkout: by a
+    capability that the sandbox has to drop."""
     options = ["setpriv", f"--reuid={ORDINARY}", f"--regid={ORDINARY}", "--clear-groups"]
     return [*options, "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
 
 
 def ordinary_with(cpu: str, folder: Path) -> list[str]:
-    """The same, and whoever it is may open this machine's KVM; `folder` is for a mount."""
+    """The same, with a /dev/kvm that anybody may open; `folder` is for a mount."""
     if cpu != "kvm":
         return ordinary()
     kvm = os.stat("/dev/kvm").st_rdev
@@ -124,7 +124,7 @@ def ordinary_with(cpu: str, folder: Path) -> list[str]:
 
 
 @as_root
-def test_what_an_ordinary_user_gives_away(
+def test_the_layers_of_an_ordinary_user(
     looping: Callable[..., int], cpu: str, tmp_path: Path
 ) -> None:
     pid = looping("--sandbox=require", "--mem=8", before=ordinary_with(cpu, tmp_path))
@@ -195,7 +195,7 @@ def test_off_warns_every_time(ptender: Run, guest: Build) -> None:
     ],
 )
 @as_root
-def test_words_that_are_wrong(ptender: Run, guest: Build, arguments: list[str], text: str) -> None:
+def test_wrong_options(ptender: Run, guest: Build, arguments: list[str], text: str) -> None:
     done = ptender(*arguments, guest("exit"))
     assert (done.returncode, done.stdout) == (2, "")
     assert text in done.stderr
@@ -203,7 +203,7 @@ def test_words_that_are_wrong(ptender: Run, guest: Build, arguments: list[str], 
 
 
 @as_root
-def test_only_root_can_become_somebody(ptender: Run, guest: Build) -> None:
+def test_only_root_can_change_the_user(ptender: Run, guest: Build) -> None:
     command = [*ordinary(), str(PTENDER), "--user=4321", "--cpu=soft", str(guest("exit"))]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (
@@ -222,7 +222,7 @@ def without_namespaces() -> list[str]:
 
 
 @as_root
-def test_a_missing_layer_is_named_or_an_error(guest: Build, kvm: None) -> None:
+def test_a_missing_layer_is_reported_or_an_error(guest: Build, kvm: None) -> None:
     command = [*without_namespaces(), str(PTENDER), "-v", "--mem=8", str(guest("exit"))]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done
@@ -238,8 +238,8 @@ def test_a_missing_layer_is_named_or_an_error(guest: Build, kvm: None) -> None:
 
 
 @as_root
-def test_a_program_is_told_what_is_missing(guest: Build, kvm: None) -> None:
-    """The same words as the command's; the guest of a program on a complete machine lacks none."""
+def test_a_program_gets_the_missing_layers(guest: Build, kvm: None) -> None:
+    """The same texts as the command's; on this machine no layer is missing."""
     code = (
         "import sys; from tender import Guest\n"
         "with Guest(sys.argv[1], mem_mib=8) as guest:\n"
@@ -260,7 +260,7 @@ def test_a_program_is_told_what_is_missing(guest: Build, kvm: None) -> None:
 
 
 @as_root
-def test_a_bounding_set_that_stays_is_named_or_an_error(guest: Build, cpu: str) -> None:
+def test_a_bounding_set_that_stays_is_reported_or_an_error(guest: Build, cpu: str) -> None:
     lost = ["setpriv", "--bounding-set=-setpcap", "--inh-caps=-setpcap"]
     command = [*lost, str(PTENDER), "-v", "--mem=8", str(guest("exit"))]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -354,7 +354,7 @@ def denied(call: str, argument: object, error: int, *command: object) -> list[st
 
 @pytest.mark.parametrize(("argument", "error"), [(2, errno.EINVAL), ("-", errno.EPERM)])
 def test_without_seccomp(guest: Build, argument: object, error: int) -> None:
-    """SECCOMP_GET_ACTION_AVAIL (2) is what gVisor lacks."""
+    """gVisor has no SECCOMP_GET_ACTION_AVAIL (2)."""
     command = denied("seccomp", argument, error, PTENDER, "--cpu=soft", guest("exit"))
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout) == (1, ""), done
@@ -464,7 +464,7 @@ forkserver.main({{fds}})
         ("os.listdir()", "openat"),
     ],
 )
-def test_a_program_is_told_which_call_it_was(
+def test_a_program_gets_the_call_of_a_violation(
     guest: Build, cpu: str, monkeypatch: pytest.MonkeyPatch, what: str, name: str
 ) -> None:
     monkeypatch.setattr(server, "CODE", TAKEN_OVER.format(what=what))
@@ -513,7 +513,7 @@ def ptender_policy(*line: object) -> str:
     return done.stdout
 
 
-def test_policy_in_words(guest: Build, cpu: str) -> None:
+def test_policy_as_text(guest: Build, cpu: str) -> None:
     text = ptender_policy("--net", "tap7", guest("ping"))
     assert "17  @net                    network device 'service': tap7\n" in text
     assert ("ioctl(@vcpu, KVM_RUN)" in text) == (cpu == "kvm")
@@ -549,7 +549,7 @@ def test_policy_for_programs(guest: Build, cpu: str) -> None:
     ("line", "text"),
     [
         ([], "Missing KERNEL operand"),
-        (["--sandbox=off", "{exit}"], "--sandbox=off: there is no policy then"),
+        (["--sandbox=off", "{exit}"], "--sandbox=off: there is no policy without the sandbox"),
         (["{ping}"], "All declared devices must be attached"),
         (["/nonexistent"], "/nonexistent"),
         (["--nonsense", "{exit}"], "Invalid option: `--nonsense'"),

@@ -42,7 +42,7 @@ Case = tuple[int, ...]
 
 
 def policies() -> list[tuple[str, list[Rule], bool]]:
-    """Each policy by a name: its rules, and whether a violation is told."""
+    """Each policy by a name: its rules, and whether a violation is reported."""
     found = [
         (name, seccomp.build(each.policies(), each.by_label()), "report" in each.fixed)
         for name, each in TABLES.items()
@@ -53,7 +53,7 @@ def policies() -> list[tuple[str, list[Rule], bool]]:
 
 
 def run(compiled: bytes, cases: Sequence[Case]) -> list[str]:
-    """What became of each call."""
+    """What happened to each call."""
     task = {"filter": compiled.hex(), "cases": cases}
     done = subprocess.run(
         [sys.executable, "-m", "tests.unit.syscalls"],
