@@ -15,6 +15,7 @@ from time import monotonic
 
 from tender import accel
 from tender.boot import layout
+from tender.config import Config
 from tender.dataclass import replace
 from tender.embed import process, protocol, reactor, validation
 from tender.embed.console import Console
@@ -115,13 +116,13 @@ class Guest:
         sandbox: SandboxMode = "on",
         user: str | int | None = None,
     ) -> None:
-        self.config = validation.build_config(
-            kernel,
-            args,
-            mem_mib=mem_mib,
+        self.config = Config(
+            kernel=kernel,
+            args=args,
+            mem_bytes=validation.mem_mib("mem_mib", mem_mib) * layout.MIB,
             console_limit=console_limit,
             dumpcore=dumpcore,
-            trace=trace,
+            trace=validation.trace(trace),
             cpu=cpu,
             clock=clock,
             instructions=instructions,

@@ -1,7 +1,6 @@
 """`BlockMemory`: a disk in memory, which a program shares with its guest.
 
-The rule here: it is a memfd that nobody can make shorter, so that who has its descriptor can read
-and write within its size, and nothing else.
+It is a memfd that is sealed against a change of its size.
 """
 
 from __future__ import annotations
@@ -38,10 +37,19 @@ def _memory_size(content: Any) -> int:
 
 
 class BlockMemory:
-    """A block device in memory, which the program can look at and change while the guest runs.
+    """A block device in memory, which the program can read and write while the guest runs.
 
-    `content` is its size in bytes, or its first content. One guest has it at a time; what was
-    written stays until it is closed, or collected.
+    It is attached to one guest at a time, and keeps its content from one to the next. The memory
+    is freed with the object.
+
+    Args:
+        content: Its size in bytes, or its first content.
+        sector_size: In bytes, a power of two from 512 on, of which the size is a multiple.
+        readonly: Whether the guest may only read.
+
+    Raises:
+        DeviceError: an argument is wrong.
+        HostError: the memory can't be had.
     """
 
     def __init__(
@@ -66,7 +74,6 @@ class BlockMemory:
             ) from None
         if not isinstance(content, int):
             self.write(0, content)
-        # Nobody who has the descriptor can make it shorter under somebody else's feet.
         fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, SEALS)
 
     def __len__(self) -> int:
@@ -74,11 +81,11 @@ class BlockMemory:
 
     @property
     def data(self) -> bytes:
-        """All of it, as it is now."""
+        """Its present content."""
         return self.read(0, self.size)
 
     def read(self, offset: int, length: int) -> bytes:
-        """`length` bytes from `offset` on; ValueError where they are not all inside."""
+        """Read `length` bytes at `offset`; ValueError if they are not all inside."""
         self._check(offset, length)
         pieces = []
         while length:
@@ -88,7 +95,8 @@ class BlockMemory:
         return b"".join(pieces)
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Write `data` at `offset`, whether or not the guest may."""
+        """Write `data` at `offset`, also if it is read-only for the guest; ValueError if it does
+        not fit."""
         rest = memoryview(data).cast("B")
         self._check(offset, len(rest))
         while rest:
@@ -96,7 +104,7 @@ class BlockMemory:
             offset, rest = offset + done, rest[done:]
 
     def attach(self) -> BlockDescriptor:
-        """For a guest that starts."""
+        """Called when a guest starts; DeviceError if another one has it."""
         taken = False
         try:
             with self._lock:
@@ -105,13 +113,13 @@ class BlockMemory:
                 taken = self._attached = True
             fd = fcntl.fcntl(self._fd, fcntl.F_DUPFD_CLOEXEC, 3)
             return BlockDescriptor(fd, self.readonly, self.sector_size)
-        except BaseException:  # Ctrl-C too: no guest would come that lets go of it
+        except BaseException:  # Ctrl-C too: no guest would detach it
             if taken:
                 self.detach()
             raise
 
     def detach(self) -> None:
-        """The guest has ended."""
+        """Called when the guest has ended."""
         with self._lock:
             self._attached = False
 

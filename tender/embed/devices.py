@@ -1,8 +1,7 @@
-"""The program's side of one guest's devices: `Devices`, and what can be attached.
+"""The program's side of one guest's devices.
 
-The rule here: what goes to the guest's tender is values and descriptors, never an object; who
-opened a descriptor closes it. What a guest, or a tender that was taken over, sends back is
-checked here.
+The rule here: only values and descriptors go to the guest's process; whoever opened a descriptor
+closes it.
 """
 
 from __future__ import annotations
@@ -46,15 +45,15 @@ if TYPE_CHECKING:
     Report = Callable[[str, BaseException | str], None]
 
 _PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
-KINDS_MAX = 20  # of trouble that are told of one device
+PROBLEMS_MAX = 20  # that are reported of one device
 
 
 class Devices:
     """The devices and the console of one guest, opened for it.
 
     `net`, `block` and `console_fd` go into its Config; `descriptors` are all the numbers in them.
-    Raises TenderError, and then has left nothing behind. `report` is called with the device and
-    what went wrong there, from any thread.
+    Raises TenderError, and then leaves nothing behind. `report` is called with a device and a
+    problem of it, from any thread.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class Devices:
         console: Console,
     ) -> None:
         self._report = _Reports(report)
-        self._ends: list[Callable[[], object]] = []  # what is done at the guest's end, last first
+        self._at_end: list[Callable[[], object]] = []  # called at the guest's end, last first
         self._owned: list[FileIO] = []  # the guest's ends, but for the console's
         self._threads: list[Service] = []
         self._given: set[int] = set()
@@ -106,28 +105,29 @@ class Devices:
         )
 
     def handed_over(self) -> None:
-        """The child has its copies: close the guest's ends here."""
+        """Close the guest's ends, of which the child has copies."""
         self._capture.handed_over()
         for file in self._owned:
             file.close()
 
     def close(self, how: str = "") -> None:
-        """The guest has ended, and `how`: take in its last output, close, join. Idempotent.
+        """Read the guest's last output, close everything, join the threads. Idempotent.
 
-        May be called from any thread, also from one of a device or the console. All is given back,
-        whatever a device raises; what Ctrl-C has kept from it, by the next call.
+        `how` is how the guest ended. May be called from any thread, also from one of a device or
+        the console. Everything is closed, whatever a device raises; after a Ctrl-C in it, the next
+        call does the rest.
         """
-        ends = [lambda end=end: self._end(end) for end in reversed(self._ends)]
+        ends = [lambda end=end: self._end(end) for end in reversed(self._at_end)]
         _call_all([self.handed_over, lambda: self._capture.close(how), *ends])
 
     def _end(self, end: Callable[[], object]) -> None:
-        """Call what belongs to the end, until it has come back once."""
+        """Call it, unless it has returned before."""
         try:
             end()
         except Exception:
-            self._ends.remove(end)
+            self._at_end.remove(end)
             raise
-        self._ends.remove(end)
+        self._at_end.remove(end)
 
     def serves_here(self) -> bool:
         """Whether this is a thread of a device or console of this guest.
@@ -142,7 +142,7 @@ class Devices:
         spec = validation.net(spec, where)
         if isinstance(spec, (Descriptor, StreamNet)):
             copies = {
-                name: self._copy(fd, f"@{fd}: Could not attach interface")
+                name: self._copy(fd, f"{where}: {name}={fd}")
                 for name, fd in _descriptors(spec).items()
             }
             return replace(spec, **copies)
@@ -166,7 +166,7 @@ class Devices:
         self._owned.append(FileIO(fd))
         link = socket.socket(fileno=os.dup(fd))
         _not_for_forks.update((self._owned[-1], link))
-        self._ends.append(lambda: _end_passt(link))
+        self._at_end.append(lambda: _end_passt(link))
         return StreamNet(fd, spec.mtu, spec.mac)
 
     def _block(self, name: str, spec: Any) -> BlockValue:
@@ -174,16 +174,16 @@ class Devices:
         attached: BlockValue
         spec = validation.block(spec, where)
         if isinstance(spec, (BlockDescriptor, BlockRemote)):
-            fd = self._copy(spec.fd, f"@{spec.fd}: Could not open block device")
+            fd = self._copy(spec.fd, f"{where}: fd={spec.fd}")
             if isinstance(spec, BlockDescriptor):
-                self._ends.append(_file_locks.begin(fd))
+                self._at_end.append(_file_locks.begin(fd))
             return replace(spec, fd=fd)
         if isinstance(spec, BlockFile):
             return spec
         if hasattr(spec, "attach"):
             attached = self._attach(spec, where, BLOCK_VALUES, _NO_BLOCK)
             if isinstance(attached, BlockDescriptor) and not isinstance(spec, BlockMemory):
-                self._ends.append(_file_locks.begin(attached.fd))
+                self._at_end.append(_file_locks.begin(attached.fd))
         elif hasattr(spec, "read"):
             report = lambda what: self._report(where, what)  # noqa: E731
             attached = self._start(BlockService(spec, where, report))
@@ -194,14 +194,14 @@ class Devices:
         return attached
 
     def _attach(self, spec: Any, where: str, values: tuple[type, ...], none_of: str) -> Any:
-        """What it gives: one of `values`, whose descriptors are the guest's from now on."""
+        """What its `attach` returns: one of `values`, whose descriptors are closed here."""
         detach = getattr(spec, "detach", None)
         try:
             attached = spec.attach()
         except DeviceError as error:
             raise type(error)(f"{where}: {error}") from None
         if detach is not None:
-            self._ends.append(detach)
+            self._at_end.append(detach)
         if not isinstance(attached, values):
             raise DeviceError(f"{where}: attach() gave {shown(attached)}, which is {none_of}")
         try:
@@ -216,12 +216,12 @@ class Devices:
     def _start(self, service: Service) -> Any:
         self._owned.append(FileIO(service.spec.fd))
         self._threads.append(service)
-        self._ends += [service.close_device, service.close]
+        self._at_end += [service.close_device, service.close]
         service.start()
         return service.spec
 
     def _copy(self, fd: int, where: str) -> int:
-        """A descriptor of its own: the program may close the one it gave."""
+        """A copy of a descriptor, as the program may close its own."""
         if fd in self._given:
             raise DeviceError(f"{where}: it is given twice")
         self._given.add(fd)
@@ -243,7 +243,7 @@ def _call_all(functions: list[Callable[[], object]]) -> None:
         if first is not None:
             raise first
     finally:
-        del first  # which holds this frame: a ring that would keep the devices for a while
+        del first  # which holds this frame: a reference cycle that would keep the devices
 
 
 def _end_passt(link: socket.socket) -> None:
@@ -252,7 +252,7 @@ def _end_passt(link: socket.socket) -> None:
 
     with link:
         try:
-            link.shutdown(socket.SHUT_WR)  # it ends now, also where Ctrl-C ends the wait
+            link.shutdown(socket.SHUT_WR)  # it ends, even if Ctrl-C ends the wait
         except OSError:  # gone already
             return
         passt.wait_for_end(os.dup(link.fileno()))
@@ -262,7 +262,7 @@ _file_locks = FileLocks()
 
 
 def _after_fork() -> None:
-    """In a forked child, whose copies would keep passt and a guest's other end from seeing ends."""
+    """In a forked child, close the copies that would hide the end of a guest from passt."""
     global _file_locks
     _file_locks = FileLocks()
     for each in list(_not_for_forks):
@@ -274,32 +274,33 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Reports:
-    """What is told of a guest's devices: each kind once per device, and KINDS_MAX of them.
+    """The reports of a guest's devices: each problem once per device, and PROBLEMS_MAX of them.
 
-    A guest may be able to make trouble without end. A kind is the type and text of an exception.
+    A guest may be able to cause problems without end. Those of the same exception type and text
+    are the same.
     """
 
     def __init__(self, report: Report) -> None:
         self._report = report
         self._lock = threading.Lock()
-        self._told: dict[str, set[tuple[type, str]]] = {}
+        self._reported: dict[str, set[tuple[type, str]]] = {}
 
-    def __call__(self, device: str, what: BaseException | str) -> None:
-        """Tell it if it is new. What is raised by who is told is shown, and ends no thread."""
+    def __call__(self, device: str, problem: BaseException | str) -> None:
+        """Report it if it is new. An exception in `report` is printed, and ends no thread."""
         try:
-            kind = type(what), str(what)
+            kind = type(problem), str(problem)
             with self._lock:
-                told = self._told.setdefault(device, set())
-                if kind in told or len(told) > KINDS_MAX:
+                reported = self._reported.setdefault(device, set())
+                if kind in reported or len(reported) > PROBLEMS_MAX:
                     return
-                told.add(kind)
-                is_last = len(told) > KINDS_MAX
-            self._report(device, _LAST if is_last else what)
+                reported.add(kind)
+                is_last = len(reported) > PROBLEMS_MAX
+            self._report(device, _LAST if is_last else problem)
         except Exception:
             show_exception()
 
 
-_LAST = f"more than {KINDS_MAX} kinds of trouble: no more will be told"
+_LAST = f"more than {PROBLEMS_MAX} different problems: no more are reported"
 _NO_NET = (
     "none of Tap (or its name), Descriptor, UserNet, an object with attach(), "
     "one with send(frame) or receive()"

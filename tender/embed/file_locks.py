@@ -1,8 +1,4 @@
-"""The locks that guests take on files which their program has open as well.
-
-The rule here: a lock belongs to the open file (flock(2)), so it does not end with the guest's
-process; who let a guest take it gives it back.
-"""
+"""The locks that guests take on files which their program has open as well."""
 
 from __future__ import annotations
 
@@ -20,7 +16,7 @@ class FileLocks:
     """The locks that guests take on files which the program has open as well.
 
     A lock belongs to the open file (flock(2)), so it does not end with the guest's process. When
-    the last guest on that file has ended it is given back, unless the program had one before.
+    the last guest on that file has ended, it is released, unless the program had one before.
     """
 
     def __init__(self) -> None:
@@ -29,7 +25,7 @@ class FileLocks:
         self._files: dict[tuple[int, int], tuple[set[FileIO], list[FileIO]]] = {}
 
     def begin(self, fd: int) -> Callable[[], object]:
-        """A guest is about to lock `fd`; gives what is to be called when it has ended."""
+        """Note that a guest is about to lock `fd`; returns what to call when it has ended."""
         copy = FileIO(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
         info = os.fstat(fd)
         key = info.st_dev, info.st_ino
@@ -58,7 +54,7 @@ def _is_locked(fd: int) -> bool:
         with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as lines:
             return any(line.startswith("lock:") and " FLOCK " in line for line in lines)
     except OSError:
-        return True  # not known: whose it is then, neither
+        return True  # not known: then it is not released
 
 
 def _unlock(file: FileIO) -> None:

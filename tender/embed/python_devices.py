@@ -1,7 +1,7 @@
 """Devices in Python: the threads that serve them over one end of a socket pair.
 
-The rule here: what a device of the program's raises is told, and ends no thread; what comes from
-the guest's process may come from a guest that has taken it over, and is checked.
+The rule here: an exception of a device is reported, and ends no thread; what the guest's process
+sends may come from a guest that has taken it over, and is checked.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Service:
         return threading.current_thread() in self._threads
 
     def close(self) -> None:
-        """Let the device have what the guest has sent, and wake who waits for more."""
+        """Let the device take what the guest has sent; then end the threads."""
         self._closing.set()
         with self._lock:
             if self._left:
@@ -68,19 +68,19 @@ class Service:
         self._join(self._threads[0])
 
     def close_device(self) -> None:
-        """Tell the device that nothing more comes."""
+        """Call the device's own `close`, if it has one."""
 
     def _join(self, thread: threading.Thread) -> None:
         if thread.ident is not None and not self.is_here():
             thread.join(PATIENCE_S)
             if thread.is_alive():
-                self._report(f"its device still does not return after {PATIENCE_S:.0f} s")
+                self._report(f"the device has not returned after {PATIENCE_S:.0f} s")
 
     def _run(self, loop: Callable[[], None]) -> None:
         try:
             loop()
         except OSError as error:
-            # When the guest ends, so does its end of the socket.
+            # The guest's end of the socket is closed when the guest ends.
             if not self._closing.is_set and error.errno not in (EPIPE, ECONNRESET):
                 self._report(error)
         finally:
@@ -91,7 +91,7 @@ class Service:
 
 
 class NetService(Service):
-    """Serves a NetSender, a NetReceiver, or what is both."""
+    """Serves a NetSender, a NetReceiver, or a device that is both."""
 
     def __init__(
         self, device: Any, where: str, report: Callable[[BaseException | str], None]
@@ -120,15 +120,15 @@ class NetService(Service):
             try:
                 answer = send(frame) if send else None
                 if hasattr(answer, "__await__"):
-                    answer.close()  # type: ignore[union-attr]  # nobody awaits it, and that is told here
+                    answer.close()  # type: ignore[union-attr]  # it is never awaited, and reported here
                     raise TypeError("send() is async: make it a plain function")
                 for reply in (answer,) if isinstance(answer, BYTES) else answer or ():
                     self._answer(self._checked(reply))
-            except BaseException as error:  # also of sys.exit(), which would end the thread alone
+            except BaseException as error:  # also sys.exit(), which would only end the thread
                 self._report(error)
 
     def _checked(self, frame: Any) -> memoryview:
-        """One that fits a wire: the guest would get the others cut, without a word."""
+        """The frame, if Ethernet allows its length; the guest would get a longer one truncated."""
         view = memoryview(frame).cast("B")
         if len(view) < HEADER_BYTES:
             raise ValueError(f"a frame of less than {HEADER_BYTES} bytes: dropped")
@@ -139,7 +139,7 @@ class NetService(Service):
         return view
 
     def _answer(self, frame: memoryview) -> None:
-        """A frame for a guest that has no room is lost: it would keep its own frames waiting."""
+        """Send it to the guest, or drop it if the guest has no room: waiting would block `send`."""
         try:
             self._ours.send(frame, socket.MSG_DONTWAIT)
         except (BlockingIOError, BrokenPipeError, ConnectionResetError):
@@ -185,14 +185,14 @@ class BlockService(Service):
 
     def _answer(self, request: bytes) -> bytes:
         if len(request) < HEADER.size:
-            raise ValueError("a request without a header, which no tender makes")
+            raise ValueError("malformed request: no header")
         operation, length, offset = HEADER.unpack_from(request)
         data = request[HEADER.size :]
         wanted = {READ: 0, WRITE: length}.get(operation)
         inside = length <= PIECE and offset + length <= self.spec.capacity
         if not inside or len(data) != wanted or (operation == WRITE and self._readonly):
             raise ValueError(
-                f"a request that no tender makes: operation {operation} with {len(data)} bytes, "
+                f"malformed request: operation {operation} with {len(data)} bytes, "
                 f"offset={offset:#x}, length={length:#x}"
             )
         if operation == WRITE:
@@ -205,7 +205,7 @@ class BlockService(Service):
 
 
 def _errno(error: BaseException) -> int:
-    """What the guest's side is told: a number of Linux's, which the program's may be none of."""
+    """The error number for the guest's side: EIO if the exception has none of Linux's."""
     number = error.errno if isinstance(error, OSError) else None
     return number if isinstance(number, int) and 0 < number <= ERRNO_MAX else EIO
 

@@ -15,7 +15,6 @@ from tender.config import (
     BlockDescriptor,
     BlockFile,
     BlockRemote,
-    Config,
     Descriptor,
     StreamNet,
     Tap,
@@ -31,37 +30,12 @@ if TYPE_CHECKING:
 
 NET_VALUES = (Tap, Descriptor, StreamNet)  # what a guest's process can attach
 BLOCK_VALUES = (BlockFile, BlockDescriptor, BlockRemote)
-_mem_mib = conf.whole(1, layout.MEM_MAX // layout.MIB)
+mem_mib = conf.whole(1, layout.MEM_MAX // layout.MIB)
 
 
-def build_config(
-    kernel: Any,
-    args: tuple[Any, ...],
-    *,
-    mem_mib: Any,
-    console_limit: Any,
-    dumpcore: Any,
-    trace: Any,
-    cpu: Any,
-    clock: Any,
-    instructions: Any,
-    sandbox: Any,
-    user: Any,
-) -> Config:
-    """The Config of a guest without its devices; the arguments are those of `Guest`."""
-    return Config(
-        kernel=kernel,
-        args=args,
-        mem_bytes=_mem_mib("mem_mib", mem_mib) * layout.MIB,
-        console_limit=console_limit,
-        dumpcore=dumpcore,
-        trace=None if trace is None else conf.as_path("trace", trace),
-        cpu=cpu,
-        clock=clock,
-        instructions=instructions,
-        sandbox=sandbox,
-        user=user,
-    )
+def trace(given: Any) -> str | None:
+    """The `trace` of a guest: a path, as a descriptor would not be the child's."""
+    return None if given is None else conf.as_path("trace", given)
 
 
 def seconds(name: str, value: Any) -> float | None:

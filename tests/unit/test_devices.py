@@ -378,12 +378,12 @@ def test_wrong_devices_leave_nothing(told: Told) -> None:
         (
             {"service": Descriptor(9999)},
             {},
-            "^@9999: Could not attach .*: no such descriptor$",
+            "^network device 'service': fd=9999: no such descriptor$",
         ),
         (
             {},
             {"storage": BlockDescriptor(9999)},
-            "^@9999: Could not open .*: no such descriptor",
+            "^block device 'storage': fd=9999: no such descriptor$",
         ),
         ({}, {"storage": io.BytesIO(b"")}, "'storage': .* has no capacity.*BlockDescriptor"),
         ({}, {"storage": bytes(1 << 20)}, r"'storage': b.{99}\.\.\. is none .*: BlockMemory\("),
@@ -661,7 +661,7 @@ def test_each_kind_of_trouble_is_told_once(cleanup: Cleanup, told: Told) -> None
     texts = [f"of kind {number}" for number in range(20)]
     assert [str(what) for _, what in told] == [
         *texts,
-        "more than 20 kinds of trouble: no more will be told",
+        "more than 20 different problems: no more are reported",
     ]
     other.wrong = ValueError("of kind 0")
     assert second.read(0, memoryview(bytearray(512))) == EUNSPEC
