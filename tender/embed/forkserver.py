@@ -16,7 +16,7 @@ import socket
 from errno import EAGAIN
 
 from tender.embed import child
-from tender.embed.protocol import EXITED, FORKED, send_descriptors
+from tender.embed.protocol import EXITED, FORKED
 from tender.errors import TenderError, serve_program
 
 
@@ -76,7 +76,7 @@ class Forker:
             self._children[pidfd] = pid
             self._epoll.register(pidfd, select.EPOLLIN)
             try:
-                send_descriptors(self._requests, FORKED.pack(pid, 0), [ours.fileno(), pidfd])
+                socket.send_fds(self._requests, [FORKED.pack(pid, 0)], [ours.fileno(), pidfd])
             except OSError:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 raise

@@ -13,6 +13,7 @@ import os
 import re
 import socket
 import struct
+from array import array
 
 from tender import config as conf
 from tender import errors
@@ -42,7 +43,6 @@ COLD, WARM_SOFT, WARM_KVM = b"c", b"s", b"k"
 
 JOB_MAX = 1 << 17  # bytes of a job in a message; a longer one comes in a memfd
 JOB_IN_FILE, MORE_FDS = b"f", b"+"  # no marshalled job is that short
-_FD = struct.Struct("=i")
 
 # What the sandbox's handler of SIGSYS writes: a zero byte, with which no JSON begins, three
 # letters, the number of the system call and of the architecture (seccomp's AUDIT_ARCH_*).
@@ -92,24 +92,19 @@ class Job:
     umask: int | None = None  # None: the server's
 
 
-def send_descriptors(to: socket.socket, data: bytes, descriptors: list[int]) -> None:
-    """One message with copies of open descriptors."""
-    packed = b"".join(map(_FD.pack, descriptors))
-    to.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, packed)] if packed else [])
+def receive_descriptors(sock: socket.socket, size: int, fds_max: int) -> tuple[bytes, list[int]]:
+    """One message and the descriptors that came with it, which no exec inherits.
 
-
-def receive_descriptors(
-    sock: socket.socket, size: int, most: int = FDS_PER_MESSAGE
-) -> tuple[bytes, list[int]]:
-    """One message and the descriptors that came with it."""
-    space = socket.CMSG_SPACE(most * _FD.size)
+    socket.recv_fds ignores its flags.
+    """
+    space = socket.CMSG_SPACE(fds_max * array("i").itemsize)
     data, ancillary, _, _ = sock.recvmsg(size, space, socket.MSG_CMSG_CLOEXEC)
-    descriptors: list[int] = []
+    descriptors = array("i")
     for level, kind, packed in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            whole = len(packed) // _FD.size * _FD.size
-            descriptors += [each for (each,) in _FD.iter_unpack(packed[:whole])]
-    return data, descriptors
+            whole = len(packed) - len(packed) % descriptors.itemsize
+            descriptors.frombytes(packed[:whole])
+    return data, descriptors.tolist()
 
 
 # The job, from program to child.
@@ -117,23 +112,21 @@ def receive_descriptors(
 
 def send_job(sock: socket.socket, job: bytes, descriptors: list[int]) -> None:
     """Send what `pack_job` gave, and its descriptors."""
-    first, rest = descriptors[:FDS_PER_MESSAGE], descriptors[FDS_PER_MESSAGE:]
-    if len(job) < JOB_MAX:
-        send_descriptors(sock, job, first)
-    else:
+    data = job
+    if len(job) >= JOB_MAX:
         with open(os.memfd_create("job"), "w+b") as file:
             file.write(job)
             file.seek(0)
-            send_descriptors(sock, JOB_IN_FILE, [file.fileno()])
-        send_descriptors(sock, MORE_FDS, first)
-    while rest:
-        send_descriptors(sock, MORE_FDS, rest[:FDS_PER_MESSAGE])
-        rest = rest[FDS_PER_MESSAGE:]
+            socket.send_fds(sock, [JOB_IN_FILE], [file.fileno()])
+        data = MORE_FDS
+    for start in range(0, len(descriptors), FDS_PER_MESSAGE):
+        socket.send_fds(sock, [data], descriptors[start : start + FDS_PER_MESSAGE])
+        data = MORE_FDS
 
 
 def receive_job(sock: socket.socket) -> tuple[Job, list[int]] | None:
     """A job and its descriptors; None: none will come."""
-    data, descriptors = receive_descriptors(sock, JOB_MAX)
+    data, descriptors = receive_descriptors(sock, JOB_MAX, FDS_PER_MESSAGE)
     if not data:
         return None
     if data == JOB_IN_FILE:
@@ -141,7 +134,7 @@ def receive_job(sock: socket.socket) -> tuple[Job, list[int]] | None:
             data = file.read()
     job = unpack_job(data)
     while len(descriptors) < job.descriptors:
-        data, more = receive_descriptors(sock, 1)
+        data, more = receive_descriptors(sock, 1, FDS_PER_MESSAGE)
         if not data:
             return None
         descriptors += more

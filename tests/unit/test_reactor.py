@@ -87,17 +87,17 @@ def test_timers_come_in_order_and_can_be_cancelled() -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_callback_that_raises_is_reported_and_survived(pair: Ends) -> None:
     ours, theirs = pair
-    told: queue.Queue[object] = queue.Queue()
-    before, threading.excepthook = threading.excepthook, lambda args: told.put(args.exc_type)
+    shown: queue.Queue[object] = queue.Queue()
+    before, threading.excepthook = threading.excepthook, lambda args: shown.put(args.exc_type)
     try:
         reactor().register(ours.fileno(), READ, lambda _: 1 // 0)
         theirs.send(b"x")
-        assert told.get(timeout=LONG) is ZeroDivisionError
+        assert shown.get(timeout=LONG) is ZeroDivisionError
         reactor().call_soon(lambda: int("x"))
-        assert told.get(timeout=LONG) is ValueError
-        reactor().call_soon(lambda: told.put("alive"))
-        assert told.get(timeout=LONG) == "alive"
-        assert told.empty()  # the descriptor that is still readable is not looked at any more
+        assert shown.get(timeout=LONG) is ValueError
+        reactor().call_soon(lambda: shown.put("alive"))
+        assert shown.get(timeout=LONG) == "alive"
+        assert shown.empty()  # the descriptor that is still readable is not looked at any more
     finally:
         threading.excepthook = before
     reactor().unregister(ours.fileno())
