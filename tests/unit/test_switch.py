@@ -66,6 +66,18 @@ def test_an_unknown_address_is_flooded_and_a_known_one_is_not(switch: Switch) ->
         end.close()
 
 
+def test_a_guest_with_many_addresses_does_not_fill_the_memory(
+    switch: Switch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tender.testing.net.switch.MACS_MAX", 3)
+    a, b = switch.host("10.0.0.1/24"), switch.host("10.0.0.2/24")
+    for number in range(10):
+        a.send(frame(packets.BROADCAST, bytes((2, 9, 9, 9, 9, number))))
+    assert len(switch._table) == 3
+    assert a.ping("10.0.0.2").received == 1  # frames to addresses that were not learned are flooded
+    assert b.arp("10.0.0.1") == packets.mac_text(a.mac)
+
+
 def test_a_guest_that_has_moved_is_found_again(switch: Switch) -> None:
     host, port = switch.host("10.0.0.1/24"), switch.port()
     end = plug(port)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 CAPTURE_BYTES = 32 << 20
 LATENCY_S = 0.0001  # of a link in virtual time, so that no answer comes at once
+MACS_MAX = 8192  # learned; frames to others are flooded
 _LINK_CUT = "dropped: the link is cut"
 
 
@@ -202,7 +203,7 @@ class Switch(Faulty):
         if len(frame) < packets.HEADER_SIZE:
             return
         to, sender = frame[:6], frame[6:12]
-        if not sender[0] & 1:
+        if not sender[0] & 1 and (sender in self._table or len(self._table) < MACS_MAX):
             self._table[sender] = port
         known = None if to[0] & 1 else self._table.get(to)
         for other in self.ports if known is None else [known]:
