@@ -43,7 +43,7 @@ FRAME_MAX = 65536 + 18
 
 
 class Port(Faulty):
-    """One port. While its cable is out (`cut()`), nothing passes in either direction."""
+    """One port of a switch, with the link to its owner."""
 
     def __init__(self, network: Network, name: str, index: int) -> None:
         super().__init__(network.timeline.lock)
@@ -56,9 +56,11 @@ class Port(Faulty):
         return f"{self.switch.seed}/{self.name}"
 
     def cut(self) -> None:
+        """Cut the link: no frame passes in either direction."""
         self.is_cut = True
 
     def restore(self) -> None:
+        """Undo `cut()`."""
         self.is_cut = False
 
     def sent(self, frame: bytes) -> None:
@@ -138,17 +140,11 @@ class GuestPort(Port):
             self.has_sent = False
         sync_fd = None
         if isinstance(timeline, VirtualTimeline):
-            if self.participant is None:
-                timeline.join(self.name, [self])
-            sync_fd = self._participant().give_fd()
+            participant = self.participant or timeline.join(self.name, [self])
+            sync_fd = participant.give_fd()
         else:
             reactor().register(ours.fileno(), READ, self._readable)
         return Descriptor(theirs.detach(), mtu=self.mtu, mac=self.mac, sync_fd=sync_fd)
-
-    def _participant(self) -> Participant:
-        if self.participant is None:
-            raise RuntimeError(f"{self.name} has no guest in virtual time")
-        return self.participant
 
     def detach(self) -> None:
         """The guest has ended: forward the frames that it has sent, and close the link. Idempotent.

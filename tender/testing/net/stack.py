@@ -84,10 +84,6 @@ class Stack:
             spent += ARP_EVERY_S
         return self._neighbours[hop]
 
-    def forget(self) -> None:
-        """Forget all MACs that were learned by ARP."""
-        self._neighbours.clear()
-
     def _next_hop(self, address: str) -> str:
         if IPv4Address(as_ipv4("address", address)) in self._subnet:
             return address
