@@ -28,7 +28,10 @@ if TYPE_CHECKING:
     from tender.guest import Guest as Guest
     from tender.image.elf import Image as Image
     from tender.image.file import open_image as open_image
+    from tender.outcome import Counters as Counters
+    from tender.outcome import NetCounters as NetCounters
     from tender.outcome import Outcome as Outcome
+    from tender.outcome import Statistics as Statistics
 
 _MODULES = {
     "BlockAttachable": "tender.embed.interfaces",
@@ -38,14 +41,17 @@ _MODULES = {
     "BlockMemory": "tender.embed.block_memory",
     "Console": "tender.embed.console",
     "ConsoleSink": "tender.embed.interfaces",
+    "Counters": "tender.outcome",
     "Descriptor": "tender.config",
     "Guest": "tender.guest",
     "GuestEnded": "tender.errors",
     "Image": "tender.image.elf",
     "NetAttachable": "tender.embed.interfaces",
+    "NetCounters": "tender.outcome",
     "NetReceiver": "tender.embed.interfaces",
     "NetSender": "tender.embed.interfaces",
     "Outcome": "tender.outcome",
+    "Statistics": "tender.outcome",
     "Tap": "tender.config",
     "TenderError": "tender.errors",
     "UserNet": "tender.config",
@@ -56,6 +62,9 @@ _MODULES = {
 __all__ = [  # noqa: RUF022 - the order of the guide
     "Guest",
     "Outcome",
+    "Statistics",
+    "Counters",
+    "NetCounters",
     "Console",
     "Tap",
     "Descriptor",

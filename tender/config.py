@@ -259,9 +259,18 @@ _count = whole(1, _INT64_MAX)
 class Tap:
     """A tap interface of the host.
 
-    With `create` it is made for this guest, set up with `addr` (as in `10.0.0.1/24`), `mtu` and
-    `bridge`, and gone when the guest ends. `mac` is the guest's address (6 bytes, or as in
-    `52:54:00:12:34:56`), random and locally administered when None.
+    Args:
+        name: The interface.
+        create: Make it for this guest; it is gone when the guest ends. Else it must exist.
+        addr: With `create`, its addresses with prefix lengths, as in "10.0.0.1/24".
+        mtu: With `create`, in bytes.
+        bridge: With `create`, the bridge that it is added to.
+        mac: The guest's address: 6 bytes, or a string as in "52:54:00:12:34:56". Random and
+            locally administered when None.
+
+    Raises:
+        UsageError: a field has a wrong type or value. Whether the host has it is found out when
+            the guest starts.
     """
 
     name: str = field(as_interface_name)
@@ -280,12 +289,22 @@ class Tap:
 class Descriptor:
     """An open descriptor: a tap, or a socket that carries one frame per message.
 
-    `sync_fd` is a seqpacket socket on which the guests and hosts of a network agree on their
-    virtual time (tender/rendezvous.py); at most one for a guest, which must have a virtual clock.
+    It stays the program's: the guest has a copy.
+
+    Args:
+        fd: Of a tap, or of a datagram or seqpacket socket.
+        mtu: In bytes; None: the tap's, or 1500 for a socket.
+        mac: As in Tap.
+        sync_fd: A seqpacket socket on which the guests and hosts of a network agree on their
+            virtual time (tender/rendezvous.py); at most one for a guest, which must have a virtual
+            clock.
+
+    Raises:
+        UsageError: as for Tap.
     """
 
     fd: int = field(as_descriptor)
-    mtu: int | None = field(optional(as_mtu), default=None)  # None: the tap's, or 1500 for a socket
+    mtu: int | None = field(optional(as_mtu), default=None)
     mac: MacField = field(as_mac, default=None)
     sync_fd: int | None = field(optional(as_descriptor), default=None)
 
@@ -303,11 +322,22 @@ class StreamNet:
 class UserNet:
     """A network through passt: without root, without a tap.
 
-    The guest is at `address`, which DHCP gives it as well, and reaches what the host reaches. TCP
-    ports of the host come to the guest by `forward` ({8080: 80}), UDP ports by `forward_udp`; they
-    are bound to `host_address`, unless the key has one of its own ("0.0.0.0:8080"). With
-    `reach_host`, and with any UDP port, what the guest sends to `gateway` goes to the host's own
-    127.0.0.1; otherwise the guest cannot reach that.
+    The guest reaches what the host reaches.
+
+    Args:
+        forward: TCP ports of the host to ports of the guest, as in {8080: 80}.
+        forward_udp: The same for UDP.
+        host_address: What these ports are bound to, except those whose key has an address of its
+            own, as in "0.0.0.0:8080".
+        address: The guest's address with its prefix length; DHCP gives it as well.
+        gateway: The gateway's address, in the same network.
+        mtu: In bytes.
+        mac: As in Tap.
+        reach_host: What the guest sends to `gateway` goes to the host's own 127.0.0.1, as it does
+            with any UDP port. Otherwise the guest cannot reach that.
+
+    Raises:
+        UsageError: as for Tap.
     """
 
     forward: Mapping[int | str, int] = field(as_forwards, default={})
@@ -333,7 +363,14 @@ class UserNet:
 class BlockFile:
     """A file or block device of the host. A writable one is locked while the guest runs.
 
-    With `overlay` it stays as it was: what the guest writes is in memory, and gone with it.
+    Args:
+        path: Of the file; its size must be a multiple of `sector_size`.
+        readonly: Whether the guest may only read.
+        sector_size: In bytes, a power of two from 512 on.
+        overlay: Leave the file as it was: what the guest writes is in memory, and gone with it.
+
+    Raises:
+        UsageError: as for Tap.
     """
 
     path: PathField = field(as_path)
@@ -348,7 +385,16 @@ class BlockFile:
 
 @dataclass
 class BlockDescriptor:
-    """An open descriptor of a file, a block device or a memfd."""
+    """An open descriptor of a file, a block device or a memfd; locked as a BlockFile is.
+
+    Args:
+        fd: It stays the program's: the guest has a copy.
+        readonly: Whether the guest may only read.
+        sector_size: In bytes, a power of two from 512 on.
+
+    Raises:
+        UsageError: as for Tap.
+    """
 
     fd: int = field(as_descriptor)
     readonly: bool = field(as_flag, default=False)
@@ -370,7 +416,15 @@ class BlockRemote:
 
 @dataclass
 class VirtualTime:
-    """A clock that starts at `start_ns` since the epoch and takes `tick_ns` to be read."""
+    """A guest's clock that advances only by what the guest does.
+
+    Args:
+        start_ns: Its first time, in nanoseconds since the epoch; 2026-01-01 by default.
+        tick_ns: How much it advances each time it is read, in nanoseconds.
+
+    Raises:
+        UsageError: as for Tap.
+    """
 
     start_ns: int = field(
         whole(0, (1 << 64) - 1, "a time between 1970 and 2554"), default=VIRTUAL_START_NS

@@ -64,15 +64,20 @@ class Statistics:
 class Outcome:
     """How a guest ended.
 
-    `reason` is "halted" (by itself, with `status`; 255: it aborted), "stopped" (asked to, by a
-    program or by the signal `signo`), "fault" (it did what no guest may: `error` is a GuestFault)
-    or "host" (the host could not go on: `error` is a HostError). A guest of a program has three
-    more: "deadline" (it took longer than it may), "killed" (its process was, by `signo`) and
-    "sandbox" (its process did what the sandbox does not allow: `error` is a SandboxViolation).
-
-    `status` is what the command would end with. `trap` has the registers of a CPU exception
-    (cr2, ec, rip, cs, rflags, rsp, ss), if the guest reports them; `core` is the path of the core
-    file that was written. `stats` counts what each device did.
+    Attributes:
+        reason: "halted" (by itself), "stopped" (by a program or by the signal `signo`), "fault" (it
+            did what no guest may: `error` is a GuestFault) or "host" (the host failed: `error` is
+            a HostError). A guest of a program has three more: "deadline" (it took longer than its
+            deadline), "killed" (its process was, by `signo`) and "sandbox" (its process did what
+            the sandbox does not allow: `error` is a SandboxViolation).
+        status: The guest's own exit status if it halted, 255 if it aborted; 0 if its program
+            stopped it; else 1.
+        signo: The number of the signal that ended it, 0 if none did.
+        error: What went wrong, if something did.
+        trap: The registers of a CPU exception (cr2, ec, rip, cs, rflags, rsp, ss), if the guest
+            reports them.
+        core: The path of the core file that was written.
+        stats: What each device did.
     """
 
     reason: Reason
