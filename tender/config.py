@@ -67,7 +67,7 @@ def whole(least: int, most: int, expected: str = "") -> Check:
 
 
 def one_of(choices: tuple[str, ...]) -> Check:
-    """One of some words."""
+    """One of the choices."""
 
     def check(name: str, value: Any) -> str:
         if value not in choices:

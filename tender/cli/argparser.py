@@ -1,7 +1,4 @@
-"""The command-line parser of the tools beside running a guest.
-
-The rule here: a malformed command line is one line, as everywhere.
-"""
+"""argparse for `ptender build` and `ptender inspect`, with errors of one line."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from tender.errors import UsageError
 
 
 class Parser(ArgumentParser):
-    """argparse, with our errors; an option is what it is called, not what it begins with."""
+    """An ArgumentParser that raises UsageError, and takes no abbreviated options."""
 
     def __init__(self, prog: str, description: str) -> None:
         super().__init__(prog, description=description, allow_abbrev=False)

@@ -1,4 +1,4 @@
-"""`ptender inspect FILE`: what an image says of itself, for people and for programs."""
+"""`ptender inspect FILE`: the facts of an image, for people and for programs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> str:
     """The command; `argv` without the program's name and `inspect`. What it prints."""
-    parser = Parser(prog="ptender inspect", description="Print what an image says of itself.")
+    parser = Parser(
+        prog="ptender inspect",
+        description="Print target, memory, devices and segments of an image.",
+    )
     parser.add_argument("file", metavar="FILE", help="a unikernel for Solo5's hvt target")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse_args(argv)

@@ -541,7 +541,7 @@ class _Line:
             raise UsageError(f"{text} is not {error.expected}" if text else str(error)) from None
 
     def _with(self, kind: str, given: str, field: str) -> tuple[tuple[str | None, Any], ...]:
-        """The devices of a kind, with what --net-mac or --block-sector-size says of them."""
+        """The devices of a kind, with their --net-mac or --block-sector-size."""
         devices, values = [], self._of_devices[given]
         for name, device in self._devices[kind]:
             written, value = values.pop(name, ("", None)) if name else ("", None)

@@ -40,7 +40,7 @@ def keep_descriptors(given: Given[Value], what: str, cleanup: Cleanup) -> Given[
 
 
 def keep_descriptor(fd: int, where: str) -> int:
-    """A copy of somebody's descriptor, that nobody else closes."""
+    """A copy of a descriptor, which its owner may close."""
     try:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     except (OSError, OverflowError, ValueError):

@@ -27,52 +27,52 @@ _COMMAND_MAX = 160  # letters of a command in a message
 
 
 def attach(
-    device: Device, spec: BlockValue, cleanup: Cleanup, stop: Stop, warn: Warn
+    device: Device, disk: BlockValue, cleanup: Cleanup, stop: Stop, warn: Warn
 ) -> BlockDevice:
-    """Open, check and lock what `spec` describes; raises DeviceError."""
-    where = _where(device, spec)
-    if isinstance(spec, BlockRemote):
+    """Open, check and lock a disk of the host; raises DeviceError."""
+    where = _where(device, disk)
+    if isinstance(disk, BlockRemote):
         from _socket import SOCK_SEQPACKET
 
         from tender.host.remote import RemoteBlock
 
-        if socket_type(spec.fd) != SOCK_SEQPACKET:
+        if socket_type(disk.fd) != SOCK_SEQPACKET:
             raise DeviceError(f"{where}: not a seqpacket socket, as a remote disk takes")
-        return RemoteBlock(device.name, spec, stop, warn)
-    if isinstance(spec, BlockDescriptor):
-        fd, readonly = _check_access(where, spec), spec.readonly
+        return RemoteBlock(device.name, disk, stop, warn)
+    if isinstance(disk, BlockDescriptor):
+        fd, readonly = _check_access(where, disk), disk.readonly
     else:
-        readonly = spec.readonly or spec.overlay
-        fd = _open(where, spec.path, readonly)
+        readonly = disk.readonly or disk.overlay
+        fd = _open(where, disk.path, readonly)
         cleanup.callback(lambda: os.close(fd))
     capacity = _capacity(where, fd)
     try:
-        check_capacity(capacity, spec.sector_size)
+        check_capacity(capacity, disk.sector_size)
     except DeviceError as error:
         raise DeviceError(f"{where}: {error}") from None
     _lock(where, fd, readonly, warn)
-    if isinstance(spec, BlockFile) and spec.overlay:
+    if isinstance(disk, BlockFile) and disk.overlay:
         from tender.host.overlay import OverlayBlock
 
-        return OverlayBlock(device.name, fd, capacity, spec, stop, warn, cleanup)
-    return BlockDevice(device.name, fd, capacity, spec.sector_size, spec.readonly, stop, warn)
+        return OverlayBlock(device.name, fd, capacity, disk, stop, warn, cleanup)
+    return BlockDevice(device.name, fd, capacity, disk.sector_size, disk.readonly, stop, warn)
 
 
-def _where(device: Device, spec: BlockValue) -> str:
+def _where(device: Device, disk: BlockValue) -> str:
     return f"block device '{device.name}'" + (
-        f", {spec.path}" if isinstance(spec, BlockFile) else ""
+        f", {disk.path}" if isinstance(disk, BlockFile) else ""
     )
 
 
-def _check_access(where: str, spec: BlockDescriptor) -> int:
+def _check_access(where: str, disk: BlockDescriptor) -> int:
     """The descriptor, which was opened for what the guest may do."""
-    access = fcntl.fcntl(spec.fd, fcntl.F_GETFL) & os.O_ACCMODE
+    access = fcntl.fcntl(disk.fd, fcntl.F_GETFL) & os.O_ACCMODE
     if access == os.O_WRONLY:
         raise DeviceError(f"{where}: it is open for writing only")
-    if access == os.O_RDONLY and not spec.readonly:
+    if access == os.O_RDONLY and not disk.readonly:
         hint = f"to attach it read-only, {_read_only()}"
         raise DeviceError(f"{where}: it is open for reading only ({hint})")
-    return spec.fd
+    return disk.fd
 
 
 def _read_only() -> str:
@@ -128,7 +128,7 @@ def _lock(where: str, fd: int, readonly: bool, warn: Warn) -> None:
     except OSError as error:
         # A file system without locks: Solo5's own tender never locks, so the guest runs.
         reason = HostError("cannot be locked", "flock", error.errno or 0)
-        warn(f"{where}: {reason}; make sure that nobody else writes to it")
+        warn(f"{where}: {reason}; make sure that no other process writes to it")
 
 
 def _holder(fd: int) -> str:

@@ -27,30 +27,30 @@ if TYPE_CHECKING:
     from tender.modules import Warn
 
 
-def attach(device: Device, spec: NetValue, cleanup: Cleanup, warn: Warn) -> NetDevice:
-    """Open and set up what `spec` describes; raises DeviceError."""
+def attach(device: Device, net: NetValue, cleanup: Cleanup, warn: Warn) -> NetDevice:
+    """Open and set up a network of the host; raises DeviceError."""
     where = f"network device '{device.name}'"
-    if isinstance(spec, UserNet):
+    if isinstance(net, UserNet):
         from tender.host import passt
 
-        stream = StreamNet(passt.start(spec, where), spec.mtu, spec.mac)
+        stream = StreamNet(passt.start(net, where), net.mtu, net.mac)
         cleanup.callback(lambda: os.close(stream.fd))
-        spec = stream
-    mac = random_mac() if spec.mac is None else spec.mac
-    if isinstance(spec, Tap):
+        net = stream
+    mac = random_mac() if net.mac is None else net.mac
+    if isinstance(net, Tap):
         from tender.host import tap
 
-        fd, mtu = tap.attach(spec, where, cleanup)
+        fd, mtu = tap.attach(net, where, cleanup)
         return NetDevice(device.name, device.handle, fd, mac, mtu, warn, is_socket=False)
-    if isinstance(spec, StreamNet):
+    if isinstance(net, StreamNet):
         from tender.host.stream import StreamNetDevice
 
-        if socket_type(spec.fd) != SOCK_STREAM:
+        if socket_type(net.fd) != SOCK_STREAM:
             raise DeviceError(f"{where}: Could not attach interface: not a stream socket")
-        return StreamNetDevice(device.name, device.handle, spec.fd, mac, spec.mtu or MTU, warn)
-    found_mtu, is_socket = _adopt(spec.fd, where)
-    mtu = spec.mtu or found_mtu or MTU
-    return NetDevice(device.name, device.handle, spec.fd, mac, mtu, warn, is_socket=is_socket)
+        return StreamNetDevice(device.name, device.handle, net.fd, mac, net.mtu or MTU, warn)
+    found_mtu, is_socket = _adopt(net.fd, where)
+    mtu = net.mtu or found_mtu or MTU
+    return NetDevice(device.name, device.handle, net.fd, mac, mtu, warn, is_socket=is_socket)
 
 
 def random_mac() -> bytes:

@@ -1,8 +1,8 @@
-"""A block device that keeps what is written in memory, and leaves its file as it was.
+"""A block device that keeps what is written in memory, and leaves its file unchanged.
 
-The rule here: a page is in the file until it is written to, and in the overlay from then on. The
-file is only ever read, by pread(2): it is no mapping, in which a file that somebody makes shorter
-would end the tender with SIGBUS (docs/decisions/0009-devices-of-a-program.md).
+A page is in the file until it is written to, and in the overlay from then on. The file is only
+read, by pread(2). It is not mapped: a file that becomes shorter would end the tender with SIGBUS
+(docs/decisions/0009-devices-of-a-program.md).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PAGE = 4096  # bytes, what is copied on the first write
 
 
 class OverlayBlock(BlockDevice):
-    """`fd` is the file, open for reading; the overlay is memory that is used as it is written."""
+    """`fd` is the file, open for reading; the overlay is memory, allocated as it is written."""
 
     in_engine = False
 
@@ -37,16 +37,16 @@ class OverlayBlock(BlockDevice):
         name: str,
         fd: int,
         capacity: int,
-        spec: BlockFile,
+        disk: BlockFile,
         stop: Stop,
         warn: Warn,
         cleanup: Cleanup,
     ) -> None:
-        super().__init__(name, fd, capacity, spec.sector_size, False, stop, warn)
+        super().__init__(name, fd, capacity, disk.sector_size, False, stop, warn)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
         try:
             overlay = mmap.mmap(-1, capacity, flags)
-            # A byte for each page, all of them now: what the guest does takes no more memory here.
+            # A byte for each page, allocated now: the guest cannot make it grow.
             self._written = bytearray(-(-capacity // PAGE))
         except (OSError, OverflowError, MemoryError):
             what = f"block device '{name}': no memory for an overlay of {capacity} bytes"
@@ -55,7 +55,7 @@ class OverlayBlock(BlockDevice):
         cleanup.callback(self._overlay.release)
 
     def read(self, offset: int, data: memoryview) -> int:
-        """As block.BlockDevice.read: what the guest has written, the image elsewhere."""
+        """As BlockDevice.read: from the overlay where the guest has written, else from the file."""
         for start, end, written in self._runs(offset, offset + len(data)):
             piece = data[start - offset : end - offset]
             if written:
@@ -66,7 +66,7 @@ class OverlayBlock(BlockDevice):
         return lib.HVT_R_OK
 
     def write(self, offset: int, data: memoryview) -> int:
-        """As block.BlockDevice.write, into memory."""
+        """As BlockDevice.write, into memory."""
         end = offset + len(data)
         for edge in {offset, end} if data else ():
             if edge % PAGE and not self._copy(edge // PAGE):
@@ -79,7 +79,7 @@ class OverlayBlock(BlockDevice):
         return lib.HVT_R_OK
 
     def _runs(self, offset: int, end: int) -> Iterator[tuple[int, int, bool]]:
-        """The parts of [offset, end) that are in one place each: from, to, in the overlay."""
+        """The parts of [offset, end) in one place each: start, end, whether in the overlay."""
         written = self._written
         start, inside = offset, end > offset and bool(written[offset // PAGE])
         for page in range(offset // PAGE + 1, -(-end // PAGE)):
@@ -90,7 +90,7 @@ class OverlayBlock(BlockDevice):
             yield start, end, inside
 
     def _copy(self, page: int) -> bool:
-        """Bring a page into the overlay that is about to be written in part."""
+        """Copy a page into the overlay that will be written in part; whether that succeeded."""
         if self._written[page]:
             return True
         start = page * PAGE

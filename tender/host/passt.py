@@ -1,8 +1,8 @@
 """A network for a guest without root and without a tap: passt, at the other end of a socket pair.
 
-The rule here: passt is started, and has its ports, before the guest runs; it ends by itself when
-the guest's end of the socket pair is closed, however that comes about. Nothing is written to the
-file system for it. Source: passt(1), and what release 2023-03-09 does.
+passt is started, and has its ports, before the guest runs; it ends by itself when the guest's end
+of the socket pair is closed, however that happens. Nothing is written to the file system for it.
+Source: passt(1), and what release 2023-03-09 does.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ RESOLV_CONF = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")
 START_S = 20  # passt goes into the background when it is ready, in some 10 ms
 END_S = 5
 _NOT_ALLOWED = (
-    "Permission denied: ports below {first} are root's "
-    "(net.ipv4.ip_unprivileged_port_start); take a higher one, as 8080"
+    "Permission denied: ports below {first} are for root "
+    "(net.ipv4.ip_unprivileged_port_start); use a higher one, as 8080"
 )
-_NOISE = ("Failed to send", "Don't run as root")  # lines that say nothing about an error
+_NOISE = ("Failed to send", "Don't run as root")  # lines that are not about an error
 
 
-def start(spec: UserNet, where: str) -> int:
-    """Start passt: a stream socket for frames (see config.StreamNet), which is the caller's.
+def start(net: UserNet, where: str) -> int:
+    """Start passt: a stream socket for frames (see config.StreamNet), which the caller closes.
 
-    Raises DeviceError, in one line that says what is missing or taken.
+    Raises DeviceError, which says what is missing or in use.
     """
     ours, theirs = socket.socketpair()
     with ours, theirs:
         fd = theirs.fileno()
         try:
-            # passt goes into the background when it listens: its end is the word that it is ready.
+            # passt goes into the background when it listens, so its exit means that it is ready.
             done = subprocess.run(
-                [COMMAND, "--fd", str(fd), *arguments(spec), *_resolvers(spec)],
+                [COMMAND, "--fd", str(fd), *arguments(net), *_resolvers(net)],
                 pass_fds=[fd],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -60,102 +60,102 @@ def start(spec: UserNet, where: str) -> int:
         except subprocess.TimeoutExpired:
             raise DeviceError(f"{where}: passt: not ready after {START_S} s") from None
         theirs.close()
-        # In a program that ignores SIGCHLD, or reaps any child, every status is 0: look who is
-        # there as well.
+        # In a program that ignores SIGCHLD, or reaps any child, every status is 0: check that the
+        # other end is open as well.
         if done.returncode or _is_closed(ours):
-            raise DeviceError(f"{where}: {_why(spec, done.stderr.decode(errors='replace'))}")
+            raise DeviceError(f"{where}: {_reason(net, done.stderr.decode(errors='replace'))}")
         return ours.detach()
 
 
 def _is_closed(link: socket.socket) -> bool:
-    """Whether nobody has the other end."""
+    """Whether the other end is closed."""
     poll = select.poll()
-    poll.register(link, 0)  # POLLHUP is always told
+    poll.register(link, 0)  # POLLHUP is always reported
     return bool(poll.poll(0))
 
 
 def wait_for_end(fd: int) -> None:
-    """Tell passt to end, and wait until its ports are free. `fd` is a copy of the guest's end."""
+    """End passt, and wait until its ports are free. `fd` is a copy of the guest's end."""
     with socket.socket(fileno=fd) as link:
         link.settimeout(END_S)
         try:
             link.shutdown(socket.SHUT_WR)
             while link.recv(1 << 16):
                 pass
-        except OSError:  # gone already, or too late
+        except OSError:  # it has ended already, or does not in time
             pass
 
 
-def arguments(spec: UserNet) -> list[str]:
+def arguments(net: UserNet) -> list[str]:
     """The arguments of passt for this network; pure."""
-    interface = ipaddress.IPv4Interface(spec.address)
-    gateway = ipaddress.IPv4Address(spec.gateway)
-    # Its own MAC address would be that of the host's interface, which is no guest's business.
+    interface = ipaddress.IPv4Interface(net.address)
+    gateway = ipaddress.IPv4Address(net.gateway)
+    # By default passt has the MAC address of the host's interface, which no guest need know.
     mac = "52:55:" + gateway.packed.hex(":")
-    words = ["--quiet", "--ipv4-only", "-a", str(interface.ip), "-g", str(gateway), "-M", mac]
-    words += ["-n", str(interface.network.prefixlen), "-m", str(spec.mtu)]
-    # A UDP answer to the host's own 127.0.0.1 goes the way that the guest reaches the host.
-    if not spec.reach_host and not spec.forward_udp:
-        words += ["--no-map-gw"]
-    for option, address, port, inside in _forwards(spec):
-        words += [option, f"{address}/{port}:{inside}"]
-    return words
+    passed = ["--quiet", "--ipv4-only", "-a", str(interface.ip), "-g", str(gateway), "-M", mac]
+    passed += ["-n", str(interface.network.prefixlen), "-m", str(net.mtu)]
+    # passt sends UDP answers to the host's 127.0.0.1 through the mapping of the gateway.
+    if not net.reach_host and not net.forward_udp:
+        passed += ["--no-map-gw"]
+    for option, address, port, inside in _forwards(net):
+        passed += [option, f"{address}/{port}:{inside}"]
+    return passed
 
 
-def _resolvers(spec: UserNet) -> list[str]:
-    """passt's words for the DNS servers of this host where it could not tell the guest of any.
+def _resolvers(net: UserNet) -> list[str]:
+    """passt's arguments for the DNS servers of this host, where it would announce none.
 
-    A resolver of the host's own, on 127.0.0.53 as systemd-resolved has it, is out of the guest's
-    reach; the servers that it asks itself are not.
+    The guest cannot reach a resolver on the host's loopback (127.0.0.53 of systemd-resolved), but
+    it can reach the servers behind that.
     """
-    reaches_host = spec.reach_host or spec.forward_udp
+    reaches_host = net.reach_host or net.forward_udp
     if reaches_host or any(not at.is_loopback for at in _nameservers(RESOLV_CONF[0])):
         return []
     upstream = [at for at in _nameservers(RESOLV_CONF[1]) if not at.is_loopback]
-    return [word for at in upstream for word in ("--dns", str(at))]
+    return [each for at in upstream for each in ("--dns", str(at))]
 
 
 def _nameservers(path: str) -> list[ipaddress.IPv4Address]:
-    """The IPv4 addresses in a file like resolv.conf(5); none where it can't be read."""
+    """The IPv4 addresses in a file like resolv.conf(5); empty where it can't be read."""
     found = []
     try:
         with open(path, encoding="utf-8", errors="replace") as lines:
-            words = [line.split() for line in lines]
+            rows = [line.split() for line in lines]
     except OSError:
         return []
-    for line in words:
+    for row in rows:
         try:
-            if line[:1] == ["nameserver"]:
-                found.append(ipaddress.IPv4Address(line[1]))
+            if row[:1] == ["nameserver"]:
+                found.append(ipaddress.IPv4Address(row[1]))
         except (ValueError, IndexError):
             continue
     return found
 
 
-def _forwards(spec: UserNet) -> Iterator[tuple[str, str, int, int]]:
+def _forwards(net: UserNet) -> Iterator[tuple[str, str, int, int]]:
     """passt's option, the host's address and port, the guest's port."""
-    for option, forward in (("-t", spec.forward), ("-u", spec.forward_udp)):
+    for option, forward in (("-t", net.forward), ("-u", net.forward_udp)):
         for outside, inside in forward.items():
             address, _, port = str(outside).rpartition(":")
-            yield option, address or spec.host_address, int(port), inside
+            yield option, address or net.host_address, int(port), inside
 
 
-def _why(spec: UserNet, told: str) -> str:
+def _reason(net: UserNet, messages: str) -> str:
     """One line about why passt has not started."""
-    lines = [line for line in told.splitlines() if line and not line.startswith(_NOISE)]
+    lines = [line for line in messages.splitlines() if line and not line.startswith(_NOISE)]
     if any("bind" in line for line in lines):
-        for option, address, port, _ in _forwards(spec):
+        for option, address, port, _ in _forwards(net):
             error = _bind_error(option, address, port)
             if error:
                 protocol = "TCP" if option == "-t" else "UDP"
                 return f"{protocol} port {port} of {address}: {error}"
     if any("interface" in line for line in lines):
         return f"passt: {lines[-1]}: it needs an interface with a default route"
-    return f"passt: {lines[-1] if lines else 'it ended without a word'}"
+    return f"passt: {lines[-1] if lines else 'it ended without a message'}"
 
 
 def _bind_error(option: str, address: str, port: int) -> str:
-    """Why nobody can have this port now; empty if one can."""
+    """Why this port can't be bound now; empty if it can."""
     kind = socket.SOCK_STREAM if option == "-t" else socket.SOCK_DGRAM
     with socket.socket(socket.AF_INET, kind) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, kind == socket.SOCK_STREAM)
@@ -171,8 +171,10 @@ def _bind_error(option: str, address: str, port: int) -> str:
 
 
 def _first_free_port() -> int:
-    """The lowest port that an ordinary user may bind, as passt is one. Source: Linux,
-    Documentation/networking/ip-sysctl.rst."""
+    """The lowest port that an ordinary user may bind, which passt is.
+
+    Source: Linux, Documentation/networking/ip-sysctl.rst.
+    """
     try:
         with open("/proc/sys/net/ipv4/ip_unprivileged_port_start", encoding="ascii") as file:
             return int(file.read())

@@ -1,8 +1,8 @@
-"""A network device on a stream socket: 4 bytes (big-endian) before each frame say its length.
+"""A network device on a stream socket: 4 bytes (big-endian) before each frame give its length.
 
-The rule here: the guest sees frames, whole ones. What comes in parts is kept until it is a frame,
-in a buffer of fixed size; what goes out in part is kept until the rest can go, and meanwhile other
-frames are dropped whole, as on a full wire. The stream is passt's, or QEMU's ("-netdev stream").
+The guest sees whole frames. What arrives in parts is kept until it is a frame, in a buffer of fixed
+size; what is sent in part is kept until the rest can follow, and until then other frames are
+dropped, as on a full link. The other end is passt, or QEMU with "-netdev stream".
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from tender.modules import Warn
 
 _LENGTH = 4  # bytes
-_FRAME_MOST = MTU_MAX + HEADER + VLAN_TAG  # what any sender may send
-_ROOM = 1 << 17  # bytes that are kept: more than one frame of any length
+_FRAME_MOST = MTU_MAX + HEADER + VLAN_TAG  # from any sender
+_ROOM = 1 << 17  # bytes: more than one frame of any length
 
 
 class StreamNetDevice(NetDevice):
@@ -31,12 +31,12 @@ class StreamNetDevice(NetDevice):
     def __init__(self, name: str, handle: int, fd: int, mac: bytes, mtu: int, warn: Warn) -> None:
         super().__init__(name, handle, fd, mac, mtu, warn, is_socket=True)
         self._buffer = memoryview(bytearray(_ROOM))
-        self._start = self._end = 0  # what is kept of it
+        self._start = self._end = 0  # the part of it in use
         self._unsent = b""  # the rest of a frame
         os.set_blocking(fd, False)
 
     def read(self, data: memoryview) -> tuple[int, int]:
-        """As net.NetDevice.read: the next whole frame of the stream."""
+        """As NetDevice.read: the next whole frame of the stream."""
         self.received.calls += 1
         self.flush()
         frame = self._frame() if self.is_ready() or self._fill() else None
@@ -49,7 +49,7 @@ class StreamNetDevice(NetDevice):
         return lib.HVT_R_OK, length
 
     def is_ready(self) -> bool:
-        """Whether a whole frame has come that the guest has not taken."""
+        """Whether a whole frame has arrived that the guest has not read."""
         return self._frame() is not None
 
     def is_full(self) -> bool:
@@ -57,13 +57,13 @@ class StreamNetDevice(NetDevice):
         return bool(self._unsent)
 
     def look(self) -> None:
-        """Something has happened on the socket: take in what has come, send what could not go."""
+        """The socket is ready: read what has arrived, send what could not be sent before."""
         self.flush()
         if not self.is_ready():
             self._fill()
 
     def flush(self) -> None:
-        """Send the rest of a frame, or some of it."""
+        """Send the rest of a frame, or a part of it."""
         if self._unsent and not self.gone:
             try:
                 self._unsent = self._unsent[os.write(self.fd, self._unsent) :]
@@ -83,7 +83,7 @@ class StreamNetDevice(NetDevice):
             self._unsent = (head + bytes(data))[done:]
 
     def _frame(self) -> memoryview | None:
-        """The first frame, if all of it has come. Those that no guest takes are passed over."""
+        """The first frame, if all of it has arrived. Frames of a wrong length are skipped."""
         while self._end - self._start >= _LENGTH:
             body = self._start + _LENGTH
             length = int.from_bytes(self._buffer[self._start : body], "big")
@@ -101,7 +101,7 @@ class StreamNetDevice(NetDevice):
         return None
 
     def _fill(self) -> bool:
-        """Take in what waits on the socket, at most what there is room for; whether it did."""
+        """Read from the socket what there is room for; whether anything arrived."""
         if self.gone:
             return False
         kept = bytes(self._buffer[self._start : self._end])

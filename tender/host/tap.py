@@ -1,9 +1,9 @@
 """Taps: attaching to one, and making one for a guest.
 
-The rule here: attaching to a tap that exists takes a few ioctls and imports nothing; only
-`_set_up` imports pyroute2. A tap that is made belongs to the tender's own descriptor, so the
-kernel removes it when that is closed, however the tender ends. Sources: Linux,
-Documentation/networking/tuntap.rst, linux/if.h, linux/if_tun.h, linux/ethtool.h.
+Attaching to a tap that exists takes a few ioctls and imports nothing; only `_set_up` imports
+pyroute2. A tap that is made belongs to the tender's own descriptor, so the kernel removes it when
+that is closed, however the tender ends. Sources: Linux, Documentation/networking/tuntap.rst,
+linux/if.h, linux/if_tun.h, linux/ethtool.h.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ SIOCGIFFLAGS, SIOCGIFMTU, SIOCGIFHWADDR, SIOCETHTOOL = 0x8913, 0x8921, 0x8927, 0
 ETHTOOL_SGSO, ETHTOOL_SGRO = 0x24, 0x2C
 
 
-def attach(spec: Tap, where: str, cleanup: Cleanup) -> tuple[int, int]:
-    """Open the tap that `spec` names, and make it first if asked: descriptor and MTU."""
-    where = f"{where}: Could not attach interface '{spec.name}'"
-    exists = _interface(spec.name, SIOCGIFFLAGS)
-    if spec.create:
+def attach(tap: Tap, where: str, cleanup: Cleanup) -> tuple[int, int]:
+    """Open the tap, making it first if asked to: its descriptor and MTU."""
+    where = f"{where}: Could not attach interface '{tap.name}'"
+    exists = _interface(tap.name, SIOCGIFFLAGS)
+    if tap.create:
         if exists is not None:
             raise DeviceError(f"{where}: it exists already; leave out 'create' to attach to it")
-        return _create(spec, where, cleanup)
+        return _create(tap, where, cleanup)
     if exists is None:
         add = setting("add ',create'", "give create=True")
         raise DeviceError(f"{where}: no such interface; {add} to have it made")
     if not exists & (IFF_UP | IFF_RUNNING):
-        raise DeviceError(f"{where}: it is down; bring it up: ip link set {spec.name} up")
-    fd = _open(spec.name, 0, where, cleanup)
-    _no_aggregates(spec.name)
-    return fd, _mtu(spec.name, where)
+        raise DeviceError(f"{where}: it is down; bring it up: ip link set {tap.name} up")
+    fd = _open(tap.name, 0, where, cleanup)
+    _no_aggregates(tap.name)
+    return fd, _mtu(tap.name, where)
 
 
 def check(fd: int, where: str) -> int | None:
-    """Check that the open descriptor is a usable tap; its MTU, None if not to be had here."""
+    """Check that the open descriptor is a usable tap: its MTU, None where that is not known."""
     where = f"{where}: Could not attach interface"
     ifreq = bytearray(IFREQ_SIZE)
     try:
@@ -64,7 +64,7 @@ def check(fd: int, where: str) -> int | None:
         raise DeviceError(f"{where}: not a tap with IFF_TAP and IFF_NO_PI, without IFF_VNET_HDR")
     text = os.fsdecode(name.rstrip(b"\0"))
     if _mac(fd, name) != _mac_of_interface(name):
-        return None  # in another network namespace, where the name may be somebody else's
+        return None  # in another network namespace: here the name may be that of another interface
     _no_aggregates(text)
     return _interface(text, SIOCGIFMTU)
 
@@ -79,11 +79,11 @@ def _mac(fd: int, name: bytes) -> bytes | None:
 
 
 def _mac_of_interface(name: bytes) -> bytes | None:
-    with_socket = socket(AF_INET, SOCK_DGRAM)
+    control = socket(AF_INET, SOCK_DGRAM)
     try:
-        return _mac(with_socket.fileno(), name)
+        return _mac(control.fileno(), name)
     finally:
-        with_socket.close()
+        control.close()
 
 
 def _open(name: str, flags: int, where: str, cleanup: Cleanup) -> int:
@@ -110,14 +110,14 @@ def _tap_error(error: int) -> str:
     return hints.get(error, os.strerror(error))
 
 
-def _create(spec: Tap, where: str, cleanup: Cleanup) -> tuple[int, int]:
-    fd = _open(spec.name, IFF_TUN_EXCL, where, cleanup)
-    _set_up(spec, where)
-    _no_aggregates(spec.name)
-    return fd, _mtu(spec.name, where)
+def _create(tap: Tap, where: str, cleanup: Cleanup) -> tuple[int, int]:
+    fd = _open(tap.name, IFF_TUN_EXCL, where, cleanup)
+    _set_up(tap, where)
+    _no_aggregates(tap.name)
+    return fd, _mtu(tap.name, where)
 
 
-def _set_up(spec: Tap, where: str) -> None:
+def _set_up(tap: Tap, where: str) -> None:
     """Give the new tap its MTU, addresses and bridge, and bring it up."""
     try:
         from pyroute2 import IPRoute
@@ -127,17 +127,17 @@ def _set_up(spec: Tap, where: str) -> None:
     step = "link"
     try:
         with IPRoute() as ipr:
-            (index,) = ipr.link_lookup(ifname=spec.name)
-            if spec.mtu is not None:
-                step = f"mtu={spec.mtu}"
-                ipr.link("set", index=index, mtu=spec.mtu)
-            for addr in spec.addr:
+            (index,) = ipr.link_lookup(ifname=tap.name)
+            if tap.mtu is not None:
+                step = f"mtu={tap.mtu}"
+                ipr.link("set", index=index, mtu=tap.mtu)
+            for addr in tap.addr:
                 step = f"addr={addr}"
                 address, _, prefix = addr.partition("/")
                 ipr.addr("add", index=index, address=address, prefixlen=int(prefix))
-            if spec.bridge is not None:
-                step = f"bridge={spec.bridge}"
-                ipr.link("set", index=index, master=_bridge(ipr, spec.bridge, where))
+            if tap.bridge is not None:
+                step = f"bridge={tap.bridge}"
+                ipr.link("set", index=index, master=_bridge(ipr, tap.bridge, where))
             step = "up"
             ipr.link("set", index=index, state="up")
     except NetlinkError as error:
@@ -154,23 +154,23 @@ def _bridge(ipr: Any, name: str, where: str) -> int:
 
 
 def _interface(name: str, request: int) -> int | None:
-    """The flags or the MTU of an interface of this network namespace, None: no such one."""
+    """The flags or the MTU of an interface of this network namespace; None where there is none."""
     ifreq = bytearray(struct.pack("16s24x", os.fsencode(name)))
-    if not _ask(request, ifreq):
+    if not _ioctl(request, ifreq):
         return None
     layout = "16xH" if request == SIOCGIFFLAGS else "16xi"
     return int(struct.unpack_from(layout, ifreq)[0])
 
 
-def _ask(request: int, ifreq: bytes | bytearray) -> bool:
-    """Make an ioctl about an interface of this network namespace; whether it was answered."""
-    with_socket = socket(AF_INET, SOCK_DGRAM)
+def _ioctl(request: int, ifreq: bytes | bytearray) -> bool:
+    """Make an ioctl on an interface of this network namespace; whether it succeeded."""
+    control = socket(AF_INET, SOCK_DGRAM)
     try:
-        fcntl.ioctl(with_socket.fileno(), request, ifreq)
+        fcntl.ioctl(control.fileno(), request, ifreq)
     except OSError:
         return False
     finally:
-        with_socket.close()
+        control.close()
     return True
 
 
@@ -189,4 +189,4 @@ def _no_aggregates(name: str) -> None:
     for command in (ETHTOOL_SGRO, ETHTOOL_SGSO):
         value = ffi.new("uint32_t[2]", [command, 0])
         pointer = int(ffi.cast("uintptr_t", value))
-        _ask(SIOCETHTOOL, struct.pack("16sQ16x", os.fsencode(name), pointer))
+        _ioctl(SIOCETHTOOL, struct.pack("16sQ16x", os.fsencode(name), pointer))

@@ -147,7 +147,7 @@ def _parse_headers(read: Reader) -> tuple[int, int, list[_Phdr]]:
     if kind != ET_EXEC:
         raise ImageError(f"not a static executable: ELF type {kind}, not {ET_EXEC}")
     if machine not in MACHINES:
-        raise ImageError(f"machine type {machine} is none of {', '.join(MACHINES.values())}")
+        raise ImageError(f"machine type {machine} is not one of {', '.join(MACHINES.values())}")
     if ehsize != EHDR_SIZE or phentsize != PHDR.size or not phnum:
         raise ImageError(f"invalid ELF header: {phnum} program headers of {phentsize} bytes")
     if phnum > PHDR_MAX:

@@ -1,7 +1,7 @@
 """The image as a file: opened, checked, and loaded into guest memory.
 
-The rule here: the file is read where it is needed and never whole; what it says is checked by
-tender/image/elf.py before a byte of it is loaded.
+The file is never read as a whole. Its headers are checked by tender/image/elf.py before a byte of
+it is loaded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STEP = 1 << 20  # bytes read at a time
 
 
 class ImageFile:
-    """An open image: its descriptor and what its headers say."""
+    """An open image: its descriptor and its parsed headers."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -45,9 +45,9 @@ class ImageFile:
         self._fd = -1
 
     def load(self, memory: GuestMemory, check: Callable[[], None]) -> None:
-        """Copy the segments into guest memory and take away the rights they don't ask for.
+        """Copy the segments into guest memory and protect them as their flags say.
 
-        `check` is called now and then, and may raise.
+        `check` is called after each piece that is read, and may raise.
         """
         image = self.image
         if image.entry >= memory.size:
@@ -74,22 +74,22 @@ class ImageFile:
                 raise ImageError(f"{self.path}: truncated: a segment passes its end")
             done += count
 
-    def _too_large(self, why: str, memory: GuestMemory) -> ImageError:
+    def _too_large(self, reason: str, memory: GuestMemory) -> ImageError:
         need = max(self.image.kernel_end, self.image.entry) + layout.MIB
         mem_mib = -(-need // layout.MEM_STEP) * layout.MEM_STEP // layout.MIB
         if mem_mib * layout.MIB > layout.MEM_MAX:
-            return ImageError(f"{self.path}: does not fit into any guest's memory: {why}")
+            return ImageError(f"{self.path}: does not fit into the memory of any guest: {reason}")
         more = setting(f"--mem={mem_mib}", f"mem_mib={mem_mib}")
         return ImageError(
             f"{self.path}: does not fit into {memory.size // layout.MIB} MiB of guest memory: "
-            f"{why}; give it more: {more}"
+            f"{reason}; give it more: {more}"
         )
 
 
 def open_image(path: str | os.PathLike[str]) -> Image:
-    """What the image at `path` says of itself.
+    """The headers and the manifest of the image at `path`.
 
-    Raises ImageError if it is none that a tender can run.
+    Raises ImageError for a file that is not an image that a tender can run.
     """
     file = ImageFile(os.fspath(path))
     file.close()

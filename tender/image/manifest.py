@@ -1,7 +1,7 @@
 """The manifest: which devices a guest declares, as bytes, as a value and as JSON.
 
-The rule here: pure, and a manifest is either valid in every byte or a ManifestError. A device's
-handle is its index; entry 0 is reserved, so the first device has handle 1.
+Pure. A manifest is either valid in every byte or a ManifestError. A device's handle is its index;
+entry 0 is reserved, so the first device has handle 1.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _checked(devices: Any) -> Manifest:
 def encode(manifest: Manifest, attached: dict[int, Attached] | None = None) -> bytes:
     """The manifest as bytes; with `attached` (by handle), as a running guest finds it.
 
-    What is the tender's own (the private word of an entry) stays 0.
+    The tender's private field of an entry stays 0.
     """
     header = ffi.new(
         "struct mft_header *", {"version": lib.MFT_VERSION, "entries": len(manifest.devices) + 1}

@@ -13,7 +13,7 @@ from tender.errors import UsageError
 from tender.modules import console
 from tender.modules.console import Allowance, Console
 from tests.unit.rig import ARGS, DATA, NUMBERS, Rig
-from tests.unit.test_words import parse
+from tests.unit.test_options import parse
 
 SECOND = 1_000_000_000
 
@@ -89,6 +89,6 @@ def test_rates(text: str, rate: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "-5", "K", "x", "5X", "1.5M", "٣", "9" * 30])
-def test_words_that_are_no_rate(text: str) -> None:
+def test_wrong_rates(text: str) -> None:
     with pytest.raises(UsageError, match="--console-limit: '.*' is not a rate: bytes per second"):
         parse(f"--console-limit={text} k")

@@ -1,4 +1,4 @@
-"""The command line: Solo5's spelling, the friendlier one, and what wrong words get."""
+"""The command line: Solo5's spelling, the friendlier one, and the errors of wrong options."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def parse(text: str) -> Config:
     return config
 
 
-def test_solo5_words() -> None:
+def test_solo5_spelling() -> None:
     config = parse(
         "--mem=64 --no-net-ring --net:service=tap0 --net-mac:service=02:00:00:00:00:07 "
         "--block:storage=a,ro --block-sector-size:storage=4096 --dumpcore=/var -- k.hvt --x y"
@@ -54,7 +54,7 @@ def test_solo5_words() -> None:
     )
 
 
-def test_words_of_urunc_keep_empty_arguments() -> None:
+def test_empty_arguments_are_kept_as_urunc_passes_them() -> None:
     line = options.parse(["--mem=100", "--net:a=tap0", "k.hvt", "", "a", "", "--net=x"])
     assert line.config is not None
     assert line.config.args == ("", "a", "", "--net=x")
@@ -204,7 +204,7 @@ def test_sizes(text: str, size: int) -> None:
         ("--gdb k", "not part of this version"),
     ],
 )
-def test_wrong_words(arguments: str, message: str) -> None:
+def test_wrong_options(arguments: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as raised:
         options.parse(arguments.split())
     assert "\n" not in str(raised.value)
@@ -228,7 +228,7 @@ def test_help_under_solo5s_name_has_no_tools() -> None:
 
 
 @given(st.lists(st.text(max_size=20), max_size=6))
-def test_any_words_are_a_command_line_or_a_usage_error(arguments: list[str]) -> None:
+def test_any_arguments_are_a_command_line_or_a_usage_error(arguments: list[str]) -> None:
     try:
         options.parse(arguments)
     except UsageError as error:
@@ -305,7 +305,7 @@ def test_every_device_must_be_attached() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["rw", "sectorsize=4096", "ro,rw", "sector-size=512,overlap"])
-def test_what_a_comma_may_precede_is_told(tmp_path: Path, wrong: str) -> None:
+def test_the_error_names_the_suboptions(tmp_path: Path, wrong: str) -> None:
     image = tmp_path / "disk.img"
     image.touch()
     ((_, spec),) = parse(f"--block {image},{wrong} k").block
@@ -326,7 +326,7 @@ def test_what_a_comma_may_precede_is_told(tmp_path: Path, wrong: str) -> None:
         ("nowhere/new.img", ""),
     ],
 )
-def test_how_to_make_an_image_is_told(
+def test_the_error_tells_how_to_make_an_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str, hint: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
