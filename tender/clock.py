@@ -56,6 +56,7 @@ class VirtualClock(HostClock):
         self.wall_ns = self._read
         self._start_ns = time.start_ns
         self.cell.tick_ns = time.tick_ns
+        self.cell.random = time.start_ns
 
     def _read(self) -> int:
         from tender._soft import lib

@@ -18,8 +18,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <ucontext.h>
+#include <unistd.h>
 
 #include "soft.h"
 
@@ -27,6 +29,9 @@
 #define SOFT_GUARD 4096u
 #define SOFT_PAGE 4096u
 #define SOFT_BLOCK_MAX 8192u /* 512 instructions of 15 bytes */
+#define SOFT_INSN_MAX 15
+#define SOFT_WATCHED_MAX (1u << 17) /* addresses; each costs 400 bytes */
+#define SOFT_RANDOM 256             /* bytes: getrandom(2) gives as many without an interruption */
 
 /* uc_hook_type, uc_control_type, uc_prot */
 #define UC_HOOK_INTR (1 << 0)
@@ -40,6 +45,7 @@
 #define UC_CTL_UC_USE_EXITS 4
 #define UC_CTL_TB_REMOVE_CACHE 9
 #define UC_PROT_WRITE 2
+#define UC_ERR_NOMEM 1
 
 struct uc_tb { /* a block of code that the emulator has translated */
     uint64_t pc;
@@ -54,7 +60,9 @@ struct soft_private {
     _Atomic int stopping;                  /* the emulator was told to stop */
     struct uc_tb suspect;                  /* a block to translate again, with more hooks; size 0 */
     uint64_t *seen, seen_room, seen_count; /* addresses with such hooks */
-    bool watch_avx;
+    bool watch;
+    uint64_t random[SOFT_RANDOM / 8]; /* from the host, the first `random_left` of them unused */
+    unsigned random_left;
     char *stack;
     jmp_buf outer, inner;
     ucontext_t start;
@@ -62,7 +70,7 @@ struct soft_private {
 
 _Static_assert(sizeof(struct soft) == 80, "struct soft");
 _Static_assert(offsetof(struct soft, clock) == 64, "struct soft");
-_Static_assert(sizeof(struct soft_clock) == 40, "struct soft_clock");
+_Static_assert(sizeof(struct soft_clock) == 48, "struct soft_clock");
 _Static_assert(sizeof(struct uc_x86_mmr) == 24, "struct uc_x86_mmr");
 _Static_assert(sizeof(struct uc_x86_msr) == 16, "struct uc_x86_msr");
 _Static_assert(sizeof(struct uc_arm64_cp_reg) == 32, "struct uc_arm64_cp_reg");
@@ -165,27 +173,25 @@ static void soft_leave(struct soft *soft, int kind)
 }
 
 static void soft_suspect_first(struct soft *soft, uint64_t pc);
-static void soft_hook_suspects(struct soft *soft);
+static int soft_hook_suspects(struct soft *soft);
 
 /* The emulator's stack: one emulation after the other, each until the guest halts or is stopped. */
 static void soft_stack(unsigned low, unsigned high)
 {
     struct soft *soft = (struct soft *)((uintptr_t)low | (uintptr_t)high << 16 << 16);
 
-    bool first = true;
-
     soft_leave(soft, SOFT_STOPPED); /* soft_open() waits for this */
     for (;;) {
         uint64_t pc = 0;
         uc.reg_read(soft->own->uc, soft->own->pc, &pc);
-        if (first && soft->own->watch_avx)
+        if (soft->own->watch && !soft->own->suspect.size)
             soft_suspect_first(soft, pc);
-        first = false;
-        if (soft->own->suspect.size)
-            soft_hook_suspects(soft);
-        soft->inside = true;
-        int error = uc.emu_start(soft->own->uc, pc, 0, 0, 0);
-        soft->inside = false;
+        int error = soft->own->suspect.size ? soft_hook_suspects(soft) : 0;
+        if (!error) {
+            soft->inside = true;
+            error = uc.emu_start(soft->own->uc, pc, 0, 0, 0);
+            soft->inside = false;
+        }
         if (error && soft->skip) { /* the access was the tender's to make, and is made */
             uc.reg_read(soft->own->uc, soft->own->pc, &pc);
             pc += soft->skip;
@@ -288,15 +294,6 @@ static bool soft_on_memory(void *emulator, int type, uint64_t address, int size,
     return false;
 }
 
-static void soft_on_code(void *emulator, uint64_t address, uint32_t size, void *data)
-{
-    struct soft *soft = data;
-    (void)emulator;
-    soft->address = address;
-    soft->size = size;
-    soft_leave(soft, SOFT_CODE);
-}
-
 static void soft_on_count(void *emulator, uint64_t address, uint32_t size, void *data)
 {
     struct soft *soft = data;
@@ -360,12 +357,6 @@ static int soft_on_insn(void *emulator, void *data)
 }
 
 /* The addresses that are hooked already: an open hash table of those seen, 0 for free. */
-static bool soft_is_prefix(uint8_t byte)
-{
-    return byte == 0x67 || byte == 0x2e || byte == 0x36 || byte == 0x3e || byte == 0x26 ||
-           byte == 0x64 || byte == 0x65;
-}
-
 static uint64_t *soft_slot(uint64_t *seen, uint64_t room, uint64_t address)
 {
     uint64_t i = address * 0x9e3779b97f4a7c15 >> 32 & (room - 1);
@@ -418,30 +409,83 @@ int soft_hook_insn(struct soft *soft, struct soft_insn *insn, int number)
     return soft_hook(soft, UC_HOOK_INSN, soft_on_insn, insn, 1, 0, number);
 }
 
-int soft_hook_code(struct soft *soft, uint64_t address)
+/*
+ * Instructions of x86_64 that the emulator must not do by itself, and has no hook for:
+ * - RDMSR and WRMSR: it makes up MSRs that it does not have;
+ * - RDRAND and RDSEED: it opens /dev/urandom;
+ * - AVX instructions on XMM registers: it takes them for SSE ones with two operands.
+ * So each block of code is looked at once, when it has been translated: where one of these may
+ * start, a hook is put, and the block is translated again before it has run. The hook is reached
+ * only if an instruction does start there.
+ */
+static bool soft_is_prefix(uint8_t byte)
 {
-    return soft_hook(soft, UC_HOOK_CODE, soft_on_code, soft, address, address, 0);
+    return byte == 0x66 || byte == 0x67 || byte == 0xf0 || byte == 0xf2 || byte == 0xf3 ||
+           byte == 0x2e || byte == 0x36 || byte == 0x3e || byte == 0x26 || byte == 0x64 ||
+           byte == 0x65 || (byte & 0xf0) == 0x40;
 }
 
-/*
- * AVX instructions on XMM registers: the emulator takes them for SSE ones with two operands, and
- * computes something else. So each block of code is looked at once, when it has been translated:
- * where an AVX instruction may start, a hook is put, and the block is translated again before it
- * has run. The hook is reached only if an instruction does start there.
- */
-static bool soft_may_be_avx(const uint8_t *at, uint64_t left)
+static unsigned soft_skip_prefixes(const uint8_t *at, unsigned left)
 {
+    unsigned count = 0;
+    while (count < left && count < SOFT_INSN_MAX - 1 && soft_is_prefix(at[count]))
+        count++;
+    return count;
+}
+
+static bool soft_is_watched(const uint8_t *at, unsigned left)
+{
+    unsigned prefixes = soft_skip_prefixes(at, left);
+    at += prefixes;
+    left -= prefixes;
+    if (left < 2)
+        return false;
+    if (at[0] == 0x0f)
+        return at[1] == 0x30 || at[1] == 0x32 || (left > 2 && at[1] == 0xc7 && at[2] >= 0xf0);
     /* The two-byte prefix always, the three-byte one with opcodes of map 1; others are no AVX
      * (BMI) or are refused by the emulator. */
-    return left >= 3 && (at[0] == 0xc5 || (at[0] == 0xc4 && (at[1] & 0x1f) == 1));
+    return at[0] == 0xc5 || (at[0] == 0xc4 && (at[1] & 0x1f) == 1);
 }
 
-/* The emulator reads for us: an address need not be what it seems, where a guest has tables of its
- * own. (What such a guest executes elsewhere is not looked at.) */
-static bool soft_read_block(struct soft *soft, const struct uc_tb *block, uint8_t *code)
+#define SOFT_REG_CR3 53
+#define SOFT_ADDRESS_BITS 0x000ffffffffff000u
+#define SOFT_PRESENT 1u
+#define SOFT_LARGE 0x80u
+
+/* The GPA behind an address by the guest's page tables (SDM volume 3, figure 4-8). */
+static bool soft_translate(struct soft *soft, uint64_t address, uint64_t *gpa)
 {
-    return block->size <= SOFT_BLOCK_MAX &&
-           !uc.mem_read(soft->own->uc, block->pc, code, block->size);
+    uint64_t entry = 0;
+
+    uc.reg_read(soft->own->uc, SOFT_REG_CR3, &entry);
+    for (int shift = 39; shift >= 12; shift -= 9) {
+        uint64_t at = (entry & SOFT_ADDRESS_BITS) + (address >> shift & 0x1ff) * 8;
+        uint64_t inside = (UINT64_C(1) << shift) - 1;
+        if (uc.mem_read(soft->own->uc, at, &entry, sizeof entry) || !(entry & SOFT_PRESENT))
+            return false;
+        if (shift == 12 || (shift < 39 && entry & SOFT_LARGE)) {
+            *gpa = (entry & SOFT_ADDRESS_BITS & ~inside) | (address & inside);
+            return true;
+        }
+    }
+    return false;
+}
+
+/* How many of these bytes of code there are. */
+static unsigned soft_read_code(struct soft *soft, uint64_t address, uint8_t *code, unsigned size)
+{
+    unsigned done = 0;
+
+    while (done < size) {
+        uint64_t at = address + done, gpa;
+        unsigned count = SOFT_PAGE - at % SOFT_PAGE;
+        if (count > size - done)
+            count = size - done;
+        if (!soft_translate(soft, at, &gpa) || uc.mem_read(soft->own->uc, gpa, code + done, count))
+            break;
+        done += count;
+    }
+    return done;
 }
 
 static void soft_on_block(void *emulator, struct uc_tb *block, struct uc_tb *before, void *data)
@@ -449,47 +493,118 @@ static void soft_on_block(void *emulator, struct uc_tb *block, struct uc_tb *bef
     struct soft *soft = data;
     uint8_t code[SOFT_BLOCK_MAX];
     (void)before;
-    if (!soft_read_block(soft, block, code))
+    if (block->size > sizeof code)
         return;
-    for (uint16_t i = 0; i < block->size; i++)
-        if (soft_may_be_avx(code + i, block->size - i) &&
-            !soft_is_hooked(soft, block->pc + i)) {
+    unsigned size = soft_read_code(soft, block->pc, code, block->size);
+    for (unsigned i = 0; i < size; i++)
+        if (soft_is_watched(code + i, size - i) && !soft_is_hooked(soft, block->pc + i)) {
             soft->own->suspect = *block;
             uc.emu_stop(emulator);
             return;
         }
 }
 
-/* The emulator does not report the very first block. */
+/* The first block of an emulation is not reported; it ends in this page or a little behind. */
 static void soft_suspect_first(struct soft *soft, uint64_t pc)
 {
     soft->own->suspect.pc = pc;
-    soft->own->suspect.size = (uint16_t)(SOFT_PAGE - pc % SOFT_PAGE);
+    soft->own->suspect.size = (uint16_t)(SOFT_PAGE - pc % SOFT_PAGE + SOFT_INSN_MAX - 1);
 }
 
-static void soft_hook_suspects(struct soft *soft)
+static uint64_t soft_random(struct soft *soft)
+{
+    uint64_t value;
+
+    if (soft->clock->tick_ns) { /* splitmix64 */
+        value = soft->clock->random += 0x9e3779b97f4a7c15;
+        value = (value ^ value >> 30) * 0xbf58476d1ce4e5b9;
+        value = (value ^ value >> 27) * 0x94d049bb133111eb;
+        return value ^ value >> 31;
+    }
+    if (!soft->own->random_left) {
+        /* Not by the C library, which may map memory of its own for it. */
+        if (syscall(SYS_getrandom, soft->own->random, SOFT_RANDOM, 0) != SOFT_RANDOM)
+            abort();
+        soft->own->random_left = SOFT_RANDOM / 8;
+    }
+    value = soft->own->random[--soft->own->random_left];
+    soft->own->random[soft->own->random_left] = 0;
+    return value;
+}
+
+#define SOFT_REG_RIP 41
+#define SOFT_REG_RFLAGS 253
+#define SOFT_ARITHMETIC_FLAGS 0x8d5u
+#define SOFT_CF 1u
+
+/* RDRAND or RDSEED at `address`; false: it is another instruction. */
+static bool soft_do_random(struct soft *soft, uint64_t address)
+{
+    static const int registers[] = {35, 38, 40, 37, 44, 36, 43, 39, 106, 107, 108, 109, 110, 111,
+                                    112, 113};
+    uint8_t code[SOFT_INSN_MAX];
+    unsigned size = soft_read_code(soft, address, code, sizeof code);
+    unsigned at = soft_skip_prefixes(code, size);
+    bool word = false;
+
+    if (size - at < 3 || code[at] != 0x0f || code[at + 1] != 0xc7 || code[at + 2] < 0xf0)
+        return false;
+    for (unsigned i = 0; i < at; i++) {
+        if (code[i] == 0xf0 || code[i] == 0xf2 || code[i] == 0xf3)
+            return false; /* without a meaning: the emulator raises #UD */
+        word = word || code[i] == 0x66;
+    }
+    uint8_t rex = at && (code[at - 1] & 0xf0) == 0x40 ? code[at - 1] : 0;
+    int number = registers[(code[at + 2] & 7) | (rex & 1) << 3];
+    uint64_t value = soft_random(soft), flags = 0, rip = address + at + 3;
+    if (!(rex & 8)) {
+        uint64_t before = 0;
+        uc.reg_read(soft->own->uc, number, &before);
+        value = word ? (before & ~UINT64_C(0xffff)) | (value & 0xffff) : (uint32_t)value;
+    }
+    uc.reg_write(soft->own->uc, number, &value);
+    uc.reg_read(soft->own->uc, SOFT_REG_RFLAGS, &flags);
+    flags = (flags & ~(uint64_t)SOFT_ARITHMETIC_FLAGS) | SOFT_CF;
+    uc.reg_write(soft->own->uc, SOFT_REG_RFLAGS, &flags);
+    uc.reg_write(soft->own->uc, SOFT_REG_RIP, &rip);
+    return true;
+}
+
+static void soft_on_watched(void *emulator, uint64_t address, uint32_t size, void *data)
+{
+    struct soft *soft = data;
+    (void)emulator;
+    if (soft_do_random(soft, address))
+        return;
+    soft->address = address;
+    soft->size = size;
+    soft_leave(soft, SOFT_CODE);
+}
+
+static int soft_hook_suspects(struct soft *soft)
 {
     struct uc_tb block = soft->own->suspect;
     uint8_t code[SOFT_BLOCK_MAX];
+    unsigned size = soft_read_code(soft, block.pc, code, block.size);
+    int error = 0;
 
     soft->own->suspect.size = 0;
-    if (!soft_read_block(soft, &block, code))
-        return;
-    for (uint16_t i = 0; i < block.size; i++) {
+    for (unsigned i = 0; i < size && !error; i++) {
         uint64_t at = block.pc + i;
-        if (soft_may_be_avx(code + i, block.size - i) && !soft_is_hooked(soft, at)) {
-            soft_remember(soft, at);
-            soft_hook_code(soft, at);
-            for (uint16_t k = i; k > 0 && soft_is_prefix(code[k - 1]); k--)
-                soft_hook_code(soft, block.pc + k - 1);
-        }
+        if (!soft_is_watched(code + i, size - i) || soft_is_hooked(soft, at))
+            continue;
+        if (soft->own->seen_count == SOFT_WATCHED_MAX)
+            return UC_ERR_NOMEM;
+        soft_remember(soft, at);
+        error = soft_hook(soft, UC_HOOK_CODE, soft_on_watched, soft, at, at, 0);
     }
     uc.ctl(soft->own->uc, UC_CTL_WRITE_2(UC_CTL_TB_REMOVE_CACHE), block.pc, block.pc + block.size);
+    return error;
 }
 
-int soft_watch_avx(struct soft *soft)
+int soft_watch_x86(struct soft *soft)
 {
-    soft->own->watch_avx = true;
+    soft->own->watch = true;
     return soft_hook_all(soft, UC_HOOK_EDGE_GENERATED, soft_on_block);
 }
 

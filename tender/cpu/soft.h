@@ -44,7 +44,7 @@ enum soft_exit_kind {
     SOFT_INVALID,  /* an instruction that the emulator does not know */
     SOFT_MEMORY,   /* number: uc_mem_type; address is physical; soft.skip: go on behind it */
     SOFT_INSN,     /* number: what soft_hook_insn() was given; soft.reply: skip it */
-    SOFT_CODE,     /* address: one of soft_hook_code(), before its instruction */
+    SOFT_CODE,     /* address: an instruction of soft_watch_x86() */
     SOFT_LIMIT,    /* the guest has had its instructions */
     SOFT_ERROR,    /* number: uc_err */
 };
@@ -55,6 +55,7 @@ struct soft_clock {
     uint64_t since_ns;  /* of CLOCK_MONOTONIC, or of the virtual clock */
     uint64_t now_ns;    /* of the virtual clock */
     uint64_t tick_ns;   /* what a reading of the virtual clock takes; 0: real time */
+    uint64_t random;    /* where RDRAND has got to in virtual time */
 };
 
 /* A CPU, and what its last run ended with. */
@@ -98,10 +99,9 @@ int soft_hook_x86(struct soft *soft, int out, int in, int rdtsc, int rdtscp);
 int soft_hook_arm64(struct soft *soft, int mrs);
 /* Leave at an instruction that is hooked by its number (UC_X86_INS_*). `insn` lives as long. */
 int soft_hook_insn(struct soft *soft, struct soft_insn *insn, int number);
-/* Leave before the instruction at an address. */
-int soft_hook_code(struct soft *soft, uint64_t address);
-/* Look at all code that is executed. */
-int soft_watch_avx(struct soft *soft);
+/* Find RDMSR, WRMSR and AVX instructions in code that is executed, and leave before them; RDRAND and
+ * RDSEED are answered. */
+int soft_watch_x86(struct soft *soft);
 /* From the next instruction on, this many; each one costs. */
 int soft_count(struct soft *soft, uint64_t instructions);
 

@@ -28,9 +28,7 @@ from tender.cpu.soft import SoftCpu, check
 from tender.cpu.vcpu import Failure, Fault
 from tender.cpu.x86_64 import (
     _INSTRUCTION_MAX,
-    ARITHMETIC_FLAGS,
     BP,
-    CF,
     DB,
     GP,
     HAS_ERROR_CODE,
@@ -53,14 +51,13 @@ from tender.cpu.x86_64 import (
     is_canonical,
     is_undefined,
     skip_prefixes,
-    starts,
     walk,
 )
 from tender.errors import GuestFault, HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Any
 
     from tender.cpu.vcpu import Exit
@@ -106,18 +103,8 @@ class X86Vcpu(SoftCpu):
         self._insns = {number: ffi.new("struct soft_insn *") for number in _INSNS}
         for number, insn in self._insns.items():
             check(lib.soft_hook_insn(soft, insn, number), "hook instructions")
-        for address in self._hooked_addresses():
-            check(lib.soft_hook_code(soft, address), "hook instructions")
-        check(lib.soft_watch_avx(soft), "hook instructions")
+        check(lib.soft_watch_x86(soft), "hook instructions")
         self._set_fpu(Fpu())
-
-    def _hooked_addresses(self) -> Iterator[int]:
-        """Where an instruction may start that the engine has no hook for."""
-        patterns = [b"\x0f\x30", b"\x0f\x32"]
-        if self._clock.virtual:
-            patterns += [bytes([0x0F, 0xC7, 0xF0 + register]) for register in range(8)]
-        for start, end in self._executable:
-            yield from starts(self._memory.readable(start, end - start), patterns, start)
 
     # The state, as a value.
 
@@ -413,7 +400,7 @@ class X86Vcpu(SoftCpu):
 
     def _cpuid(self) -> Exit | None:
         leaf, subleaf = self._read("rax") & 0xFFFFFFFF, self._read("rcx") & 0xFFFFFFFF
-        values = leaf_values(leaf, subleaf, random=not self._clock.virtual)
+        values = leaf_values(leaf, subleaf)
         for name, value in zip(("rax", "rbx", "rcx", "rdx"), values, strict=True):
             self._write(name, value)
         self._soft.reply = 1
@@ -432,9 +419,6 @@ class X86Vcpu(SoftCpu):
             return self._rdmsr(after)
         if opcode == b"\x0f\x30":
             return self._wrmsr(after)
-        register = code[at + 2 : at + 3]
-        if opcode == b"\x0f\xc7" and register and register[0] & 0xF8 == 0xF0:
-            self._rdrand(code[:at], register[0] & 7, (after + 1) & U64)
         if opcode[:1] in (b"\xc4", b"\xc5"):
             return Failure("software CPU: it can't do this instruction")
         return None
@@ -460,30 +444,12 @@ class X86Vcpu(SoftCpu):
             self._write("rip", after)
         return None
 
-    def _rdrand(self, prefixes: bytes, register: int, after: int) -> None:
-        """What is random would make two runs differ: a number from the clock instead."""
-        rex = prefixes[-1] if prefixes and 0x40 <= prefixes[-1] <= 0x4F else 0
-        name = _BY_NUMBER[register | (rex & 1) << 3]
-        value = mix(lib.soft_counter(self._clock.cell))
-        if not rex & 8:
-            size = 0xFFFF if 0x66 in prefixes else 0xFFFFFFFF
-            kept = self._read(name) & ~0xFFFF if size == 0xFFFF else 0
-            value = value & size | kept
-        self._write(name, value)
-        self._write("rflags", self._read("rflags") & ~ARITHMETIC_FLAGS | CF)
-        self._write("rip", after)
-
 
 _INSNS: dict[int, Callable[[X86Vcpu], Exit | None]] = {
     INS_CPUID: X86Vcpu._cpuid,
     INS_SYSCALL: X86Vcpu._system_call,
     INS_SYSENTER: X86Vcpu._system_call,
 }
-_BY_NUMBER = (
-    "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
-    "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
-)  # fmt: skip
-
 _CODE = Segment(limit=0xFFFFFFFF, type=11, present=1, s=1, l=1, g=1)
 _DATA = Segment(limit=0xFFFFFFFF, type=3, present=1, s=1, db=1, g=1)
 
@@ -505,24 +471,15 @@ def _from_flags(selector: int, base: int, limit: int, flags: int) -> Segment:
     )  # fmt: skip
 
 
-def mix(value: int) -> int:
-    """A 64-bit number that looks random (the finishing step of splitmix64)."""
-    mask = 0xFFFFFFFFFFFFFFFF
-    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & mask
-    value = (value ^ value >> 27) * 0x94D049BB133111EB & mask
-    return value ^ value >> 31
-
-
 # CPUID: what the engine can do of what a Haswell promises, and no more: nothing that cpuid.HIDDEN
 # hides on KVM, no XSAVE (so no AVX), no SYSCALL, no FMA. Source: the engine's own CPUID
 # and its list of what it implements.
 _BRAND = b"ptender software CPU".ljust(48, b"\0")
 _VENDOR = struct.unpack("<3I", b"GenuineIntel")
-_RDRAND = 1 << 30
 _LEAVES = {
     0: (7, _VENDOR[0], _VENDOR[2], _VENDOR[1]),
     1: (0x306C4, 0x800, 0xC2D82203, 0x078BA17D),
-    7: (0, 0x389, 0, 0),
+    7: (0, 0x40389, 0, 0),
     cpuid.HYPERVISOR: cpuid.hypervisor(b"ptender soft"),
     0x80000000: (0x80000008, 0, 0, 0),
     0x80000001: (0, 0, 0x21, 0x28100000),
@@ -532,14 +489,11 @@ for _index in range(3):
     _LEAVES[0x80000002 + _index] = struct.unpack_from("<4I", _BRAND, _index * 16)
 
 
-def leaf_values(leaf: int, subleaf: int, *, random: bool) -> tuple[int, int, int, int]:
-    """EAX, EBX, ECX, EDX; `random`: there is an RDRAND."""
+def leaf_values(leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+    """EAX, EBX, ECX, EDX."""
     if leaf == 7 and subleaf:
         return 0, 0, 0, 0
-    eax, ebx, ecx, edx = _LEAVES.get(leaf, (0, 0, 0, 0))
-    if leaf == 1 and not random:
-        ecx &= ~_RDRAND
-    return eax, ebx, ecx, edx
+    return _LEAVES.get(leaf, (0, 0, 0, 0))
 
 
 class Fields:

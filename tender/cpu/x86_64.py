@@ -8,14 +8,13 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 DE, DB, NMI, BP, UD, DF, TS, NP, SS, GP, PF, AC = 0, 1, 2, 3, 6, 8, 10, 11, 12, 13, 14, 17
 HAS_ERROR_CODE = {DF, TS, NP, SS, GP, PF, AC}
 CONTRIBUTORY = {DE, TS, NP, SS, GP}
 
-CF, TF, IF, NT, RF, VM = 1 << 0, 1 << 8, 1 << 9, 1 << 14, 1 << 16, 1 << 17
-ARITHMETIC_FLAGS = 0x8D5
+TF, IF, NT, RF, VM = 1 << 8, 1 << 9, 1 << 14, 1 << 16, 1 << 17
 INTERRUPT_GATE, TRAP_GATE = 0xE, 0xF
 
 U64 = (1 << 64) - 1  # addresses wrap at 64 bits
@@ -79,22 +78,6 @@ def skip_prefixes(code: bytes) -> int:
     while at < len(code) and code[at] in _PREFIXES:
         at += 1
     return at
-
-
-def starts(text: memoryview, patterns: list[bytes], base: int) -> Iterator[int]:
-    """The addresses at which an instruction with one of these opcodes may start."""
-    whole = bytes(text)
-    found = set()
-    for pattern in patterns:
-        at = whole.find(pattern)
-        while at >= 0:
-            start = at
-            found.add(start)
-            while start > 0 and at - start < _INSTRUCTION_MAX and whole[start - 1] in _PREFIXES:
-                start -= 1
-                found.add(start)
-            at = whole.find(pattern, at + 1)
-    return (base + start for start in sorted(found))
 
 
 # One-byte opcodes without a meaning in 64-bit mode (SDM volume 2, table A-2).

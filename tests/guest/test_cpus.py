@@ -290,6 +290,28 @@ def test_what_kvm_cannot_do_is_said(word: str) -> None:
     assert "use --cpu=soft" in done.stderr
 
 
+# Instructions, inside the sandbox.
+
+
+@pytest.mark.parametrize("clock", [[], ["--clock=virtual"]])
+def test_all_that_cpuid_promises_works_inside_the_sandbox(guest: Build, clock: list[str]) -> None:
+    done = run("--cpu=soft", *clock, "--mem=8", guest("instructions"))
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert "SUCCESS" in done.stdout
+
+
+def test_random_numbers_come_from_the_start_of_virtual_time(guest: Build) -> None:
+    def numbers(*words: str) -> list[str]:
+        done = run("--cpu=soft", *words, "--mem=8", guest("instructions"), "numbers")
+        found = re.findall("^[0-9a-f ]+$", done.stdout, re.MULTILINE)
+        assert len(found) == 100, done
+        return found
+
+    virtual = [numbers(f"--clock=virtual,start={start}") for start in (7, 7, 8)]
+    assert virtual[0] == virtual[1] != virtual[2]
+    assert numbers() != numbers()
+
+
 # What is better than on KVM.
 
 

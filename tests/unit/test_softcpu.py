@@ -368,7 +368,7 @@ def map_last_page(rig: CpuRig) -> None:
         rig.put(table + 511 * 8, struct.pack("<Q", entry | 3))
 
 
-@pytest.mark.parametrize("text", ["ud2", "out %eax, %dx", "wrmsr"])
+@pytest.mark.parametrize("text", ["ud2", "out %eax, %dx", "wrmsr", "rdrand %eax"])
 def test_the_last_instruction_of_all_addresses(cpu: Make, text: str) -> None:
     code = f".skip 4096 - (2f - 1f)\n1: {text}\n2:"
     rig = cpu(code, handlers=True)
@@ -467,7 +467,7 @@ def test_fs_base_and_its_msr(cpu: Make) -> None:
 
 
 def test_cpuid_promises_what_the_engine_does() -> None:
-    _, _, ecx, edx = soft_x86_64.leaf_values(1, 0, random=True)
+    _, _, ecx, edx = soft_x86_64.leaf_values(1, 0)
     for bit in (12, 26, 27, 28, 29):  # FMA, XSAVE, OSXSAVE, AVX, F16C
         assert not ecx >> bit & 1
     for bit in (9, 11, 12):  # APIC, SEP, MTRR
@@ -475,9 +475,10 @@ def test_cpuid_promises_what_the_engine_does() -> None:
     for bit in (0, 25, 26):  # x87, SSE, SSE2
         assert edx >> bit & 1
     assert ecx >> 30 & 1
-    assert not soft_x86_64.leaf_values(1, 0, random=False)[2] >> 30 & 1
-    assert soft_x86_64.leaf_values(7, 0, random=True)[1] & (1 << 5 | 1 << 16) == 0  # AVX2, AVX-512
-    assert soft_x86_64.leaf_values(0x1234, 0, random=True) == (0, 0, 0, 0)
+    ebx = soft_x86_64.leaf_values(7, 0)[1]
+    assert ebx >> 18 & 1  # RDSEED
+    assert ebx & (1 << 5 | 1 << 16) == 0  # AVX2, AVX-512
+    assert soft_x86_64.leaf_values(0x1234, 0) == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -493,6 +494,7 @@ def test_cpuid_promises_what_the_engine_does() -> None:
         ("popcnt", "popcnt %eax, %eax"),
         ("aes", "aesenc %xmm0, %xmm0"),
         ("rdrand", "rdrand %eax"),
+        ("rdseed", "rdseed %eax"),
         ("bmi1", "andn %eax, %eax, %eax"),
         ("bmi2", "shlx %eax, %eax, %eax"),
         ("lzcnt", "lzcnt %eax, %eax"),
@@ -522,6 +524,40 @@ def test_the_counter_follows_the_frequency(cpu: Make) -> None:
     passed = rig.u64(DATA) - first
     assert rig.cpu.cpu_cycle_freq == 10**9
     assert 20_000_000 <= passed <= time.monotonic_ns() - before
+
+
+@pytest.mark.parametrize("before", ["", "jmp 1f\n1: ", "call 1f\n1: ", "int3\n", "ud2\n"])
+@pytest.mark.parametrize("prefix", ["", ".byte 0x66\n", ".byte 0x2e, 0x48\n"])
+def test_msrs_are_the_guests_wherever_a_block_of_code_starts(
+    cpu: Make, before: str, prefix: str
+) -> None:
+    """#GP for an MSR that the guest has not, also behind a prefix that was jumped over before."""
+    start = len(assemble(before + "mov $0xdead, %ecx\n"))
+    rig = cpu(f"{before}mov $0xdead, %ecx\n{prefix}rdmsr", handlers=True)
+    if before in ("int3\n", "ud2\n"):
+        rig.trap()
+        if before == "ud2\n":
+            rig.put(rig.register("rsp") + 16, struct.pack("<Q", CODE + 2))
+    vector, frame = rig.trap()
+    assert (vector, frame[1]) == (GP, CODE + start)
+
+
+def test_a_prefix_that_was_jumped_over_before(cpu: Make) -> None:
+    rig = cpu(
+        "mov $0x10, %ecx\njmp 2f\n1: .byte 0x66\n2: rdmsr\nmov $0xdead, %ecx\njmp 1b", handlers=True
+    )
+    vector, frame = rig.trap()
+    assert (vector, frame[1]) == (GP, CODE + 7)
+
+
+def test_instructions_in_code_that_is_mapped_elsewhere(cpu: Make) -> None:
+    text = "rdrand %eax\nmov $0xdead, %ecx\nrdmsr"
+    rig = cpu(text, handlers=True)
+    map_last_page(rig)
+    rip = TOP - 4096
+    rig.cpu.set_state(replace(rig.state, registers={**rig.state.registers, "rip": rip}))
+    vector, frame = rig.trap()
+    assert (vector, frame[1]) == (GP, rip + 8)
 
 
 # The state, as a value.
@@ -612,18 +648,83 @@ def test_virtual_time_is_what_the_guest_makes_of_it(cpu: Make) -> None:
     assert rig.out() == (0x500, 250)
 
 
-@pytest.mark.parametrize("text", ["rdrand %rax", "rdrand %r9", "rdrand %cx", "rdrand %r15d"])
-def test_random_numbers_are_the_same_in_every_virtual_run(cpu: Make, text: str) -> None:
-    def once() -> State:
-        rig = cpu(f"stc\n{text}\nmov $0x500, %edx\nout %eax, %dx", clock=VirtualTime())
-        rig.out()
-        return rig.cpu.get_state()
+RANDOM = ("rax", "rbx", "r9", "r15d", "esp", "cx", "r8w", "sp")
 
-    first, second = once(), once()
-    assert first.registers == second.registers
-    assert first.registers["rflags"] & 1
-    register = {"rax": "rax", "r9": "r9", "cx": "rcx", "r15d": "r15"}[text.rpartition("%")[2]]
-    assert first.registers[register] != 0
+
+def random_numbers(rig: CpuRig) -> list[int]:
+    """What RDRAND and RDSEED give, once each, of 64, 32 and 16 bits."""
+    found = []
+    while rig.out()[0] == 0x501:
+        found.append(rig.u64(DATA))
+        assert rig.u64(DATA + 8) & 0x8D5 == 1  # CF alone
+    return found
+
+
+@pytest.fixture
+def randomly(cpu: Make) -> Callable[..., CpuRig]:
+    def make(**options: Any) -> CpuRig:
+        text = "mov $DATA + 256, %ebp\n"
+        for name in RANDOM:
+            whole = {"r15d": "r15", "esp": "rsp", "cx": "rcx", "r8w": "r8"}.get(name, name)
+            whole = "rsp" if name == "sp" else whole
+            for kind in ("rdrand", "rdseed"):
+                text += f"""
+                    mov $-1, %{whole}
+                    cmp %eax, %eax
+                    stc
+                    {kind} %{name}
+                    mov %{whole}, DATA
+                    mov %rbp, %rsp
+                    pushf
+                    pop %rax
+                    mov %rax, DATA + 8
+                    mov $0x501, %edx
+                    out %eax, %dx
+                """
+        return cpu(text + "mov $0x500, %edx\nout %eax, %dx", **options)
+
+    return make
+
+
+@pytest.mark.parametrize("clock", [None, VirtualTime()])
+def test_random_numbers_of_each_size(
+    randomly: Callable[..., CpuRig], clock: VirtualTime | None
+) -> None:
+    found = random_numbers(randomly(clock=clock))
+    assert len(set(found)) == 2 * len(RANDOM)
+    for name, pair in zip(RANDOM, zip(found[::2], found[1::2], strict=True), strict=True):
+        for number in pair:
+            if name in ("cx", "r8w", "sp"):  # the rest of the register stays
+                assert number >> 16 == 0xFFFFFFFFFFFF
+            elif name in ("r15d", "esp"):
+                assert 0 < number < 1 << 32
+            else:
+                assert number > 1 << 32
+
+
+def test_random_numbers_are_the_same_in_every_virtual_run(
+    randomly: Callable[..., CpuRig],
+) -> None:
+    runs = [random_numbers(randomly(clock=VirtualTime(start))) for start in (1, 1, 2)]
+    assert runs[0] == runs[1] != runs[2]
+    real = [random_numbers(randomly()) for _ in range(2)]
+    assert real[0] != real[1]
+
+
+def test_a_second_cpu_goes_on_with_the_random_numbers(randomly: Callable[..., CpuRig]) -> None:
+    """A CPU is created anew when its state is set in the middle of an instruction."""
+    whole = random_numbers(randomly(clock=VirtualTime()))
+    rig = randomly(clock=VirtualTime())
+    assert rig.out()[0] == 0x501
+    first = rig.u64(DATA)
+    rig.cpu.set_state(rig.cpu.get_state())
+    assert [first, *random_numbers(rig)] == whole
+
+
+def test_random_numbers_with_a_wrong_prefix(cpu: Make) -> None:
+    assert cpu(".byte 0xf0\nrdrand %eax", handlers=True).trap()[0] == UD
+    for prefix in ("0xf2", "0xf3"):  # other instructions of some CPUs
+        assert isinstance(cpu(f".byte {prefix}\nrdseed %eax", handlers=True).run(), Failure)
 
 
 def test_a_limit_of_instructions_is_exact(cpu: Make) -> None:
@@ -636,12 +737,6 @@ def test_a_limit_of_instructions_is_exact(cpu: Make) -> None:
 
 
 # Pure parts.
-
-
-def test_where_an_instruction_may_start() -> None:
-    text = memoryview(b"\x90\x0f\x32\x66\x48\x0f\x30\x0f")
-    found = list(cpu_x86_64.starts(text, [b"\x0f\x30", b"\x0f\x32"], 0x1000))
-    assert found == [0x1001, 0x1003, 0x1004, 0x1005]
 
 
 def test_regions_are_of_one_protection(cpu: Make) -> None:
