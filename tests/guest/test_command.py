@@ -6,9 +6,11 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
+import sys
 import termios
 import time
 from pathlib import Path
@@ -57,6 +59,20 @@ def test_the_command_is_a_module_of_python(tmp_path: Path) -> None:
         ]
         assert ran[0].returncode == ran[1].returncode
         assert (ran[0].stdout, ran[0].stderr) == (ran[1].stdout, ran[1].stderr)
+
+
+def test_a_copy_of_the_launcher_says_what_to_do(tmp_path: Path) -> None:
+    """It starts another Python, which has no such package."""
+    copy = tmp_path / "ptender"
+    shutil.copy(PTENDER, copy)
+    python = tmp_path / "empty" / "bin" / "python3"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "empty"], check=True)
+    environment = {**os.environ, "PATH": f"{python.parent}:/usr/bin:/bin"}
+    done = subprocess.run([copy, "demo"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    assert re.fullmatch(
+        "ptender: No module named 'tender'.*does not have the package.*\n", done.stderr
+    )
 
 
 def test_the_policy_of_the_demo(ptender: Run) -> None:
