@@ -1,7 +1,7 @@
 """The accelerators: what runs a guest's vCPU, KVM or the software CPU.
 
-`auto` takes KVM where it can be had and runs guests in hardware, else the software CPU, and says so
-in one line. A run on KVM does not load the software CPU.
+`auto` takes KVM where it can be had and runs guests in hardware, else the software CPU, with a
+notice of one line. A run on KVM does not load the software CPU.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from tender.image.elf import Image
     from tender.kvm import Vcpu as KvmVcpu
     from tender.memory import GuestMemory
-    from tender.modules import Warn
     from tender.stop import Stop
 
     Accelerator: TypeAlias = "KvmAccelerator | SoftAccelerator"
@@ -41,6 +40,7 @@ class KvmAccelerator:
     name = "kvm"
 
     def __init__(self, *, hardware: bool = False) -> None:
+        self.notice = ""
         self._cleanup = Cleanup()
         try:
             from tender import kvm
@@ -79,7 +79,10 @@ class SoftAccelerator:
 
     name = "soft"
 
-    def __init__(self, image: Image, clock: HostClock, instructions: int | None) -> None:
+    def __init__(
+        self, image: Image, clock: HostClock, instructions: int | None, notice: str = ""
+    ) -> None:
+        self.notice = notice  # why it is not KVM, where that was not asked for
         self._image = image
         self._clock = clock
         self._instructions = instructions
@@ -110,7 +113,6 @@ def choose(
     config: Config,
     image: Image,
     clock: HostClock,
-    warn: Warn,
     cleanup: Cleanup,
     created: KvmAccelerator | None = None,
 ) -> Accelerator:
@@ -121,6 +123,7 @@ def choose(
     if created is not None:
         cleanup.callback(created.close)
     wanted = choice(config)
+    notice = ""
     if wanted != "soft":
         try:
             kvm = _kvm(image, created, wanted)
@@ -130,11 +133,11 @@ def choose(
                     f"{error}, or use {option('cpu', 'soft')}", error.syscall, 0
                 ) from None
             _check_soft(error)
-            warn(f"{error}; taking the software CPU (to say nothing: {option('cpu', 'soft')})")
+            notice = f"{error}; taking the software CPU (to say nothing: {option('cpu', 'soft')})"
         else:
             cleanup.callback(kvm.close)
             return kvm
-    return SoftAccelerator(image, clock, config.instructions)
+    return SoftAccelerator(image, clock, config.instructions, notice)
 
 
 def _kvm(image: Image, created: KvmAccelerator | None, wanted: str) -> KvmAccelerator:

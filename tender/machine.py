@@ -61,14 +61,15 @@ def run(
     warn: Warn,
     sandbox: Sandbox | None = None,
     *,
-    started: Callable[[], None] | None = None,
+    started: Callable[[str], None] | None = None,
     created: KvmAccelerator | None = None,
 ) -> Outcome:
     """Run a guest on this thread until it ends or `stop` is requested.
 
     Raises TenderError where it can't start. `warn` gets a line of text for what goes wrong and
-    does not end the guest. `started` is called when all is open and the guest is about to run;
-    `created` is a VM that was made in advance. Nothing is left behind, whatever happens.
+    does not end the guest. `started` is called when all is open and the guest is about to run, with
+    a notice on its CPU or an empty text; `created` is a VM that was made in advance. Nothing is
+    left behind, whatever happens.
 
     With a `sandbox`, this process is confined to the guest's devices before the guest runs, and
     stays so: all that is left for it to do is to report how the guest ended.
@@ -83,7 +84,7 @@ def run(
         elif start_ring:
             start_ring()
         if started:
-            started()
+            started(machine.notice)
         outcome = replace(_run_to_end(machine, stop, warn), stats=machine.statistics())
         if machine.trace:
             machine.trace.end(outcome)
@@ -123,7 +124,7 @@ def assemble(
         warn(f"adjusting memory to {mem_bytes} bytes")
     clock = VirtualClock(config.clock) if config.clock else HostClock()
 
-    accelerator = accel.choose(config, image, clock, warn, cleanup, created)
+    accelerator = accel.choose(config, image, clock, cleanup, created)
     devices = open_devices(image.manifest, nets, blocks, stop, warn, cleanup)
     fds |= devices.fds
     core = _open_core(config, cleanup)
@@ -186,7 +187,19 @@ def assemble(
         vcpu = EngineVcpu(vcpu, engine, ring_)  # type: ignore[arg-type]  # it is KVM's
     fd_table = FdTable(accelerator.name, tuple(fds), devices.labels)
     return Machine(
-        image, boot, memory, vcpu, console, poll, devices, dispatcher, fd_table, ring_, trace, core
+        image,
+        boot,
+        memory,
+        vcpu,
+        console,
+        poll,
+        devices,
+        dispatcher,
+        fd_table,
+        accelerator.notice,
+        ring_,
+        trace,
+        core,
     )
 
 
@@ -203,6 +216,7 @@ class Machine:
     devices: Devices
     dispatcher: Dispatcher
     fd_table: FdTable
+    notice: str  # why it is not on KVM, where that was not asked for
     ring: Ring | None
     trace: Trace | None
     core: Target | None

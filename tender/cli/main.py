@@ -96,7 +96,7 @@ def _run(program: str, line: CommandLine) -> int:
             Stop(),
             lambda text: _log(program, text),
             sandbox,
-            started=lambda: _started(program, logged),
+            started=lambda notice: _started(program, logged, notice),
         )
         return _report(program, line.verbose, outcome)
     except DeviceError as error:
@@ -117,8 +117,11 @@ def _run(program: str, line: CommandLine) -> int:
             default_signals()
 
 
-def _started(program: str, sandbox: Sandbox | None) -> None:
-    """Log the layers of the sandbox, and keep the garbage collector off what exists by now."""
+def _started(program: str, sandbox: Sandbox | None, notice: str) -> None:
+    """Log the notice on the CPU and the layers of the sandbox, and keep the garbage collector off
+    what exists by now."""
+    if notice:
+        _log(program, notice)
     if sandbox:
         for missing in sandbox.missing_layers:
             _log(program, f"sandbox: no {missing}")

@@ -140,7 +140,7 @@ def _accelerator(config: Config, image: Image) -> str:
     if wanted != "auto":
         return wanted
     with Cleanup() as cleanup:
-        return choose(config, image, HostClock(), lambda _: None, cleanup).name
+        return choose(config, image, HostClock(), cleanup).name
 
 
 def _what(spec: Any) -> str:

@@ -117,11 +117,11 @@ class _Report:
         except OSError:
             pass
 
-    def started(self) -> None:
-        """The guest is about to run."""
+    def started(self, notice: str) -> None:
+        """The guest is about to run; `notice` is one on its CPU, if any."""
         sandbox = self.sandbox
         layers = [sandbox.layers, sandbox.missing_layers] if sandbox else [[], []]
-        self.send(protocol.pack("started", layers))
+        self.send(protocol.pack("started", [*layers, notice]))
 
     def warn(self, text: str) -> None:
         """Send a warning."""

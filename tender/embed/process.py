@@ -71,6 +71,9 @@ TRANSITIONS: dict[State, dict[str, State]] = {
 }
 
 
+_noticed: set[str] = set()  # notices on CPUs: the program gets each once, not once per guest
+
+
 class Process:
     """The process of one guest.
 
@@ -233,7 +236,10 @@ class Process:
             self._warn(value)
         elif kind == "started":
             self.started = True
-            self.layers, self.missing_layers = value
+            self.layers, self.missing_layers, notice = value
+            if notice and notice not in _noticed:
+                _noticed.add(notice)
+                self._warn(notice)
         elif kind == "violation":
             self._violation = value
         elif kind == "bug":

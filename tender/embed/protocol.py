@@ -244,15 +244,16 @@ def _lines(value: Any) -> str:
     return "\n".join(_text(line) for line in value.split("\n"))
 
 
-def _layers(value: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The sandbox's layers that are in force, and those that are missing."""
-    if type(value) is not list or len(value) != 2:
-        raise Malformed("not two lists of layers")
-    for names in value:
-        if type(names) is not list or len(names) > LAYERS_MAX:
-            raise Malformed("not two lists of layers")
-    there, missing = (tuple(map(_text, names)) for names in value)
-    return there, missing
+def _started(value: Any) -> tuple[tuple[str, ...], tuple[str, ...], str]:
+    """The sandbox's layers that are in force, those that are missing, and a notice on the CPU."""
+    layers, missing, notice = _list(value, 3)
+    return _texts(layers), _texts(missing), _text(notice)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if type(value) is not list or len(value) > LAYERS_MAX:
+        raise Malformed("not a list of layers")
+    return tuple(map(_text, value))
 
 
 def _integer(value: Any, among: range) -> int:
@@ -346,7 +347,7 @@ def _dict(value: Any, most: int = 512) -> dict[str, Any]:
 
 
 _PARSERS = {
-    "started": _layers,
+    "started": _started,
     "warning": _text,
     "error": _error,
     "outcome": _outcome,

@@ -189,6 +189,13 @@ def test_auto_prefers_software_to_a_kvm_that_emulates(guest: Build) -> None:
     assert run("--cpu=soft", "--mem=8", guest("fp")).stderr == ""
 
 
+def test_a_notice_on_the_cpu_is_for_a_guest_that_runs(bare: list[str], tmp_path: Path) -> None:
+    done = run_bare(bare, "--mem=8", "--block", "/nonexistent.img", str(demo()))
+    assert done.returncode == 1
+    assert "taking the software CPU" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 # What KVM can't do.
 
 

@@ -167,7 +167,8 @@ print([oct(os.stat(f"{folder}/{mask}").st_mode & 0o777) for mask in (0o22, 0o77)
 """
     done = program(code, guest("loop"), guest("exit"), tmp_path)
     assert done.stdout == "3\n3\nTrue stopped\n['0o644', '0o600']\n", done
-    assert done.stderr == "" or "taking the software CPU" in done.stderr
+    # The notice on the CPU, where there is one, comes once and not once per guest.
+    assert done.stderr == "" or done.stderr.count("taking the software CPU") == 1
 
 
 def test_a_command_whose_signals_are_blocked(guest: Build) -> None:

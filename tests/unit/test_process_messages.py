@@ -16,7 +16,7 @@ from tender.outcome import Outcome
 
 OUTCOME = {"reason": "halted", "status": 0, "signo": 0, "stats": [[0] * 4, [0] * 4, {}, {}]}
 VIOLATION = b"\0SYS" + bytes(8)
-STARTED = pack("started", [[], []])
+STARTED = pack("started", [[], [], ""])
 MESSAGES = [
     STARTED,
     VIOLATION,
