@@ -164,19 +164,14 @@ static int poll_devices(struct engine *engine, uint64_t gpa)
         return PYTHON;
     const uint64_t timeout_ns = args.timeout_nsecs;
     struct pollset *set = engine->pollset;
-    const struct timespec limit = {
-        .tv_sec = (time_t)(timeout_ns / NSEC_PER_SEC),
-        .tv_nsec = (long)(timeout_ns % NSEC_PER_SEC),
-    };
     uint64_t begun_ns = timeout_ns ? clock_ns(CLOCK_MONOTONIC) : 0;
+    /* Far deadlines are cut: nobody waits for 584 years. */
+    uint64_t deadline_ns = timeout_ns > UINT64_MAX - begun_ns ? UINT64_MAX : begun_ns + timeout_ns;
     uint64_t ready_set;
-    int events = ppoll(set->fds, set->count, &limit, NULL);
+    int events = host_poll(set, deadline_ns);
 
     if (events < 0 || ready_handles(set, events, &ready_set) == PYTHON) {
-        /* Far deadlines are cut: nobody waits for 584 years. */
-        if (timeout_ns)
-            engine->poll_deadline_ns =
-                timeout_ns > UINT64_MAX - begun_ns ? UINT64_MAX : begun_ns + timeout_ns;
+        engine->poll_deadline_ns = deadline_ns;
         return PYTHON;
     }
     count(&engine->poll->calls, 1);

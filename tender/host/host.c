@@ -1,7 +1,8 @@
-/* Host calls that Python's os module lacks: one system call each. */
+/* Host calls that Python's os module lacks. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include <limits.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -21,13 +22,25 @@ int host_protect(void *address, size_t length, int writable, int readable)
     return mprotect(address, length, prot);
 }
 
-int host_poll(struct pollset *set, uint64_t timeout_ns)
+/* The kernel restarts ppoll(2) with what was left of its timeout before a stop, but poll(2) with the
+ * time at which it was to end: that waits for the whole milliseconds, and ppoll() for the rest. */
+int host_poll(struct pollset *set, uint64_t deadline_ns)
 {
-    struct timespec limit = {
-        .tv_sec = (time_t)(timeout_ns / 1000000000u),
-        .tv_nsec = (long)(timeout_ns % 1000000000u),
-    };
-    return ppoll(set->fds, set->count, &limit, NULL);
+    for (;;) {
+        struct timespec now = {0};
+        if (deadline_ns)
+            clock_gettime(CLOCK_MONOTONIC, &now);
+        uint64_t now_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+        uint64_t left_ns = deadline_ns > now_ns ? deadline_ns - now_ns : 0;
+        uint64_t left_ms = left_ns / 1000000u;
+        if (!left_ms) {
+            const struct timespec rest = {.tv_nsec = (long)left_ns};
+            return ppoll(set->fds, set->count, &rest, NULL);
+        }
+        int count = poll(set->fds, set->count, left_ms < INT_MAX ? (int)left_ms : INT_MAX);
+        if (count)
+            return count;
+    }
 }
 
 int host_events(int fd, int events, int timeout_ms)

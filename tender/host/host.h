@@ -28,10 +28,13 @@ struct pollset {
 
 /* Each returns what the system call returns: -1 and errno for an error, EINTR among them. */
 int host_protect(void *address, size_t length, int writable, int readable);
-int host_poll(struct pollset *set, uint64_t timeout_ns);
 ssize_t host_pread(int fd, void *data, size_t length, uint64_t offset);
 ssize_t host_pwrite(int fd, const void *data, size_t length, uint64_t offset);
 ssize_t host_write(int fd, const void *data, size_t length);
+
+/* Wait for one of the descriptors until `deadline_ns` of CLOCK_MONOTONIC, 0: not at all. Returns what
+ * poll(2) returns. A stop of the process (SIGSTOP, a debugger, a freezer) does not move the end. */
+int host_poll(struct pollset *set, uint64_t deadline_ns);
 
 /* Which of `events` (and POLLERR ...) a descriptor has, after at most `timeout_ms`; -1 and errno. */
 int host_events(int fd, int events, int timeout_ms);

@@ -1,7 +1,7 @@
 """POLL: wait until a network device is readable, or until a time has passed.
 
-The rule here: it returns by its timeout, to the nanosecond where the host can, and costs one
-system call.
+The rule here: it returns by its timeout, to the nanosecond where the host can, also where the
+process was stopped in the meantime. With no time to wait it costs one system call.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tender.rendezvous import Rendezvous
     from tender.stop import Stop
 
+U64 = (1 << 64) - 1
 _FOREVER_NS = 1 << 62  # 146 years: in virtual time as well, who waits so long waits for a frame
 _DEAD = lib.POLLERR | lib.POLLHUP | lib.POLLNVAL
 
@@ -71,12 +72,10 @@ class Poll:
         """The set of ready handles, 0 at the timeout."""
         deadline_ns, self.begun = self.begun, 0
         if timeout_ns and not deadline_ns:
-            deadline_ns = monotonic_ns() + timeout_ns
+            deadline_ns = min(monotonic_ns() + timeout_ns, U64)
         while True:
-            if deadline_ns:
-                timeout_ns = min(max(0, deadline_ns - monotonic_ns()), _FOREVER_NS)
             waiting = self._look_at_streams() if self._streams else 0
-            count = lib.host_poll(self.pollset, 0 if waiting else timeout_ns)
+            count = lib.host_poll(self.pollset, 0 if waiting else deadline_ns)
             if count > 0:
                 ready_set = waiting | self._ready()
                 if ready_set:

@@ -635,3 +635,28 @@ def test_virtual_time_does_not_lift_the_limit(guest: Build, tmp_path: Path) -> N
     )
     assert done.returncode == 1
     assert len(done.stdout) <= 4096 + 1000 * (time.monotonic() - begin)
+
+
+# A process that is stopped.
+
+
+@pytest.mark.parametrize("more", [[], ["--engine=python"]])
+def test_a_stop_of_the_process_does_not_make_a_guest_sleep_longer(
+    guest: Build, cpu: str, more: list[str]
+) -> None:
+    with start("--mem=8", *more, guest("sleep"), "2000") as process:
+        read_until(process, "heap")
+        stat = Path(f"/proc/{process.pid}/stat")
+        while stat.read_text().rpartition(") ")[2][0] != "S":  # until it waits in POLL
+            time.sleep(0.01)
+        process.send_signal(signal.SIGSTOP)
+        os.waitpid(process.pid, os.WUNTRACED)
+        begin = time.monotonic_ns()
+        time.sleep(2)
+        stopped_ns = time.monotonic_ns() - begin
+        process.send_signal(signal.SIGCONT)
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    slept = re.search(r"slept (\d+) ns", output)
+    assert slept
+    assert int(slept[1]) < 2_000_000_000 + stopped_ns
