@@ -215,7 +215,7 @@ def test_a_small_guest_keeps_its_memory(
     mem_mib: int, image_mib: int, segments: int, ring_mib: int
 ) -> None:
     loads = [
-        elves.phdr(elf.PT_LOAD, 0x1000, 1, elves.BASE + n * 0x1000, memsz=0x1000)
+        elves.phdr(elf.PT_LOAD, 0x1000 + n, 1, elves.BASE + n * 0x1000, memsz=0x1000)
         for n in range(segments)
     ]
     bss = elves.phdr(elf.PT_LOAD, 0, 0, elves.BASE, memsz=(image_mib - 1) * MIB)
