@@ -10,7 +10,7 @@ import os
 
 from tender.cleanup import Cleanup
 from tender.config import as_cpu
-from tender.errors import HostError, UsageError, option
+from tender.errors import HostError, UsageError, option, setting
 from tender.image.elf import EM_AARCH64, MACHINES
 
 TYPE_CHECKING = False
@@ -167,7 +167,9 @@ def choice(config: Config) -> str:
         if given is None:
             continue
         if config.cpu == "kvm":
-            raise UsageError(f"{name} is for the software CPU, cpu=soft: this guest has cpu=kvm")
+            raise UsageError(
+                f"{setting(f'--{name}', name)} is for the software CPU: use {option('cpu', 'soft')}"
+            )
         wanted = "soft"
     return wanted
 
