@@ -14,6 +14,7 @@
 #endif
 #undef _FORTIFY_SOURCE /* the fortified longjmp() refuses to change stacks */
 #include <dlfcn.h>
+#include <errno.h>
 #include <setjmp.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,6 +31,8 @@
 #define SOFT_PAGE 4096u
 #define SOFT_BLOCK_MAX 8192u /* 512 instructions of 15 bytes */
 #define SOFT_INSN_MAX 15
+#define SOFT_TRANSLATOR (1u << 30) /* what Unicorn maps for translated code ... */
+#define SOFT_MARGIN (64u << 20)    /* ... and more than it needs beside it */
 #define SOFT_WATCHED_MAX (1u << 17) /* addresses; each costs 400 bytes */
 #define SOFT_RANDOM 256             /* bytes: getrandom(2) gives as many without an interruption */
 
@@ -711,6 +714,22 @@ static void soft_enter_stack(struct soft *soft)
         swapcontext(&here, &soft->own->start);
 }
 
+/* Unicorn calls exit() if it can't map its memory. 0, or the errno that it would get. */
+static int soft_try_memory(void)
+{
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS, error = 0;
+    void *code = mmap(NULL, SOFT_TRANSLATOR, PROT_READ | PROT_WRITE | PROT_EXEC, flags, -1, 0);
+    if (code == MAP_FAILED)
+        return errno;
+    void *data = mmap(NULL, SOFT_MARGIN, PROT_READ | PROT_WRITE, flags | MAP_NORESERVE, -1, 0);
+    if (data == MAP_FAILED)
+        error = errno;
+    else
+        munmap(data, SOFT_MARGIN);
+    munmap(code, SOFT_TRANSLATOR);
+    return error;
+}
+
 struct soft *soft_open(int arch, int mode, int pc, int *error)
 {
     struct {
@@ -718,9 +737,12 @@ struct soft *soft_open(int arch, int mode, int pc, int *error)
         struct soft_private own;
     } *both = calloc(1, sizeof *both);
 
-    *error = 1; /* UC_ERR_NOMEM */
-    if (!both)
+    *error = both ? -soft_try_memory() : UC_ERR_NOMEM;
+    if (*error) {
+        free(both);
         return NULL;
+    }
+    *error = UC_ERR_NOMEM;
     struct soft *soft = &both->soft;
     soft->own = &both->own;
     soft->own->pc = pc;

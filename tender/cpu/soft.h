@@ -87,7 +87,8 @@ const char *soft_load(const char *path);
 unsigned soft_version(void);
 const char *soft_strerror(int error);
 
-/* A CPU of `arch` in `mode` whose program counter is register `pc`; NULL and a uc_err. */
+/* A CPU of `arch` in `mode` whose program counter is register `pc`; NULL and a uc_err, or a negative
+ * errno of mmap(2). */
 struct soft *soft_open(int arch, int mode, int pc, int *error);
 void soft_close(struct soft *soft);
 /* Let the guest run until something happens; enum soft_exit_kind. */

@@ -8,6 +8,7 @@ protects is protected.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from itertools import pairwise
@@ -85,6 +86,25 @@ def check(error: int, what: str) -> None:
         raise HostError(f"software CPU: cannot {what}: {reason}")
 
 
+def open_emulator(arch: int, mode: int, pc: int) -> Any:
+    """A struct soft *, whose program counter is register `pc`; raises HostError."""
+    error = ffi.new("int *")
+    soft = lib.soft_open(arch, mode, pc, error)
+    if error[0] == -errno.ENOMEM:
+        raise HostError(
+            "software CPU: it needs 1 GiB of address space for translated code: raise `ulimit -v`",
+            "mmap",
+        )
+    if error[0] < 0:
+        raise HostError(
+            "software CPU: it needs memory that is writable and executable, for translated code; "
+            "here that is denied (MemoryDenyWriteExecute, PR_SET_MDWE, a seccomp filter, SELinux)",
+            "mmap",
+        )
+    check(error[0], "start the emulator")
+    return soft
+
+
 class SoftCpu:
     """What the vCPUs of all architectures share.
 
@@ -132,10 +152,7 @@ class SoftCpu:
         self._open()
 
     def _open(self) -> None:
-        error = ffi.new("int *")
-        soft = lib.soft_open(self.arch, self.mode, self.pc, error)
-        check(error[0], "start the engine")
-        self._soft = soft
+        soft = self._soft = open_emulator(self.arch, self.mode, self.pc)
         soft.clock = self._clock.cell
         for start, end, prot in regions(self._memory, self._executable):
             address = ffi.cast("void *", self._memory.base + start)

@@ -23,7 +23,7 @@ from tender.boot.aarch64 import (
     stack_pointer,
 )  # fmt: skip
 from tender.boot.layout import MMIO_BASE
-from tender.cpu.soft import SoftCpu, check
+from tender.cpu.soft import SoftCpu, check, open_emulator
 from tender.cpu.vcpu import Failure, Mmio
 from tender.errors import GuestFault, HostError
 
@@ -249,9 +249,7 @@ def _experiment(address: int) -> bytes:
     page = ffi.new("char[]", 2 * page_size)
     at = -int(ffi.cast("uintptr_t", page)) % page_size
     ffi.memmove(page + at, 0xF9400020.to_bytes(4, "little"), 4)  # ldr x0, [x1]
-    error = ffi.new("int *")
-    soft = lib.soft_open(lib.UC_ARCH_ARM64, UC_MODE_ARM, NUMBERS["pc"], error)
-    check(error[0], "start the engine")
+    soft = open_emulator(lib.UC_ARCH_ARM64, UC_MODE_ARM, NUMBERS["pc"])
     context = lib.soft_context(soft)
     try:
         check(lib.soft_map(soft, 0, page_size, 7, page + at), "map memory")

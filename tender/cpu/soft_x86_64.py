@@ -24,7 +24,7 @@ from tender.boot.x86_64 import (
     Table,
 )
 from tender.cpu import cpuid
-from tender.cpu.soft import SoftCpu, check
+from tender.cpu.soft import SoftCpu, check, open_emulator
 from tender.cpu.vcpu import Failure, Fault
 from tender.cpu.x86_64 import (
     _INSTRUCTION_MAX,
@@ -529,12 +529,10 @@ def engine_fields() -> Fields:
 
 def _experiment(code: bytes, rax: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The engine's record before and after an instruction that causes an exception."""
-    error = ffi.new("int *")
     page = ffi.new("char[]", 2 * PAGE)
     at = -int(ffi.cast("uintptr_t", page)) % PAGE
     ffi.memmove(page + at, code, len(code))
-    soft = lib.soft_open(lib.UC_ARCH_X86, UC_MODE_64, NUMBERS["rip"], error)
-    check(error[0], "start the engine")
+    soft = open_emulator(lib.UC_ARCH_X86, UC_MODE_64, NUMBERS["rip"])
     context = lib.soft_context(soft)
     try:
         check(lib.soft_map(soft, 0, PAGE, 7, page + at), "map memory")

@@ -210,6 +210,47 @@ def test_an_instruction_that_kvm_cannot_emulate(guest: Build) -> None:
     ), done
 
 
+# What the emulator needs.
+
+
+def deny(what: str) -> str:
+    """Python that takes it away from this process, for good."""
+    return {
+        "address space": "import resource; "
+        "resource.setrlimit(resource.RLIMIT_AS, (900 << 20, 900 << 20))",
+        "W+X": "import ctypes; assert ctypes.CDLL(None).prctl(65, 1, 0, 0, 0) == 0",
+    }[what]
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [("address space", "raise `ulimit -v`"), ("W+X", "writable and executable")],
+)
+def test_memory_that_the_emulator_cannot_have(guest: Build, what: str, message: str) -> None:
+    done = command(deny(what), "--cpu=soft", "--mem=8", guest("exit"))
+    if "AssertionError" in done.stderr:
+        pytest.skip("this kernel has no PR_SET_MDWE (Linux 6.3)")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"ptender: software CPU: it needs [^\n]*\n", done.stderr), done
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize("what", ["address space", "W+X"])
+def test_memory_that_a_programs_guest_cannot_have(guest: Build, what: str) -> None:
+    code = (
+        f"import sys; from tender import Guest; from tender.errors import HostError; {deny(what)}\n"
+        "try: Guest(sys.argv[1], mem_mib=8, cpu='soft').run()\n"
+        "except HostError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(guest("exit"))], capture_output=True, text=True
+    )
+    if "AssertionError" in done.stderr:
+        pytest.skip("this kernel has no PR_SET_MDWE (Linux 6.3)")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("software CPU: it needs ")
+
+
 # Virtual time.
 
 
