@@ -91,7 +91,7 @@ def _fault(exit: Exit, vcpu: Vcpu[Any], memory: GuestMemory) -> GuestFault:
 
 
 def _instruction(vcpu: Vcpu[Any], memory: GuestMemory) -> str:
-    """The bytes at the instruction pointer, which tell most about a CPU that gave up."""
+    """The bytes at the instruction pointer, for the message of a CPU that gave up."""
     gpa = vcpu.instruction_pointer()
     size = min(X86_INSTRUCTION_MAX, memory.size - gpa)
     if size <= 0:

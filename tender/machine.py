@@ -253,7 +253,7 @@ class Devices:
     fds: Mapping[str, int]
 
     def attached(self) -> dict[int, Attached]:
-        """What the guest is told of each, by handle."""
+        """What the guest's manifest has of each, by handle."""
         return {
             handle: Attached(capacity=disk.capacity, block_size=disk.sector_size)
             for handle, disk in self.block.devices.items()

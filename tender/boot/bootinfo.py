@@ -16,7 +16,7 @@ from tender.errors import ConfigError
 
 @dataclass
 class BootInfo:
-    """What the guest is told at its start."""
+    """What the guest gets at its start."""
 
     mem_bytes: int
     kernel_end: int  # GPA

@@ -509,7 +509,7 @@ _fields: Fields | None = None
 
 
 def engine_fields() -> Fields:
-    """Found by experiment, once per process: the engine's interface does not tell them.
+    """Found by experiment, once per process: the emulator's interface does not have them.
 
     A #GP with a known error code changes three words of the record in a way nothing else does.
     """

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _SECOND_NS = 1_000_000_000
 _BURST_MIN = 4096  # bytes that come through at once, however low the rate: a banner, a trap
-_WAIT_MS = 1000  # how long to wait for room at a time; a stop request ends the wait
+_WAIT_MS = 1000  # how long to wait at a time until it can be written to; a stop request ends the wait
 
 
 class Allowance:
@@ -38,7 +38,7 @@ class Allowance:
         self._at_ns = monotonic_ns()
 
     def take(self, wanted: int) -> int:
-        """The bytes of `wanted` that there is room for, which are used up then."""
+        """How many of `wanted` bytes may be written now; they are used up."""
         now_ns = monotonic_ns()
         self._room = min(self._most, self._room + (now_ns - self._at_ns) * self.rate)
         self._at_ns = now_ns
@@ -105,6 +105,6 @@ class Console:
         return False
 
     def _wait_for_room(self) -> None:
-        # A descriptor that is shared with others can be non-blocking by their wish.
+        # Another process that shares the descriptor can have made it non-blocking.
         lib.host_events(self.fd, lib.POLLOUT, _WAIT_MS)
         self._stop.check()
