@@ -225,8 +225,8 @@ _offset: int | None = None
 def syndrome_offset() -> int:
     """Where the engine keeps an exception's syndrome in its record of the CPU: bytes.
 
-    Found by experiment, once per process: the emulator's interface does not have it. Eight bytes behind
-    it is the address of the access: here a peculiar one, past all that a CPU can address.
+    Found by experiment, once per process: the emulator's interface does not have it. Eight bytes
+    behind it is the address of the access: here a peculiar one, past all that a CPU can address.
     """
     global _offset
     if _offset is None:

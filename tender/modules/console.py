@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _SECOND_NS = 1_000_000_000
 _BURST_MIN = 4096  # bytes that come through at once, however low the rate: a banner, a trap
-_WAIT_MS = 1000  # how long to wait at a time until it can be written to; a stop request ends the wait
+_WAIT_MS = 1000  # at a time, until it can be written to; a stop request ends the wait
 
 
 class Allowance:
