@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     def dataclass(cls: type[T]) -> type[T]: ...
 
 else:
+    _MISSING = object()
 
     class field:
         """A field with a check: called with its name and value, it gives what is kept, or raises.
@@ -60,21 +61,25 @@ else:
                 delattr(cls, name)
                 for default in given.default.values():
                     setattr(cls, name, default)
-        defaults = {name: cls.__dict__[name] for name in fields if name in cls.__dict__}
+        initial = {name: cls.__dict__.get(name, _MISSING) for name in fields}
+        required = [name for name in fields if initial[name] is _MISSING]
+        count = len(fields)
         post_init = cls.__dict__.get("__post_init__")
 
         def __init__(self, *args, **kwargs):
-            if len(args) > len(fields):
-                raise TypeError(f"{cls.__name__}() takes {len(fields)} values, got {len(args)}")
-            values = {**defaults, **dict(zip(fields, args, strict=False)), **kwargs}
-            missing = [name for name in fields if name not in values]
-            unknown = [name for name in values if name not in fields]
-            if missing or unknown:
-                what = f"no value for {', '.join(missing)}" if missing else f"no {unknown[0]!r}"
+            values = self.__dict__
+            values.update(initial)  # all fields, in their order
+            values.update(zip(fields, args, strict=False))
+            values.update(kwargs)
+            if len(args) > count or len(values) > count:
+                unknown = [name for name in values if name not in initial]
+                what = f"no {unknown[0]!r}" if unknown else f"{len(args)} values"
                 raise TypeError(f"{cls.__name__}({', '.join(fields)}): {what}")
+            for name in required:
+                if values[name] is _MISSING:
+                    raise TypeError(f"{cls.__name__}({', '.join(fields)}): no value for {name}")
             for name, check in checks.items():
                 values[name] = check(name, values[name])
-            self.__dict__.update((name, values[name]) for name in fields)
             if post_init is not None:
                 post_init(self)
 

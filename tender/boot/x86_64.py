@@ -145,16 +145,13 @@ def page_tables(mem_bytes: int) -> bytes:
     pdpt = [address | link for address in directories]
     large = [gpa | link | PTE_LARGE for gpa in range(0, mem_bytes, LARGE_PAGE)]
     large[0] = layout.X86_PT | link
-    table = [_small_page(gpa) for gpa in range(0, LARGE_PAGE, layout.PAGE_SIZE)]
+    absent, read_only = READ_ONLY_FROM // layout.PAGE_SIZE, layout.MIN_BASE // layout.PAGE_SIZE
+    table = list(range(link, LARGE_PAGE, layout.PAGE_SIZE))
+    table[:absent] = [0] * absent
+    table[absent:read_only] = [entry & ~PTE_WRITABLE for entry in table[absent:read_only]]
     return b"".join((
         _entries(pml4, 1), _entries(pdpt, 1), _entries(large, len(directories)), _entries(table, 1),
     ))  # fmt: skip
-
-
-def _small_page(gpa: int) -> int:
-    if gpa < READ_ONLY_FROM:
-        return 0
-    return gpa | PTE_PRESENT | (PTE_WRITABLE if gpa >= layout.MIN_BASE else 0)
 
 
 def _entries(values: list[int], tables: int) -> bytes:
