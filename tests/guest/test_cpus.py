@@ -16,6 +16,7 @@ import pytest
 
 from tender import Guest, VirtualTime, accel
 from tests.guest.conftest import PTENDER, Build, Run
+from tests.unit import elves
 
 pytest.importorskip("unicorn", reason="the software CPU needs unicorn")
 
@@ -211,6 +212,27 @@ def test_an_instruction_that_kvm_cannot_emulate(guest: Build) -> None:
 
 
 # What the emulator needs.
+
+
+def test_code_that_is_not_executed_costs_its_size(tmp_path: Path) -> None:
+    """Bytes that look like WRMSR, all over an image."""
+
+    def memory_of(code: bytes) -> int:
+        kernel = tmp_path / "kernel.hvt"
+        kernel.write_bytes(elves.image(code=code))
+        process = subprocess.Popen(
+            [PTENDER, "--cpu=soft", "--mem=32", kernel], stderr=subprocess.PIPE, text=True
+        )
+        assert process.stderr
+        assert "(HLT)" in process.stderr.read()
+        process.stderr.close()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        return usage.ru_maxrss
+
+    size = 8 << 20
+    more_kib = memory_of(b"\xf4" + b"\x0f\x30" * (size // 2)) - memory_of(b"\xf4")
+    assert more_kib < 4 * size >> 10
 
 
 def deny(what: str) -> str:
