@@ -154,7 +154,7 @@ def _check_soft(why: HostError) -> None:
 
     try:
         soft.load()
-    except soft.NoEngine as missing:
+    except soft.NoEmulator as missing:
         raise HostError(f"{why}; and {missing}") from None
 
 

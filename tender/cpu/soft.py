@@ -1,9 +1,8 @@
-"""A CPU in software: the Unicorn engine behind the interface of cpu.vcpu.Vcpu.
+"""A CPU in software: the Unicorn emulator behind the interface of cpu.vcpu.Vcpu.
 
-The rule here: what all architectures have in common, the engine's library, memory, exits, stop
-requests and the clock; what a register or an exception is, is in softcpu_x86.py and
-softcpu_arm64.py. The engine works in the guest's own memory: nothing is copied, and what the tender
-protects is protected.
+What all architectures have in common: the emulator's library, memory, exits, stop requests and the
+clock. Registers and exceptions are in soft_x86_64.py and soft_aarch64.py. The emulator works in the
+guest's own memory: nothing is copied, and the tender's protections hold.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ _run = lib.soft_run
 _loaded = False
 
 
-class NoEngine(HostError):
-    """The engine is not installed, or is not one that can be used."""
+class NoEmulator(HostError):
+    """The emulator is not installed, or is not one that can be used."""
 
 
 def library() -> str:
-    """The path of the engine's library: of the Python package, else of the system."""
+    """The path of the emulator's library: of the Python package, else of the system."""
     # The package itself is not imported: that takes longer than running a short guest.
     name = "libunicorn.so.2"
     for folder in sys.path:
@@ -54,33 +53,33 @@ def library() -> str:
 
 
 def load() -> None:
-    """Make the engine usable; raises NoEngine."""
+    """Make the emulator usable; raises NoEmulator."""
     global _loaded
     if _loaded:
         return
     error = lib.soft_load(os.fsencode(library()))
     if error:
         reason = ffi.string(error).decode(errors="replace")
-        raise NoEngine(f"the software CPU needs the Unicorn engine: {INSTALL} ({reason})")
+        raise NoEmulator(f"the software CPU needs the Unicorn emulator: {INSTALL} ({reason})")
     number = lib.soft_version()
     version = (number >> 16, number >> 8 & 0xFF, number & 0xFF)
     if version < VERSION_MIN or version[0] != VERSION_MIN[0]:
         found, wanted = (".".join(map(str, each)) for each in (version, VERSION_MIN))
-        raise NoEngine(f"the software CPU needs Unicorn {wanted}, not {found}: {INSTALL}")
+        raise NoEmulator(f"the software CPU needs Unicorn {wanted}, not {found}: {INSTALL}")
     _loaded = True
 
 
 def installed() -> bool:
-    """Whether there is an engine."""
+    """Whether there is an emulator."""
     try:
         load()
-    except NoEngine:
+    except NoEmulator:
         return False
     return True
 
 
 def check(error: int, what: str) -> None:
-    """Raise HostError for what the engine calls an error."""
+    """Raise HostError for what the emulator calls an error."""
     if error:
         reason = ffi.string(lib.soft_strerror(error)).decode()
         raise HostError(f"software CPU: cannot {what}: {reason}")
@@ -115,7 +114,7 @@ class SoftCpu:
     cpu_cycle_freq = NANOSECONDS
     arch: int
     mode: int
-    pc: int  # the engine's number of the program counter
+    pc: int  # the emulator's number of the program counter
     pc_name: str
 
     def __init__(
@@ -165,14 +164,14 @@ class SoftCpu:
             self._stop.watch_kick(lib.soft_kick_address(), of)
 
     def _renew(self) -> None:
-        """An engine in its first state, because this one is in the middle of an instruction."""
+        """An emulator in its first state, because this one is in the middle of an instruction."""
         if self._instructions is not None:
             self._instructions = int(self._soft.instructions)
         self.close()
         self._open()
 
     def close(self) -> None:
-        """Free the engine."""
+        """Free the emulator."""
         soft, self._soft = self._soft, None
         if soft is not None:
             if self._stop is not None:
@@ -197,7 +196,7 @@ class SoftCpu:
         function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lib.soft_kick_address())
         function(int(ffi.cast("uintptr_t", self._soft)))
 
-    # One of these for each way in which the engine leaves off; None: it goes on.
+    # One of these for each way in which the emulator leaves off; None: it goes on.
 
     def _on_in(self) -> Exit | None:
         return IoIn(self._soft.number, self._soft.size)
@@ -248,13 +247,13 @@ class SoftCpu:
         return None
 
     def read_register(self, number: int) -> int:
-        """A register of up to 64 bits by the engine's number."""
+        """A register of up to 64 bits by the emulator's number."""
         value = ffi.new("uint64_t *")
         check(lib.soft_reg_read(self._soft, number, value), f"read register {number}")
         return int(value[0])
 
     def write_register(self, number: int, value: int) -> None:
-        """Set one register of 64 bits; the engine's number for it."""
+        """Set one register of 64 bits; the emulator's number for it."""
         cell = ffi.new("uint64_t *", value)
         check(lib.soft_reg_write(self._soft, number, cell), f"write register {number}")
 
@@ -268,7 +267,7 @@ def regions(
 ) -> list[tuple[int, int, int]]:
     """The memory as pieces of equal protection: start, end and PROT_*.
 
-    Pages that can't be read are left out: what the host forbids, the engine must not touch.
+    Pages that can't be read are left out: what the host forbids, the emulator must not touch.
     """
     protected = {start: (end, readable) for start, end, readable in memory.protected}
     code = dict(executable)

@@ -1,8 +1,8 @@
-"""An aarch64 CPU in software: registers, exceptions, and what the engine leaves to its user.
+"""An aarch64 CPU in software: registers, exceptions, and what the emulator leaves to its user.
 
-The rule here: a guest sees what a CPU of KVM shows it. The engine executes instructions and walks
+The rule here: a guest sees what a CPU of KVM shows it. The emulator executes instructions and walks
 the guest's page tables; it does not deliver exceptions, and that is here. Sources: the Arm
-Architecture Reference Manual for A-profile (DDI 0487), chapters D1 and D24; the engine's public
+Architecture Reference Manual for A-profile (DDI 0487), chapters D1 and D24; the emulator's public
 interface (unicorn/arm64.h).
 """
 
@@ -51,7 +51,7 @@ ABOVE = (
     ((3, 4, 1, 1, 0), 1 << 31 | 1 << 29),  # HCR_EL2: RW, HCD
 )
 
-# The engine's numbers of exceptions that have a syndrome; those with an address are aborts.
+# The emulator's numbers of exceptions that have a syndrome; those with an address are aborts.
 UNDEFINED, SVC, PREFETCH_ABORT, DATA_ABORT, BREAKPOINT = 1, 2, 3, 4, 7
 SYNCHRONOUS = {UNDEFINED, SVC, PREFETCH_ABORT, DATA_ABORT, BREAKPOINT}
 ABORTS = {PREFETCH_ABORT, DATA_ABORT}
@@ -133,7 +133,7 @@ class Arm64Vcpu(SoftCpu):
             check(lib.soft_reg_write(self._soft, number, value.to_bytes(16, "little")), "write")
         self._write("fpcr", state.fpcr)
         self._write("fpsr", state.fpsr)
-        for name, encoding in SYSTEM.items():  # last: the engine looks at the state anew
+        for name, encoding in SYSTEM.items():  # last: the emulator looks at the state anew
             self._set_system(encoding, state.system[name])
 
     # Hypercalls: stores to where no memory is.
@@ -166,12 +166,12 @@ class Arm64Vcpu(SoftCpu):
     def _on_interrupt(self) -> Exit | None:
         number = self._soft.number
         if number not in SYNCHRONOUS:
-            return Failure(f"software CPU: exception {number} of the engine")
+            return Failure(f"software CPU: exception {number} of the emulator")
         syndrome, address = self._exception()
         return self._deliver(syndrome, address if number in ABORTS else None)
 
     def _exception(self) -> tuple[int, int]:
-        """The engine's syndrome (as in ESR_EL1) and address (as in FAR_EL1)."""
+        """The emulator's syndrome (as in ESR_EL1) and address (as in FAR_EL1)."""
         at = syndrome_offset()
         context = lib.soft_context(self._soft)
         try:
@@ -197,7 +197,7 @@ class Arm64Vcpu(SoftCpu):
         self._set_system(SYSTEM["elr_el1"], pc)
         self._set_system(SYSTEM["spsr_el1"], pstate)
         self._write("pc", handler)
-        self._soft.again = True  # in this emulation, the engine would lose track of the PC
+        self._soft.again = True  # in this emulation, the emulator would lose track of the PC
         return None
 
 
@@ -215,7 +215,7 @@ def _cp_reg(encoding: tuple[int, int, int, int, int], value: int = 0) -> Any:
 
 
 def _record(soft: Any, context: Any) -> bytes:
-    check(lib.soft_context_save(soft, context), "read the engine's record")
+    check(lib.soft_context_save(soft, context), "read the emulator's record")
     return bytes(ffi.buffer(context, lib.soft_context_size(soft)))
 
 
@@ -223,10 +223,10 @@ _offset: int | None = None
 
 
 def syndrome_offset() -> int:
-    """Where the engine keeps an exception's syndrome in its record of the CPU: bytes.
+    """Where the emulator keeps an exception's syndrome in its record of the CPU: bytes.
 
     Found by experiment, once per process: the emulator's interface does not have it. Eight bytes
-    behind it is the address of the access: here a peculiar one, past all that a CPU can address.
+    behind it is the address of the access: here one that is past all that a CPU can address.
     """
     global _offset
     if _offset is None:
@@ -244,7 +244,7 @@ def syndrome_offset() -> int:
 
 
 def _experiment(address: int) -> bytes:
-    """The engine's record after a load from an address where nothing can be; no translation."""
+    """The emulator's record after a load from an address where nothing can be; no translation."""
     page_size = 4096
     page = ffi.new("char[]", 2 * page_size)
     at = -int(ffi.cast("uintptr_t", page)) % page_size

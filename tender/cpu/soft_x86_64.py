@@ -1,9 +1,9 @@
-"""An x86_64 CPU in software: registers, exceptions, and what the engine leaves to its user.
+"""An x86_64 CPU in software: registers, exceptions, and what the emulator leaves to its user.
 
-The rule here: a guest sees what a CPU of KVM shows it. The engine executes instructions and walks
+The rule here: a guest sees what a CPU of KVM shows it. The emulator executes instructions and walks
 the guest's page tables; it does not deliver exceptions, invents values for MSRs it does not have
 and does not end what it does not know: that is here. Sources: Intel SDM volume 3, chapters 3, 4
-and 6; the engine's public interface (unicorn/x86.h).
+and 6; the emulator's public interface (unicorn/x86.h).
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ NUMBERS = {
 }  # fmt: skip
 
 MSR_EFER, MSR_FS_BASE, MSR_GS_BASE = 0xC0000080, 0xC0000100, 0xC0000101
-# What a guest on KVM has, and the engine has a register for. All others trap.
+# What a guest on KVM has, and the emulator has a register for. All others trap.
 _OF_THE_GUEST = frozenset(cpuid.msrs())
 _ADDRESSES = {
     MSR_FS_BASE, MSR_GS_BASE, *(MSRS[name] for name in ("kernel_gs_base", "lstar", "cstar")),
@@ -186,7 +186,7 @@ class X86Vcpu(SoftCpu):
         for name in ("cs", "ds", "es", "ss"):
             self._write(name, segments[name].selector)
         for name in ("fs", "gs"):
-            # The engine would read the descriptor, which need not be there any more.
+            # The emulator would read the descriptor, which need not be there any more.
             self._write(f"{name}_base", segments[name].base)
         for name in ("tr", "ldt"):
             each = segments[name]
@@ -287,8 +287,8 @@ class X86Vcpu(SoftCpu):
         return self._deliver(CpuException(number, error_code), by_instruction)
 
     def _take_exception(self) -> tuple[int, bool]:
-        """The engine's error code and whether an INT caused it; it forgets the exception."""
-        fields = engine_fields()
+        """The emulator's error code and whether an INT caused it; it forgets the exception."""
+        fields = emulator_fields()
         context = lib.soft_context(self._soft)
         try:
             check(lib.soft_context_save(self._soft, context), "read the exception")
@@ -455,7 +455,7 @@ _DATA = Segment(limit=0xFFFFFFFF, type=3, present=1, s=1, db=1, g=1)
 
 
 def _flags(segment: Segment) -> int:
-    """The engine's word for a segment's attributes: the descriptor's upper half."""
+    """The emulator's word for a segment's attributes: the descriptor's upper half."""
     if segment.unusable:
         return 0
     access = segment.type | segment.s << 4 | segment.dpl << 5 | segment.present << 7
@@ -471,8 +471,8 @@ def _from_flags(selector: int, base: int, limit: int, flags: int) -> Segment:
     )  # fmt: skip
 
 
-# CPUID: what the engine can do of what a Haswell promises, and no more: nothing that cpuid.HIDDEN
-# hides on KVM, no XSAVE (so no AVX), no SYSCALL, no FMA. Source: the engine's own CPUID
+# CPUID: what the emulator can do of what a Haswell promises, and no more: nothing that cpuid.HIDDEN
+# hides on KVM, no XSAVE (so no AVX), no SYSCALL, no FMA. Source: the emulator's own CPUID
 # and its list of what it implements.
 _BRAND = b"ptender software CPU".ljust(48, b"\0")
 _VENDOR = struct.unpack("<3I", b"GenuineIntel")
@@ -497,7 +497,7 @@ def leaf_values(leaf: int, subleaf: int) -> tuple[int, int, int, int]:
 
 
 class Fields:
-    """Where the engine keeps an exception in its record of the CPU: offsets in bytes."""
+    """Where the emulator keeps an exception in its record of the CPU: offsets in bytes."""
 
     def __init__(self, error_code: int, is_int: int, in_flight: int) -> None:
         self.error_code = error_code
@@ -508,7 +508,7 @@ class Fields:
 _fields: Fields | None = None
 
 
-def engine_fields() -> Fields:
+def emulator_fields() -> Fields:
     """Found by experiment, once per process: the emulator's interface does not have them.
 
     A #GP with a known error code changes three words of the record in a way nothing else does.
@@ -528,7 +528,7 @@ def engine_fields() -> Fields:
 
 
 def _experiment(code: bytes, rax: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The engine's record before and after an instruction that causes an exception."""
+    """The emulator's record before and after an instruction that causes an exception."""
     page = ffi.new("char[]", 2 * PAGE)
     at = -int(ffi.cast("uintptr_t", page)) % PAGE
     ffi.memmove(page + at, code, len(code))
@@ -546,6 +546,6 @@ def _experiment(code: bytes, rax: int) -> tuple[tuple[int, ...], tuple[int, ...]
 
 
 def _words(soft: Any, context: Any) -> tuple[int, ...]:
-    check(lib.soft_context_save(soft, context), "read the engine's record")
+    check(lib.soft_context_save(soft, context), "read the emulator's record")
     record = bytes(ffi.buffer(context, lib.soft_context_size(soft)))
     return struct.unpack(f"<{len(record) // 4}i", record[: len(record) // 4 * 4])

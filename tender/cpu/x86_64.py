@@ -1,6 +1,6 @@
 """What every x86_64 CPU does with exceptions, page tables and opcodes, as functions of bytes.
 
-The rule here: pure, and of no engine: softcpu_x86.py asks where Unicorn leaves it to its user.
+The rule here: pure, and of no emulator: soft_x86_64.py asks where Unicorn leaves it to its user.
 Source: Intel SDM volume 2, appendix A, and volume 3, chapters 4 and 6.
 """
 
@@ -90,7 +90,7 @@ _UD = (b"\x0f\x0b", b"\x0f\xb9", b"\x0f\xff")
 
 
 def is_undefined(code: bytes) -> bool:
-    """Whether no CPU does this: the guest gets its #UD. Else it is the engine that can't."""
+    """Whether no CPU does this: the guest gets its #UD. Else it is the emulator that can't."""
     at = skip_prefixes(code)
     if code[at : at + 2] in _UD or LOCK in code[:at]:
         return True

@@ -35,7 +35,7 @@ def choose(wanted: Cpu) -> tuple[Cpu, str]:
         return "auto", NAMES["kvm"]
     try:
         soft.load()
-    except soft.NoEngine as error:
+    except soft.NoEmulator as error:
         return "auto", NAMES["kvm"] if why == _EMULATED else f"no CPU ({why}; {error})"
     return "soft", f"{NAMES['soft']} ({why})"
 

@@ -21,7 +21,7 @@ from tests.guest.conftest import PTENDER, Build, Run, builder
 ABORT = 255
 
 pytestmark = [
-    pytest.mark.skipif(not soft.installed(), reason="the Unicorn engine is not installed"),
+    pytest.mark.skipif(not soft.installed(), reason="the Unicorn emulator is not installed"),
     pytest.mark.skipif(
         not (shutil.which("aarch64-linux-gnu-gcc") or shutil.which("clang")),
         reason="no compiler for aarch64",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-pytest.importorskip("unicorn", reason="the engine is not installed: pip install 'ptender[soft]'")
+pytest.importorskip("unicorn", reason="the emulator is not installed: pip install 'ptender[soft]'")
 
 from tender.boot import layout, x86_64
 from tender.boot.x86_64 import Fpu, State, Table
@@ -56,7 +56,7 @@ def cpu() -> Iterator[Make]:
         rig.close()
 
 
-def test_the_engines_numbers_are_those_of_its_package() -> None:
+def test_the_emulators_numbers_are_those_of_its_package() -> None:
     from unicorn import x86_const
 
     aliases = {
@@ -404,11 +404,11 @@ def test_exceptions_outside_ring_0_are_beyond_it(cpu: Make) -> None:
     assert "ring 0 only" in exit.what
 
 
-def test_an_instruction_beyond_the_engine_ends_the_guest(cpu: Make) -> None:
+def test_an_instruction_beyond_the_emulator_ends_the_guest(cpu: Make) -> None:
     for text in (
         "vaddps %ymm0, %ymm0, %ymm0",
         "vaddps %zmm0, %zmm0, %zmm0",
-        "vaddps %xmm1, %xmm2, %xmm3",  # the engine would do an SSE instruction instead
+        "vaddps %xmm1, %xmm2, %xmm3",  # the emulator would do an SSE instruction instead
         "vmovdqu %fs:8(%esp), %xmm1",
         "vaddsd %xmm10, %xmm11, %xmm12",
         "vzeroupper",
@@ -466,7 +466,7 @@ def test_fs_base_and_its_msr(cpu: Make) -> None:
     assert rig.cpu.get_state().segments["fs"].base == DATA
 
 
-def test_cpuid_promises_what_the_engine_does() -> None:
+def test_cpuid_promises_what_the_emulator_does() -> None:
     _, _, ecx, edx = soft_x86_64.leaf_values(1, 0)
     for bit in (12, 26, 27, 28, 29):  # FMA, XSAVE, OSXSAVE, AVX, F16C
         assert not ecx >> bit & 1

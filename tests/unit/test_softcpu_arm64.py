@@ -25,7 +25,7 @@ CODE = layout.MIN_BASE
 AS = "aarch64-linux-gnu-as"
 
 pytestmark = [
-    pytest.mark.skipif(not soft.installed(), reason="the Unicorn engine is not installed"),
+    pytest.mark.skipif(not soft.installed(), reason="the Unicorn emulator is not installed"),
     pytest.mark.skipif(not shutil.which(AS), reason="no assembler for aarch64"),
 ]
 Make = Callable[..., Arm64Vcpu]
