@@ -158,11 +158,14 @@ def _check_soft(why: HostError) -> None:
         raise HostError(f"{why}; and {missing}") from None
 
 
+def from_environment(cpu: str) -> str:
+    """What `cpu` means: PTENDER_CPU can replace "auto". Raises UsageError."""
+    return as_cpu(ENVIRONMENT, os.environ.get(ENVIRONMENT) or cpu) if cpu == "auto" else cpu
+
+
 def choice(config: Config) -> str:
     """auto, kvm or soft: as asked for, or as the environment says; raises UsageError."""
-    wanted = config.cpu
-    if wanted == "auto":
-        wanted = as_cpu(ENVIRONMENT, os.environ.get(ENVIRONMENT) or wanted)
+    wanted = from_environment(config.cpu)
     for name, given in (("clock", config.clock), ("instructions", config.instructions)):
         if given is None:
             continue

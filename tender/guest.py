@@ -402,7 +402,7 @@ class Guest:
 
     def _launch(self) -> None:
         """Open the devices, and hand them to a process with what it is to run."""
-        config = replace(self.config, cpu=accel.choice(self.config))
+        config = replace(self.config, cpu=accel.from_environment(self.config.cpu))
         devices = Devices(self._net, self._block, self._sink, self._report, self._console)
         self._devices = devices
         try:

@@ -87,7 +87,7 @@ def test_the_machine_is_found_in_the_image(guest: Build) -> None:
             [PTENDER, "--cpu=kvm", guest("hello")], capture_output=True, text=True
         )
         assert done.returncode == 1
-        assert re.fullmatch(r"ptender: KVM: [^\n]+: use --cpu=soft\n", done.stderr)
+        assert re.fullmatch(r"ptender: KVM: [^\n]+, or use --cpu=soft\n", done.stderr)
 
 
 def test_command_line_and_status(ptender: Run, guest: Build) -> None:

@@ -78,7 +78,7 @@ def test_errors_name_the_arguments_of_guest(guest: Build, tmp_path: Path) -> Non
                 Guest(guest("disk"), block={"storage": BlockDescriptor(file.fileno())}),
                 "to attach it read-only, give readonly=True",
             ),
-            (Guest(guest("exit"), cpu="kvm", instructions=5), "instructions is for .* cpu=soft"),
+            (Guest(guest("exit"), cpu="kvm", instructions=5), "instructions is for .* cpu='soft'"),
         ]
         for each, text in wrong:
             with pytest.raises(TenderError, match=text) as raised:

@@ -586,12 +586,12 @@ import os
 from tender import Guest
 from tender.errors import HostError
 kernel = {str(guest("exit"))!r}
-print(Guest(kernel, "3", mem_mib=8).run().status)
+print(Guest(kernel, "3", mem_mib=8).run().status, flush=True)
 os.setgroups([12345])
 try:
     Guest(kernel, "3", mem_mib=8).run()
 except HostError as error:
-    print(error)
+    print(error, flush=True)
 if not os.fork():
     print(Guest(kernel, "4", mem_mib=8).run().status, flush=True)
     os._exit(0)
@@ -713,10 +713,10 @@ def hostile(monkeypatch: pytest.MonkeyPatch, what: str, kernel: Path) -> Guest:
         "send(b'\\0' * 4); signal.pause()",
         "send(b'[' * 60000); signal.pause()",
         "send(b'x' * 70000); signal.pause()",
-        "started(); send(b'{\"outcome\": 5}'); signal.pause()",
-        "started(); send(b'\\x80\\x04N.'); signal.pause()",
-        'started(); send(b\'{"outcome": {"reason": "halted", "status": 99999999999}}\')',
-        'started(); [send(b\'{"warning": "x"}\') for _ in range(10000)]',
+        "started(''); send(b'{\"outcome\": 5}'); signal.pause()",
+        "started(''); send(b'\\x80\\x04N.'); signal.pause()",
+        'started(""); send(b\'{"outcome": {"reason": "halted", "status": 99999999999}}\')',
+        'started(""); [send(b\'{"warning": "x"}\') for _ in range(10000)]',
     ],
 )
 def test_garbage_ends_a_guest_and_not_the_program(
@@ -740,7 +740,7 @@ def test_lies_of_a_guest_stay_within_their_limits(
             "stats": [[0] * 4, [0] * 4, {"\\u001b[2J": [1, 0, 0, 0]}, {}],
         }
     }).encode()  # fmt: skip
-    running = hostile(monkeypatch, f"started(); send({told!r}); os._exit(3)", guest("exit"))
+    running = hostile(monkeypatch, f"started(''); send({told!r}); os._exit(3)", guest("exit"))
     outcome = running.run()
     assert (outcome.reason, outcome.core) == ("halted", None)
     assert "\x1b" not in "".join(outcome.stats.block)
@@ -760,7 +760,7 @@ def test_a_sandbox_violation_has_its_system_call(
     guest: Build, mark: str, monkeypatch: pytest.MonkeyPatch, speaks: bool
 ) -> None:
     record = "send(protocol.VIOLATION.pack(protocol.VIOLATION_MAGIC, 41, 0))" if speaks else "0"
-    what = f"started(); {record}; os.kill(os.getpid(), signal.SIGSYS)"
+    what = f"started(''); {record}; os.kill(os.getpid(), signal.SIGSYS)"
     outcome = hostile(monkeypatch, what, guest("exit")).run()
     assert (outcome.reason, outcome.signo) == ("sandbox", signal.SIGSYS)
     assert isinstance(outcome.error, SandboxViolation)
