@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from tender.cli.policy import Shown
 from tender.sandbox.policy import Entry, Rule
+from tests.waiting import PATIENCE_S, children
 
 STRACE = ["strace", "-f", "-qq", "-X", "raw", "-e", "raw=all"]
 # The length of an int is unsigned to strace, and a filter takes its low half anyway.
@@ -20,6 +23,7 @@ CALL = re.compile(r"^(\d+) +(\w+)\(([^)]*?)(?:\)| <unfinished)")
 INSTALL, SET_FILTER = "seccomp", 1
 
 Call = tuple[str, tuple[int, ...]]
+Until = Callable[[subprocess.Popen[str]], None]
 
 
 def parse(trace: str) -> dict[str, list[Call]]:
@@ -39,15 +43,37 @@ def parse(trace: str) -> dict[str, list[Call]]:
 
 
 def traced(
-    folder: Path, words: list[str], **options: object
+    folder: Path, words: list[str], until: Until | None = None, **options: object
 ) -> tuple[subprocess.CompletedProcess[str], dict[str, list[Call]]]:
-    """Run a command to its end under strace: how it ended, and the calls of its threads."""
+    """Run a command to its end under strace: how it ended, and the calls of its threads.
+
+    With `until` it gets SIGTERM once that has returned.
+    """
     output = folder / "strace"
-    settings: dict[str, object] = {"capture_output": True, "text": True, "timeout": 100}
-    done = subprocess.run(  # type: ignore[call-overload]
-        [*STRACE, "-o", str(output), *words], **(settings | options)
-    )
+    output.unlink(missing_ok=True)
+    command = [*STRACE, "-o", str(output), *words]
+    settings: dict[str, object] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **(settings | options)) as process:  # type: ignore[call-overload]
+        try:
+            if until is not None:
+                until(process)
+                os.kill(children(process.pid)[0], signal.SIGTERM)
+            texts = process.communicate(timeout=PATIENCE_S)
+        finally:  # strace alone would leave them to run on
+            for pid in children(process.pid) if process.poll() is None else ():
+                os.kill(pid, signal.SIGKILL)
+    done = subprocess.CompletedProcess(command, process.returncode, *texts)
     return done, parse(output.read_text())
+
+
+def says(text: str) -> Until:
+    """Until the command has printed this."""
+
+    def until(process: subprocess.Popen[str]) -> None:
+        assert process.stdout
+        assert any(text in line for line in process.stdout), "it has ended"
+
+    return until
 
 
 def used(shown: Shown, threads: dict[str, list[Call]]) -> tuple[set[Entry], list[Call]]:

@@ -9,7 +9,6 @@ import signal
 import socket
 import struct
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -289,7 +288,6 @@ def test_a_signal_ends_a_loop(guest: Build) -> None:
         assert process.stdout
         while b"looping" not in process.stdout.readline():
             pass
-        time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 1
 

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.guest.conftest import PTENDER, Build, Run
+from tests.waiting import wait_until, wait_until_asleep, wait_until_blocked
 
 ONE_LINE = r"(ptender|solo5-hvt[.2]*): [^\n]+\n"
 
@@ -281,7 +282,8 @@ def test_a_signal_ends_any_guest(
 ) -> None:
     with start("--mem=8", guest(name), *words) as process:
         read_until(process, says)
-        time.sleep(0.05)  # the sleeping guest gets to its sleep
+        if name == "sleep":
+            wait_until_asleep(process.pid)
         process.send_signal(number)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 1
@@ -291,7 +293,8 @@ def test_a_signal_ends_any_guest(
 @pytest.mark.usefixtures("cpu")
 def test_a_signal_ends_a_guest_whose_output_nobody_takes(guest: Build) -> None:
     with start("--mem=8", guest("flood")) as process:
-        time.sleep(1)  # the pipe fills up and the guest's console blocks
+        assert process.stdout
+        wait_until_blocked(process.pid, process.stdout.fileno())
         process.terminate()
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 1
@@ -536,8 +539,7 @@ def test_a_signal_ends_a_guest_whose_messages_nobody_takes(guest: Build) -> None
     with subprocess.Popen(
         [PTENDER, "--mem=8", guest("flood")], stdin=writer, stdout=writer, stderr=writer
     ) as process:
-        os.read(reader, 10)
-        time.sleep(1)
+        wait_until_blocked(process.pid, reader)
         process.terminate()
         assert process.wait(timeout=30) == 1
     os.close(reader)
@@ -615,7 +617,8 @@ def test_a_limit_bounds_what_a_guest_prints(
         errors.open("wb") as messages,
         subprocess.Popen([*map(str, words)], stdout=output, stderr=messages) as process,
     ):
-        time.sleep(2)
+        wait_until(lambda: log.stat().st_size >= rate)
+        wait_until(lambda: "is dropped" in errors.read_text())
         process.terminate()
         assert process.wait(timeout=30) == 1
     size = log.stat().st_size

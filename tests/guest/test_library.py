@@ -17,6 +17,7 @@ import pytest
 from tender import BlockDescriptor, BlockFile, Descriptor, Guest, open_image
 from tender.errors import DeviceError, GuestFault, ImageError, TenderError
 from tests.guest.conftest import Build
+from tests.waiting import wait_until_asleep
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -149,7 +150,9 @@ def test_stop_ends_any_guest(guest: Build, name: str, words: list[str]) -> None:
     reader, writer = os.pipe()
     running = Guest(guest(name), *words, mem_mib=8, console=writer).start()
     os.read(reader, 1)
-    time.sleep(0.2)
+    if name != "loop":
+        assert running.pid
+        wait_until_asleep(running.pid)
     assert running.stop().reason == "stopped"
     assert running.stop().reason == "stopped"
     os.close(reader)

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -91,7 +90,6 @@ def test_a_guest_that_never_stops_is_ended_by_a_signal(guest: Build, port: int, 
         assert process.stdout
         while "storming" not in process.stdout.readline():
             assert process.poll() is None
-        time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=30)
     assert (process.returncode, errors) == (1, "ptender: Exiting on signal 15\n")

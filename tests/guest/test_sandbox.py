@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +26,15 @@ from tender.sandbox import seccomp
 from tender.sandbox.fdtable import FdTable
 from tender.sandbox.policy import Entry
 from tests.guest import strace
-from tests.guest.conftest import PTENDER, ROOT, Build, Run
+from tests.guest.conftest import CPUS, PTENDER, ROOT, Build, Run
+from tests.waiting import (
+    PATIENCE_S,
+    children,
+    unread,
+    wait_until,
+    wait_until_asleep,
+    wait_until_blocked,
+)
 
 LAYERS = [
     "descriptors", "namespaces", "empty root", "user 65534", "no capabilities",
@@ -602,6 +609,13 @@ class Suite:
     def __init__(self, folder: Path, guest: Build) -> None:
         self.folder, self.guest = folder, guest
         self.used: set[Entry] = set()
+        self._done: set[tuple[str, str]] = set()
+
+    def once(self, name: str, cpu: str) -> None:
+        """A scenario, if it has not been run yet."""
+        if (name, cpu) not in self._done:
+            SCENARIOS[name](self, cpu)
+            self._done.add((name, cpu))
 
     def take(self, shown: Shown, threads: dict[str, list[strace.Call]]) -> None:
         found, strange = strace.used(shown, threads)
@@ -610,10 +624,10 @@ class Suite:
         self.used |= found
 
     def run(
-        self, *line: object, status: int = 0, before: tuple[str, ...] = (), **how: object
+        self, *line: object, status: int = 0, until: strace.Until | None = None, **how: object
     ) -> None:
-        command = [*before, str(PTENDER), *map(str, line)]
-        done, threads = strace.traced(self.folder, command, **how)
+        """A command to its end; with `until`, to the signal that it gets once that has returned."""
+        done, threads = strace.traced(self.folder, [str(PTENDER), *map(str, line)], until, **how)
         assert done.returncode == status, done
         self.take(shown(*line), threads)
 
@@ -622,7 +636,8 @@ class Suite:
         names = ("block", "disk", "ping")
         file = self.folder / "program.py"
         file.write_text(source.format(cpu=cpu, **{name: str(self.guest(name)) for name in names}))
-        done, threads = strace.traced(self.folder, [sys.executable, str(file)])
+        there = {**os.environ, "PYTHONPATH": str(ROOT)}  # it waits as the tests do
+        done, threads = strace.traced(self.folder, [sys.executable, str(file)], env=there)
         assert done.returncode == 0, done
         single = ["console", "stderr", "report"]
         single += ["vcpu"] if cpu == "kvm" else []
@@ -630,8 +645,6 @@ class Suite:
         table = FdTable(cpu, tuple(single), {1: kinds})
         self.take(Shown(table, {}, seccomp.build(table.policies(), table.by_label()), []), threads)
 
-
-TERMINATE = ("timeout", "--preserve-status", "-s", "TERM", "3")
 
 DISK = """
 from tender import Guest
@@ -647,9 +660,10 @@ assert guest.run().status == 0
 """
 
 STREAM = """
-import socket, time
+import socket
 from tender import Guest
 from tender.config import StreamNet
+from tests.waiting import unread, wait_until, wait_until_asleep
 
 ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
 theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # so that a frame goes in parts
@@ -672,19 +686,15 @@ with Guest({ping!r}, mem_mib=8, cpu={cpu!r}, net={{"service": stream}}) as guest
     guest.console.wait_for("listening", timeout=60)
     for number in range(8):  # more answers than the socket holds, while nobody reads
         ours.sendall(ping(number))
-    time.sleep(2)
+    wait_until(lambda: unread(ours.fileno()))
+    wait_until_asleep(guest.pid)
     ours.settimeout(0.2)
     received = 0
-    for number in range(100):
-        if number % 10 == 5:
-            ours.sendall(ping(number))
+    while received <= 40000:
         try:
             received += len(ours.recv(100000))
-        except TimeoutError:
-            pass
-        if received > 40000:
-            break
-    assert received > 40000, received
+        except TimeoutError:  # what found no room was dropped
+            ours.sendall(ping(8))
     guest.stop()
 """
 
@@ -705,12 +715,12 @@ def suite(tmp_path_factory: pytest.TempPathFactory, guest: Build) -> Suite:
     return Suite(tmp_path_factory.mktemp("strace"), guest)
 
 
-@pytest.fixture
+@contextmanager
 def wire() -> Iterator[tuple[socket.socket, socket.socket]]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    yield ours, theirs
-    ours.close()
-    theirs.close()
+    ours.settimeout(PATIENCE_S)
+    with ours, theirs:
+        yield ours, theirs
 
 
 def arp_request() -> bytes:
@@ -719,14 +729,14 @@ def arp_request() -> bytes:
     return b"\xff" * 6 + me + bytes.fromhex("0806") + ask + bytes([10, 0, 0, 2])
 
 
-def test_the_usual_ends(suite: Suite, cpu: str) -> None:
+def the_usual_ends(suite: Suite, cpu: str) -> None:
     suite.run("-v", "--mem=8", suite.guest("exit"))
     suite.run("--mem=8", suite.guest("hlt"), status=1)
     suite.run("--mem=8", suite.guest("sleep"))
-    suite.run("--mem=8", suite.guest("loop"), status=1, before=TERMINATE)
+    suite.run("--mem=8", suite.guest("loop"), status=1, until=strace.says("looping"))
 
 
-def test_much_memory(suite: Suite, cpu: str) -> None:
+def much_memory(suite: Suite, cpu: str) -> None:
     """A long list stands for whatever may make Python's own memory grow."""
     line = ["--engine=python", "--mem=8", str(suite.guest("exit"))]
     done, threads = strace.traced(suite.folder, [sys.executable, "-c", growing(line)])
@@ -734,87 +744,103 @@ def test_much_memory(suite: Suite, cpu: str) -> None:
     suite.take(shown(*line), threads)
 
 
-def test_exceptions(suite: Suite, cpu: str) -> None:
+def exceptions(suite: Suite, cpu: str) -> None:
     for name in ("zeropage", "notls"):
         suite.run("--mem=8", suite.guest(name), status=255)
 
 
-@pytest.mark.parametrize("engine", ["c", "python"])
-def test_disks(suite: Suite, cpu: str, engine: str) -> None:
+def disks(suite: Suite, cpu: str) -> None:
     image = suite.folder / "disk.img"
     image.write_bytes(bytes(1 << 20))
-    disk = ["--mem=8", f"--engine={engine}", f"--block={image}"]
-    suite.run(*disk, suite.guest("disk"))
-    suite.run(*disk[:-1], f"--block={image},overlay", suite.guest("disk"))
+    for engine in ("c", "python"):
+        disk = ["--mem=8", f"--engine={engine}"]
+        suite.run(*disk, f"--block={image}", suite.guest("disk"))
+        suite.run(*disk, f"--block={image},overlay", suite.guest("disk"))
 
 
-@pytest.mark.parametrize("engine", ["c", "python"])
-def test_networks(
-    suite: Suite, cpu: str, engine: str, wire: tuple[socket.socket, socket.socket]
-) -> None:
-    ours, theirs = wire
-    ours.send(arp_request())
-    line = [f"--engine={engine}", "--mem=8", f"--net=@{theirs.fileno()}", suite.guest("ping")]
-    suite.run(*line, status=1, before=TERMINATE, pass_fds=[theirs.fileno()])
-    frames = [ours.recv(2000) for _ in range(2)]
-    assert all(frame[12:14] == b"\x08\x06" for frame in frames), "it announced itself, and answered"
+def ping_once(suite: Suite, *options: str) -> None:
+    with wire() as (ours, theirs):
+
+        def answered(_: subprocess.Popen[str]) -> None:
+            frames = [ours.recv(2000) for _ in range(2)]
+            assert all(frame[12:14] == b"\x08\x06" for frame in frames), "announced, and answered"
+
+        ours.send(arp_request())
+        line = [*options, "--mem=8", f"--net=@{theirs.fileno()}", suite.guest("ping")]
+        suite.run(*line, status=1, until=answered, pass_fds=[theirs.fileno()])
 
 
-def test_cores_and_traces(suite: Suite, cpu: str, tmp_path: Path) -> None:
-    core = [f"--dumpcore={tmp_path}", "--mem=8", suite.guest("dumpcore")]
+def networks(suite: Suite, cpu: str) -> None:
+    for engine in ("c", "python"):
+        ping_once(suite, f"--engine={engine}")
+
+
+def cores_and_traces(suite: Suite, cpu: str) -> None:
+    core = [f"--dumpcore={suite.folder}", "--mem=8", suite.guest("dumpcore")]
     suite.run(*core, status=255)
-    suite.run(f"--trace={tmp_path}/trace", "--mem=8", suite.guest("exit"))
-    assert any(path.name.startswith("core.") for path in tmp_path.iterdir())
+    suite.run(f"--trace={suite.folder}/trace", "--mem=8", suite.guest("exit"))
+    assert any(path.name.startswith("core.") for path in suite.folder.iterdir())
 
 
-def test_a_wait_that_was_stopped(suite: Suite, cpu: str) -> None:
+def a_wait_that_was_stopped(suite: Suite, cpu: str) -> None:
     """SIGSTOP and SIGCONT while the tender waits for room on its console."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    line = ["--mem=8", str(suite.guest("flood"))]
-    output = suite.folder / "strace"
-    command = [*strace.STRACE, "-o", str(output), *TERMINATE[:-1], "6", str(PTENDER), *line]
-    with subprocess.Popen(command, stdout=writer, stderr=subprocess.PIPE) as process:
+
+    def stopped(process: subprocess.Popen[str]) -> None:
         os.close(writer)
-        for signo in (signal.SIGSTOP, signal.SIGCONT):
-            time.sleep(2)
-            for pid in children(process.pid):
-                os.kill(pid, signo)
-        process.communicate(timeout=60)
+        wait_until(lambda: unread(reader))  # before, strace tries things out
+        tender = children(process.pid)[0]
+        wait_until_blocked(tender, reader)
+        os.kill(tender, signal.SIGSTOP)
+        wait_until(lambda: "stopped by SIGSTOP" in (suite.folder / "strace").read_text())
+        os.kill(tender, signal.SIGCONT)
+        wait_until_asleep(tender)
+
+    suite.run("--mem=8", suite.guest("flood"), status=1, until=stopped, stdout=writer)
     os.close(reader)
-    suite.take(shown(*line), strace.parse(output.read_text()))
 
 
-def children(pid: int) -> list[int]:
-    """The tenders below a process."""
-    found = subprocess.run(
-        ["pgrep", "-f", f"^{sys.executable}3? .*{PTENDER}"], capture_output=True, text=True
-    )
-    return [int(word) for word in found.stdout.split() if int(word) != pid]
+def the_ring(suite: Suite, cpu: str) -> None:
+    if cpu == "kvm":  # the software CPU offers none
+        ping_once(suite, "--net-ring")
+        with wire() as (_, theirs):
+            line = ["--net-ring", "--mem=8", f"--net=@{theirs.fileno()}"]
+            forged = [*line, suite.guest("ringforge"), "index"]
+            suite.run(*forged, status=1, pass_fds=[theirs.fileno()])
 
 
-def test_the_ring(suite: Suite, cpu: str, wire: tuple[socket.socket, socket.socket]) -> None:
-    if cpu == "soft":
-        pytest.skip("the software CPU offers no ring")
-    ours, theirs = wire
-    ours.send(arp_request())
-    line = ["--net-ring", "--mem=8", f"--net=@{theirs.fileno()}"]
-    suite.run(*line, suite.guest("ping"), status=1, before=TERMINATE, pass_fds=[theirs.fileno()])
-    forged = [*line, suite.guest("ringforge"), "index"]
-    suite.run(*forged, status=1, pass_fds=[theirs.fileno()])
-
-
-def test_a_program(suite: Suite, cpu: str) -> None:
+def a_program(suite: Suite, cpu: str) -> None:
     suite.program(cpu, ("block-remote",), DISK)
     suite.program(cpu, ("net-stream",), STREAM)
     if cpu == "soft":
         suite.program(cpu, ("net",), VIRTUAL, sync=True)
 
 
-def test_every_entry_was_used(suite: Suite, request: pytest.FixtureRequest) -> None:
-    """The last of them: an entry that none of the above has used is one too many."""
+SCENARIOS = {
+    function.__name__: function
+    for function in (
+        the_usual_ends, much_memory, exceptions, disks, networks, cores_and_traces,
+        a_wait_that_was_stopped, the_ring, a_program,
+    )
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_no_call_is_in_no_entry(suite: Suite, cpu: str, name: str) -> None:
+    suite.once(name, cpu)
+
+
+def test_every_entry_was_used(
+    suite: Suite, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An entry that none of the scenarios has used is one too many."""
     if request.config.getoption("--cpu") != "both" or not os.access("/dev/kvm", os.W_OK):
         pytest.skip("it takes both CPUs")
+    for cpu in CPUS:
+        monkeypatch.setenv("PTENDER_CPU", cpu)
+        for name in SCENARIOS:
+            suite.once(name, cpu)
     files = sorted(path.stem for path in (ROOT / "seccomp").glob("*.policy"))
     idle = [
         f"{name}: {entry}"

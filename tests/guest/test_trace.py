@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.guest.conftest import PTENDER, Build, Run
+from tests.waiting import wait_until_blocked
 
 Line = dict[str, Any]
 
@@ -111,10 +112,9 @@ def test_a_trace_is_complete_when_a_signal_ends_the_guest(
         stderr=subprocess.DEVNULL,
     ) as process:
         assert process.stdout
-        output = os.read(process.stdout.fileno(), 4096)  # then it fills the pipe, and waits
-        time.sleep(0.5)
+        wait_until_blocked(process.pid, process.stdout.fileno())
         process.send_signal(signo)
-        output += process.stdout.read()
+        output = process.stdout.read()
         process.wait(timeout=30)
     texts = [line["text"].encode() for line in lines(trace) if line.get("call") == "PUTS"]
     assert len(texts) > 50

@@ -1,0 +1,75 @@
+"""Waiting for what a test needs: a condition, a process that sleeps, a pipe that is full.
+
+The rule here: no test sleeps and then takes it that something has happened, and none looks at
+processes that are not its own.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import os
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PATIENCE_S = 300  # only what hangs takes that long, on any machine
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Return once the condition holds; fail where it never does."""
+    limit = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < limit, "this has not happened"
+        time.sleep(0.01)
+
+
+def state_of(pid: int) -> str:
+    """The state of a process's main thread, a letter of proc_pid_stat(5); "" if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def wait_until_asleep(pid: int) -> None:
+    """Return once the process waits for something in the kernel."""
+    wait_until(lambda: state_of(pid) in ("S", ""))
+    assert state_of(pid), "it has ended"
+
+
+def unread(fd: int) -> int:
+    """The bytes in a pipe or a stream socket that nobody has read yet."""
+    size = array.array("i", [0])
+    fcntl.ioctl(fd, termios.FIONREAD, size)
+    return size[0]
+
+
+def wait_until_blocked(pid: int, fd: int) -> None:
+    """Return once the process has filled the pipe whose other end is `fd`, and waits for room."""
+    room = fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
+    wait_until(lambda: unread(fd) > room // 2 and state_of(pid) in ("S", ""))
+    assert state_of(pid), "it has ended"
+
+
+def children(pid: int) -> list[int]:
+    """The children of a process, and theirs."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for each in map(int, (task / "children").read_text().split()):
+            found += [each, *children(each)]
+    return found
+
+
+def command_lines() -> list[str]:
+    """Of all processes that run; zombies have none."""
+    found = []
+    for entry in os.listdir("/proc"):
+        try:
+            if entry.isdigit():
+                words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
+                found.append(os.fsdecode(b" ".join(words)))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
