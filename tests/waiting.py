@@ -11,7 +11,7 @@ import fcntl
 import os
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PATIENCE_S = 300  # only what hangs takes that long, on any machine
@@ -62,14 +62,12 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def command_lines() -> list[str]:
-    """Of all processes that run; zombies have none."""
-    found = []
+def command_lines() -> Iterator[tuple[int, str]]:
+    """The PID and the words of each process that runs; zombies have none."""
     for entry in os.listdir("/proc"):
         try:
             if entry.isdigit():
                 words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
-                found.append(os.fsdecode(b" ".join(words)))
+                yield int(entry), os.fsdecode(b" ".join(words))
         except (FileNotFoundError, ProcessLookupError):
             continue
-    return found

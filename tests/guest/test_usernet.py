@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from tender.errors import DeviceError
 from tender.host import passt
 from tests.guest.conftest import PTENDER, Build, Run
 from tests.guest.ordinary import ordinary
+from tests.waiting import command_lines, wait_until
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -69,18 +69,13 @@ def echo(port: int, data: bytes) -> bytes:
     raise AssertionError("no echo")
 
 
-def passts(port: int) -> list[str]:
-    """The command lines of those that run and have this port."""
-    listed = subprocess.run(["ps", "-wweo", "stat,args"], capture_output=True, text=True).stdout
-    lines = [line for line in listed.splitlines() if re.search(rf"passt.*/{port}:", line)]
-    return [line for line in lines if not line.startswith("Z")]
+def passts(port: int) -> list[int]:
+    """Those that run and have this port."""
+    return [pid for pid, line in command_lines() if re.search(rf"passt.*/{port}:", line)]
 
 
 def wait_until_gone(port: int) -> None:
-    deadline = time.monotonic() + LONG
-    while passts(port):
-        assert time.monotonic() < deadline, passts(port)
-        time.sleep(0.02)
+    wait_until(lambda: not passts(port))
 
 
 @contextmanager
@@ -162,10 +157,8 @@ def test_passt_ends_with_the_guest(guest: Build, signo: int) -> None:
 def test_the_guest_goes_on_without_passt(guest: Build) -> None:
     port = free_port()
     with command(PTENDER, "--mem=8", "--net", f"user:{port}:80", guest("web")) as process:
-        listed = subprocess.run(["ps", "-wweo", "pid,args"], capture_output=True, text=True).stdout
-        (pid,) = [line.split()[0] for line in listed.splitlines() if f"/{port}:80" in line
-                  and "passt --" in line]  # fmt: skip
-        os.kill(int(pid), signal.SIGKILL)
+        (pid,) = passts(port)
+        os.kill(pid, signal.SIGKILL)
         assert process.stderr
         assert "disconnected; the guest goes on" in process.stderr.readline()
         assert process.poll() is None
