@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.needs import needs
+
 ROOT = Path(__file__).parents[2]
 BINDINGS = ROOT / "guest-bindings"
 PTENDER = Path(sys.executable).with_name("ptender")
@@ -154,6 +156,7 @@ def namespace(cpu: str) -> Iterator[Namespace]:
         pytest.skip("taps and network namespaces need root")
     if not os.path.exists("/dev/net/tun"):
         pytest.skip("no /dev/net/tun")
+    needs("unshare", "--net", "sh", "-c", "ip link set lo up && ip tuntap add tap0 mode tap")
     value = Namespace()
     yield value
     value.close()

@@ -7,11 +7,10 @@ the interpreter and the checkout may lie in /root.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
+from tests.needs import needs
 
 NOBODY = "65534"
 
@@ -37,8 +36,7 @@ def ordinary(folder: Path, words: Sequence[object]) -> list[str]:
     command = [str(word) for word in words]
     if os.geteuid() != 0:
         return command
-    for tool in ("unshare", "setpriv"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"no {tool}, to become an ordinary user")
+    needs("unshare", "--mount")
+    needs("setpriv", "--clear-groups")
     folder.mkdir(exist_ok=True)
     return ["unshare", "--mount", "--", "sh", "-c", _SCRIPT, "sh", str(folder), *command]

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.guest.conftest import PTENDER, Build, Run
+from tests.needs import needs
 from tests.waiting import wait_until, wait_until_asleep, wait_until_blocked
 
 ONE_LINE = r"(ptender|solo5-hvt[.2]*): [^\n]+\n"
@@ -392,6 +393,7 @@ def on_a_full_disk(words: str) -> subprocess.CompletedProcess[str]:
     """The command where /mnt has room for 64 KiB; its status and what is there, on stdout."""
     if os.geteuid() != 0:
         pytest.skip("a file system of its own needs root")
+    needs("unshare", "--mount")
     script = f"mount -t tmpfs -o size=64k tmpfs /mnt && {PTENDER} {words}; echo $?; ls -A /mnt"
     return subprocess.run(
         ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True

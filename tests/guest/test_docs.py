@@ -22,6 +22,7 @@ import pytest
 
 from tender.cli import options
 from tests.guest.conftest import PTENDER, ROOT, Namespace
+from tests.needs import needs
 
 DOCUMENTS = [
     "README.md",
@@ -105,6 +106,7 @@ def test_the_sessions_of_a_document(namespace: Namespace, tmp_path: Path, docume
     if re.search("=user|UserNet", (ROOT / document).read_text()):
         if shutil.which("passt") is None:
             pytest.skip("passt is not installed: apt install passt")
+        needs("unshare", "--user")  # passt does
         namespace.tap("out0", "192.0.2.2/24")  # passt wants a way out, be it one to nowhere
         namespace.ip("route add default via 192.0.2.1")
     terminal = Terminal(namespace, tmp_path)

@@ -16,6 +16,7 @@ import pytest
 from tender import testing
 from tests.guest.conftest import BINDINGS, PTENDER, Build
 from tests.guest.ordinary import ordinary
+from tests.needs import needs
 
 pytest_plugins = "pytester"
 pytestmark = pytest.mark.usefixtures("any_cpu")
@@ -266,6 +267,7 @@ def test_what_can_not_be_kept_is_a_line_of_the_report(
     if folder == "full":
         if os.geteuid() != 0:
             pytest.skip("a file system of a few pages needs root")
+        needs("unshare", "--mount")
         mount = f"mount -t tmpfs -o size=8k tmpfs {images / folder} && exec {shlex.join(words)}"
         words = ["unshare", "--mount", "sh", "-c", mount]
     result = pytester.run(*words)

@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from tests.guest.conftest import PTENDER, ROOT, Build
+from tests.needs import needs
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to make a /dev/kvm")
 
@@ -31,6 +32,7 @@ def as_somebody(
     mount: str, group: int, mode: str, *words: object
 ) -> subprocess.CompletedProcess[str]:
     command = ["unshare", "--mount", "--", "sh", "-ec", SCRIPT, "sh", mount, group, mode, *words]
+    needs("unshare", "--mount")
     return subprocess.run([str(word) for word in command], capture_output=True, text=True)
 
 

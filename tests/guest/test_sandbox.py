@@ -27,6 +27,7 @@ from tender.sandbox.fdtable import FdTable
 from tender.sandbox.policy import Entry
 from tests.guest import strace
 from tests.guest.conftest import CPUS, PTENDER, ROOT, Build, Run
+from tests.needs import needs
 from tests.waiting import (
     PATIENCE_S,
     children,
@@ -42,6 +43,13 @@ LAYERS = [
 ]  # fmt: skip
 ORDINARY = 12345  # a user that no file knows
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the user")
+
+
+@pytest.fixture
+def namespaces() -> None:
+    """What all layers of the sandbox take: not to be had in a chroot, nor in most containers."""
+    needs("unshare", "--mount", "--net", "--ipc", "--uts")
+    needs("unshare", "--user")
 
 
 def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
@@ -83,6 +91,7 @@ def namespaces_of(pid: int | str) -> dict[str, str]:
 
 
 @as_root
+@pytest.mark.usefixtures("namespaces")
 def test_the_layers_of_root(looping: Callable[..., int], cpu: str) -> None:
     pid = looping("--mem=8", stdin=subprocess.DEVNULL)
     status = status_of(pid)
@@ -122,6 +131,7 @@ def ordinary_with(cpu: str, folder: Path) -> list[str]:
     """The same, with a /dev/kvm that anybody may open; `folder` is for a mount."""
     if cpu != "kvm":
         return ordinary()
+    needs("unshare", "--mount")
     kvm = os.stat("/dev/kvm").st_rdev
     script = (
         f'mount -t tmpfs none "$1"; mknod -m 666 "$1/kvm" c {os.major(kvm)} {os.minor(kvm)}; '
@@ -131,6 +141,7 @@ def ordinary_with(cpu: str, folder: Path) -> list[str]:
 
 
 @as_root
+@pytest.mark.usefixtures("namespaces")
 def test_the_layers_of_an_ordinary_user(
     looping: Callable[..., int], cpu: str, tmp_path: Path
 ) -> None:
@@ -171,6 +182,7 @@ def test_the_guests_descriptors_and_no_others(
 
 
 @as_root
+@pytest.mark.usefixtures("namespaces")
 def test_verbose_names_every_layer(ptender: Run, guest: Build) -> None:
     done = ptender("-v", "--mem=8", guest("exit"))
     assert f"ptender: sandbox: {', '.join(LAYERS)}\n" in done.stderr
@@ -225,7 +237,9 @@ def without_namespaces() -> list[str]:
         "for name in mnt net ipc uts cgroup user; do "
         'echo 0 > /proc/sys/user/max_${name}_namespaces; done; exec "$@"'
     )
-    return ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", code, "sh"]
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", code, "sh"]
+    needs(*command)
+    return command
 
 
 @as_root
@@ -245,6 +259,7 @@ def test_a_missing_layer_is_reported_or_an_error(guest: Build, kvm: None) -> Non
 
 
 @as_root
+@pytest.mark.usefixtures("namespaces")
 def test_a_program_gets_the_missing_layers(guest: Build, kvm: None) -> None:
     """The same texts as the command's; on this machine no layer is missing."""
     code = (
@@ -267,6 +282,7 @@ def test_a_program_gets_the_missing_layers(guest: Build, kvm: None) -> None:
 
 
 @as_root
+@pytest.mark.usefixtures("namespaces")
 def test_a_bounding_set_that_stays_is_reported_or_an_error(guest: Build, cpu: str) -> None:
     lost = ["setpriv", "--bounding-set=-setpcap", "--inh-caps=-setpcap"]
     command = [*lost, str(PTENDER), "-v", "--mem=8", str(guest("exit"))]
@@ -300,8 +316,9 @@ def test_a_tender_that_stays_root_says_so(guest: Build) -> None:
 
 @as_root
 def test_without_proc(guest: Build) -> None:
-    run = 'umount -l /proc && exec "$@"'
-    command = ["unshare", "--mount", "sh", "-c", run, "sh", str(PTENDER), "-v", "--cpu=soft"]
+    command = ["unshare", "--mount", "sh", "-c", 'umount -l /proc && exec "$@"', "sh"]
+    needs(*command)
+    command += [str(PTENDER), "-v", "--cpu=soft"]
     done = subprocess.run([*command, str(guest("exit"))], capture_output=True, text=True)
     assert done.returncode == 0, done
     missing = "sandbox: no limit to memory: /proc: No such file or directory"
@@ -313,6 +330,7 @@ def test_without_proc(guest: Build) -> None:
 
 
 @as_root
+@pytest.mark.usefixtures("namespaces")
 def test_limits_that_are_lower_stay(looping: Callable[..., int], cpu: str, tmp_path: Path) -> None:
     """An ordinary user may not raise them again, and need not: the others are taken."""
     before = ["prlimit", "--fsize=65536", "--core=0", *ordinary_with(cpu, tmp_path)]

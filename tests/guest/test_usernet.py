@@ -23,6 +23,7 @@ from tender.errors import DeviceError
 from tender.host import passt
 from tests.guest.conftest import PTENDER, Build, Run
 from tests.guest.ordinary import ordinary
+from tests.needs import needs
 from tests.waiting import command_lines, wait_until
 
 pytestmark = pytest.mark.usefixtures("cpu")
@@ -36,6 +37,7 @@ GUEST_MAC = bytes.fromhex("020000000009")
 def needs_passt() -> None:
     if shutil.which("passt") is None:
         pytest.skip("passt is not installed: apt install passt")
+    needs("unshare", "--user")  # passt does
     try:
         passt.wait_for_end(passt.start(UserNet(), WHERE))
     except DeviceError as error:
