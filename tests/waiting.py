@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import fcntl
 import os
+import signal
 import termios
 import time
 from collections.abc import Callable, Iterator
@@ -56,10 +57,35 @@ def wait_until_blocked(pid: int, fd: int) -> None:
 def children(pid: int) -> list[int]:
     """The children of a process, and theirs."""
     found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for each in map(int, (task / "children").read_text().split()):
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            pids = list(map(int, task.read_text().split()))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        for each in pids:
             found += [each, *children(each)]
     return found
+
+
+def marked(variable: str, value: str) -> list[int]:
+    """The processes that began with this variable in their environment, zombies among them."""
+    wanted = f"{variable}={value}".encode()
+    found = []
+    for entry in os.listdir("/proc"):
+        try:
+            if entry.isdigit() and wanted in Path(f"/proc/{entry}/environ").read_bytes():
+                found.append(int(entry))
+        except OSError:
+            continue
+    return found
+
+
+def kill(pid: int) -> None:
+    """SIGKILL, where there is such a process and it is ours."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
 
 
 def command_lines() -> Iterator[tuple[int, str]]:

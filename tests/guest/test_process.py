@@ -25,7 +25,8 @@ from tender import BlockFile, Descriptor, Guest, Outcome
 from tender.embed import process, server
 from tender.errors import HostError, SandboxViolation, TenderError
 from tests.guest.conftest import Build, Namespace, Run
-from tests.waiting import wait_until
+from tests.needs import needs
+from tests.waiting import children, kill, marked, wait_until
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -43,25 +44,12 @@ def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv(MARK, value)
     yield value
     end_server()
-    wait_until(lambda: marked(value) == [os.getpid()] or not marked(value))
+    wait_until(lambda: marked(MARK, value) == [os.getpid()] or not marked(MARK, value))
 
 
 def end_server() -> None:
     process._at_exit()
     process._program = None
-
-
-def marked(value: str) -> list[int]:
-    """The processes of a test, zombies among them."""
-    wanted = f"{MARK}={value}".encode()
-    found = []
-    for entry in os.listdir("/proc"):
-        try:
-            if entry.isdigit() and wanted in Path(f"/proc/{entry}/environ").read_bytes():
-                found.append(int(entry))
-        except OSError:
-            continue
-    return found
 
 
 def is_gone(pid: int) -> bool:
@@ -106,7 +94,7 @@ def answers(wire: socket.socket) -> bool:
 def test_a_guest_has_a_process_of_its_own(guest: Build, mark: str) -> None:
     with Guest(guest("loop"), mem_mib=8) as running:
         assert running.pid != os.getpid()
-        assert running.pid in marked(mark)
+        assert running.pid in children(os.getpid())
         assert running.outcome is None
         assert f"process {running.pid}" in repr(running)
         outcome = running.stop()
@@ -146,6 +134,7 @@ def test_a_core_is_where_it_was_asked_for(guest: Build, mark: str, tmp_path: Pat
 def test_guests_are_in_namespaces_where_nothing_is(guest: Build) -> None:
     if os.geteuid() != 0:
         pytest.skip("/proc of a confined process is for root")
+    needs("unshare", "--mount", "--net", "--ipc", "--uts")
     with Guest(guest("loop"), mem_mib=8) as first, Guest(guest("loop"), mem_mib=8) as second:
         for running in (first, second):
             proc = f"/proc/{running.pid}"
@@ -193,7 +182,7 @@ def test_a_deadline(guest: Build, name: str, words: list[str]) -> None:
 def test_a_deadline_of_a_process_that_does_not_respond(
     guest: Build, mark: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deaf = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); child._started()"
+    deaf = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); started()"
     running = hostile(monkeypatch, f"{deaf}; signal.pause()", guest("loop"), deadline=0.5)
     outcome = running.run()
     assert (outcome.reason, outcome.signo) == ("deadline", signal.SIGKILL)
@@ -270,15 +259,8 @@ def test_a_child_that_is_killed_at_any_moment(guest: Build, mark: str, tmp_path:
 
 
 def kill_others(mark: str, known: set[int]) -> None:
-    for pid in set(marked(mark)) - known:
+    for pid in set(marked(MARK, mark)) - known:
         kill(pid)
-
-
-def kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def test_a_server_that_is_killed(guest: Build, mark: str) -> None:
@@ -340,7 +322,7 @@ def test_a_program_that_is_killed_at_any_moment(guest: Build, mark: str, tmp_pat
     words = [str(guest("exit")), str(guest("hold")), str(image), "", ""]
     for _ in range(50):
         kill_programs(1, 0.4, sys.executable, "-c", PROGRAM, *words)
-        wait_until(lambda: not set(marked(mark)) - {os.getpid()})
+        wait_until(lambda: not set(marked(MARK, mark)) - {os.getpid()})
         assert lock_is_free(image)
     assert os.listdir(tmp_path) == ["disk.img"]
 
@@ -352,7 +334,7 @@ def test_a_killed_program_leaves_no_tap(
     image.write_bytes(bytes(1 << 20))
     words = [str(guest("exit")), str(guest("hold")), str(image), str(guest("ping")), "tap9"]
     kill_programs(6, 2.0, *namespace.enter, sys.executable, "-c", PROGRAM, *words)
-    wait_until(lambda: not set(marked(mark)) - {os.getpid()})
+    wait_until(lambda: not set(marked(MARK, mark)) - {os.getpid()})
     wait_until(lambda: "tap9" not in namespace.ip("link"))
     assert lock_is_free(image)
 
@@ -365,7 +347,7 @@ def test_a_program_that_ends_with_guests_alive(guest: Build, mark: str, end: str
         f"others = [Guest({str(guest('loop'))!r}, mem_mib=8).start() for _ in range(3)]\n{end}"
     )
     subprocess.run([sys.executable, "-c", code], timeout=60, stderr=subprocess.DEVNULL)
-    wait_until(lambda: not set(marked(mark)) - {os.getpid()})
+    wait_until(lambda: not set(marked(MARK, mark)) - {os.getpid()})
 
 
 @pytest.mark.parametrize("wait", ["guest.wait()", "guest.console.wait_for('never', 100)"])

@@ -124,7 +124,9 @@ def ordinary() -> list[str]:
     """Run a command as an ordinary user who can still read the files of this checkout: by a
     capability that the sandbox has to drop."""
     options = ["setpriv", f"--reuid={ORDINARY}", f"--regid={ORDINARY}", "--clear-groups"]
-    return [*options, "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    options += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    needs(*options)
+    return options
 
 
 def ordinary_with(cpu: str, folder: Path) -> list[str]:
