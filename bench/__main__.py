@@ -16,7 +16,11 @@ import sys
 import time
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from importlib.util import find_spec
 from pathlib import Path
+
+if find_spec("tender") is None:
+    sys.exit("bench: ptender is not installed: pip install '.[bench]' in its checkout")
 
 from bench import (
     disk,

@@ -92,7 +92,15 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'tender' has no attribute {name!r}")
     from importlib import import_module
 
-    value: object = getattr(import_module(_MODULES[name]), name)
+    try:
+        value: object = getattr(import_module(_MODULES[name]), name)
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("tender._"):
+            raise
+        raise ImportError(
+            f"{__path__[0]} is not compiled: run ./quickstart beside it and use .venv/bin/python; "
+            "or, where ptender is installed, start Python in another folder: this one hides it"
+        ) from None
     globals()[name] = value
     return value
 
