@@ -98,7 +98,7 @@ declared_extras() {
     echo "${list#,}"
 }
 
-# Everything that an editable install depends on: changed, the project is installed again.
+# Everything that the install depends on, beside Python code: changed, it is made again.
 fingerprint() {
     { echo "$1 $PWD"; cat pyproject.toml setup.py abi/ffi_build.py bin/*; c_sources; } | sha256sum
 }
@@ -113,7 +113,9 @@ install_project() {
     local extras wanted
     extras=$(declared_extras "$@")
     wanted=$(fingerprint "$extras")
+    # A plain `pip install .` puts a copy there, which would be used and tested instead.
     if [ "$(cat ".venv/installed-$extras" 2>/dev/null)" != "$wanted" ] ||
+        [ -n "$(find .venv/lib/python3*/site-packages -maxdepth 1 -name tender 2>/dev/null)" ] ||
         ! .venv/bin/ptender --version >/dev/null 2>&1; then
         make_venv
         say "installing ptender and its Python packages in .venv (a minute or so) ..."
@@ -121,17 +123,19 @@ install_project() {
             --disable-pip-version-check -e ".[$extras]"
         echo "$wanted" >".venv/installed-$extras"
     fi
-    show_to_checkers
+    link_checkout
 }
 
-# What pip has installed is code that finds the checkout when Python runs. mypy and editors run
-# nothing: they read the paths in .pth files. The folder named there has the package and no more:
-# `tests' or `abi' must not be found where programs import what is theirs.
-show_to_checkers() {
+# pip's editable install is code that finds the checkout, run at each start of Python: 10 ms, and
+# mypy and editors, which run nothing, do not find it. A path does instead: that of a folder which
+# has the package and no more, as `tests' or `abi' must not be found where programs import what is
+# theirs. bin/ptender knows it.
+link_checkout() {
     local folder
     mkdir -p .venv/checkout
     ln -sfn "$PWD/tender" .venv/checkout/tender
     for folder in .venv/lib/python3*/site-packages; do
+        rm -f "$folder"/__editable__*ptender*
         echo "$PWD/.venv/checkout" >"$folder/ptender-checkout.pth"
     done
 }

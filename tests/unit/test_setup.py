@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,11 +33,68 @@ def test_a_program_elsewhere_is_type_checked_with_ours(tmp_path: Path) -> None:
 
 
 def test_the_other_folders_of_a_checkout_are_not_importable_elsewhere(tmp_path: Path) -> None:
-    code = "import tender, tender.seccomp, tender.guest_bindings, bench"
+    code = "import tender, bench"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
     )
     assert "No module named 'bench'" in done.stderr
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What a newcomer has after `git clone`: nothing is compiled."""
+    for folder in ("tender", "bench"):
+        ignored = shutil.ignore_patterns("*.so", "__pycache__")
+        shutil.copytree(ROOT / folder, tmp_path / "clone" / folder, ignore=ignored)
+    return tmp_path / "clone"
+
+
+@pytest.fixture
+def empty_python(tmp_path: Path) -> str:
+    """A Python where nothing is installed."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    return str(tmp_path / "venv/bin/python")
+
+
+def run_in(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True)
+
+
+def test_the_bench_measures_what_is_installed(clone: Path, empty_python: str) -> None:
+    """The commands of docs/performance.md: the clone's own package would hide the installed one."""
+    text = (ROOT / "docs/performance.md").read_text()
+    assert "\npip install '.[bench]'\nSOLO5_HVT=/path/to/solo5-hvt python -m bench " in text
+    done = run_in(clone, sys.executable, "-m", "bench", "--list")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "hello " in done.stdout
+    done = run_in(clone, empty_python, "-m", "bench", "--list")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "bench: ptender is not installed: pip install '.[bench]' in its checkout\n",
+    )
+
+
+def test_a_clone_that_is_not_compiled_says_what_to_do(clone: Path, empty_python: str) -> None:
+    for python in (sys.executable, empty_python):
+        assert run_in(clone, python, "-c", "import tender").stderr == ""
+        done = run_in(clone, python, "-c", "from tender import Guest")
+        assert done.stderr.splitlines()[-1] == (
+            f"ImportError: {clone}/tender is not compiled: run ./quickstart beside it and use "
+            ".venv/bin/python; or, where ptender is installed, start Python in another folder: "
+            "this one hides it"
+        )
+
+
+def test_the_command_is_found_without_site() -> None:
+    """./quickstart's users do not wait for pip's finders of editable packages."""
+    if not (ROOT / ".venv/checkout").exists() or Path(sys.prefix) != ROOT / ".venv":
+        pytest.skip("not installed by ./quickstart or ./check")
+    words = [sys.executable, "-ISX", "importtime", str(Path(sys.executable).with_name("ptender"))]
+    done = subprocess.run([*words, "--version"], capture_output=True, text=True)
+    imported = [line.rpartition("| ")[2].strip() for line in done.stderr.splitlines()]
+    assert "tender.cli.main" in imported
+    assert "site" not in imported
+    assert not list(Path(sys.prefix).glob("lib/python3*/site-packages/__editable__*ptender*"))
 
 
 @pytest.mark.parametrize(
