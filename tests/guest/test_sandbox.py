@@ -754,6 +754,8 @@ def the_usual_ends(suite: Suite, cpu: str) -> None:
     suite.run("--mem=8", suite.guest("hlt"), status=1)
     suite.run("--mem=8", suite.guest("sleep"))
     suite.run("--mem=8", suite.guest("loop"), status=1, until=strace.says("looping"))
+    if cpu == "soft":
+        suite.run("--mem=8", suite.guest("instructions"))  # RDRAND
 
 
 def much_memory(suite: Suite, cpu: str) -> None:
