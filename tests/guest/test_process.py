@@ -182,7 +182,7 @@ def test_a_deadline(guest: Build, name: str, words: list[str]) -> None:
 def test_a_deadline_of_a_process_that_does_not_respond(
     guest: Build, mark: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deaf = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); started()"
+    deaf = "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); started('')"
     running = hostile(monkeypatch, f"{deaf}; signal.pause()", guest("loop"), deadline=0.5)
     outcome = running.run()
     assert (outcome.reason, outcome.signo) == ("deadline", signal.SIGKILL)
