@@ -31,6 +31,7 @@ from tender.modules.net import Net
 from tender.modules.poll import Poll
 from tender.modules.time import Time
 from tender.outcome import NetCounters, Outcome, Statistics
+from tender.sandbox import fdtable
 from tender.sandbox.fdtable import FdTable, device_labels
 from tender.stop import Stopped
 
@@ -80,7 +81,7 @@ def run(
         machine = assemble(config, stop, warn, cleanup, sandbox, created)
         start_ring = machine.ring.start if machine.ring else None
         if sandbox:
-            sandbox.enter(machine.fd_table, machine.file_bytes(), start_ring)
+            sandbox.enter(machine.fd_table, start_ring)
         elif start_ring:
             start_ring()
         if started:
@@ -185,7 +186,9 @@ def assemble(
 
             ring_ = Ring(fds["kick"], memory, engine.cell, devices.net, stop, cleanup)
         vcpu = EngineVcpu(vcpu, engine, ring_)  # type: ignore[arg-type]  # it is KVM's
-    fd_table = FdTable(accelerator.name, tuple(fds), devices.labels)
+    capacities = {handle: disk.capacity for handle, disk in devices.block.devices.items()}
+    sizes = fdtable.sizes(devices.labels, capacities, core.size(memory.size) if core else None)
+    fd_table = FdTable(accelerator.name, tuple(fds), devices.labels, sizes)
     return Machine(
         image,
         boot,
@@ -220,11 +223,6 @@ class Machine:
     ring: Ring | None
     trace: Trace | None
     core: Target | None
-
-    def file_bytes(self) -> int:
-        """How long a file may become that the tender writes to."""
-        core_bytes = self.core.size(self.memory) if self.core else 0
-        return max([core_bytes, *(disk.capacity for disk in self.devices.block.devices.values())])
 
     def statistics(self) -> Statistics:
         """What the devices have done until now."""

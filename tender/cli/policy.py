@@ -17,12 +17,13 @@ from tender.accel import choice, choose
 from tender.cleanup import Cleanup
 from tender.cli import options
 from tender.clock import HostClock
-from tender.config import usable_memory
+from tender.config import BlockFile, usable_memory
 from tender.dataclass import dataclass
 from tender.errors import UsageError
 from tender.image.file import open_image
 from tender.machine import ring_region
 from tender.modules.assign import assign, check_all_attached
+from tender.observe.core import Target
 from tender.sandbox import fdtable, seccomp
 from tender.sandbox.fdtable import FdTable, device_labels
 
@@ -34,13 +35,15 @@ if TYPE_CHECKING:
     from tender.image.elf import Image
     from tender.sandbox.policy import Rule
 
+OFFSET_MAX = (1 << 63) - 1
 OPTIONS = ("--bpf", "--json")  # beside those of a run
 HELP = "ptender policy --help"
 USAGE = """\
 usage: ptender policy [--bpf | --json] [OPTIONS] KERNEL [ARGS]
 
 Show which system calls `ptender OPTIONS KERNEL ARGS` may make while the guest
-runs. No device is attached, and the guest is not run.
+runs. No device is attached, and the guest is not run. SIZE is the length of a
+file; a disk that can't be opened counts as the largest there can be.
 
   --bpf    the filter of the guest's thread, as raw struct sock_filter:
            ptender policy --bpf k.hvt | scmp_bpf_disasm
@@ -114,23 +117,28 @@ def show(config: Config) -> Shown:
     devices = {handle: device_labels(spec) for handle, spec in specs.items()}
     fixed = ["console", "stderr"]
     fixed += ["vcpu"] if accelerator == "kvm" else []
-    if ring_region(config, image, usable_memory(config.mem_bytes), accelerator, devices):
-        fixed += ["kick"]
+    mem_bytes = usable_memory(config.mem_bytes)
+    ring_bytes = ring_region(config, image, mem_bytes, accelerator, devices)
+    fixed += ["kick"] if ring_bytes else []
     fixed += ["trace"] if config.trace is not None else []
-    fixed += ["pagemap", "core", "core-helper"] if config.dumpcore is not None else []
-    table = FdTable(accelerator, tuple(fixed), devices)
+    core_bytes = None
+    if config.dumpcore is not None:
+        fixed += ["pagemap", "core", "core-helper"]
+        core_bytes = Target.size(mem_bytes - ring_bytes)
+    capacities = {handle: _capacity(spec) for handle, spec in blocks.items()}
+    sizes = fdtable.sizes(devices, capacities, core_bytes)
+    table = FdTable(accelerator, tuple(fixed), devices, sizes)
     numbers = {fdtable.FIXED[name]: (name, MEANINGS[name]) for name in fixed}
     for device in image.manifest.devices:
         if device.handle in devices:
             kind = "network" if device.handle in nets else "block"
             what = f"{kind} device '{device.name}': {_what(specs[device.handle])}"
             numbers[fdtable.device_fd(device.handle)] = ("/".join(devices[device.handle]), what)
-    fds = table.by_label()
     return Shown(
         table,
         dict(sorted(numbers.items())),
-        seccomp.build(table.policies(), fds),
-        seccomp.build(table.ring_policies(), fds),
+        seccomp.build(table.policies(), table),
+        seccomp.build(table.ring_policies(), table),
     )
 
 
@@ -141,6 +149,22 @@ def _accelerator(config: Config, image: Image) -> str:
         return wanted
     with Cleanup() as cleanup:
         return choose(config, image, HostClock(), cleanup).name
+
+
+def _capacity(spec: BlockValue) -> int:
+    """The size of a disk; the largest offset there is where it can't be opened."""
+    if isinstance(spec, BlockFile):
+        try:
+            fd = os.open(spec.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            return OFFSET_MAX
+        try:
+            return os.lseek(fd, 0, os.SEEK_END)
+        except OSError:
+            return OFFSET_MAX
+        finally:
+            os.close(fd)
+    return OFFSET_MAX
 
 
 def _what(spec: Any) -> str:

@@ -158,5 +158,6 @@ def _create_vm() -> accel.KvmAccelerator | None:
 def _compile_filter(table: FdTable) -> None:
     from tender.sandbox import seccomp
 
-    table = FdTable(table.cpu, (*table.fixed, "report"), table.devices)
-    seccomp.compile(seccomp.build(table.policies(), table.by_label()), trap=True)
+    fixed = (*(label for label in table.fixed if label != "stderr"), "report")
+    table = FdTable(table.cpu, fixed, table.devices, table.sizes)
+    seccomp.compile(seccomp.build(table.policies(), table), trap=True)

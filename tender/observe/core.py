@@ -73,9 +73,10 @@ class Target:
         except ChildProcessError:
             pass  # whoever started this process had it ignore SIGCHLD
 
-    def size(self, memory: GuestMemory) -> int:
-        """The length of the core file of a guest, in bytes."""
-        return MEMORY_OFFSET + memory.size
+    @staticmethod
+    def size(mem_bytes: int) -> int:
+        """The length of the core file of a guest with this memory, in bytes."""
+        return MEMORY_OFFSET + mem_bytes
 
     def write(self, memory: GuestMemory, state: Any, check: Callable[[], None]) -> str:
         """Write the core of a guest, once; returns its path.
@@ -145,7 +146,7 @@ def _aarch64_registers(state: aarch64.State) -> list[int]:
 def _write_core(
     fd: int, pagemap: int, memory: GuestMemory, state: Any, check: Callable[[], None]
 ) -> None:
-    os.ftruncate(fd, MEMORY_OFFSET + memory.size)
+    os.ftruncate(fd, Target.size(memory.size))
     _pwrite(fd, memoryview(header(memory.size, state)), 0)
     for start, end in touched(memory, pagemap):
         check()

@@ -1,7 +1,7 @@
 """The descriptors that a tender holds while its guest runs, and the policies that follow. Pure.
 
 The rule here: a descriptor has the same number in every run of one command line, so that one
-command line has one filter, and `ptender policy` can show it without opening anything.
+command line has one filter, and `ptender policy` can show it without attaching anything.
 """
 
 from __future__ import annotations
@@ -33,6 +33,18 @@ def device_fd(handle: int) -> int:
     return FIRST_DEVICE + handle
 
 
+def sizes(
+    devices: Mapping[int, tuple[str, ...]], capacities: Mapping[int, int], core: int | None
+) -> dict[int, int]:
+    """FdTable.sizes for disks with these capacities by handle, and a core file of this length."""
+    found = {
+        device_fd(handle): capacities[handle]
+        for handle, labels in devices.items()
+        if "block-writable" in labels
+    }
+    return found if core is None else {**found, FIXED["core"]: core}
+
+
 def device_labels(spec: NetValue | BlockValue) -> tuple[str, ...]:
     """The labels of the descriptor of a device that is attached to this."""
     if isinstance(spec, (StreamNet, UserNet)):
@@ -48,11 +60,13 @@ def device_labels(spec: NetValue | BlockValue) -> tuple[str, ...]:
 @dataclass
 class FdTable:
     """`cpu` is "kvm" or "soft"; `fixed` has labels of FIXED, `devices` those of each device by
-    its handle. `@LABEL` in a policy means the descriptors with that label."""
+    its handle. `@LABEL` in a policy means the descriptors with that label. `sizes` has the maximum
+    length in bytes of each file that the tender writes to, logs excepted, by descriptor."""
 
     cpu: str
     fixed: tuple[str, ...]
     devices: Mapping[int, tuple[str, ...]]
+    sizes: Mapping[int, int]
 
     def by_label(self) -> dict[str, list[int]]:
         """The descriptors with each label."""

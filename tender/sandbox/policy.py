@@ -7,8 +7,9 @@ line, written as the call would be in C, with its reason:
 
 An argument is `_` (any value), a number or a constant of the kernel's headers (several with `|`),
 `!FLAG` (without these bits), `<=N`, or `@label`: one of the descriptors with that label. An entry
-with a label that no descriptor has allows nothing. Further arguments may have any value. The kernel
-takes an int from the lower half of a register, so only that is compared; `0L` compares all of it.
+with a label that no descriptor has allows nothing. `<SIZE` and `<=SIZE` compare with the size in
+bytes of the file that the first argument is. Further arguments may have any value. The kernel takes
+an int from the lower half of a register, so only that is compared; `0L` compares all of it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     Fds = Mapping[str, Sequence[int]]  # by label
+    Sizes = Mapping[int, int]  # of files in bytes, by descriptor
     Constant = Callable[[str], int]
 
 INT = 0xFFFFFFFF
@@ -95,12 +97,18 @@ def _entry(line: str) -> Entry:
     return Entry(call.strip(), words, reason.strip())
 
 
-def expand(entries: Iterable[Entry], fds: Fds, constant: Constant) -> list[Rule]:
+def expand(entries: Iterable[Entry], fds: Fds, sizes: Sizes, constant: Constant) -> list[Rule]:
     """The rules for these descriptors; `constant` returns the value of a kernel constant."""
     rules = []
     for entry in entries:
         choices: list[tuple[Compare, ...]] = [()]
         for index, word in enumerate(entry.arguments):
+            if word in ("<SIZE", "<=SIZE"):
+                short = word == "<SIZE"
+                choices = [
+                    (*before, _at_most(index, sizes[before[0].value] - short)) for before in choices
+                ]
+                continue
             wanted = _compares(index, word, fds, constant)
             choices = [(*before, *each) for before in choices for each in wanted]
         rules += [Rule(entry.call, compares, entry) for compares in choices]
@@ -116,7 +124,7 @@ def _compares(index: int, word: str, fds: Fds, constant: Constant) -> list[tuple
     if word[0] == "!":
         return [(Compare(index, MASKED_EQ, _number(word[1:], constant), 0),)]
     if word[:2] == "<=":
-        return [(Compare(index, LE, _number(word[2:], constant), _number(word[2:], constant)),)]
+        return [(_at_most(index, _number(word[2:], constant)),)]
     mask = LONG if word[-1] == "L" and word[0] in DIGITS else INT
     return [
         (
@@ -128,6 +136,10 @@ def _compares(index: int, word: str, fds: Fds, constant: Constant) -> list[tuple
             ),
         )
     ]
+
+
+def _at_most(index: int, limit: int) -> Compare:
+    return Compare(index, LE, limit, limit)
 
 
 def _number(text: str, constant: Constant) -> int:

@@ -114,10 +114,12 @@ class Sandbox:
         """Move each descriptor to its number in the table and close all others.
 
         `fixed` has the descriptors by label, `devices` those of the guest by handle. Returns the
-        new numbers of `fixed`.
+        new numbers. A program's child has a report in the place of standard error, which is its
+        program's.
         """
         if self.report_fd is not None:
-            fixed = {**fixed, "report": self.report_fd}
+            fixed = {label: fd for label, fd in fixed.items() if label != "stderr"}
+            fixed["report"] = self.report_fd
         table = {FIXED[label]: fd for label, fd in fixed.items()}
         table |= {device_fd(handle): device.fd for handle, device in devices.items()}
         table |= dict(enumerate(self._namespaces, FIRST_NAMESPACE))
@@ -136,22 +138,19 @@ class Sandbox:
     def enter(
         self,
         table: FdTable,
-        file_bytes: int,
         start_threads: Callable[[bytes], None] | None = None,
     ) -> None:
         """Give up everything that is not in `table`, for good.
 
-        `file_bytes` is the maximum length of the guest's files; `start_threads` is called with
-        the filter for the thread of the network ring.
+        `start_threads` is called with the filter for the thread of the network ring.
 
         Raises SandboxError; then the process must end, because it has given up too much.
         """
         # What can fail for lack of memory or of a file comes first.
         trap = self.report_fd is not None
-        fds = table.by_label()
 
         def compiled(policies: list[str]) -> bytes:
-            return seccomp.compile(seccomp.build(policies, fds), trap=trap)
+            return seccomp.compile(seccomp.build(policies, table), trap=trap)
 
         main = compiled(table.policies())
         ring = compiled(table.ring_policies()) if start_threads else b""
@@ -179,8 +178,7 @@ class Sandbox:
         self._layer("Landlock", confine.landlock)
         if start_threads:
             start_threads(ring)  # the limits leave no address space for another thread
-        file_limit = _file_limit(table, file_bytes)
-        self._layer("limits", confine.limit, FDS_END, address_space, file_limit)
+        self._layer("limits", confine.limit, FDS_END, address_space, _file_limit(table))
         if trap and lib.sandbox_report_to(FIXED["report"]):
             raise HostError("sandbox: cannot handle SIGSYS", "sigaction", ffi.errno)
         seccomp.install(main)
@@ -219,8 +217,8 @@ class Sandbox:
         self.missing_layers.append(missing)
 
 
-def _file_limit(table: FdTable, file_bytes: int) -> int | None:
+def _file_limit(table: FdTable) -> int | None:
     """The limit on the length of files; None where a log is a regular file, which may grow."""
     logs = [FIXED[label] for label in ("console", "stderr", "trace") if label in table.fixed]
     regular = any(stat.S_ISREG(os.fstat(fd).st_mode) for fd in logs)
-    return None if regular else file_bytes
+    return None if regular else max(table.sizes.values(), default=0)

@@ -18,6 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from tender.sandbox.fdtable import FdTable
     from tender.sandbox.policy import Rule
 
 LIBRARY = b"libseccomp.so.2"
@@ -75,9 +76,12 @@ def _open(name: str) -> int:
         raise SandboxError(f"sandbox: {name}: {os.strerror(error.errno or 0)}") from None
 
 
-def build(modules: Iterable[str], fds: policy.Fds) -> list[Rule]:
+def build(modules: Iterable[str], table: FdTable) -> list[Rule]:
     """The rules of these modules for these descriptors."""
-    return [rule for module in modules for rule in policy.expand(entries(module), fds, constant)]
+    fds, sizes = table.by_label(), table.sizes
+    return [
+        rule for module in modules for rule in policy.expand(entries(module), fds, sizes, constant)
+    ]
 
 
 def constant(name: str) -> int:

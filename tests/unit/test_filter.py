@@ -28,12 +28,15 @@ UPROBES = {335, 336} if platform.machine() == "x86_64" else set()
 DEVICES = {1: ("net",), 2: ("net",), 3: ("block", "block-writable"), 4: ("block",)}
 OTHERS = {1: ("net-stream",), 2: ("block-remote",)}
 USUAL = ("console", "stderr")
+SIZES = {fdtable.device_fd(3): 5 << 30, fdtable.FIXED["core"]: (8 << 20) + 4096}
 TABLES = {
-    "kvm": FdTable("kvm", (*USUAL, "vcpu"), DEVICES),
-    "kvm with everything": FdTable("kvm", tuple(fdtable.FIXED), {**DEVICES, 5: ("net-stream",)}),
-    "soft": FdTable("soft", USUAL, DEVICES),
-    "a child on KVM": FdTable("kvm", (*USUAL, "vcpu", "report"), OTHERS),
-    "a child on the software CPU": FdTable("soft", (*USUAL, "report"), {}),
+    "kvm": FdTable("kvm", (*USUAL, "vcpu"), DEVICES, SIZES),
+    "kvm with everything": FdTable(
+        "kvm", tuple(fdtable.FIXED), {**DEVICES, 5: ("net-stream",)}, SIZES
+    ),
+    "soft": FdTable("soft", USUAL, DEVICES, SIZES),
+    "a child on KVM": FdTable("kvm", ("console", "vcpu", "report"), OTHERS, {}),
+    "a child on the software CPU": FdTable("soft", ("console", "report"), {}, {}),
 }
 
 JUMP_IF_EQUAL, RETURN, ALLOW = 0x15, 0x06, 0x7FFF0000  # linux/bpf_common.h, linux/seccomp.h
@@ -44,11 +47,11 @@ Case = tuple[int, ...]
 def policies() -> list[tuple[str, list[Rule], bool]]:
     """Each policy by a name: its rules, and whether a violation is reported."""
     found = [
-        (name, seccomp.build(each.policies(), each.by_label()), "report" in each.fixed)
+        (name, seccomp.build(each.policies(), each), "report" in each.fixed)
         for name, each in TABLES.items()
     ]
     everything = TABLES["kvm with everything"]
-    ring = seccomp.build(everything.ring_policies(), everything.by_label())
+    ring = seccomp.build(everything.ring_policies(), everything)
     return [*found, ("the ring's thread", ring, False)]
 
 
@@ -136,8 +139,8 @@ from tender.sandbox.fdtable import FdTable
 memory = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
 memory.write(bytes.fromhex("b814000000cd80c3"))  # mov eax, 20 (getpid); int 0x80; ret
 call = ctypes.CFUNCTYPE(ctypes.c_long)(ctypes.addressof(ctypes.c_char.from_buffer(memory)))
-table = FdTable("kvm", ("stderr",), {})
-compiled = seccomp.compile(seccomp.build(table.policies(), table.by_label()))
+table = FdTable("kvm", ("stderr",), {}, {})
+compiled = seccomp.compile(seccomp.build(table.policies(), table))
 confine.no_new_privileges()
 seccomp.install(compiled)
 call()

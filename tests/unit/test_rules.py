@@ -15,16 +15,18 @@ from tender.config import (
     Tap,
     UserNet,
 )
+from tender.modules import STEP
 from tender.sandbox import fdtable, policy, seccomp
 
 FOLDER = Path(seccomp.__file__).parents[2] / "seccomp"
 FILES = sorted(path.stem for path in FOLDER.glob("*.policy"))
 NUMBERS = {"KVM_RUN": 0xAE80, "PROT_EXEC": 4, "A": 1, "B": 2}
+SIZES = {17: 4096, 18: 1 << 40}
 ARGUMENTS = (0, 0, 0, 0, 0, 0)
 
 
 def expand(line: str, **held: list[int]) -> list[policy.Rule]:
-    return policy.expand(policy.parse(line), held, NUMBERS.__getitem__)
+    return policy.expand(policy.parse(line), held, SIZES, NUMBERS.__getitem__)
 
 
 def allows(line: str, *arguments: int, **held: list[int]) -> bool:
@@ -71,6 +73,19 @@ def test_flags_limits_and_any() -> None:
     assert not policy.Rule("f", (), policy.Entry("f", (), "x")).allows("g", ARGUMENTS)
 
 
+def test_the_size_of_a_file() -> None:
+    line = "pwrite64(@block, _, <=512, <SIZE) -- x"
+    disks = {"block": [17, 18]}
+    assert allows(line, 17, 0, 512, 4095, **disks)
+    assert not allows(line, 17, 0, 512, 4096, **disks)
+    assert not allows(line, 17, 0, 513, 0, **disks)
+    assert not allows(line, 17, 0, 1, 1 << 40, **disks)
+    assert allows(line, 18, 0, 1, (1 << 40) - 1, **disks)
+    assert not allows(line, 18, 0, 1, (1 << 64) - 1, **disks)
+    assert allows("ftruncate(@core, <=SIZE) -- x", 17, 4096, core=[17])
+    assert not allows("ftruncate(@core, <=SIZE) -- x", 17, 4097, core=[17])
+
+
 def test_every_choice_of_two_descriptors_is_a_rule() -> None:
     assert len(expand("f(@a, @b) -- x", a=[1, 2], b=[3, 4, 5])) == 6
 
@@ -95,8 +110,9 @@ def test_a_policy_file(name: str) -> None:
     entries = policy.parse(text)
     assert len({str(entry) for entry in entries}) == len(entries), "no entry twice"
     held = {each: [fdtable.FIXED.get(each, 17)] for entry in entries for each in entry.labels}
+    sizes = {fd: 4096 for fds in held.values() for fd in fds}
     for entry in entries:
-        (rule, *_) = policy.expand([entry], held, seccomp.constant)
+        (rule, *_) = policy.expand([entry], held, sizes, seccomp.constant)
         assert seccomp.syscall_number(rule.call) >= 0, f"x86_64 has no {rule.call}"
         assert not entry.reason.endswith(".") or entry.reason.endswith("...")
 
@@ -112,7 +128,7 @@ def test_each_file_is_somebodys_and_the_other_way_round() -> None:
     devices = dict(enumerate(kinds))
     used = set()
     for cpu in ("kvm", "soft"):
-        whole = fdtable.FdTable(cpu, tuple(fdtable.FIXED), devices)
+        whole = fdtable.FdTable(cpu, tuple(fdtable.FIXED), devices, {})
         used |= {*whole.policies(), *whole.ring_policies()}
     assert used == set(FILES)
     names = {name for file in FILES for entry in seccomp.entries(file) for name in entry.labels}
@@ -127,6 +143,19 @@ def test_what_a_device_is_called() -> None:
     assert fdtable.device_labels(BlockFile("x", overlay=True)) == ("block",)
     assert fdtable.device_labels(BlockDescriptor(3, readonly=True)) == ("block",)
     assert fdtable.device_labels(BlockDescriptor(3)) == ("block", "block-writable")
+
+
+def test_writes_to_files_are_bounded() -> None:
+    """A file gets longer by the length of one call at most, also where RLIMIT_FSIZE is not set."""
+    sequential = {"console", "stderr", "trace", "report", "sync", "core-helper"}
+    sequential |= {"net", "net-stream", "block-remote"}
+    calls = ("pwrite64", "pwritev", "pwritev2", "ftruncate", "fallocate", "write", "writev")
+    for name in FILES:
+        for entry in seccomp.entries(name):
+            if entry.call in calls and entry.labels[0] not in sequential:
+                assert entry.arguments[-1] in ("<SIZE", "<=SIZE"), entry
+    (write,) = (each for each in seccomp.entries("block") if each.call == "pwrite64")
+    assert int(write.arguments[2][2:], 0) == STEP
 
 
 def test_no_policy_opens_anything() -> None:
