@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
+from errno import EINVAL
 
 from tender._native import ffi, lib
 from tender.config import is_number
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 
 NOBODY = 65534
+FIRST_USER = 0x70000000  # of root's tenders: plus its PID, which no other process has
 # Bytes by which the memory of the tender itself may grow; on the software CPU, the translated code.
 MALLOC_BYTES = 64 << 20
 TRANSLATOR_BYTES = 3 << 29
@@ -79,8 +81,8 @@ class Sandbox:
     """The sandbox of this process: `move_descriptors`, then `enter`, then run the guest.
 
     `mode` is "on" or "require"; `user` is what --user names; `warn` gets a line if this process
-    has to stay root. For the child of a program: `report_fd` is where it reports a violation,
-    `parent_pid` the process with which it is to end, `namespaces` those that
+    has to stay root, or to share a user. For the child of a program: `report_fd` is where it
+    reports a violation, `parent_pid` the process with which it is to end, `namespaces` those that
     confine.make_namespaces made.
     """
 
@@ -97,7 +99,7 @@ class Sandbox:
         self._require = mode == "require"
         if user is not None and os.geteuid() != 0:
             raise UsageError(f"{option('user', user)}: only root can change the user")
-        self._user = (NOBODY, NOBODY) if user is None else parse_user(user)
+        self._user = None if user is None else parse_user(user)
         self._warn = warn
         self._parent_pid = parent_pid
         self._namespaces = namespaces or []
@@ -164,12 +166,8 @@ class Sandbox:
         if "namespaces" not in self.layers:
             self.report_missing("empty root", "it needs the namespaces")
         self._try("empty bounding set", confine.empty_bounding_set)  # needs CAP_SETPCAP
-        user = f"user {self._user[0]}"
-        if os.geteuid() == 0 and not self._layer(user, confine.become_user, *self._user):
-            self._warn(
-                f"sandbox: no {self.missing_layers[-1]}: the tender stays root, without "
-                "capabilities; start it as an ordinary user"
-            )
+        if os.geteuid() == 0:
+            self._become_user()
         self._layer("no capabilities", confine.drop_capabilities)
         self._layer("no new privileges", confine.no_new_privileges)
         self._layer("not dumpable", confine.not_dumpable)
@@ -184,6 +182,25 @@ class Sandbox:
         seccomp.install(main)
         self.layers.append("seccomp")
         self.entered = True
+
+    def _become_user(self) -> None:
+        uid, gid = self._user or (FIRST_USER + os.getpid(),) * 2
+        try:
+            confine.become_user(uid, gid)
+            self.layers.append(f"user {uid}")
+            return
+        except OSError as error:
+            if self._user is None and error.errno == EINVAL:
+                self._warn(
+                    f"sandbox: this user namespace does not map user {uid}: the tender becomes "
+                    f"{NOBODY}, as others may ({option('user', 'UID')} names another)"
+                )
+                uid = gid = NOBODY
+        if not self._layer(f"user {uid}", confine.become_user, uid, gid):
+            self._warn(
+                f"sandbox: no {self.missing_layers[-1]}: the tender stays root, without "
+                "capabilities; start it as an ordinary user"
+            )
 
     def _address_space(self, cpu: str) -> int | None:
         """The limit on the address space, in bytes; None: it cannot be computed."""

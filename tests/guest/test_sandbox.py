@@ -38,7 +38,7 @@ from tests.waiting import (
 )
 
 LAYERS = [
-    "descriptors", "namespaces", "empty root", "user 65534", "no capabilities",
+    "descriptors", "namespaces", "empty root", "user PID", "no capabilities",
     "no new privileges", "not dumpable", "Landlock", "limits", "seccomp",
 ]  # fmt: skip
 ORDINARY = 12345  # a user that no file knows
@@ -50,6 +50,11 @@ def namespaces() -> None:
     """What all layers of the sandbox take: not to be had in a chroot, nor in most containers."""
     needs("unshare", "--mount", "--net", "--ipc", "--uts")
     needs("unshare", "--user")
+
+
+def by_pid(text: str) -> str:
+    """The layers as in LAYERS: with the user of a tender's own as `user PID`."""
+    return re.sub(r"\buser 18[78][0-9]{7}\b", "user PID", text)
 
 
 def start(*arguments: object, **options: object) -> subprocess.Popen[str]:
@@ -95,7 +100,7 @@ def namespaces_of(pid: int | str) -> dict[str, str]:
 def test_the_layers_of_root(looping: Callable[..., int], cpu: str) -> None:
     pid = looping("--mem=8", stdin=subprocess.DEVNULL)
     status = status_of(pid)
-    assert set(status["Uid"].split() + status["Gid"].split()) == {"65534"}
+    assert set(status["Uid"].split() + status["Gid"].split()) == {str(0x70000000 + pid)}
     assert status["Groups"] == ""
     for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
         assert int(status[name], 16) == 0, name
@@ -187,7 +192,7 @@ def test_the_guests_descriptors_and_no_others(
 @pytest.mark.usefixtures("namespaces")
 def test_verbose_names_every_layer(ptender: Run, guest: Build) -> None:
     done = ptender("-v", "--mem=8", guest("exit"))
-    assert f"ptender: sandbox: {', '.join(LAYERS)}\n" in done.stderr
+    assert f"ptender: sandbox: {', '.join(LAYERS)}\n" in by_pid(done.stderr)
     assert "sandbox" not in ptender("--mem=8", guest("exit")).stderr
 
 
@@ -271,7 +276,7 @@ def test_a_program_gets_the_missing_layers(guest: Build, kvm: None) -> None:
     )
     program = [sys.executable, "-c", code, str(guest("loop"))]
     done = subprocess.run(program, capture_output=True, text=True)
-    assert done.stdout == f"{'; '.join(LAYERS)}\n\n", done
+    assert by_pid(done.stdout) == f"{'; '.join(LAYERS)}\n\n", done
     done = subprocess.run([*without_namespaces(), *program], capture_output=True, text=True)
     there, missing = done.stdout.splitlines()
     assert "namespaces" not in there
@@ -292,7 +297,7 @@ def test_a_bounding_set_that_stays_is_reported_or_an_error(guest: Build, cpu: st
     assert done.returncode == 0, done
     missing = "ptender: sandbox: no empty bounding set: Operation not permitted"
     assert f"{missing}\n" in done.stderr
-    assert f"ptender: sandbox: {', '.join(LAYERS)}\n" in done.stderr
+    assert f"ptender: sandbox: {', '.join(LAYERS)}\n" in by_pid(done.stderr)
     command.insert(-1, "--sandbox=require")
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
@@ -309,11 +314,48 @@ def test_a_tender_that_stays_root_says_so(guest: Build) -> None:
     lost = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
     command = [*lost, str(PTENDER), "--cpu=soft", "--mem=8", str(guest("exit"))]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (
+    assert (done.returncode, by_pid(done.stderr)) == (
         0,
-        "ptender: sandbox: no user 65534: Operation not permitted: the tender stays root, without "
+        "ptender: sandbox: no user PID: Operation not permitted: the tender stays root, without "
         "capabilities; start it as an ordinary user\n",
     )
+
+
+@as_root
+def test_two_tenders_of_root_cannot_signal_each_other(looping: Callable[..., int]) -> None:
+    first, second = looping("--mem=8"), looping("--mem=8")
+    uid = status_of(first)["Uid"].split()[0]
+    code = f"import os; os.setuid({uid}); os.kill({first}, 0); os.kill({second}, 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "PermissionError" in done.stderr
+    code = f"import os; os.setuid({uid}); os.kill({first}, 0)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@as_root
+def test_a_user_that_is_not_mapped(guest: Build) -> None:
+    """Root of a user namespace as containers have it: 65536 ids."""
+    command = [str(PTENDER), "-v", "--cpu=soft", "--mem=8", str(guest("exit"))]
+    code = (
+        "import os, sys; made, report = os.pipe(); go, hold = os.pipe()\n"
+        "pid = os.fork()\n"
+        "if not pid:\n"
+        "    __import__('ctypes').CDLL(None).unshare(0x10000000)  # CLONE_NEWUSER\n"
+        "    os.write(report, b'!'); os.read(go, 1); os.setgid(0); os.setuid(0)\n"
+        "    os.execv(sys.argv[1], sys.argv[1:])\n"
+        "os.read(made, 1)\n"
+        "for kind in 'uid', 'gid':\n"
+        "    with open(f'/proc/{pid}/{kind}_map', 'w') as map: map.write('0 0 65536')\n"
+        "os.write(hold, b'!')\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
+    assert done.returncode == 0, done
+    assert by_pid(done.stderr).startswith(
+        "ptender: sandbox: this user namespace does not map user PID: the tender becomes 65534, "
+        "as others may (--user=UID names another)\n"
+    )
+    assert "empty root, user 65534, no capabilities" in done.stderr
 
 
 @as_root
