@@ -6,6 +6,7 @@ error before the start is raised; after it, everything is an Outcome.
 
 from __future__ import annotations
 
+import os
 from errno import EINTR
 
 from tender import accel, loop
@@ -154,7 +155,7 @@ def assemble(
         from tender.engine import ring
 
         fds["kick"] = ring.open_kick(accelerator.vm, cleanup)
-    fds |= _open_trace(config, cleanup)
+    fds |= _open_trace(config, file, devices.block, cleanup)
     if core:
         fds |= core.fds
     if sandbox:
@@ -337,12 +338,13 @@ def _trace_descriptor(config: Config, cleanup: Cleanup) -> dict[str, int]:
     return {"trace": trace.keep(config.trace, cleanup)}
 
 
-def _open_trace(config: Config, cleanup: Cleanup) -> dict[str, int]:
+def _open_trace(config: Config, file: ImageFile, block: Block, cleanup: Cleanup) -> dict[str, int]:
     if not isinstance(config.trace, str):
         return {}
     from tender.observe import trace
 
-    return {"trace": trace.open_file(config.trace, cleanup)}
+    inputs = [file.info, *(os.fstat(disk.fd) for disk in block.devices.values())]
+    return {"trace": trace.open_file(config.trace, inputs, cleanup)}
 
 
 def _open_core(config: Config, cleanup: Cleanup) -> Target | None:

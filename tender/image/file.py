@@ -24,11 +24,12 @@ STEP = 1 << 20  # bytes read at a time
 
 
 class ImageFile:
-    """An open image: its descriptor and its parsed headers."""
+    """An open image: its descriptor, its `info` of fstat(2) and its parsed headers."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._fd = _open(path)
+        self.info = os.fstat(self._fd)
         try:
             self.image: Image = elf.parse(lambda offset, size: _pread(self._fd, offset, size))
         except ImageError as error:

@@ -185,3 +185,78 @@ def test_the_engine_is_not_asked(ptender: Run, guest: Build, tmp_path: Path, cpu
     ]  # fmt: skip
     ours.close()
     theirs.close()
+
+
+# What it is written to.
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="root's files in a folder of others")
+
+
+@as_root
+def test_a_new_file_of_root_is_for_root_only(ptender: Run, guest: Build, tmp_path: Path) -> None:
+    done = ptender("--mem=8", "--trace", tmp_path / "trace", guest("exit"))
+    assert done.returncode == 0, done
+    assert (tmp_path / "trace").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("through", ["its name", "a link", "a hard link"])
+def test_never_the_guests_disk_or_kernel(
+    ptender: Run, guest: Build, tmp_path: Path, through: str
+) -> None:
+    image, kernel = tmp_path / "disk.img", tmp_path / "disk.hvt"
+    image.write_bytes(bytes(4096))
+    kernel.write_bytes(guest("disk").read_bytes())
+    for target in (image, kernel):
+        before, trace = target.read_bytes(), tmp_path / f"{target.name}.trace"
+        if through == "a link":
+            trace.symlink_to(target)
+        elif through == "a hard link":
+            trace.hardlink_to(target)
+        else:
+            trace = target
+        done = ptender("--mem=8", "--trace", trace, f"--block={image}", kernel)
+        assert (done.returncode, done.stdout) == (1, ""), done
+        assert done.stderr == (
+            f"ptender: Could not open trace: {trace}: it is the guest's kernel or disk\n"
+        )
+        assert target.read_bytes() == before
+
+
+@as_root
+@pytest.mark.parametrize("mode", [0o1777, 0o777, 0o775])
+def test_no_link_and_no_file_of_others_in_a_folder_of_others(
+    ptender: Run, guest: Build, tmp_path: Path, mode: int
+) -> None:
+    folder, victim = tmp_path / "shared", tmp_path / "victim"
+    folder.mkdir()
+    folder.chmod(mode)
+    victim.write_text("root's")
+    link, other = folder / "link", folder / "other"
+    link.symlink_to(victim)
+    other.write_text("another's")
+    os.chown(other, 4321, 4321)
+    for path, why in (
+        (link, "it is a symbolic link, in"),
+        (other, "it is another user's file, in"),
+    ):
+        done = ptender("--mem=8", "--trace", path, guest("exit"))
+        assert (done.returncode, done.stdout) == (1, ""), done
+        assert f"{path}: " in done.stderr
+        # In a sticky folder the kernel refuses some of it by itself (fs.protected_regular).
+        assert why in done.stderr or "Permission denied" in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert (victim.read_text(), other.read_text()) == ("root's", "another's")
+    done = ptender("--mem=8", "--trace", folder / "own", guest("exit"))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_an_open_descriptor_by_its_name(ptender: Run, guest: Build, name: str) -> None:
+    done = ptender("--mem=8", "--trace", f"/dev/{name}", guest("exit"))
+    assert done.returncode == 0, done
+    assert '"call": "HALT"' in getattr(done, name)
+
+
+def test_a_device_stays_one(ptender: Run, guest: Build) -> None:
+    assert ptender("--mem=8", "--trace", "/dev/null", guest("exit")).returncode == 0
+    assert Path("/dev/null").is_char_device()
