@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import subprocess
@@ -32,22 +33,34 @@ Build = Callable[[str], Path]
 
 def builder(folder: Path, *options: str) -> Build:
     """Build a guest of guest-bindings/tests or /samples by its name, once; its path."""
+    folder.mkdir(parents=True, exist_ok=True)
 
     def build(name: str) -> Path:
         output = folder / f"{name}.hvt"
-        if not output.exists():
-            home = "samples" if (BINDINGS / "samples" / f"{name}.c").exists() else "tests"
-            source = BINDINGS / home / f"{name}.c"
-            more = [BINDINGS / "samples" / f"{part}.c" for part in NEEDS.get(name, ())]
-            words = [str(PTENDER), "build", *options, *map(str, [source, *more])]
-            words += ["-o", str(output)]
-            manifest = source.with_suffix(".json")
-            words += ["--manifest", str(manifest)] if manifest.exists() else []
-            words += ["--fp"] if name in NEEDS_FP else []
-            subprocess.run(words, check=True)
+        with open(folder / f"{name}.lock", "w") as lock:  # one of the workers builds it
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not output.exists():
+                _build(name, output, options)
         return output
 
     return build
+
+
+def _build(name: str, output: Path, options: tuple[str, ...]) -> None:
+    home = "samples" if (BINDINGS / "samples" / f"{name}.c").exists() else "tests"
+    source = BINDINGS / home / f"{name}.c"
+    more = [BINDINGS / "samples" / f"{part}.c" for part in NEEDS.get(name, ())]
+    words = [str(PTENDER), "build", *options, *map(str, [source, *more]), "-o", str(output)]
+    manifest = source.with_suffix(".json")
+    words += ["--manifest", str(manifest)] if manifest.exists() else []
+    words += ["--fp"] if name in NEEDS_FP else []
+    subprocess.run(words, check=True)
+
+
+def shared_folder(factory: pytest.TempPathFactory, name: str) -> Path:
+    """A folder of this run that all its workers share."""
+    base = factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
 
 
 @pytest.fixture(scope="session")
@@ -58,9 +71,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Build:
     what a fast one has built.
     """
     kept = os.environ.get("PTENDER_TEST_GUESTS")
-    folder = Path(kept) if kept else tmp_path_factory.mktemp("guests")
-    folder.mkdir(parents=True, exist_ok=True)
-    return builder(folder)
+    return builder(Path(kept) if kept else shared_folder(tmp_path_factory, "guests"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -152,6 +163,11 @@ class Namespace:
 
 @pytest.fixture
 def namespace(cpu: str) -> Iterator[Namespace]:
+    yield from open_namespace()
+
+
+def open_namespace() -> Iterator[Namespace]:
+    """A network namespace for one test, where there can be one."""
     if os.geteuid() != 0:
         pytest.skip("taps and network namespaces need root")
     if not os.path.exists("/dev/net/tun"):

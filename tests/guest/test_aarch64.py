@@ -15,7 +15,7 @@ import pytest
 
 from tender import Descriptor, Guest
 from tender.cpu import soft
-from tests.guest.conftest import PTENDER, Build, Run, builder
+from tests.guest.conftest import PTENDER, Build, Run, builder, shared_folder
 
 ABORT = 255
 
@@ -30,7 +30,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    return builder(tmp_path_factory.mktemp("aarch64"), "--target=aarch64")
+    return builder(shared_folder(tmp_path_factory, "aarch64"), "--target=aarch64")
 
 
 @pytest.fixture

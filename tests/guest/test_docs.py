@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from tender.cli import options
-from tests.guest.conftest import PTENDER, ROOT, Namespace
+from tests.guest.conftest import PTENDER, ROOT, Namespace, open_namespace
 from tests.needs import needs
 
 DOCUMENTS = [
@@ -98,6 +98,11 @@ def sessions(block: str) -> Iterator[tuple[str, str]]:
         typed = re.match(r"(?:[^\n]*\\\n)*[^\n]*\n", part)
         assert typed
         yield typed[0].rstrip("\n"), part[typed.end() :]
+
+
+@pytest.fixture
+def namespace(any_cpu: str) -> Iterator[Namespace]:
+    yield from open_namespace()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

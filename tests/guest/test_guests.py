@@ -41,7 +41,7 @@ def test_a_guest_succeeds(ptender: Run, guest: Build, name: str) -> None:
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("mem", [2, 16, 1024, 4096])
+@pytest.mark.parametrize("mem", [2, 16, 4096])
 def test_all_of_memory_is_there(ptender: Run, guest: Build, mem: int) -> None:
     done = ptender(f"--mem={mem}", guest("memory"))
     if "gpa=0xfee00000" in done.stderr:
@@ -205,6 +205,9 @@ def test_misbehaviour_ends_the_guest(
     assert "FAILURE" not in done.stdout
 
 
+_KEPT: list[object] = []  # the other ends of networks: a device without one is disconnected
+
+
 def _textblock_devices(tmp_path: Path) -> list[str]:
     import os
     import socket
@@ -213,6 +216,7 @@ def _textblock_devices(tmp_path: Path) -> list[str]:
     image.write_bytes(bytes(4096))
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.send(bytes(60))
+    _KEPT.append(ours)
     os.set_inheritable(theirs.fileno(), True)
     return [f"--block:storage={image}", f"--net:service=@{theirs.detach()}"]
 

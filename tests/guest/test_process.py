@@ -28,7 +28,7 @@ from tests.guest.conftest import Build, Namespace, Run
 from tests.needs import needs
 from tests.waiting import children, kill, marked, wait_until
 
-pytestmark = pytest.mark.usefixtures("cpu")
+pytestmark = pytest.mark.usefixtures("any_cpu")
 
 MARK = "LC_PTENDER_TEST"  # an environment variable that a server keeps
 

@@ -222,7 +222,9 @@ def test_every_guest_compiles_without_a_warning(
 ) -> None:
     toolchain = building.find_toolchain(cc, target)
     flags = [*building._common_flags(toolchain, tmp_path), "-Wall", "-Wextra", "-Werror"]
-    toolchain.run([*flags, "-c", "-o", os.devnull, str(source)], source.name)
+    # gcc finds some only when it optimises; clang finds all of them in the syntax.
+    how = ["-fsyntax-only"] if cc == "clang" else ["-c", "-o", os.devnull]
+    toolchain.run([*flags, *how, str(source)], source.name)
 
 
 def test_several_sources_and_objects(tmp_path: Path) -> None:
