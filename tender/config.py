@@ -334,7 +334,8 @@ class UserNet:
         mtu: In bytes.
         mac: As in Tap.
         reach_host: What the guest sends to `gateway` goes to the host's own 127.0.0.1, as it does
-            with any UDP port. Otherwise the guest cannot reach that.
+            with any UDP port. The guest reaches the host's loopback without it, too, if it
+            sends to 127.0.0.0/8: see docs/guide-operators.md.
 
     Raises:
         UsageError: as for Tap.
