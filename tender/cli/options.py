@@ -81,6 +81,10 @@ class Option:
         self.parse_solo5 = parse_solo5
 
 
+# What solo5-hvt prints of a wrong value, which its users' scripts look for.
+_SOLO5_TEXTS = {"sector_size": "Block size must be a multiple of 2 greater than or equal 512"}
+
+
 def is_solo5_name(program: str) -> bool:
     """Whether the command was started under the name of the tender it stands in for."""
     return program.startswith("solo5-hvt")
@@ -548,7 +552,9 @@ class _Line:
             try:
                 devices.append((name, replace(device, **{field: value}) if written else device))
             except InvalidValue as error:
-                raise UsageError(f"{written}: {shown(value)} is not {error.expected}") from None
+                text = f"{written}: {shown(value)} is not {error.expected}"
+                solo5 = _SOLO5_TEXTS.get(field)
+                raise UsageError(f"{text}: {solo5}" if solo5 else text) from None
         for name, (written, _) in values.items():
             raise UsageError(
                 f"{written.partition(':')[0]}:{name}: nothing is attached with --{kind}:{name}"

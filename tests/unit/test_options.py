@@ -142,6 +142,11 @@ def test_sizes(text: str, size: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            "--block:a=f --block-sector-size:a=521 k",
+            "521 is not a power of two from 512 to 32768: "
+            "Block size must be a multiple of 2 greater than or equal 512$",
+        ),
         ("--mem=0 k", "--mem: '0' is not a size: a number of MiB"),
         ("--mem=-5 k", "--mem: '-5' is not a size"),
         ("--mem=x k", "'x' is not a size"),
