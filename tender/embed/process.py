@@ -21,7 +21,7 @@ from tender import accel
 from tender.dataclass import replace
 from tender.embed import protocol, server
 from tender.embed.latch import Latch
-from tender.embed.protocol import MESSAGE_MAX, Job, Malformed
+from tender.embed.protocol import MESSAGE_MAX, Job, Malformed, receive
 from tender.embed.reactor import READ, reactor
 from tender.embed.server import Child, ForkServer, Gone
 from tender.errors import EXIT_FAILURE, HostError, SandboxViolation, TenderError
@@ -208,12 +208,12 @@ class Process:
     def _receive(self, flags: int = 0) -> bool:
         """Take one message; False: there is none."""
         try:
-            data = self._child.sock.recv(MESSAGE_MAX + 1, flags) if self._child else b""
+            data = receive(self._child.sock, MESSAGE_MAX + 1, flags) if self._child else None
         except OSError:
-            data = b""
-        if data:
+            data = None
+        if data is not None:
             self._take(data)
-        return bool(data)
+        return data is not None
 
     def _take(self, data: bytes) -> None:
         """Take a message, unless the last one has come. What must not come ends the process."""

@@ -7,12 +7,15 @@ does not pass is Malformed. Errors are made from a fixed list of types.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import marshal
 import os
 import re
+import select
 import socket
 import struct
+import termios
 from array import array
 
 from tender import config as conf
@@ -90,6 +93,22 @@ class Job:
     descriptors: int
     cpus: tuple[int, ...]
     umask: int | None = None  # None: the server's
+
+
+def receive(sock: socket.socket, size: int, flags: int = 0) -> bytes | None:
+    """A message, which may be empty, of a seqpacket socket; None: its end. Raises OSError."""
+    data = sock.recv(size, flags)
+    return None if not data and _is_at_end(sock) else data
+
+
+def _is_at_end(sock: socket.socket) -> bool:
+    """Whether nothing more can come. recv(2) gives no bytes for an empty message too."""
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    if not poll.poll(0):
+        return False
+    waiting = fcntl.ioctl(sock, termios.FIONREAD, bytes(4))
+    return not any(waiting)
 
 
 def receive_descriptors(sock: socket.socket, size: int, fds_max: int) -> tuple[bytes, list[int]]:

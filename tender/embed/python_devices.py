@@ -15,6 +15,7 @@ from tender.dataclass import replace
 from tender.embed import validation
 from tender.embed.capture import PATIENCE_S
 from tender.embed.latch import Latch
+from tender.embed.protocol import receive
 from tender.errors import DeviceError, shown
 from tender.host.remote import HEADER, PIECE, READ, STATUS, WRITE
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 RETRY_S = 0.1  # after an exception of receive()
 ERRNO_MAX = 4095  # Linux, include/linux/err.h
-FRAME_ROOM = 1 << 17  # bytes: more than the largest frame
 HEADER_BYTES, TAG_BYTES = 14, 4  # of an Ethernet frame: IEEE 802.3, 802.1Q
 BYTES = (bytes, bytearray, memoryview)
 
@@ -116,8 +116,9 @@ class NetService(Service):
 
     def _take_frames(self) -> None:
         send = getattr(self._device, "send", None)
-        while frame := self._ours.recv(FRAME_ROOM):
+        while (frame := receive(self._ours, self._most + 1)) is not None:
             try:
+                self._check(len(frame), "the guest sent a frame")
                 answer = send(frame) if send else None
                 if hasattr(answer, "__await__"):
                     answer.close()  # type: ignore[union-attr]  # it is never awaited, and reported here
@@ -130,13 +131,16 @@ class NetService(Service):
     def _checked(self, frame: Any) -> memoryview:
         """The frame, if Ethernet allows its length; the guest would get a longer one truncated."""
         view = memoryview(frame).cast("B")
-        if len(view) < HEADER_BYTES:
-            raise ValueError(f"a frame of less than {HEADER_BYTES} bytes: dropped")
-        if len(view) > self._most:
-            raise ValueError(
-                f"a frame of more than {self._most} bytes (the MTU and a header): dropped"
-            )
+        self._check(len(view), "a frame")
         return view
+
+    def _check(self, length: int, what: str) -> None:
+        if length < HEADER_BYTES:
+            raise ValueError(f"{what} of less than {HEADER_BYTES} bytes: dropped")
+        if length > self._most:
+            raise ValueError(
+                f"{what} of more than {self._most} bytes (the MTU and a header): dropped"
+            )
 
     def _answer(self, frame: memoryview) -> None:
         """Send it to the guest, or drop it if the guest has no room: waiting would block `send`."""
@@ -175,7 +179,7 @@ class BlockService(Service):
         self._add(self._serve)
 
     def _serve(self) -> None:
-        while request := self._ours.recv(HEADER.size + PIECE + 1):
+        while (request := receive(self._ours, HEADER.size + PIECE + 1)) is not None:
             try:
                 reply = STATUS.pack(0) + self._answer(request)
             except BaseException as error:

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from errno import EIO
 from pathlib import Path
 from typing import Any
 
@@ -822,6 +823,42 @@ class Wire:
         self.waiting.put(None)
 
 
+@pytest.mark.parametrize("length", [0, 1, 13, 9019, 131_072])
+def test_what_is_no_frame_reaches_no_device_and_ends_nothing(told: Told, length: int) -> None:
+    """As a guest that has taken over its process can send it."""
+    wire = Wire()
+    devices = opened({"service": wire}, {}, None, told)
+    ((_, spec),) = devices.net
+    assert isinstance(spec, Descriptor)
+    with socket.socket(fileno=os.dup(spec.fd)) as guest:
+        guest.settimeout(LONG)
+        guest.send(bytes(length))
+        guest.send(bytes(length))
+        guest.send(FRAME)
+        assert guest.recv(2000) == FRAME
+    devices.close()
+    assert wire.sent == [FRAME]
+    ((device, error),) = told
+    bound = "less than 14" if length < 14 else "more than 9018"
+    assert device == "network device 'service'"
+    assert str(error).startswith(f"the guest sent a frame of {bound} bytes")
+
+
+def test_an_empty_request_ends_no_block_device(told: Told) -> None:
+    devices = opened({}, {"storage": Disk()}, None, told)
+    ((_, spec),) = devices.block
+    assert isinstance(spec, BlockRemote)
+    with socket.socket(fileno=os.dup(spec.fd)) as guest:
+        guest.settimeout(LONG)
+        guest.send(b"")
+        assert guest.recv(100) == STATUS.pack(EIO)
+        guest.send(HEADER.pack(READ, 512, 0))
+        assert len(guest.recv(1000)) == STATUS.size + 512
+    devices.close()
+    ((_, error),) = told
+    assert "malformed request: no header" in str(error)
+
+
 def test_a_network_device_in_python(told: Told) -> None:
     wire = Wire()
     devices = opened({"service": wire}, {}, None, told)
@@ -871,9 +908,9 @@ def test_one_half_of_a_device_is_enough(told: Told) -> None:
         end.settimeout(LONG)
         assert [end.recv(100), end.recv(100)] == [FRAME, FRAME[::-1]]
         end.send(b"nobody takes it")
-    os.write(other.fd, b"taken")
+    os.write(other.fd, FRAME)
     devices.close()
-    assert drain.frames == [b"taken"]
+    assert drain.frames == [FRAME]
     assert not told
 
 

@@ -88,6 +88,7 @@ def test_a_violation_with_a_number_that_no_call_has(
         pack("error", pack_error(HostError("x", "read", 5))),
         pack("error", pack_error(GuestFault("x"))),
         b"garbage",
+        b"",
     ],
 )
 def test_after_the_start_every_message_becomes_an_outcome(

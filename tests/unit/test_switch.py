@@ -49,6 +49,19 @@ def frame(to: bytes, sender: bytes, data: bytes = b"data") -> bytes:
 # ---- Switching ----
 
 
+@pytest.mark.parametrize("length", [0, 1, 13, 1519, 60_000])
+def test_what_is_no_frame_is_dropped_and_the_next_one_is_not(switch: Switch, length: int) -> None:
+    """As a guest that has taken over its process can send it."""
+    port, other = switch.port("a"), switch.port("b")
+    a, b = plug(port), plug(other)
+    good = frame(other.mac, port.mac)
+    a.send(bytes(length))
+    a.send(good)
+    assert b.recv(2000) == good
+    assert [line for line in switch.lines() if "dropped: no frame of an MTU of 1500" in line]
+    assert port.is_attached
+
+
 def test_an_unknown_address_is_flooded_and_a_known_one_is_not(switch: Switch) -> None:
     ports = [switch.port() for _ in range(3)]
     a, b, c = map(plug, ports)

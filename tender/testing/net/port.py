@@ -11,10 +11,11 @@ import socket
 import sys
 
 from tender.config import Descriptor
+from tender.embed.protocol import receive
 from tender.embed.reactor import READ, reactor
 from tender.errors import DeviceError
 from tender.testing.net.faults import Faulty
-from tender.testing.net.packets import mac_text
+from tender.testing.net.packets import HEADER_SIZE, mac_text
 from tender.testing.net.virtual import Stuck, VirtualTimeline
 
 TYPE_CHECKING = False
@@ -33,13 +34,14 @@ if TYPE_CHECKING:
         patience: float
 
         def enter(self, port: Port, frame: bytes) -> None: ...
+        def refuse(self, port: Port, frame: bytes, why: str) -> None: ...
         def awaits_guests(self) -> bool: ...
 
 
 QUEUE_BYTES = 1 << 20  # of a guest's port; the kernel may give less
 INSTANT_FRAMES_MAX = 100_000  # of a guest in virtual time, in one instant
 BURST_FRAMES = 256  # read from a port at a time, in real time
-FRAME_MAX = 65536 + 18
+TAGGED_HEADER = 14 + 4  # bytes: IEEE 802.3, 802.1Q
 
 
 class Port(Faulty):
@@ -193,12 +195,12 @@ class GuestPort(Port):
         # In virtual time all of them belong to one instant.
         for _ in range(sys.maxsize if self.switch.timeline.virtual else BURST_FRAMES):
             try:
-                frame = self._socket.recv(FRAME_MAX)
+                frame = receive(self._socket, self.mtu + TAGGED_HEADER + 1)
             except BlockingIOError:
                 return True
             except OSError:
                 return False
-            if not frame:
+            if frame is None:
                 return False
             self._collected.append(frame)
             if len(self._collected) > INSTANT_FRAMES_MAX:
@@ -214,8 +216,12 @@ class GuestPort(Port):
         return taken
 
     def sent(self, frame: bytes) -> None:
-        self.has_sent = True
-        super().sent(frame)
+        with self._lock:
+            self.has_sent = True
+            if HEADER_SIZE <= len(frame) <= self.mtu + TAGGED_HEADER:
+                self.switch.enter(self, frame)
+            else:
+                self.switch.refuse(self, frame, f"dropped: no frame of an MTU of {self.mtu}")
 
     def deliver(self, frame: bytes) -> str:
         if self._socket is None:

@@ -194,6 +194,11 @@ class Switch(Faulty):
         for each in deliveries:
             self._after(each.delay_ns, lambda each=each: self._entered(port, each))  # type: ignore[misc]
 
+    def refuse(self, port: Port, frame: bytes, why: str) -> None:
+        """What comes from the owner of `port` is no frame: it is in the capture only."""
+        if not self._closed:
+            self._record(port, pcapng.INBOUND, frame, why)
+
     def _entered(self, port: Port, delivery: Delivery) -> None:
         if delivery.done:
             return
