@@ -83,9 +83,8 @@ int stop_enter(struct stop *stop)
     return 0;
 }
 
-int stop_on_termination(void)
+int stop_on_termination(int interrupt)
 {
-    struct sigaction before;
     sigset_t ours;
 
     /* The parent may have blocked them, and a blocked signal is inherited. */
@@ -96,9 +95,7 @@ int stop_on_termination(void)
     sigaddset(&ours, STOP_KICK);
     if (pthread_sigmask(SIG_UNBLOCK, &ours, NULL))
         return -1;
-    if (handle(SIGALRM) || sigaction(SIGINT, NULL, &before))
-        return -1;
-    if (before.sa_handler != SIG_IGN && handle(SIGINT))
+    if (handle(SIGALRM) || (interrupt && handle(SIGINT)))
         return -1;
     return handle(SIGTERM);
 }
@@ -106,9 +103,7 @@ int stop_on_termination(void)
 void stop_default_actions(void)
 {
     struct itimerval never = {{0, 0}, {0, 0}};
-    struct sigaction before;
-    if (sigaction(SIGINT, NULL, &before) == 0 && before.sa_handler != SIG_IGN)
-        signal(SIGINT, SIG_DFL);
+    signal(SIGINT, SIG_DFL);
     signal(SIGTERM, SIG_DFL);
     setitimer(ITIMER_REAL, &never, NULL);
     signal(SIGALRM, SIG_DFL);

@@ -31,10 +31,10 @@ struct stop {
 int stop_enter(struct stop *stop);
 
 /*
- * For the command: SIGINT and SIGTERM end the guest of this thread. A SIGINT that is ignored stays
- * so: that is how a shell keeps Ctrl-C from what it runs in the background. 0, or -1 and errno.
+ * SIGTERM ends the guest of this thread, and SIGINT if `interrupt` is set, also where the parent had
+ * it ignored, as a shell has for what a script runs with `&`. 0, or -1 and errno.
  */
-int stop_on_termination(void);
+int stop_on_termination(int interrupt);
 
 /* Undo stop_on_termination(): the default actions again, and no timer. */
 void stop_default_actions(void);

@@ -82,9 +82,9 @@ def end_with(parent: int) -> None:
         os._exit(1)
 
 
-def on_termination_signals() -> None:
-    """SIGINT and SIGTERM stop the guest of this thread from here on."""
-    if lib.stop_on_termination():
+def on_termination_signals(*, interrupt: bool) -> None:
+    """SIGTERM stops the guest of this thread from here on, and SIGINT too with `interrupt`."""
+    if lib.stop_on_termination(interrupt):
         raise HostError("cannot handle signals", "sigaction", ffi.errno)
 
 

@@ -87,7 +87,7 @@ def _run(program: str, line: CommandLine) -> int:
 
     if line.config is None:
         raise UsageError(f"Missing KERNEL operand; see {program} --help")
-    on_termination_signals()
+    on_termination_signals(interrupt=True)
     sandbox = _sandbox(program, line.config)
     logged = sandbox if line.verbose else None
     try:

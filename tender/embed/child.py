@@ -41,7 +41,7 @@ def run(sock: socket.socket, request: bytes, server_pid: int, namespaces: list[i
         if request != protocol.COLD:
             warm_up("kvm" if request == protocol.WARM_KVM else "soft")
         created = _create_vm() if request == protocol.WARM_KVM else None
-        on_termination_signals()
+        on_termination_signals(interrupt=False)
         stop = Stop()
         received = protocol.receive_job(sock)
         if received is not None:  # else the program has ended

@@ -520,6 +520,21 @@ def test_closed_descriptors_are_not_taken_for_the_console(guest: Build, tmp_path
 
 
 @pytest.mark.usefixtures("kvm")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_was_ignored_at_the_start(guest: Build, number: signal.Signals) -> None:
+    """As by a script's `&`, which has SIGINT ignored; solo5-hvt handles it all the same."""
+    command = ["sh", "-c", f'trap "" {int(number)}; exec "$@"', "sh", PTENDER, "--mem=8"]
+    with subprocess.Popen(
+        [*map(str, command), str(guest("loop"))],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        read_until(process, "looping")
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (1, f"ptender: Exiting on signal {int(number)}\n")
+
+
+@pytest.mark.usefixtures("kvm")
 def test_a_signal_is_not_lost_before_the_guest_runs(guest: Build) -> None:
     code = (
         "import os, sys; from tender import stop; from tender.cli.main import main\n"
