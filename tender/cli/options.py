@@ -338,7 +338,8 @@ OPTIONS = (
            "as this machine can; require: all of it, or do not\n"
            "run; off: not at all"),
     Option("--user", "NAME|UID[:GROUP|:GID]", "user", str,
-           "who the tender becomes when root starts it\n(default: a user of its own, 0x70000000 + PID)"),
+           "who the tender becomes when root starts it\n"
+           "(default: a user of its own, 0x70000000 + PID)"),
     Option("--hugepages", "", "hugepages", None,
            "ask the kernel for pages of 2 MiB for the guest"),
     Option("--no-net-ring", "", "net_ring", None,

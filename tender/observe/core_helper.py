@@ -85,7 +85,7 @@ def _serve(file: CoreFile, tender: int) -> None:
         _signal.signal(signo, _signal.SIG_IGN)
     move_descriptors({_TENDER: tender, _CORE: file.fd, _FOLDER: file.folder_fd}, 8)
     file.fd, file.folder_fd = _CORE, _FOLDER
-    while os.read(_TENDER, 1):
+    if os.read(_TENDER, 1):  # once: it has one core
         try:
             answer = b"\0" + os.fsencode(file.publish())
         except OSError as error:

@@ -65,6 +65,15 @@ def test_no_core_takes_the_place_of_another(target: core.Target, tmp_path: Path)
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_the_helper_names_a_file_once(target: core.Target, tmp_path: Path) -> None:
+    helper = target.fds["core-helper"]
+    core_helper.request_name(helper)
+    for _ in range(300):
+        with pytest.raises(OSError, match="Broken pipe|Input/output|reset"):
+            core_helper.request_name(helper)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 def test_a_core_that_is_given_up_leaves_nothing(target: core.Target, tmp_path: Path) -> None:
     memory = GuestMemory(2 * MIB)
     memory.put(0, b"x")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,24 @@ def test_the_stub_is_what_is_compiled(name: str) -> None:
     stub = (ROOT / f"tender/{name}.pyi").read_text()
     names = re.findall(r"^    (?:def )?(\w+)[:(]", stub, re.M)
     assert sorted(names) == sorted(dir(MODULES[name].lib))
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="binutils are not installed")
+@pytest.mark.parametrize("name", MODULES)
+def test_it_is_hardened(name: str) -> None:
+    if os.environ.get("PTENDER_SANITIZE") == "1":
+        pytest.skip("with sanitizers in the place of it")
+
+    def readelf(*options: str) -> str:
+        command = ["readelf", "-W", *options, MODULES[name].__file__]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert "BIND_NOW" in readelf("-d")
+    assert "TEXTREL" not in readelf("-d")
+    segments = readelf("-l")
+    assert "GNU_RELRO" in segments
+    assert re.search(r"GNU_STACK .* RW ", segments)
+    assert "__stack_chk_fail" in readelf("--dyn-syms")
 
 
 def words(folder: str, *ends: str) -> Counter[str]:
