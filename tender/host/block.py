@@ -123,7 +123,7 @@ def _lock(where: str, fd: int, readonly: bool, warn: Warn) -> None:
     """One writer, or any number of readers: a lock of the open file, which ends with it."""
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if readonly else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except (BlockingIOError, PermissionError):  # EACCES is SMB's answer to a conflict
         raise DeviceError(f"{where}: locked by {_holder(fd)}") from None
     except OSError as error:
         # A file system without locks: Solo5's own tender never locks, so the guest runs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import os
@@ -10,7 +11,6 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from errno import EIO
 from pathlib import Path
 from typing import Any
 
@@ -851,7 +851,7 @@ def test_an_empty_request_ends_no_block_device(told: Told) -> None:
     with socket.socket(fileno=os.dup(spec.fd)) as guest:
         guest.settimeout(LONG)
         guest.send(b"")
-        assert guest.recv(100) == STATUS.pack(EIO)
+        assert guest.recv(100) == STATUS.pack(errno.EIO)
         guest.send(HEADER.pack(READ, 512, 0))
         assert len(guest.recv(1000)) == STATUS.size + 512
     devices.close()
@@ -1186,3 +1186,19 @@ def test_the_lock_of_the_programs_file_ends_with_its_guest(
         fcntl.flock(file, fcntl.LOCK_EX)
         start(disk).close()
         assert is_locked()  # the program's own
+
+
+@pytest.mark.parametrize("error", [errno.EWOULDBLOCK, errno.EACCES])
+def test_a_lock_that_another_holds(
+    cleanup: Cleanup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """SMB answers EACCES."""
+
+    def flock(_fd: int, _operation: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(512))
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(DeviceError, match=r"disk\.img: locked by another process"):
+        attach_block(BlockFile(str(path)), cleanup)
