@@ -380,6 +380,8 @@ class Program:
             try:
                 child = server.take()
             except Gone:
+                if not self.is_ending:
+                    server.check_interpreter()
                 continue
             if not _is_dead(child.pidfd):
                 with self._lock:

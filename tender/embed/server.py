@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 END_S = 5.0
 NAMESPACES = ("net", "mnt", "user", "ipc", "uts", "cgroup", "pid_for_children", "time_for_children")
+PYTHON = "PTENDER_PYTHON"  # of the environment: the interpreter that servers run
+IS_SERVER = "PTENDER_SERVER"  # in the environment of a server
 KEPT_VARIABLES = ("LD_", "LC_", "LANG")  # of the environment: it may hold secrets
 CODE = "import sys; sys.path[:] = {path!r}; from tender.embed.forkserver import main; main({fds})"
 _CAPABILITIES = re.compile(rb"^Cap(?:Prm|Eff|Bnd):\s*(\w+)", re.M)
@@ -66,6 +68,7 @@ class ForkServer:
         self._statuses: dict[int, int] = {}  # of children that nobody has asked about yet
         self._taking = threading.Lock()
         self._is_ready = False  # a child waits, or is being forked
+        self._has_forked = False
         self._taken = 0.0  # when a child was taken last
         self._requests, requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._exits, exits = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -84,6 +87,11 @@ class ForkServer:
     def pid(self) -> int:
         """The server's process."""
         return self._popen.pid
+
+    def check_interpreter(self) -> None:
+        """Raise HostError if the server exited by itself before its first child."""
+        if not self._has_forked and self._popen.wait() >= 0:
+            raise _no_interpreter(f"{_interpreter()} has exited") from None
 
     def check_context(self) -> None:
         """Raise HostError if a child would not have what this thread has now."""
@@ -112,6 +120,7 @@ class ForkServer:
         if len(data) != FORKED.size:
             self.gone = True
             raise Gone
+        self._has_forked = True
         pid, error = FORKED.unpack(data)
         if not error and len(descriptors) != 2:  # the program has reached its limit
             for each in descriptors:
@@ -235,11 +244,10 @@ def _namespace(name: str) -> int:
 
 
 def _start(requests: int, exits: int) -> subprocess.Popen[bytes]:
-    if not sys.executable or getattr(sys, "frozen", False):
-        raise HostError(
-            "cannot start a process for the guest: this program has no Python interpreter of its "
-            "own (sys.executable)"
-        )
+    if not _interpreter():
+        raise _no_interpreter("this program has none of its own (sys.executable)")
+    if IS_SERVER in os.environ:
+        raise _no_interpreter("this program was started as one (sys.executable)")
     try:
         program = os.pidfd_open(os.getpid())
     except OSError as error:  # Linux before 5.3, or a seccomp profile that does not know it
@@ -251,12 +259,17 @@ def _start(requests: int, exits: int) -> subprocess.Popen[bytes]:
             numbers.append(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
         code = CODE.format(path=_path(), fds=", ".join(map(str, numbers)))
         return subprocess.Popen(
-            [sys.executable, "-IS", "-c", code],
+            [_interpreter(), "-IS", "-c", code],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=None if _has_standard_error() else subprocess.DEVNULL,
             cwd="/",
-            env={name: os.environ[name] for name in os.environ if name.startswith(KEPT_VARIABLES)},
+            env={
+                **{
+                    name: os.environ[name] for name in os.environ if name.startswith(KEPT_VARIABLES)
+                },
+                IS_SERVER: "1",
+            },
             pass_fds=numbers,
             start_new_session=True,  # Ctrl-C and the end of a terminal are the program's
         )
@@ -278,6 +291,19 @@ def _path() -> list[str]:
     home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     path = [os.path.abspath(each) for each in sys.path if each]
     return path if home in path else [*path, home]
+
+
+def _interpreter() -> str:
+    """The Python that runs a server; empty: it is not known."""
+    own = "" if getattr(sys, "frozen", False) else sys.executable
+    return os.environ.get(PYTHON) or own or ""
+
+
+def _no_interpreter(why: str) -> HostError:
+    return HostError(
+        f"cannot start a process for the guest: a Python interpreter is needed, and {why}: "
+        f"name one in {PYTHON}"
+    )
 
 
 def _no_process(error: int, syscall: str = "fork") -> HostError:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import re
 import select
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 import weakref
@@ -326,3 +328,52 @@ print(reasons)
 """
     done = program(code, guest("hold"))
     assert done.stdout == "['stopped', 'stopped', 'stopped']\n", done
+
+
+EMBEDDING = r"""
+#include <Python.h>
+int main(int argc, char **argv)
+{
+    (void)argc;
+    PyConfig config;
+    PyConfig_InitPythonConfig(&config);
+    PyConfig_SetBytesString(&config, &config.executable, argv[0]);
+    Py_InitializeFromConfig(&config);
+    return PyRun_SimpleString(CODE);
+}
+"""
+
+
+def test_a_program_that_embeds_python_does_not_start_itself_without_end(
+    guest: Build, tmp_path: Path
+) -> None:
+    include, library = sysconfig.get_path("include"), sysconfig.get_config_var("LIBDIR")
+    if not Path(include, "Python.h").exists():
+        pytest.skip("Python's headers are not installed")
+    starts = tmp_path / "starts"
+    code = (
+        f"import sys; sys.path[:] = {sys.path!r}; open({str(starts)!r}, 'a').write('x')\n"
+        f"from tender import Guest\nprint(Guest({str(guest('exit'))!r}, '3').run().status)\n"
+    )
+    source, binary = tmp_path / "program.c", tmp_path / "program"
+    source.write_text(f"#define CODE {json.dumps(code)}\n{EMBEDDING}")
+    version = f"-lpython{sysconfig.get_config_var('LDVERSION')}"
+    build = ["cc", str(source), f"-I{include}", f"-L{library}", version, "-o", str(binary)]
+    if subprocess.run(build, capture_output=True).returncode:
+        pytest.skip("libpython is not installed")
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(library)}
+    done = subprocess.run([binary], capture_output=True, text=True, timeout=LONG, env=environment)
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if "HostError" in line]
+    assert "name one in PTENDER_PYTHON" in errors[-1]
+    assert starts.read_text() == "xx"  # itself, and once as the server
+    environment["PTENDER_PYTHON"] = sys.executable
+    done = subprocess.run([binary], capture_output=True, text=True, timeout=LONG, env=environment)
+    assert (done.stdout, done.returncode) == ("3\n", 0)
+
+
+def test_an_interpreter_that_is_none(guest: Build) -> None:
+    code = "os.environ['PTENDER_PYTHON'] = '/bin/true'\nGuest(sys.argv[1]).run()"
+    done = program(code, guest("exit"))
+    assert "HostError: cannot start a process for the guest" in done.stderr
+    assert "/bin/true has exited: name one in PTENDER_PYTHON" in done.stderr
