@@ -243,6 +243,8 @@ def _fileno(stream: Any) -> int | None:
         return None
     if type(fd) is not int:
         raise ConfigError(f"console: {shown(stream)}: fileno() gave {shown(fd)}, not a descriptor")
+    if isinstance(stream, TextIOBase) and not hasattr(stream, "buffer"):
+        return None  # it writes elsewhere: fileno() of Jupyter's is its server's terminal
     flush = getattr(stream, "flush", None)
     if flush is not None:
         try:

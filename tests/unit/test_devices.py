@@ -237,6 +237,17 @@ def test_streams_with_an_odd_fileno(told: Told) -> None:
             os.dup2(null.fileno(), file.fileno())
 
 
+def test_a_text_stream_that_is_not_its_descriptors_file(told: Told) -> None:
+    """As sys.stdout in Jupyter, which shows what is written to it in the notebook."""
+    reader, writer = os.pipe()
+    stream = Odd(writer)
+    captured(stream, told, b"shown")
+    os.close(writer)
+    assert stream.getvalue() == "shown"
+    with open(reader, "rb") as pipe:
+        assert not pipe.read()
+
+
 def test_a_descriptor_that_is_none(told: Told) -> None:
     for fd in (9999, -1, 1 << 40):
         with pytest.raises(DeviceError, match=f"console: @{fd}: no such descriptor"):
