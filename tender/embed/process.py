@@ -228,8 +228,9 @@ class Process:
             self._warnings += kind == "warning"
             if self._warnings > WARNINGS_MAX:
                 raise Malformed(f"more than {WARNINGS_MAX} warnings")
-        except Malformed as error:
-            kind, value = "malformed", error
+        except Exception as error:  # of the parser as well: a guest may have sent it
+            kind = "malformed"
+            value = error if isinstance(error, Malformed) else Malformed(type(error).__name__)
             self.kill()
         self._state = TRANSITIONS[self._state][kind]
         if kind == "warning":

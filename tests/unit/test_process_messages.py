@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tender.embed import protocol
 from tender.embed.process import TRANSITIONS, Process, State
 from tender.embed.protocol import VIOLATION as VIOLATION_FORMAT
 from tender.embed.protocol import VIOLATION_MAGIC, pack, pack_error
@@ -100,6 +101,19 @@ def test_after_the_start_every_message_becomes_an_outcome(
     assert (outcome.reason, outcome.status) == ("host", 1)
     assert isinstance(outcome.error, TenderError)
     assert "\n" not in str(outcome.error)
+
+
+def test_an_exception_of_the_parser_becomes_an_outcome(
+    process: Process, signals: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def parse(_: bytes) -> None:
+        raise OverflowError
+
+    process._take(STARTED)
+    monkeypatch.setattr(protocol, "parse", parse)
+    process._take(VIOLATION)
+    assert signals == [signal.SIGKILL]
+    assert "malformed message: OverflowError" in str(process.outcome().error)
 
 
 @pytest.mark.parametrize(
