@@ -14,8 +14,10 @@ import re
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -203,7 +205,7 @@ def build(
     _check_sources(sources, output)
     note = _manifest_note(manifest)
     toolchain = find_toolchain(cc, target, verbose=verbose)
-    with _folder_beside(output) as folder:
+    with _work_folder(output) as folder:
         registers = [] if fp else [GENERAL_REGISTERS_ONLY]
         debug = [flag for flag in cflags if flag.startswith("-g")]
         objects = [
@@ -336,10 +338,11 @@ def _manifest_note(path: str | None) -> bytes:
 
 
 @contextlib.contextmanager
-def _folder_beside(output: str) -> Iterator[Path]:
-    """Make a folder on the output's own file system; remove it whatever happens."""
+def _work_folder(output: str) -> Iterator[Path]:
+    """Make a folder, beside the output if that is a file; remove it whatever happens."""
     # Its name is known before it is there: so it goes away whenever the build is ended.
-    folder = Path(os.path.dirname(output) or ".", f".ptender-build-{os.urandom(8).hex()}")
+    beside = (os.path.dirname(output) or ".") if _is_replaced(output) else tempfile.gettempdir()
+    folder = Path(beside, f".ptender-build-{os.urandom(8).hex()}")
     try:
         try:
             folder.mkdir(0o700)
@@ -350,9 +353,25 @@ def _folder_beside(output: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _is_replaced(output: str) -> bool:
+    """Whether the output is a file that the image replaces as a whole, or a new one.
+
+    A FIFO, a device and what a symbolic link names (/dev/stdout) are written into.
+    """
+    try:
+        return stat.S_ISREG(os.lstat(output).st_mode)
+    except OSError:
+        return True
+
+
 def _put_in_place(image: Path, output: str) -> None:
     try:
-        os.replace(image, output)
+        if _is_replaced(output):
+            os.replace(image, output)
+        else:
+            fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o777)
+            with open(fd, "wb") as file:
+                file.write(image.read_bytes())
     except OSError as error:
         raise BuildError(f"can't write {output}: {error.strerror}") from None
 

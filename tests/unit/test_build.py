@@ -11,6 +11,7 @@ import shutil
 import stat
 import struct
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -389,3 +390,52 @@ def test_a_compiler_for_another_machine(tmp_path: Path) -> None:
     other.chmod(0o755)
     with pytest.raises(BuildError, match="does not make code for x86_64"):
         building.find_toolchain(str(other))
+
+
+# Where it is written to.
+
+
+def build_to(output: object, tmp_path: Path) -> None:
+    source = tmp_path / "guest.c"
+    source.write_text(EMPTY_MAIN)
+    building.build([str(source)], None, str(output))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a device node takes root")
+def test_a_device_stays_a_device(tmp_path: Path) -> None:
+    node = tmp_path / "null"
+    try:
+        os.mknod(node, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("no device nodes here")
+    build_to(node, tmp_path)
+    assert node.is_char_device()
+
+
+def test_a_fifo_is_written_into(tmp_path: Path) -> None:
+    fifo, received = tmp_path / "fifo", []
+    os.mkfifo(fifo)
+    reader = threading.Thread(target=lambda: received.append(fifo.read_bytes()))
+    reader.start()
+    build_to(fifo, tmp_path)
+    reader.join()
+    assert fifo.is_fifo()
+    assert received[0].startswith(b"\x7fELF")
+
+
+def test_a_link_is_followed(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    link.symlink_to(target)
+    for _ in range(2):
+        build_to(link, tmp_path)
+        assert link.is_symlink()
+        assert parse_image(target).entry
+
+
+def test_the_mode_is_of_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        build_to(tmp_path / "guest.hvt", tmp_path)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "guest.hvt").stat().st_mode & 0o777 == 0o750
