@@ -1,8 +1,11 @@
-"""The harness as its users have it: pytest runs of their own, with guests and failures."""
+"""The pytest plugin as its users have it: inner pytest runs, with guests and failures."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import pkgutil
 import shlex
 import shutil
 import subprocess
@@ -13,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tender import testing
+import tender
 from tests.guest.conftest import BINDINGS, PTENDER, Build
 from tests.guest.ordinary import ordinary
 from tests.needs import needs
@@ -22,8 +25,6 @@ pytest_plugins = "pytester"
 pytestmark = pytest.mark.usefixtures("any_cpu")
 
 PLUGINS = ("-p", "tender.testing.plugin", "-p", "no:cacheprovider")
-# An inner pytest takes away again what it has imported: not these, which have threads and servers.
-SHARED = [*testing._MODULES.values(), "tender.testing.session", "tender.kvm", "tender.image.build"]
 
 EXAMPLE = """
 def test_answers_ping(unikernel, switch):
@@ -52,10 +53,18 @@ def no_other_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
 
+@functools.cache
+def import_all() -> None:
+    """Import all of the package: pytester removes the modules that an inner run has imported."""
+    for module in pkgutil.walk_packages(tender.__path__, "tender."):
+        if not module.name.endswith("__main__"):
+            with contextlib.suppress(ImportError):  # optional dependencies
+                import_module(module.name)
+
+
 def run(pytester: pytest.Pytester, source: str, *options: str) -> pytest.RunResult:
     """Run a test file by an inner pytest, in this process."""
-    for name in SHARED:
-        import_module(name)
+    import_all()
     pytester.makepyfile(source)
     return pytester.runpytest_inprocess(*PLUGINS, *options)
 
@@ -123,7 +132,7 @@ def test_a_failed_test_leaves_what_it_needs_to_be_understood(
     ]
     assert "ended: halted, status 0" in (folder / "guest1-disk.outcome.txt").read_text()
     assert "NET_WRITE" in (folder / "guest0-ping.trace.jsonl").read_text()
-    told = result.stdout.str()
+    output = result.stdout.str()
     for text in (
         "ptender: guest 0",
         "ended: stopped, status 0",
@@ -134,10 +143,10 @@ def test_a_failed_test_leaves_what_it_needs_to_be_understood(
         str(folder),
         "--ptender-seed",
     ):
-        assert text in told, text
+        assert text in output, text
 
 
-def test_a_report_has_nothing_that_says_nothing(pytester: pytest.Pytester, images: Path) -> None:
+def test_a_report_has_no_empty_parts(pytester: pytest.Pytester, images: Path) -> None:
     source = """
         def test_fails(unikernel, switch, blockimage):
             switch.port()
@@ -158,7 +167,7 @@ def test_a_report_has_nothing_that_says_nothing(pytester: pytest.Pytester, image
     assert not list(folder.glob("*.pcapng"))
 
 
-def test_a_traceback_is_that_of_the_test(pytester: pytest.Pytester, images: Path) -> None:
+def test_a_traceback_ends_in_the_test(pytester: pytest.Pytester, images: Path) -> None:
     source = """
         def test_address(switch):
             switch.host("10.0.0.1")
@@ -174,23 +183,23 @@ def test_a_traceback_is_that_of_the_test(pytester: pytest.Pytester, images: Path
             host._tcp = None
             host.listen(80)
 
-        def test_what_can_not_be_told(switch):
+        def test_no_report(switch):
             switch.timeline = None
             assert False
     """
     result = run(pytester, source)
     result.assert_outcomes(failed=5)
     for name in ("address", "no_answer", "it_ends"):
-        told = result.stdout.str().split(f" test_{name} _")[1].split("_____ test_")[0]
-        assert f"def test_{name}(" in told
-        assert "tender/testing/" not in told
-        assert "tender/console_capture" not in told
-    told = result.stdout.str()
-    assert "INTERNALERROR" not in told
+        output = result.stdout.str().split(f" test_{name} _")[1].split("_____ test_")[0]
+        assert f"def test_{name}(" in output
+        assert "tender/testing/" not in output
+        assert "tender/embed/" not in output
+    output = result.stdout.str()
+    assert "INTERNALERROR" not in output
     result.stdout.fnmatch_lines(["*tender/testing/net/host.py:*: AttributeError"])
-    assert "could not be made: AttributeError: " in told.split(" test_what_can_not_be_told _")[1]
-    told = run(pytester, source, "--full-trace", "-k", "address").stdout.str()
-    assert "tender/testing/net/switch.py" in told
+    assert "could not be made: AttributeError: " in output.split(" test_no_report _")[1]
+    output = run(pytester, source, "--full-trace", "-k", "address").stdout.str()
+    assert "tender/testing/net/switch.py" in output
 
 
 def test_the_header_says_which_cpu_guests_have(
@@ -221,7 +230,7 @@ def test_a_test_that_passes_leaves_nothing(pytester: pytest.Pytester, images: Pa
     assert not list((images / "left").iterdir())
 
 
-def test_tests_with_names_that_look_alike_leave_what_they_leave(
+def test_tests_with_similar_names_have_folders_of_their_own(
     pytester: pytest.Pytester, images: Path
 ) -> None:
     source = """
@@ -244,9 +253,7 @@ def test_tests_with_names_that_look_alike_leave_what_they_leave(
         result.stdout.fnmatch_lines([f"*/left/{name}"])
 
 
-def test_without_an_option_it_is_left_in_a_folder_of_pytests(
-    pytester: pytest.Pytester, images: Path
-) -> None:
+def test_the_default_folder_is_that_of_pytest(pytester: pytest.Pytester, images: Path) -> None:
     result = run(pytester, FAILING, f"--basetemp={images}/temp")
     result.assert_outcomes(failed=1)
     assert list(images.glob("temp/ptender/*test_fails/switch0.pcapng"))
@@ -256,7 +263,7 @@ def test_without_an_option_it_is_left_in_a_folder_of_pytests(
     ("folder", "why"),
     [("a-file/left", "Not a directory"), ("full", "No space left on device")],
 )
-def test_what_can_not_be_kept_is_a_line_of_the_report(
+def test_files_that_can_not_be_written_are_a_line_of_the_report(
     pytester: pytest.Pytester, images: Path, folder: str, why: str
 ) -> None:
     (images / "a-file").write_text("")
@@ -289,7 +296,7 @@ def test_in_parallel(pytester: pytest.Pytester, images: Path) -> None:
     result.stdout.fnmatch_lines(["*ptender: guest 0*"])
 
 
-def test_errors_say_what_would_be_right(pytester: pytest.Pytester, images: Path) -> None:
+def test_errors_name_the_remedy(pytester: pytest.Pytester, images: Path) -> None:
     source = """
         import pytest
         from tender.errors import DeviceError, GuestEnded, ImageError
@@ -348,9 +355,9 @@ def test_errors_say_what_would_be_right(pytester: pytest.Pytester, images: Path)
     run(pytester, source).assert_outcomes(passed=8)
 
 
-def test_the_verbs_of_a_guest(pytester: pytest.Pytester, images: Path, cpu: str) -> None:
+def test_the_methods_of_a_guest(pytester: pytest.Pytester, images: Path, cpu: str) -> None:
     source = """
-        def test_verbs(unikernel, switch):
+        def test_methods(unikernel, switch):
             guest = unikernel("ping.hvt", net={"service": switch.port()}, mem_mib=8)
             host = switch.host("10.0.0.1/24")
             assert guest.console.wait_for(r"mac ([0-9a-f:]+)")[1] == host.arp("10.0.0.2")
@@ -387,7 +394,7 @@ def test_the_verbs_of_a_guest(pytester: pytest.Pytester, images: Path, cpu: str)
     run(pytester, source).assert_outcomes(passed=3)
 
 
-def test_a_guest_that_dies_unnoticed_fails_its_test(
+def test_a_guest_that_fails_unnoticed_fails_its_test(
     pytester: pytest.Pytester, images: Path, cpu: str
 ) -> None:
     source = """
@@ -556,12 +563,12 @@ def test_sub_tests(pytester: pytest.Pytester, images: Path) -> None:
     """
     result = run(pytester, source)
     result.assert_outcomes(failed=2)
-    told = result.stdout.str()
-    assert "it boots: passed" in told
-    assert "it is polite: FAILED" in told
-    assert "sub-test: never" not in told
-    assert "1 sub-test(s) failed" in told
-    assert "two: passed" in told
+    output = result.stdout.str()
+    assert "it boots: passed" in output
+    assert "it is polite: FAILED" in output
+    assert "sub-test: never" not in output
+    assert "1 sub-test(s) failed" in output
+    assert "two: passed" in output
 
 
 def test_a_shell_where_a_test_fails(pytester: pytest.Pytester, images: Path) -> None:
@@ -577,10 +584,10 @@ def test_a_shell_where_a_test_fails(pytester: pytest.Pytester, images: Path) -> 
     words = [sys.executable, "-m", "pytest", *PLUGINS, "--ptender-interactive"]
     stdin = typed + b"raise SystemExit\n" + typed
     result = pytester.run(*words, stdin=stdin)
-    told = result.stdout.str()
+    output = result.stdout.str()
     result.assert_outcomes(failed=1)
     assert "unikernel.shell() in test_a_shell" in result.stderr.str()
-    assert told.count("SHELL 4 True") == 2
+    assert output.count("SHELL 4 True") == 2
     result = run_beside(pytester, source, "--ptender-interactive", "-p", "xdist", "-n2")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
 
@@ -633,7 +640,7 @@ def test_virtual_time_is_the_same_on_every_run(pytester: pytest.Pytester, images
     assert digests["a"] != digests["b"]
 
 
-def test_verbs_in_virtual_time(pytester: pytest.Pytester, images: Path) -> None:
+def test_methods_in_virtual_time(pytester: pytest.Pytester, images: Path) -> None:
     source = """
         import pytest
         from tender.testing.net import packets as p

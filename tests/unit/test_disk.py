@@ -1,4 +1,4 @@
-"""Disks of tests: what they hold, and from where. Their faults are in guest/test_harness.py."""
+"""The content of a test's disks. Their faults are in guest/test_harness.py."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def test_a_disk_is_a_copy_of_its_file(tmp_path: Path) -> None:
         DiskImage(tmp_path)
 
 
-def test_a_disk_beyond_all_memory_is_an_error() -> None:
+def test_a_disk_larger_than_memory_is_an_error() -> None:
     for size in (1 << 60, 1 << 70):
         with pytest.raises(DeviceError, match=f"a disk: no memory for {size} bytes"):
             DiskImage(size)
 
 
 @pytest.mark.parametrize("content", [0, -1, b""])
-def test_a_disk_of_nothing_is_none(content: int | bytes) -> None:
+def test_an_empty_disk_is_an_error(content: int | bytes) -> None:
     with pytest.raises(DeviceError, match="a disk has at least one sector, not .* bytes"):
         DiskImage(content)

@@ -1,4 +1,4 @@
-"""The harness's own packets, against bytes that others have made."""
+"""Packets of the test network, against bytes from RFCs and other sources."""
 
 from __future__ import annotations
 

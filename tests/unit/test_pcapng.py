@@ -1,4 +1,4 @@
-"""Packet files, read by somebody else: tcpdump, and a reader that was written from the standard."""
+"""Packet files, read by tcpdump, and by a reader that was written from the standard."""
 
 from __future__ import annotations
 

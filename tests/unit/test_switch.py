@@ -1,4 +1,4 @@
-"""The switch, its hosts and its faults, without guests: at the end of a port is a socket here."""
+"""The switch, its hosts and its faults, without guests: a test holds the socket of a port."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def switch() -> Iterator[Switch]:
 
 @pytest.fixture
 def virtual_switch() -> Iterator[Switch]:
-    """One where a timeout does not depend on how busy this machine is."""
+    """A switch whose timeouts do not depend on the speed of this machine."""
     with Switch(virtual=True, seed="test") as value:
         yield value
 
@@ -167,7 +167,7 @@ def test_hosts_ping_each_other(switch: Switch) -> None:
     assert b.arp("10.0.0.1") == packets.mac_text(a.mac)
 
 
-def test_nobody_is_there(virtual_switch: Switch) -> None:
+def test_an_address_that_does_not_answer(virtual_switch: Switch) -> None:
     host = virtual_switch.host("10.0.0.1/24")
     assert host.ping("10.0.0.9", count=3, timeout=0.2).received == 0
     with pytest.raises(TimeoutError, match=r"who has 10\.0\.0\.9, tell 10\.0\.0\.1"):
@@ -214,7 +214,7 @@ def test_expect_takes_bytes_functions_and_says_what_came(switch: Switch) -> None
     end.close()
 
 
-def test_scapy_is_welcome_and_not_needed(switch: Switch) -> None:
+def test_packets_of_scapy(switch: Switch) -> None:
     ether: Any = pytest.importorskip("scapy.layers.l2", reason="scapy is not installed").Ether
     inet: Any = pytest.importorskip("scapy.layers.inet")
     a, b = switch.host("10.0.0.1/24"), switch.host("10.0.0.2/24", mac="02:00:00:00:00:02")
@@ -271,7 +271,7 @@ def test_wrong_types_are_one_line(switch: Switch) -> None:
         wrong.http_get(0x0A000002)
 
 
-def test_what_things_are_is_in_their_repr(switch: Switch) -> None:
+def test_repr(switch: Switch) -> None:
     assert repr(switch) == "<switch: no ports>"
     host, port = switch.host("10.0.0.1/24"), switch.port("wire")
     assert repr(switch) == "<switch: host0, wire>"
@@ -375,7 +375,7 @@ def test_two_faults_do_not_have_the_same_chance(switch: Switch) -> None:
         ({"direction": "up"}, "direction='up' is not to, from or both"),
     ],
 )
-def test_a_fault_that_makes_no_sense(switch: Switch, options: Any, message: str) -> None:
+def test_impossible_faults(switch: Switch, options: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         switch.drop(**options)
 
@@ -421,7 +421,7 @@ def test_the_packets_are_kept(switch: Switch, tmp_path: Path) -> None:
     assert "10.0.0.1 > 10.0.0.2 ping seq 1" in text
 
 
-# ---- Virtual time, with a guest that is played by the test ----
+# ---- Virtual time, with a simulated guest ----
 
 
 class Player:
@@ -520,7 +520,7 @@ def test_a_guest_that_ends_leaves_the_others_alone() -> None:
             )
         )
         player.close()
-        assert host.arp("10.0.0.2") == packets.mac_text(port.mac)  # its last word was heard
+        assert host.arp("10.0.0.2") == packets.mac_text(port.mac)  # its last frame was delivered
         assert host.ping("10.0.0.2", count=2).received == 0
         assert any("no guest is attached" in line for line in switch.lines())
         Player(port).close()  # another guest may have the port
@@ -537,7 +537,7 @@ def test_a_guest_that_sends_without_end_is_an_error(monkeypatch: pytest.MonkeyPa
         player.close()
 
 
-def test_what_no_tender_says_ends_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_malformed_message_removes_the_guest(monkeypatch: pytest.MonkeyPatch) -> None:
     with Switch(virtual=True) as switch:
         player = Player(switch.port())
         player.sync.send(b"short")

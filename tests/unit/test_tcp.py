@@ -1,4 +1,4 @@
-"""TCP between hosts of a switch: what is sent arrives once and in order, over a bad network too."""
+"""TCP between hosts of a switch: data arrives once and in order, also over a bad network."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_bad_network_changes_nothing(switch: Switch, hosts: tuple[Host, Host])
     assert near.read() == b""
 
 
-def test_who_speaks_first_is_heard_whatever_is_lost(hosts: tuple[Host, Host]) -> None:
+def test_a_server_that_sends_first_over_a_lossy_link(hosts: tuple[Host, Host]) -> None:
     client, server = hosts
     client.port.drop(every=3, direction="from")  # ARP, SYN, and then the ACK
     with server.listen(25) as listener:
@@ -75,7 +75,7 @@ def test_who_speaks_first_is_heard_whatever_is_lost(hosts: tuple[Host, Host]) ->
         assert near.read() == b"220 hello"
 
 
-def test_the_end_before_what_was_waited_for(hosts: tuple[Host, Host]) -> None:
+def test_a_connection_that_ends_too_early(hosts: tuple[Host, Host]) -> None:
     near, far = pair(hosts)
     near.send(b"half a li")
     near.close()
@@ -88,7 +88,7 @@ def test_the_end_before_what_was_waited_for(hosts: tuple[Host, Host]) -> None:
         near.send(b"more")
 
 
-def test_who_does_not_answer(hosts: tuple[Host, Host]) -> None:
+def test_a_peer_that_does_not_answer(hosts: tuple[Host, Host]) -> None:
     near, far = pair(hosts)
     with pytest.raises(TimeoutError, match=r"10\.0\.0\.1:.* did not answer within 0\.1 s"):
         far.read(1, timeout=0.1)
@@ -123,7 +123,7 @@ def test_the_same_ports_once_more(hosts: tuple[Host, Host]) -> None:
         server.listen(80)
 
 
-def test_arguments_that_make_no_sense(hosts: tuple[Host, Host]) -> None:
+def test_impossible_arguments(hosts: tuple[Host, Host]) -> None:
     host = hosts[0]
     for port in (0, 65536):
         with pytest.raises(UsageError, match=f"port={port} is not a port number from 1 to 65535"):
