@@ -19,6 +19,8 @@ class _Lib:
     ENGINE_DEVICES: int
     ENGINE_NET: int
     ENGINE_RANGES: int
+    FUTEX_WAIT: int
+    FUTEX_WAKE: int
     HVT_ABI_VERSION: int
     HVT_CMDLINE_SIZE: int
     HVT_EXIT_ABORT: int
@@ -104,6 +106,21 @@ class _Lib:
     MS_RDONLY: int
     MS_REC: int
     MS_REMOUNT: int
+    NATIVE_FILTER_MAX: int
+    NATIVE_HYPERCALL: int
+    NATIVE_MEMORY_FD: int
+    NATIVE_MEMORY_START: int
+    NATIVE_PROGRAM: int
+    NATIVE_RANGES: int
+    NATIVE_REGISTERS: int
+    NATIVE_SHARED: int
+    NATIVE_SHARED_FD: int
+    NATIVE_SHARED_SIZE: int
+    NATIVE_STACK: int
+    NATIVE_STACK_SIZE: int
+    NATIVE_TRAP: int
+    NATIVE_TURN_GUEST: int
+    NATIVE_TURN_TENDER: int
     POLLERR: int
     POLLHUP: int
     POLLIN: int
@@ -184,6 +201,18 @@ class _Lib:
     def ring_end(self, ring: Any, /) -> None: ...
     def engine_run(self, engine: Any, /) -> int: ...
     def engine_answer(self, engine: Any, number: int, gpa: int, /) -> int: ...
+    def native_memfd(self, name: bytes, size: int, executable: int, /) -> int: ...
+    def native_map(self, at: Any, size: int, fd: int, /) -> Any: ...
+    def native_unmap(self, at: Any, size: int, /) -> int: ...
+    def native_filter(self, shared: Any, /) -> None: ...
+    def native_start(self, program_fd: int, shared_fd: int, memory_fd: int, /) -> int: ...
+    def native_run(self, native: Any, /) -> int: ...
+    def native_set_registers(self, native: Any, /) -> None: ...
+    def native_fpu(self, native: Any, fxsave: Any, set: int, /) -> int: ...
+    def native_kill(self, native: Any, /) -> None: ...
+    def native_tsc_hz(self, /) -> int: ...
+    def native_tsc(self, /) -> int: ...
+    def native_missing(self, /) -> int: ...
 
 ffi: Any
 lib: _Lib

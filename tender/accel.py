@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
     from tender.clock import HostClock
     from tender.config import Config
+    from tender.cpu.native import NativeCpu
     from tender.cpu.soft import SoftCpu
     from tender.image.elf import Image
     from tender.kvm import Vcpu as KvmVcpu
     from tender.memory import GuestMemory
     from tender.stop import Stop
 
-    Accelerator: TypeAlias = "KvmAccelerator | SoftAccelerator"
+    Accelerator: TypeAlias = "KvmAccelerator | NativeAccelerator | SoftAccelerator"
 
 ENVIRONMENT = "PTENDER_CPU"  # what `auto` means, for test suites
 
@@ -74,6 +75,34 @@ class KvmAccelerator:
         self._cleanup.close()
 
 
+class NativeAccelerator:
+    """The guest's code in a process of its own, on this machine's CPU. Raises HostError."""
+
+    name = "native"
+    notice = ""
+
+    def __init__(self, image: Image) -> None:
+        from tender.cpu import native
+
+        here, guest = os.uname().machine, MACHINES[image.machine]
+        reason = native.missing()
+        if guest != here:
+            reason = f"this guest is for {guest}, the machine {here}"
+        if reason:
+            raise HostError(f"native CPU: {reason}: use {option('cpu', 'soft')}")
+        self._image = image
+
+    def create_vcpu(self, memory: GuestMemory, stop: Stop, cleanup: Cleanup) -> NativeCpu:
+        """A vCPU that executes what the image has for code, in `memory`."""
+        from tender.cpu.native import NativeCpu
+
+        return NativeCpu(memory, executable(self._image), stop, cleanup)
+
+    def missing_layers(self) -> dict[str, str]:
+        """As KvmAccelerator has it."""
+        return {}
+
+
 class SoftAccelerator:
     """The CPU in software, for a guest of any architecture that it knows. Raises HostError."""
 
@@ -89,14 +118,18 @@ class SoftAccelerator:
 
     def create_vcpu(self, memory: GuestMemory, stop: Stop, cleanup: Cleanup) -> SoftCpu:
         """A vCPU that executes what the image has for code, in `memory`."""
-        executable = [(each.start, each.end) for each in self._image.segments if each.executable]
         return _soft_class(self._image.machine)(
-            memory, executable, self._clock, cleanup, stop, self._instructions
+            memory, executable(self._image), self._clock, cleanup, stop, self._instructions
         )
 
     def missing_layers(self) -> dict[str, str]:
         """As KvmAccelerator has it."""
         return {}
+
+
+def executable(image: Image) -> list[tuple[int, int]]:
+    """The pages of code, as (start, end)."""
+    return [(each.start, each.end) for each in image.segments if each.executable]
 
 
 def _soft_class(machine: int) -> type[SoftCpu]:
@@ -123,6 +156,13 @@ def choose(
     if created is not None:
         cleanup.callback(created.close)
     wanted = choice(config)
+    if wanted == "native":
+        if config.dumpcore is not None:
+            raise UsageError(
+                f"{setting('--dumpcore', 'dumpcore')} is not for the native CPU: "
+                f"use {option('cpu', 'soft')}"
+            )
+        return NativeAccelerator(image)
     notice = ""
     if wanted != "soft":
         try:
@@ -164,12 +204,12 @@ def from_environment(cpu: str) -> str:
 
 
 def choice(config: Config) -> str:
-    """auto, kvm or soft: as asked for, or as the environment says; raises UsageError."""
+    """auto, kvm, native or soft: as asked for, or as the environment says; raises UsageError."""
     wanted = from_environment(config.cpu)
     for name, given in (("clock", config.clock), ("instructions", config.instructions)):
         if given is None:
             continue
-        if config.cpu == "kvm":
+        if config.cpu in ("kvm", "native"):
             raise UsageError(
                 f"{setting(f'--{name}', name)} is for the software CPU: use {option('cpu', 'soft')}"
             )

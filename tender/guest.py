@@ -84,7 +84,8 @@ class Guest:
         trace: A file for one line of JSON per hypercall.
         warn: Called with one line of text when the host has a problem with a device, from any
             thread; it must not block. Standard error if None.
-        cpu: "kvm", "soft" (the software CPU) or "auto".
+        cpu: "kvm", "native" (a process of its own runs the guest's code, without KVM), "soft" (the
+                software CPU) or "auto".
         clock: Gives the guest a virtual time; on the software CPU.
         instructions: How many instructions the guest may execute; on the software CPU.
         deadline: Seconds that the guest may run, from its start. Then it is stopped, and killed two

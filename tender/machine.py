@@ -33,7 +33,7 @@ from tender.modules.poll import Poll
 from tender.modules.time import Time
 from tender.outcome import NetCounters, Outcome, Statistics
 from tender.sandbox import fdtable
-from tender.sandbox.fdtable import FdTable, device_labels
+from tender.sandbox.fdtable import START_LABELS, FdTable, device_labels
 from tender.stop import Stopped
 
 TYPE_CHECKING = False
@@ -80,11 +80,10 @@ def run(
     stop.enter()
     try:
         machine = assemble(config, stop, warn, cleanup, sandbox, created)
-        start_ring = machine.ring.start if machine.ring else None
         if sandbox:
-            sandbox.enter(machine.fd_table, start_ring)
-        elif start_ring:
-            start_ring()
+            sandbox.enter(machine.fd_table, machine.start)
+        elif machine.start:
+            machine.start(b"")
         if started:
             started(machine.notice)
         outcome = replace(_run_to_end(machine, stop, warn), stats=machine.statistics())
@@ -132,7 +131,8 @@ def assemble(
     core = _open_core(config, cleanup)
 
     ring_bytes = ring_region(config, image, mem_bytes, accelerator.name, devices.labels)
-    memory = GuestMemory(mem_bytes - ring_bytes, ring_bytes, huge=config.hugepages)
+    native = accelerator.name == "native"
+    memory = GuestMemory(mem_bytes - ring_bytes, ring_bytes, huge=config.hugepages, shared=native)
     cleanup.callback(memory.close)
     file.load(memory, stop.check)
     file.close()
@@ -186,10 +186,16 @@ def assemble(
             from tender.engine.ring import Ring
 
             ring_ = Ring(fds["kick"], memory, engine.cell, devices.net, stop, cleanup)
-        vcpu = EngineVcpu(vcpu, engine, ring_)  # type: ignore[arg-type]  # it is KVM's
+        if native:
+            vcpu.use(engine)  # type: ignore[attr-defined]
+        else:
+            vcpu = EngineVcpu(vcpu, engine, ring_)  # type: ignore[arg-type]  # it is KVM's
+    labels = [label for label in fds if label not in START_LABELS]
+    labels += ["guest-process"] if native else []
     capacities = {handle: disk.capacity for handle, disk in devices.block.devices.items()}
     sizes = fdtable.sizes(devices.labels, capacities, core.size(memory.size) if core else None)
-    fd_table = FdTable(accelerator.name, tuple(fds), devices.labels, sizes)
+    fd_table = FdTable(accelerator.name, tuple(labels), devices.labels, sizes)
+    start = vcpu.start if native else ring_.start if ring_ else None  # type: ignore[attr-defined]
     return Machine(
         image,
         boot,
@@ -204,6 +210,7 @@ def assemble(
         ring_,
         trace,
         core,
+        start,
     )
 
 
@@ -224,6 +231,7 @@ class Machine:
     ring: Ring | None
     trace: Trace | None
     core: Target | None
+    start: Callable[[bytes], None] | None  # of what runs beside the tender
 
     def statistics(self) -> Statistics:
         """What the devices have done until now."""
@@ -295,7 +303,7 @@ def open_devices(
 
 def uses_engine(config: Config, accelerator: str) -> bool:
     """Whether engine.c answers what it can; else Python's handlers answer everything."""
-    return accelerator == "kvm" and config.engine == "c" and config.trace is None
+    return accelerator != "soft" and config.engine == "c" and config.trace is None
 
 
 def ring_region(
@@ -310,7 +318,7 @@ def ring_region(
     The ring is engine.c's, so all networks must be.
     """
     networks = {name for names in labels.values() for name in names if name.startswith("net")}
-    if networks != {"net"} or not uses_engine(config, accelerator):
+    if networks != {"net"} or accelerator != "kvm" or not uses_engine(config, accelerator):
         return 0
     from tender.engine import ring
 

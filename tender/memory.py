@@ -8,12 +8,14 @@ the guest's memory itself, not a copy: a handler reads each field once.
 from __future__ import annotations
 
 import mmap
+from itertools import pairwise
 
 from tender._native import ffi, lib
 from tender.errors import GuestFault, HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
 # Linux, asm-generic/mman.h: the memory is reserved, not counted, until the guest touches it.
@@ -22,6 +24,7 @@ MAP_NORESERVE = 0x4000
 
 
 HUGE_PAGE = 2 << 20
+PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 
 _cast = ffi.cast
 
@@ -44,7 +47,9 @@ class GuestMemory:
     where host and guest addresses lie alike in them.
     """
 
-    def __init__(self, size: int, beyond: int = 0, *, huge: bool = False) -> None:
+    def __init__(
+        self, size: int, beyond: int = 0, *, huge: bool = False, shared: bool = False
+    ) -> None:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
         try:
             slack = HUGE_PAGE if huge else 0
@@ -61,10 +66,19 @@ class GuestMemory:
         self.view = memoryview(self._map)[start : start + size]
         self.pointer = self._whole + start
         self.base = int(ffi.cast("uintptr_t", self.pointer))
+        self.fd = self._share() if shared else -1
         if huge:
             self._ask_for_huge_pages(start)
         self.protected: list[tuple[int, int, bool]] = []  # start, end, readable
         self._protected_end = 0
+
+    def _share(self) -> int:
+        """Make it the memory of a file that another process can map: its descriptor."""
+        fd: int = lib.native_memfd(b"guest-memory", self.mapped, 0)
+        if fd < 0 or not lib.native_map(self.pointer, self.mapped, fd):
+            what = f"cannot reserve {self.mapped >> 20} MiB of guest memory"
+            raise HostError(what, "memfd_create", ffi.errno)
+        return fd
 
     def _ask_for_huge_pages(self, start: int) -> None:
         try:
@@ -136,3 +150,31 @@ class GuestMemory:
 def invalid_access(gpa: int, size: int, kind: str = "") -> GuestFault:
     """The words that scripts know from solo5-hvt."""
     return GuestFault(f"Invalid guest access: {kind}gpa={gpa:#x}, len={size:#x}", gpa, size)
+
+
+def regions(
+    memory: GuestMemory, executable: Iterable[tuple[int, int]]
+) -> list[tuple[int, int, int]]:
+    """The memory as pieces of equal protection: start, end and PROT_*.
+
+    Pages that can't be read are left out: what the host forbids, the CPU must not touch.
+    """
+    protected = {start: (end, readable) for start, end, readable in memory.protected}
+    code = dict(executable)
+    edges = {0, memory.size, *protected, *code, *code.values()}
+    edges.update(end for end, _ in protected.values())
+    pieces = []
+    protected_end = code_end = 0
+    readable = True
+    for start, end in pairwise(sorted(edges)):
+        if start in protected:
+            protected_end, readable = protected[start]
+        code_end = code.get(start, code_end)
+        prot = PROT_READ | PROT_WRITE
+        if start < protected_end:
+            prot = PROT_READ if readable else 0
+        if start < code_end:
+            prot |= PROT_EXEC
+        if prot & PROT_READ:
+            pieces.append((start, end, prot))
+    return pieces

@@ -24,7 +24,7 @@ settings.load_profile("ptender")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--cpu",
-        choices=("both", "kvm", "soft"),
+        choices=("both", "kvm", "native", "soft"),
         default="both",
         help="what the guests of tests/guest run on (default: both)",
     )

@@ -326,9 +326,10 @@ OPTIONS = (
     Option("--console-limit", "RATE", "console_limit", _rate,
            "drop what the guest prints beyond so many bytes per\nsecond, as in 64K or 1M"),
     Option("--dumpcore", "DIR", "dumpcore", str, "write a core file there if the guest aborts"),
-    Option("--cpu", "auto|kvm|soft", "cpu", str,
+    Option("--cpu", "auto|kvm|native|soft", "cpu", str,
            "what runs the guest: KVM where it is, else a CPU in\n"
-           "software (default: auto, or what PTENDER_CPU says)"),
+           "software (default: auto, or what PTENDER_CPU says);\n"
+           "native: a process of its own, without KVM"),
     Option("--clock", "virtual", "clock", _clock,
            "the guest's time advances only as the guest reads it", _CLOCK),
     Option("--instructions", "N", "instructions", _number,

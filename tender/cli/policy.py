@@ -54,6 +54,7 @@ MEANINGS = {
     "console": "the guest's output: standard output",
     "stderr": "the tender's own messages: standard error",
     "vcpu": "the guest's CPU in KVM; /dev/kvm itself is closed",
+    "guest-process": "the process that runs the guest's code",
     "kick": "wakes the thread of the network ring",
     "core": "the core file, which has no name yet",
     "pagemap": "which memory the guest has touched: /proc/self/pagemap",
@@ -116,7 +117,7 @@ def show(config: Config) -> Shown:
     specs: dict[int, NetValue | BlockValue] = {**nets, **blocks}
     devices = {handle: device_labels(spec) for handle, spec in specs.items()}
     fixed = ["console", "stderr"]
-    fixed += ["vcpu"] if accelerator == "kvm" else []
+    fixed += {"kvm": ["vcpu"], "native": ["guest-process"]}.get(accelerator, [])
     mem_bytes = usable_memory(config.mem_bytes)
     ring_bytes = ring_region(config, image, mem_bytes, accelerator, devices)
     fixed += ["kick"] if ring_bytes else []
@@ -191,6 +192,12 @@ def text(shown: Shown, width: int | None = None) -> str:
     if shown.ring:
         lines += ["", "The thread of its network ring may make these:", ""]
         lines += _entries(shown.ring, width)
+    if shown.table.cpu == "native":
+        lines += [
+            "",
+            "The guest's process holds no descriptor and may call rt_sigreturn and futex(turn,",
+            "FUTEX_WAIT|FUTEX_WAKE, _, NULL); any other call is an exception of the guest.",
+        ]
     if shown.table.cpu == "soft":
         lines += [
             "",

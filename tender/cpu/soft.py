@@ -10,11 +10,11 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from itertools import pairwise
 
 from tender._soft import ffi, lib
 from tender.cpu.vcpu import Failure, Fault, Interrupted, IoIn, IoOut, Mmio
 from tender.errors import HostError
+from tender.memory import regions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 NANOSECONDS = 1_000_000_000  # the guest's counter has this frequency unless it knows another
 VERSION_MIN = (2, 1, 2)  # the first with RDTSC under the tender's control
-PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 INSTALL = "pip install 'ptender[soft]'"
 
 _OUT = lib.SOFT_OUT
@@ -260,31 +259,3 @@ class SoftCpu:
     def instruction_pointer(self) -> int:
         """As kvm.Vcpu has it."""
         return self.read_register(self.pc)
-
-
-def regions(
-    memory: GuestMemory, executable: Iterable[tuple[int, int]]
-) -> list[tuple[int, int, int]]:
-    """The memory as pieces of equal protection: start, end and PROT_*.
-
-    Pages that can't be read are left out: what the host forbids, the emulator must not touch.
-    """
-    protected = {start: (end, readable) for start, end, readable in memory.protected}
-    code = dict(executable)
-    edges = {0, memory.size, *protected, *code, *code.values()}
-    edges.update(end for end, _ in protected.values())
-    pieces = []
-    protected_end = code_end = 0
-    readable = True
-    for start, end in pairwise(sorted(edges)):
-        if start in protected:
-            protected_end, readable = protected[start]
-        code_end = code.get(start, code_end)
-        prot = PROT_READ | PROT_WRITE
-        if start < protected_end:
-            prot = PROT_READ if readable else 0
-        if start < code_end:
-            prot |= PROT_EXEC
-        if prot & PROT_READ:
-            pieces.append((start, end, prot))
-    return pieces

@@ -147,5 +147,5 @@ BlockSpec: TypeAlias = (
     | BlockDevice
 )
 Sink: TypeAlias = Callable[[bytes], object] | ConsoleSink | int | None
-Cpu: TypeAlias = Literal["auto", "kvm", "soft"]
+Cpu: TypeAlias = Literal["auto", "kvm", "native", "soft"]
 SandboxMode: TypeAlias = Literal["on", "require", "off"]

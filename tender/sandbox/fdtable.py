@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 FIXED = {
     "console": 1, "stderr": 2, "vcpu": 3, "kick": 4, "core": 5, "pagemap": 6, "core-helper": 7,
     "trace": 8, "report": 9, "sync": 10,
+    "guest-program": 0, "guest-shared": 3, "guest-memory": 4, "guest-process": 3,
 }  # fmt: skip
+START_LABELS = ("guest-program", "guest-shared", "guest-memory")  # closed before the guest runs
 FIRST_NAMESPACE = 11  # namespaces that are still to be joined
 FIRST_DEVICE = 16  # the device with handle 0
 FDS_END = FIRST_DEVICE + 64
@@ -59,9 +61,10 @@ def device_labels(spec: NetValue | BlockValue) -> tuple[str, ...]:
 
 @dataclass
 class FdTable:
-    """`cpu` is "kvm" or "soft"; `fixed` has labels of FIXED, `devices` those of each device by
-    its handle. `@LABEL` in a policy means the descriptors with that label. `sizes` has the maximum
-    length in bytes of each file that the tender writes to, logs excepted, by descriptor."""
+    """`cpu` is "kvm", "native" or "soft"; `fixed` has labels of FIXED, `devices` those of each
+    device by its handle. `@LABEL` in a policy means the descriptors with that label. `sizes` has
+    the maximum length in bytes of each file that the tender writes to, logs excepted, by
+    descriptor."""
 
     cpu: str
     fixed: tuple[str, ...]

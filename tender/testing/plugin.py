@@ -43,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("ptender", "unikernels in tests")
     group.addoption(
         "--ptender-cpu",
-        choices=("auto", "kvm", "soft"),
+        choices=("auto", "kvm", "native", "soft"),
         default="auto",
         help="the CPU of guests (default: auto, or the value of PTENDER_CPU)",
     )

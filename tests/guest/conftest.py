@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 
+from tender.cpu import native
 from tests.needs import needs
 
 ROOT = Path(__file__).parents[2]
 BINDINGS = ROOT / "guest-bindings"
 PTENDER = Path(sys.executable).with_name("ptender")
 CPUS = ("kvm", "soft")
+NATIVE = {"test_guests", "test_devices"}  # the modules whose tests run on the native CPU as well
 NEEDS_FP = {"fp"}  # guests that are built with floating point
 NEEDS = {
     "ping": ["net"],
@@ -77,7 +79,9 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Build:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "cpu" in metafunc.fixturenames:
         wanted = metafunc.config.getoption("--cpu")
-        metafunc.parametrize("cpu", CPUS if wanted == "both" else [wanted], indirect=True)
+        on_native = metafunc.module.__name__.rpartition(".")[2] in NATIVE
+        both = [*CPUS, "native"] if on_native else CPUS
+        metafunc.parametrize("cpu", both if wanted == "both" else [wanted], indirect=True)
 
 
 @pytest.fixture
@@ -88,6 +92,8 @@ def cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         pytest.skip("no access to /dev/kvm")
     if name == "soft":
         pytest.importorskip("unicorn", reason="the software CPU needs unicorn")
+    if name == "native" and (reason := native.missing()):
+        pytest.skip(f"no native CPU: {reason}")
     monkeypatch.setenv("PTENDER_CPU", name)
     return name
 

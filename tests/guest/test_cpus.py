@@ -177,7 +177,7 @@ def test_the_environment_says_what_auto_means() -> None:
     assert run(demo(), env={"PTENDER_CPU": "soft"}).stderr == ""
     done = run(demo(), env={"PTENDER_CPU": "hard"})
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "PTENDER_CPU='hard' is not auto, kvm or soft" in done.stderr
+    assert "PTENDER_CPU='hard' is not auto, kvm, native or soft" in done.stderr
 
 
 @needs_kvm
@@ -414,7 +414,7 @@ def test_an_instruction_beyond_the_engine(tmp_path: Path) -> None:
 def test_words_that_name_no_cpu(word: str) -> None:
     done = run(f"--cpu={word}", demo())
     assert (done.returncode, done.stdout) == (2, "")
-    assert f"'{word}' is not auto, kvm or soft" in done.stderr
+    assert f"'{word}' is not auto, kvm, native or soft" in done.stderr
 
 
 def test_a_library_of_the_software_cpu_that_cannot_be_loaded(guest: Build) -> None:

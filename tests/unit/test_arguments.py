@@ -39,7 +39,7 @@ from tender.errors import DeviceError, TenderError, UsageError
         (["k"], {"mem_mib": True}, "mem_mib=True is not a whole number"),
         (["k"], {"console_limit": 0}, "console_limit=0 is not a whole number from 1"),
         (["k"], {"instructions": -1}, "instructions=-1 is not a whole number from 1"),
-        (["k"], {"cpu": "kmv"}, "cpu='kmv' is not auto, kvm or soft"),
+        (["k"], {"cpu": "kmv"}, "cpu='kmv' is not auto, kvm, native or soft"),
         (["k"], {"sandbox": "yes"}, "sandbox='yes' is not on, require or off"),
         (["k"], {"clock": "virtual"}, r"clock='virtual' is not a VirtualTime\(...\)"),
         (["k"], {"user": 1.5}, "user=1.5 is not a user: a name or a number"),

@@ -198,7 +198,7 @@ def test_sizes(text: str, size: int) -> None:
         ("--net a=user,gateway=10.9.0.1 k", "another address of the network of 10.0.0.2/24"),
         ("--net a=user:80:80,tcp:80:81 k", "--net: port 80 is forwarded twice"),
         ("--net:a=t,create k", "is not an interface name .*; suboptions go with --net"),
-        ("--cpu=kmv k", "--cpu: 'kmv' is not auto, kvm or soft"),
+        ("--cpu=kmv k", "--cpu: 'kmv' is not auto, kvm, native or soft"),
         ("--clock=virtual,tick=0 k", "--clock: tick=0 is not a whole number"),
         ("--clock=virtual,start=1960-01-01 k", "start=1960-01-01 is not a time between 1970"),
         ("--hugepages=yes k", "Invalid option: `--hugepages=yes'"),

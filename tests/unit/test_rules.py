@@ -127,7 +127,7 @@ def test_each_file_is_somebodys_and_the_other_way_round() -> None:
     ]
     devices = dict(enumerate(kinds))
     used = set()
-    for cpu in ("kvm", "soft"):
+    for cpu in ("kvm", "native", "soft"):
         whole = fdtable.FdTable(cpu, tuple(fdtable.FIXED), devices, {})
         used |= {*whole.policies(), *whole.ring_policies()}
     assert used == set(FILES)

@@ -15,12 +15,12 @@ pytest.importorskip("unicorn", reason="the emulator is not installed: pip instal
 from tender.boot import layout, x86_64
 from tender.boot.x86_64 import Fpu, State, Table
 from tender.config import VirtualTime
-from tender.cpu import soft, soft_x86_64
+from tender.cpu import soft_x86_64
 from tender.cpu import x86_64 as cpu_x86_64
 from tender.cpu.vcpu import Failure, Fault, Interrupted, IoIn, IoOut, Mmio
 from tender.dataclass import replace
 from tender.errors import HostError
-from tender.memory import GuestMemory
+from tender.memory import GuestMemory, regions
 from tests.unit.cpurig import (
     CODE,
     DATA,
@@ -741,7 +741,7 @@ def test_a_limit_of_instructions_is_exact(cpu: Make) -> None:
 
 def test_regions_are_of_one_protection(cpu: Make) -> None:
     rig = cpu("hlt")
-    pieces = soft.regions(rig.memory, [(CODE, CODE + 0x4000)])
+    pieces = regions(rig.memory, [(CODE, CODE + 0x4000)])
     assert (CODE, CODE + 0x4000, 5) in pieces
     assert (RODATA, RODATA + 4096, 1) in pieces
     assert not any(start <= HIDDEN < end for start, end, _ in pieces)
@@ -752,7 +752,7 @@ def test_regions_where_protections_meet() -> None:
     memory = GuestMemory(8 * 4096)
     for page, readable in ((4, False), (1, True), (2, True)):
         memory.protect(page * 4096, (page + 1) * 4096, readable=readable, writable=False)
-    pieces = soft.regions(memory, [(6 * 4096, 8 * 4096), (2 * 4096, 4 * 4096)])
+    pieces = regions(memory, [(6 * 4096, 8 * 4096), (2 * 4096, 4 * 4096)])
     memory.close()
     assert [(start >> 12, end >> 12, prot) for start, end, prot in pieces] == [
         (0, 1, 3), (1, 2, 1), (2, 3, 5), (3, 4, 7), (5, 6, 3), (6, 8, 7),

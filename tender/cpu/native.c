@@ -1,0 +1,413 @@
+/*
+ * The tender's side of the native CPU; native.h has what each function does.
+ *
+ * The rule here: what lies in the shared region is the guest's word. Each field is read once, and
+ * only the address of the frame is used as one, after a check.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <cpuid.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/futex.h>
+#include <linux/perf_event.h>
+#include <linux/seccomp.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stddef.h>
+#include <string.h>
+#include <sys/auxv.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <ucontext.h>
+#include <unistd.h>
+#include <x86intrin.h>
+
+#include "abi/abi.h"
+#include "native.h"
+#include "tender/engine/engine.h"
+
+#define SIGNAL_FRAME 4096 /* a frame beside XSAVE's area, and the handler */
+#define HWCAP2_FSGSBASE_BIT (1 << 1)
+#define LOOK_NS 100000000 /* how often to look whether the process is alive */
+#define SHORT_CYCLES 40000
+#define MIN_SPINS 20
+#define TRAP_GP 13
+#define OUT_DX_EAX 0xef
+#define FXSAVE_SIZE 512
+#ifndef MFD_EXEC
+#define MFD_EXEC 0x10
+#endif
+#ifndef CLONE_PIDFD
+#define CLONE_PIDFD 0x1000
+#endif
+#ifndef P_PIDFD
+#define P_PIDFD 3
+#endif
+#ifndef AT_MINSIGSTKSZ
+#define AT_MINSIGSTKSZ 51
+#endif
+
+_Static_assert(sizeof(struct native_shared) <= NATIVE_STACK, "struct native_shared");
+_Static_assert(NATIVE_STACK + NATIVE_STACK_SIZE == NATIVE_SHARED_SIZE, "the signal stack");
+_Static_assert(sizeof(struct sock_filter) == sizeof(uint64_t), "struct sock_filter");
+PTENDER_SIZE(struct native_range, 24);
+
+/* In the order of boot.x86_64.REGISTERS. */
+static const uint8_t gregs[NATIVE_REGISTERS] = {
+    REG_RAX, REG_RBX, REG_RCX, REG_RDX, REG_RSI, REG_RDI, REG_RSP, REG_RBP, REG_R8,
+    REG_R9,  REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15, REG_RIP, REG_EFL,
+};
+
+int native_memfd(const char *name, uint64_t size, int executable)
+{
+    unsigned int flags = MFD_CLOEXEC | (executable ? MFD_EXEC : MFD_ALLOW_SEALING);
+    int fd = (int)syscall(SYS_memfd_create, name, flags);
+    if (fd < 0 && errno == EINVAL) /* Linux before 6.3 has no MFD_EXEC: all are executable */
+        fd = (int)syscall(SYS_memfd_create, name, flags & ~MFD_EXEC);
+    if (fd < 0 || executable)
+        return fd;
+    if (ftruncate(fd, (off_t)size) || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW)) {
+        int saved = errno;
+        close(fd);
+        errno = saved;
+        return -1;
+    }
+    return fd;
+}
+
+void *native_map(void *at, uint64_t size, int fd)
+{
+    int flags = MAP_SHARED | (at ? MAP_FIXED : 0);
+    void *mapped = mmap(at, size, PROT_READ | PROT_WRITE, flags, fd, 0);
+    return mapped == MAP_FAILED ? NULL : mapped;
+}
+
+int native_unmap(void *at, uint64_t size) { return munmap(at, size); }
+
+#define LOAD(field) BPF_STMT(BPF_LD | BPF_W | BPF_ABS, (field))
+#define LOW(n) ((uint32_t)offsetof(struct seccomp_data, args[n]))
+#define HIGH(n) (LOW(n) + 4)
+#define IS(value, yes, no) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)(value), yes, no)
+
+void native_filter(struct native_shared *shared)
+{
+    const uint64_t turn = NATIVE_SHARED + offsetof(struct native_shared, turn);
+    const struct sock_filter filter[] = {
+        /* 0*/ LOAD(offsetof(struct seccomp_data, arch)),
+        /* 1*/ IS(AUDIT_ARCH_X86_64, 0, 15),
+        /* 2*/ LOAD(offsetof(struct seccomp_data, nr)),
+        /* 3*/ IS(SYS_rt_sigreturn, 14, 0),
+        /* 4*/ IS(SYS_futex, 0, 12),
+        /* 5*/ LOAD(LOW(0)), /* the address: our word */
+        /* 6*/ IS(turn, 0, 10),
+        /* 7*/ LOAD(HIGH(0)),
+        /* 8*/ IS(turn >> 32, 0, 8),
+        /* 9*/ LOAD(LOW(1)),
+        /*10*/ IS(FUTEX_WAIT, 1, 0),
+        /*11*/ IS(FUTEX_WAKE, 0, 5),
+        /*12*/ LOAD(LOW(3)), /* no timeout: SIGSTOP would make a restart_syscall of it */
+        /*13*/ IS(0, 0, 3),
+        /*14*/ LOAD(HIGH(3)),
+        /*15*/ IS(0, 0, 1),
+        /*16*/ BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+        /*17*/ BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
+        /*18*/ BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    _Static_assert(sizeof filter / sizeof *filter <= NATIVE_FILTER_MAX, "the filter");
+    memcpy(shared->filter, filter, sizeof filter);
+    shared->filter_length = sizeof filter / sizeof *filter;
+}
+
+struct start {
+    int program_fd;
+    int shared_fd;
+    int memory_fd;
+    int error;
+};
+
+/* A descriptor that is not one of those that the program is started with. */
+static int aside(int fd) { return fcntl(fd, F_DUPFD_CLOEXEC, NATIVE_MEMORY_FD + 1); }
+
+static int execute(void *argument)
+{
+    struct start *start = argument;
+    char *nothing[] = {NULL};
+    sigset_t blocked;
+
+    /* What ends the tender is for the tender; Ctrl-Z stops both. */
+    sigfillset(&blocked);
+    static const int own[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGSYS, SIGTSTP};
+    for (unsigned i = 0; i < sizeof own / sizeof *own; i++)
+        sigdelset(&blocked, own[i]);
+    sigprocmask(SIG_SETMASK, &blocked, NULL);
+    int program = aside(start->program_fd);
+    int shared = aside(start->shared_fd);
+    int memory = aside(start->memory_fd);
+    if (program >= 0 && dup2(shared, NATIVE_SHARED_FD) >= 0 && dup2(memory, NATIVE_MEMORY_FD) >= 0)
+        syscall(SYS_execveat, program, "", nothing, nothing, AT_EMPTY_PATH);
+    start->error = errno;
+    _exit(1);
+}
+
+int native_start(int program_fd, int shared_fd, int memory_fd)
+{
+    struct start start = {program_fd, shared_fd, memory_fd, 0};
+    char stack[1 << 14] __attribute__((aligned(16)));
+    int pidfd = -1;
+    int pid = clone(execute, stack + sizeof stack,
+                    CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD, &start, &pidfd);
+    if (pid < 0)
+        return -1;
+    if (start.error) {
+        while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+            ;
+        close(pidfd);
+        errno = start.error;
+        return -1;
+    }
+    return pidfd;
+}
+
+void native_kill(struct native *native)
+{
+    siginfo_t info;
+    if (native->pidfd < 0)
+        return;
+    syscall(SYS_pidfd_send_signal, native->pidfd, SIGKILL, NULL, 0);
+    while (waitid(P_PIDFD, (id_t)native->pidfd, &info, WEXITED) < 0 && errno == EINTR)
+        ;
+}
+
+/* Whether to spin longer or shorter the next time, by how long a wait took. */
+static uint32_t adapted(const struct native *native, uint32_t spins, uint64_t cycles)
+{
+    if (cycles > SHORT_CYCLES)
+        spins = spins / 2;
+    else
+        spins += spins / 2 + MIN_SPINS;
+    return spins < native->max_spins ? spins : native->max_spins;
+}
+
+static void to_guest(struct native *native)
+{
+    struct native_shared *shared = native->shared;
+    shared->turn = NATIVE_TURN_GUEST;
+    if (shared->guest_sleeps)
+        syscall(SYS_futex, &shared->turn, FUTEX_WAKE, 1, NULL, NULL, 0);
+    native->is_guests_turn = 1;
+}
+
+/* Wait for the guest: 0, EINTR or ESRCH. */
+static int wait_for_guest(struct native *native)
+{
+    struct native_shared *shared = native->shared;
+    const struct timespec look = {0, LOOK_NS};
+    int error = 0;
+
+    for (uint32_t spins = native->spins; spins; spins--) {
+        if (shared->turn == NATIVE_TURN_TENDER)
+            return 0;
+        __builtin_ia32_pause();
+    }
+    shared->tender_sleeps = 1;
+    while (!error && shared->turn != NATIVE_TURN_TENDER) {
+        struct pollfd process = {native->pidfd, POLLIN, 0};
+        if (native->immediate_exit)
+            error = EINTR;
+        else if (syscall(SYS_futex, &shared->turn, FUTEX_WAIT, NATIVE_TURN_GUEST, &look, NULL, 0)) {
+            if (errno == EINTR)
+                error = EINTR;
+            else if (errno == ETIMEDOUT && poll(&process, 1, 0) > 0)
+                error = ESRCH;
+        }
+    }
+    shared->tender_sleeps = 0;
+    return error;
+}
+
+/* The frame of the last trap, NULL where what the guest names is none. */
+static ucontext_t *frame_of(const struct native *native)
+{
+    const uint64_t at = native->frame;
+    if (at < NATIVE_STACK || at % 8 || at > NATIVE_SHARED_SIZE - sizeof(ucontext_t))
+        return NULL;
+    return (ucontext_t *)((uint8_t *)native->shared + at);
+}
+
+static int read_trap(struct native *native)
+{
+    struct native_shared *shared = native->shared;
+    native->frame = *(volatile uint64_t *)&shared->context - NATIVE_SHARED;
+    const ucontext_t *frame = frame_of(native);
+    if (!frame)
+        return EBADMSG;
+    const volatile greg_t *from = frame->uc_mcontext.gregs;
+    for (unsigned i = 0; i < NATIVE_REGISTERS; i++)
+        native->registers[i] = (uint64_t)from[gregs[i]];
+    native->vector = (uint32_t)from[REG_TRAPNO];
+    native->error_code = (uint64_t)from[REG_ERR];
+    native->cr2 = (uint64_t)from[REG_CR2];
+    native->cs = (uint32_t)from[REG_CSGSFS] & 0xffff;
+    native->signo = *(volatile int32_t *)&shared->signo;
+    native->arch = *(volatile uint32_t *)&shared->arch;
+    native->call = *(volatile uint64_t *)&shared->call;
+    native->kind = NATIVE_TRAP;
+    return 0;
+}
+
+static int is_text(const struct native *native, uint64_t address)
+{
+    for (uint32_t i = 0; i < native->text_count; i++)
+        if (native->text[i].start <= address && address < native->text[i].end)
+            return 1;
+    return 0;
+}
+
+#define RAX 0
+#define RDX 3
+#define RIP 16
+
+/* Whether the trap is a hypercall: `out %eax, (%dx)` in the guest's text. */
+static int read_hypercall(struct native *native)
+{
+    const uint64_t rip = native->registers[RIP];
+    const uint32_t number = (native->registers[RDX] & 0xffff) - HVT_HYPERCALL_PIO_BASE;
+    if (native->signo != SIGSEGV || native->vector != TRAP_GP || number > HVT_HYPERCALL_HALT)
+        return 0;
+    if (!is_text(native, rip) || *(const volatile uint8_t *)(native->memory + rip) != OUT_DX_EAX)
+        return 0;
+    native->kind = NATIVE_HYPERCALL;
+    native->number = number;
+    native->gpa = (uint32_t)native->registers[RAX];
+    native->registers[RIP] = rip + 1;
+    frame_of(native)->uc_mcontext.gregs[REG_RIP] = (greg_t)(rip + 1);
+    return 1;
+}
+
+void native_set_registers(struct native *native)
+{
+    ucontext_t *frame = frame_of(native);
+    for (unsigned i = 0; frame && i < NATIVE_REGISTERS; i++)
+        frame->uc_mcontext.gregs[gregs[i]] = (greg_t)native->registers[i];
+}
+
+int native_run(struct native *native)
+{
+    uint64_t answered_from = 0;
+    for (;;) {
+        if (!native->is_guests_turn) {
+            const uint64_t now = __rdtsc();
+            if (answered_from)
+                native->shared->guest_spins =
+                    adapted(native, native->shared->guest_spins, now - answered_from);
+            to_guest(native);
+        }
+        const uint64_t begun = __rdtsc();
+        int error = wait_for_guest(native);
+        if (error)
+            return error;
+        answered_from = __rdtsc();
+        native->spins = adapted(native, native->spins, answered_from - begun);
+        native->is_guests_turn = 0;
+        error = read_trap(native);
+        if (error || !read_hypercall(native) || !native->engine)
+            return error;
+        if (!engine_answer(native->engine, native->number, native->gpa))
+            return 0;
+    }
+}
+
+int native_fpu(struct native *native, void *fxsave, int set)
+{
+    ucontext_t *frame = frame_of(native);
+    if (!frame)
+        return -1;
+    const uint64_t at = (uint64_t)*(void *volatile *)&frame->uc_mcontext.fpregs - NATIVE_SHARED;
+    if (at < NATIVE_STACK || at > NATIVE_SHARED_SIZE - FXSAVE_SIZE)
+        return -1;
+    uint8_t *there = (uint8_t *)native->shared + at;
+    if (set)
+        memcpy(there, fxsave, FXSAVE_SIZE - 96); /* behind are words of the kernel's */
+    else
+        memcpy(fxsave, there, FXSAVE_SIZE);
+    return 0;
+}
+
+uint64_t native_tsc(void) { return __rdtsc(); }
+
+static int64_t tsc_hz_of_perf(void)
+{
+    struct perf_event_attr attribute = {
+        .type = PERF_TYPE_SOFTWARE,
+        .size = sizeof attribute,
+        .config = PERF_COUNT_SW_DUMMY,
+        .exclude_kernel = 1,
+    };
+    const long page = sysconf(_SC_PAGESIZE);
+    int64_t hz = 0;
+    int fd = (int)syscall(SYS_perf_event_open, &attribute, 0, -1, -1, PERF_FLAG_FD_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    struct perf_event_mmap_page *at = mmap(NULL, (size_t)page, PROT_READ, MAP_SHARED, fd, 0);
+    if (at != MAP_FAILED) {
+        if (at->cap_user_time && at->time_mult) /* ns = cycles * mult >> shift */
+            hz = (int64_t)(((__int128)1000000000 << at->time_shift) / at->time_mult);
+        munmap(at, (size_t)page);
+    }
+    close(fd);
+    return hz;
+}
+
+static int64_t tsc_hz_of_cpuid(void)
+{
+    unsigned int a, b, c, d;
+    if (__get_cpuid_count(0x15, 0, &a, &b, &c, &d) && a && b && c)
+        return (int64_t)((uint64_t)c * b / a);
+    __cpuid(1, a, b, c, d);
+    if (c >> 31) { /* under a hypervisor; some have this leaf */
+        __cpuid(0x40000000, a, b, c, d);
+        if (a >= 0x40000010 && a < 0x40010000) {
+            __cpuid(0x40000010, a, b, c, d);
+            return (int64_t)a * 1000;
+        }
+    }
+    return 0;
+}
+
+static uint64_t raw_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_RAW, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static int64_t tsc_hz_measured(void)
+{
+    const uint64_t begun_ns = raw_ns(), begun = __rdtsc();
+    uint64_t now_ns;
+    do
+        now_ns = raw_ns();
+    while (now_ns - begun_ns < 5000000);
+    return (int64_t)((__int128)(__rdtsc() - begun) * 1000000000 / (now_ns - begun_ns));
+}
+
+int64_t native_tsc_hz(void)
+{
+    int64_t hz = tsc_hz_of_perf();
+    hz = hz ? hz : tsc_hz_of_cpuid();
+    return hz ? hz : tsc_hz_measured();
+}
+
+int native_missing(void)
+{
+    if (!(getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE_BIT))
+        return 1;
+    return getauxval(AT_MINSIGSTKSZ) + SIGNAL_FRAME > NATIVE_STACK_SIZE ? 2 : 0;
+}
