@@ -354,7 +354,8 @@ def test_a_program_that_embeds_python_does_not_start_itself_without_end(
     starts = tmp_path / "starts"
     code = (
         f"import sys; sys.path[:] = {sys.path!r}; open({str(starts)!r}, 'a').write('x')\n"
-        f"from tender import Guest\nprint(Guest({str(guest('exit'))!r}, '3').run().status)\n"
+        f"from tender import Guest\n"
+        f"print(Guest({str(guest('exit'))!r}, '3').run().status, flush=True)\n"
     )
     source, binary = tmp_path / "program.c", tmp_path / "program"
     source.write_text(f"#define CODE {json.dumps(code)}\n{EMBEDDING}")
