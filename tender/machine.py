@@ -140,30 +140,24 @@ def assemble(
     vcpu.set_state(boot.initial_state(image.entry, memory.size))
     for gpa, table in boot.tables(mem_bytes):
         memory.put(gpa, table)
+    manifest = encode(image.manifest, devices.attached())
+    ring_gpa = memory.size if ring_bytes else 0
     boot_info = bootinfo.BootInfo(
-        memory.size,
-        image.kernel_end,
-        vcpu.cpu_cycle_freq,
-        cmdline,
-        encode(image.manifest, devices.attached()),
-        net_ring_gpa=memory.size if ring_bytes else 0,
+        memory.size, image.kernel_end, vcpu.cpu_cycle_freq, cmdline, manifest, ring_gpa
     )
     memory.put(layout.BOOT_INFO, bootinfo.build(boot_info))
 
-    fds |= vcpu.fds
+    fds |= vcpu.fds | (core.fds if core else {})
     if ring_bytes and isinstance(accelerator, KvmAccelerator):
         from tender.engine import ring
 
         fds["kick"] = ring.open_kick(accelerator.vm, cleanup)
     fds |= _open_trace(config, file, devices.block, cleanup)
-    if core:
-        fds |= core.fds
     if sandbox:
         fds = sandbox.move_descriptors(fds, {**devices.block.devices, **devices.net.devices})
         cleanup.forget()  # the numbers are others' now, and this process ends with its guest
-        vcpu.fds = {label: fds[label] for label in vcpu.fds}
-        if core:
-            core.fds = {label: fds[label] for label in core.fds}
+        for each in (vcpu, core) if core else (vcpu,):
+            each.fds = {label: fds[label] for label in each.fds}
         for layer, reason in accelerator.missing_layers().items():
             sandbox.report_missing(layer, reason)
 
@@ -171,12 +165,7 @@ def assemble(
     poll = Poll(devices.net, stop, clock, _rendezvous(fds, clock, stop, devices.net))
     modules: list[Module] = [console, Time(clock), poll, devices.block, devices.net]
     dispatcher = Dispatcher(memory, modules, image.machine)
-    trace = None
-    if "trace" in fds:
-        from tender.observe.trace import Trace
-
-        names = {device.handle: device.name for device in image.manifest.devices}
-        trace = Trace(fds["trace"], memory, names, clock.elapsed_ns, stop, warn)
+    trace = _make_trace(fds, memory, image.manifest, clock, stop, warn)
     ring_ = None
     if uses_engine(config, accelerator.name):
         from tender.engine.engine import Engine, EngineVcpu
@@ -190,12 +179,8 @@ def assemble(
             vcpu.use(engine)  # type: ignore[attr-defined]
         else:
             vcpu = EngineVcpu(vcpu, engine, ring_)  # type: ignore[arg-type]  # it is KVM's
-    labels = [label for label in fds if label not in START_LABELS]
-    labels += ["guest-process"] if native else []
-    capacities = {handle: disk.capacity for handle, disk in devices.block.devices.items()}
-    sizes = fdtable.sizes(devices.labels, capacities, core.size(memory.size) if core else None)
-    fd_table = FdTable(accelerator.name, tuple(labels), devices.labels, sizes)
     start = vcpu.start if native else ring_.start if ring_ else None  # type: ignore[attr-defined]
+    fd_table = _fd_table(accelerator.name, fds, devices, core.size(memory.size) if core else None)
     return Machine(
         image,
         boot,
@@ -299,6 +284,33 @@ def open_devices(
         {handle: device_labels(spec) for handle, spec in specs.items()},
         {"sync": synchronised[-1]} if synchronised else {},
     )
+
+
+def _make_trace(
+    fds: Mapping[str, int],
+    memory: GuestMemory,
+    manifest: Manifest,
+    clock: HostClock,
+    stop: Stop,
+    warn: Warn,
+) -> Trace | None:
+    if "trace" not in fds:
+        return None
+    from tender.observe.trace import Trace
+
+    names = {device.handle: device.name for device in manifest.devices}
+    return Trace(fds["trace"], memory, names, clock.elapsed_ns, stop, warn)
+
+
+def _fd_table(
+    accelerator: str, fds: Mapping[str, int], devices: Devices, core_bytes: int | None
+) -> FdTable:
+    """What the tender holds while the guest runs."""
+    labels = [label for label in fds if label not in START_LABELS]
+    labels += ["guest-process"] if accelerator == "native" else []
+    capacities = {handle: disk.capacity for handle, disk in devices.block.devices.items()}
+    sizes = fdtable.sizes(devices.labels, capacities, core_bytes)
+    return FdTable(accelerator, tuple(labels), devices.labels, sizes)
 
 
 def uses_engine(config: Config, accelerator: str) -> bool:
