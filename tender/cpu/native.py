@@ -89,35 +89,35 @@ class NativeCpu(Exceptions):
         self._memory = memory
         self._cell = ffi.new("struct native *", {"pidfd": -1, "spins": 100})
         self._engine: Engine | None = None
-        shared_fd = _memfd("ptender-native", lib.NATIVE_SHARED_SIZE)
-        self._shared = lib.native_map(ffi.NULL, lib.NATIVE_SHARED_SIZE, shared_fd)
+        self.fds = {"guest-memory": memory.fd}
+        self._shared: Any = ffi.NULL
+        cleanup.callback(self._close)
+        self.fds["guest-shared"] = _memfd("ptender-native", lib.NATIVE_SHARED_SIZE)
+        self._shared = lib.native_map(ffi.NULL, lib.NATIVE_SHARED_SIZE, self.fds["guest-shared"])
         if not self._shared:
             raise HostError("native CPU: cannot map its shared memory", "mmap", ffi.errno)
         self._cell.shared = self._shared
         self._cell.memory = ffi.cast("uint8_t *", memory.base)
         self._cell.max_spins = MAX_SPINS if len(os.sched_getaffinity(0)) > 1 else 0
-        self._set_ranges(memory, executable)
+        self._text = self._set_ranges(memory, executable)
         self._cell.shared.turn = lib.NATIVE_TURN_GUEST
         self._cell.is_guests_turn = 1  # its first trap is the program's own
         lib.native_filter(self._cell.shared)
-        self.fds = {
-            "guest-program": _program(),
-            "guest-shared": shared_fd,
-            "guest-memory": memory.fd,
-        }
+        self.fds["guest-program"] = _program()
         self._started = False
         self.cpu_cycle_freq = int(lib.native_tsc_hz())
         stop.watch(ffi.addressof(self._cell, "immediate_exit"))
         cleanup.callback(lambda: stop.watch(0))
-        cleanup.callback(self._close)
 
     def _close(self) -> None:
         lib.native_kill(self._cell)
-        lib.native_unmap(self._shared, lib.NATIVE_SHARED_SIZE)
+        if self._shared:
+            lib.native_unmap(self._shared, lib.NATIVE_SHARED_SIZE)
         for fd in self.fds.values():
             os.close(fd)
 
-    def _set_ranges(self, memory: GuestMemory, executable: list[tuple[int, int]]) -> None:
+    def _set_ranges(self, memory: GuestMemory, executable: list[tuple[int, int]]) -> Any:
+        """Describe the guest's memory to its process; the code among it, which must be kept."""
         shared = self._cell.shared
         pieces = []
         for start, end, prot in regions(memory, executable):
@@ -133,8 +133,9 @@ class NativeCpu(Exceptions):
         for index, piece in enumerate(pieces):
             shared.ranges[index] = piece
         text = [piece for piece in pieces if piece[2] & PROT_EXEC]
-        self._text = ffi.new("struct native_range[]", text)
-        self._cell.text, self._cell.text_count = self._text, len(text)
+        kept = ffi.new("struct native_range[]", text)
+        self._cell.text, self._cell.text_count = kept, len(text)
+        return kept
 
     def use(self, engine: Engine) -> None:
         """Let `engine` answer plain hypercalls."""
