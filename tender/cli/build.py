@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tender.cli.argparser import Parser
 from tender.image import build
+from tender.image.output import signals
 
 PASSED_ON = (  # to the compiler of the guest's sources: the option's letter, its value, its meaning
     ("I", "DIR", "look for headers in DIR too"),
@@ -17,7 +18,7 @@ def main(argv: list[str]) -> None:
     """Run `ptender build`; `argv` are the arguments after `build`."""
     options = _parser().parse_intermixed_args(_joined(argv))
     cflags = [f"-{letter}{value}" for letter, *_ in PASSED_ON for value in getattr(options, letter)]
-    with build.signals.caught():
+    with signals.caught():
         build.build(
             options.sources,
             options.manifest,

@@ -1,24 +1,20 @@
 """Building an image from C sources and a manifest.
 
-The rule here: the output is either whole or not there. Everything is made in a folder of its own
-beside the output, and the last step is a rename. The same input gives the same bytes: nothing of
-the folder, the clock or the user gets into the image.
+The rule here: the same input gives the same bytes. Nothing of the folder, the clock or the user
+gets into the image.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
 import shlex
 import shutil
 import signal
-import stat
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -26,6 +22,7 @@ from tender._native import lib
 from tender.dataclass import dataclass
 from tender.errors import BuildError
 from tender.image import manifest as manifest_notes
+from tender.image.output import put_in_place, signals, work_folder
 
 SOURCE_SUFFIXES = (".c", ".S", ".s")
 LINKED_SUFFIXES = (".o", ".a")
@@ -63,46 +60,8 @@ LINKING = (
     "-Wl,-z,max-page-size=4096",
 )
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE_S = 2  # for a compiler that is asked to end: it has files of its own in /tmp
 
-
-class Signals:
-    """The signals that end a build: the first is raised as an error wherever it arrives.
-
-    It waits while a compiler is being started (`held`), which has to be ended then as well.
-    """
-
-    def __init__(self) -> None:
-        self.number = 0
-        self.held = False
-
-    def __call__(self, number: int, _frame: object) -> None:
-        if not self.number:  # another one must not get in the way of tidying up
-            self.number = number
-            if not self.held:
-                self.check()
-
-    def check(self) -> None:
-        if self.number:
-            raise BuildError(f"Exiting on signal {self.number}")
-
-    @contextlib.contextmanager
-    def caught(self) -> Iterator[None]:
-        """Handle those that are not ignored, as SIGHUP is under nohup."""
-        self.number = 0
-        before = {number: signal.getsignal(number) for number in ENDING}
-        taken = [number for number in ENDING if before[number] != signal.SIG_IGN]
-        try:
-            for number in taken:
-                signal.signal(number, self)
-            yield
-        finally:
-            for number in taken:
-                signal.signal(number, before[number])
-
-
-signals = Signals()
 
 NO_MAIN = (
     "no source has solo5_app_main(), where a guest begins in the place of main(): "
@@ -205,7 +164,7 @@ def build(
     _check_sources(sources, output)
     note = _manifest_note(manifest)
     toolchain = find_toolchain(cc, target, verbose=verbose)
-    with _work_folder(output) as folder:
+    with work_folder(output) as folder:
         registers = [] if fp else [GENERAL_REGISTERS_ONLY]
         debug = [flag for flag in cflags if flag.startswith("-g")]
         objects = [
@@ -215,7 +174,7 @@ def build(
         ]
         image = folder / "image.hvt"
         _link(toolchain, objects, image)
-        _put_in_place(image, output)
+        put_in_place(image, output)
 
 
 def bindings_folder() -> Path:
@@ -335,45 +294,6 @@ def _manifest_note(path: str | None) -> bytes:
     except UnicodeDecodeError:
         raise BuildError(f"the manifest {path} is not text in UTF-8") from None
     return manifest_notes.encode(manifest_notes.parse_json(text, path))
-
-
-@contextlib.contextmanager
-def _work_folder(output: str) -> Iterator[Path]:
-    """Make a folder, beside the output if that is a file; remove it whatever happens."""
-    # Its name is known before it is there: so it goes away whenever the build is ended.
-    beside = (os.path.dirname(output) or ".") if _is_replaced(output) else tempfile.gettempdir()
-    folder = Path(beside, f".ptender-build-{os.urandom(8).hex()}")
-    try:
-        try:
-            folder.mkdir(0o700)
-        except OSError as error:
-            raise BuildError(f"can't write {output}: {error.strerror}") from None
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_replaced(output: str) -> bool:
-    """Whether the output is a file that the image replaces as a whole, or a new one.
-
-    A FIFO, a device and what a symbolic link names (/dev/stdout) are written into.
-    """
-    try:
-        return stat.S_ISREG(os.lstat(output).st_mode)
-    except OSError:
-        return True
-
-
-def _put_in_place(image: Path, output: str) -> None:
-    try:
-        if _is_replaced(output):
-            os.replace(image, output)
-        else:
-            fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o777)
-            with open(fd, "wb") as file:
-                file.write(image.read_bytes())
-    except OSError as error:
-        raise BuildError(f"can't write {output}: {error.strerror}") from None
 
 
 def _working_folder() -> str:
