@@ -22,6 +22,7 @@ from tender._native import lib
 from tender.dataclass import dataclass
 from tender.errors import BuildError
 from tender.image import manifest as manifest_notes
+from tender.image.elf import BINDINGS_NOTE
 from tender.image.output import put_in_place, signals, work_folder
 
 SOURCE_SUFFIXES = (".c", ".S", ".s")
@@ -375,7 +376,10 @@ def _compile_runtime(toolchain: Toolchain, folder: Path, flags: Sequence[str]) -
 
 
 def _assemble_manifest(toolchain: Toolchain, folder: Path, note: bytes) -> str:
-    """Make an object of the MFT1 note: the size of its descriptor counts the padding before it."""
+    """Make an object of the MFT1 note and the note that marks these bindings.
+
+    The size of the MFT1 note's descriptor counts the padding before it.
+    """
     source = folder / "manifest.s"
     padding = lib.MFT1_NOTE_DESC_OFFSET - lib.ABI1_NOTE_DESC_OFFSET
     lines = [
@@ -386,6 +390,9 @@ def _assemble_manifest(toolchain: Toolchain, folder: Path, note: bytes) -> str:
         ".balign 4",
         f".zero {padding}",
         f".byte {', '.join(map(str, note))}",
+        '.section .note.ptender, "a", @note',
+        ".balign 4",
+        f".byte {', '.join(map(str, BINDINGS_NOTE))}",
         '.section .note.GNU-stack, "", @progbits',
         "",
     ]

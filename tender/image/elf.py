@@ -40,6 +40,7 @@ PHDR = struct.Struct("<IIQQQQQQ")
 NHDR = struct.Struct("<III")  # namesz, descsz, type
 NOTE_NAME = b"Solo5\0"
 NOTE_DESC_START = 20  # after the header and the name, padded to 8
+BINDINGS_NOTE = NHDR.pack(8, 0, 1) + b"ptender\0"  # of guest-bindings/
 LIMIT = 1 << 64  # of an address
 FILE_LIMIT = 1 << 63  # of an offset in a file
 # Linkers make three to six PT_LOADs and a handful of others; each one costs time at the start.
@@ -84,6 +85,7 @@ class Image:
     kernel_end: int  # GPA: the highest aligned end of a segment
     memory_end: int  # GPA: the same, with what the image only reserves (see _reserved_end)
     manifest: manifest.Manifest
+    ptender_bindings: bool = False  # made by `ptender build`, by a note of its own
 
 
 @dataclass
@@ -120,7 +122,13 @@ def parse(read: Reader) -> Image:
         raise ImageError(f"entry point {entry:#x} is below {lib.HVT_GUEST_MIN_BASE:#x}")
     kernel_end = max(segment.end for segment in segments)
     memory_end = max(kernel_end, _reserved_end(headers))
-    return Image(machine, target, version, entry, segments, kernel_end, memory_end, devices)
+    bindings = any(
+        header.type == PT_NOTE and read(header.offset, len(BINDINGS_NOTE)) == BINDINGS_NOTE
+        for header in headers
+    )
+    return Image(
+        machine, target, version, entry, segments, kernel_end, memory_end, devices, bindings
+    )
 
 
 def _reserved_end(headers: list[_Phdr]) -> int:

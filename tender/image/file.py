@@ -28,7 +28,7 @@ class ImageFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._fd = _open(path)
+        self._fd = open_regular(path)
         self.info = os.fstat(self._fd)
         try:
             self.image: Image = elf.parse(lambda offset, size: _pread(self._fd, offset, size))
@@ -97,7 +97,8 @@ def open_image(path: str | os.PathLike[str]) -> Image:
     return file.image
 
 
-def _open(path: str) -> int:
+def open_regular(path: str) -> int:
+    """A descriptor of a regular file, to read it. Raises ImageError."""
     # Not blocking: a FIFO in the place of an image must not hang the command.
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -99,10 +99,11 @@ def test_segments_notes_and_interpreter(make: Build, cc: str, target: str | None
     assert content(image, by_type[PT_INTERP][0]) == b"/nonexistent/solo5/\0"
     assert by_type[PT_GNU_STACK][0][1] & EXECUTE == 0
     assert len(by_type[PT_TLS]) == 1
-    abi, devices = (content(image, phdr) for phdr in by_type[PT_NOTE])
+    abi, devices, bindings = (content(image, phdr) for phdr in by_type[PT_NOTE])
     assert abi == struct.pack("<III8sIIII", 6, 16, lib.ABI1_NOTE_TYPE, b"Solo5", 1, 2, 0, 0)
     header = struct.pack("<III8sI", 6, 4 + 8 + 104, lib.MFT1_NOTE_TYPE, b"Solo5", 0)
     assert devices == header + manifest.encode(manifest.Manifest())
+    assert bindings == elf.BINDINGS_NOTE
 
 
 def test_the_manifest_given_is_in_the_image(tmp_path: Path) -> None:
