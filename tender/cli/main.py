@@ -71,7 +71,7 @@ def _main(program: str, arguments: list[str]) -> int:
     return _run(program, line)
 
 
-_TOOLS = ("inspect", "policy", "build")
+_TOOLS = ("inspect", "policy", "build", "image")
 
 
 def _tool(name: str, arguments: list[str]) -> int:

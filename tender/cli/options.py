@@ -374,6 +374,7 @@ _TOOLS = """\
        {program} inspect FILE [--json]
        {program} policy [--bpf|--json] [OPTIONS] KERNEL [ARGS]
        {program} build SOURCE... [--manifest FILE] -o KERNEL
+       {program} image KERNEL -t NAME:TAG [-o FILE|DIR] [--block NAME=FILE]
        {program} demo [ARGS]
 """
 

@@ -1,0 +1,1 @@
+"""Unikernels as OCI containers."""

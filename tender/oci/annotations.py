@@ -1,0 +1,59 @@
+"""What a container image says of its unikernel.
+
+The names are urunc's (a project of the CNCF), so that an image runs under either; `ptender.` names
+what urunc has no name for. Docker passes no annotations on, so the root file system has them too.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+
+from tender.dataclass import dataclass
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+URUNC = "com.urunc.unikernel."
+OURS = "ptender."
+ROOT_FILE = "urunc.json"  # the same in the root file system; each value in base64
+
+GUESTS = ("mirage", "rumprun", "ptender", "none")
+"""By whose conventions a guest takes its address and gateway; "none": it takes none."""
+
+
+@dataclass
+class Unikernel:
+    """A unikernel in a container image. Paths begin at the root file system."""
+
+    guest: str  # one of GUESTS
+    target: str  # "hvt" or "spt"
+    binary: str
+    args: tuple[str, ...]  # unless the container is given others
+    disks: Mapping[str, str]  # the path of each, by its device's name
+    devices: tuple[tuple[str, str], ...]  # name and type of all that the manifest declares
+    mem_mib: int | None  # None: the tender's default
+
+
+def to_annotations(unikernel: Unikernel) -> dict[str, str]:
+    """The annotations that say all of it, by name."""
+    values = {
+        f"{URUNC}unikernelType": unikernel.guest,
+        f"{URUNC}hypervisor": unikernel.target,
+        f"{URUNC}binary": unikernel.binary,
+        f"{URUNC}cmdline": " ".join(unikernel.args),
+        f"{OURS}devices": " ".join(f"{name}:{kind}" for name, kind in unikernel.devices),
+    }
+    if len(unikernel.disks) == 1:
+        values[f"{URUNC}block"] = next(iter(unikernel.disks.values()))
+    values |= {f"{OURS}block.{name}": path for name, path in unikernel.disks.items()}
+    if unikernel.mem_mib is not None:
+        values[f"{OURS}mem"] = str(unikernel.mem_mib)
+    return {name: value for name, value in values.items() if value}
+
+
+def root_file(values: Mapping[str, str]) -> bytes:
+    """The contents of ROOT_FILE."""
+    coded = {name: base64.b64encode(value.encode()).decode() for name, value in values.items()}
+    return json.dumps(coded, indent=2).encode() + b"\n"
