@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 ENGINES = ("c", "python")
 SECTOR_SIZE = 512
 SECTOR_SIZE_MAX = 1 << 15  # the largest power of two that the manifest's u16 holds
+OVERLAY_MIN, OVERLAY_MAX = 4096, 1 << 30  # bytes; the second is that of the default
 MTU = 1500  # of a socket: Ethernet's own
 MTU_MIN, MTU_MAX = 68, 65535  # what IPv4 needs, and what the manifest's u16 holds
 SANDBOXES = ("on", "require", "off")
@@ -202,6 +203,11 @@ def as_sector_size(name: str, value: Any) -> int:
     return int(value)
 
 
+def as_overlay(name: str, value: Any) -> bool | int:
+    """True or False, or a size in bytes."""
+    return value if isinstance(value, bool) else _overlay_size(name, value)
+
+
 def check_capacity(capacity: int, size: int) -> None:
     """Raise DeviceError unless `capacity` bytes are a number of sectors of `size` bytes."""
     if capacity <= 0 or capacity % size:
@@ -252,6 +258,7 @@ as_cpu = one_of(CPUS)
 as_port = whole(1, 65535, "a port number from 1 to 65535")
 as_descriptor = whole(0, _FD_MAX, "the number of an open descriptor")
 as_mtu = whole(MTU_MIN, MTU_MAX)
+_overlay_size = whole(OVERLAY_MIN, _INT64_MAX, f"a size of at least {OVERLAY_MIN} bytes")
 _count = whole(1, _INT64_MAX)
 
 
@@ -369,6 +376,8 @@ class BlockFile:
         readonly: Whether the guest may only read.
         sector_size: In bytes, a power of two from 512 on.
         overlay: Leave the file as it was: what the guest writes is in memory, and gone with it.
+            A number is how many bytes that may be, in pages of 4096; True: a quarter of the
+            machine's memory, at most 1 GiB. A write for which there is no room fails.
 
     Raises:
         UsageError: as for Tap.
@@ -377,7 +386,7 @@ class BlockFile:
     path: PathField = field(as_path)
     readonly: bool = field(as_flag, default=False)
     sector_size: int = field(as_sector_size, default=SECTOR_SIZE)  # bytes
-    overlay: bool = field(as_flag, default=False)
+    overlay: bool | int = field(as_overlay, default=False)
 
     def __post_init__(self) -> None:
         if self.readonly and self.overlay:

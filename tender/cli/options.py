@@ -37,16 +37,28 @@ class Suboption:
     """A `,KEY=VALUE` (or `,KEY`) of an option that attaches a device.
 
     It sets `field` of the device's value to what `parse` makes of VALUE; without `parse` it is a
-    flag.
+    flag, and with `is_flag` it can be one.
     """
 
     def __init__(
-        self, value: str, field: str, parse: Callable[[str], object] | None, help: str
+        self,
+        value: str,
+        field: str,
+        parse: Callable[[str], object] | None,
+        help: str,
+        *,
+        is_flag: bool = False,
     ) -> None:
         self.value = value  # as --help shows it
         self.field = field
         self.parse = parse
         self.help = help
+        self.is_flag = is_flag or parse is None
+
+    def spelling(self, key: str) -> str:
+        """As --help and errors show it."""
+        value = f"={self.value}" if self.parse else ""
+        return f"{key}[{value}]" if value and self.is_flag else f"{key}{value}"
 
 
 class Option:
@@ -216,7 +228,7 @@ def _forward(text: str, forwards: dict[int | str, int]) -> None:
 
 
 def _block(text: str) -> BlockFile | BlockDescriptor:
-    """`disk.img,ro,overlay,sector-size=4096` or `@3,ro`; a path may have commas of its own."""
+    """`disk.img,ro,overlay=64M,sector-size=4096` or `@3,ro`; a path may have commas of its own."""
     options: list[str] = []
     while True:
         rest, comma, last = text.rpartition(",")
@@ -237,10 +249,10 @@ def _make(
     for option in options:
         if not _is_suboption(option, suboptions):
             raise UsageError(f"{shown(option)} is not one of {_names(suboptions)}")
-        key, _, text = option.partition("=")
+        key, equals, text = option.partition("=")
         suboption = suboptions[key]
         try:
-            value = suboption.parse(text) if suboption.parse else True
+            value = suboption.parse(text) if suboption.parse and equals else True
         except UsageError as error:
             raise UsageError(f"{key}: {error}") from None
         if suboption.field == "addr":  # which may be given several times
@@ -257,13 +269,13 @@ def _make(
 def _is_suboption(text: str, suboptions: Suboptions) -> bool:
     key, equals, value = text.partition("=")
     suboption = suboptions.get(key)
-    return suboption is not None and bool(value if suboption.parse else not equals)
+    if suboption is None:
+        return False
+    return bool(suboption.parse and value) if equals else suboption.is_flag
 
 
 def _names(suboptions: Suboptions) -> str:
-    return ", ".join(
-        f"{key}={each.value}" if each.parse else key for key, each in suboptions.items()
-    )
+    return ", ".join(each.spelling(key) for key, each in suboptions.items())
 
 
 # fmt: off
@@ -288,9 +300,10 @@ _USER: Suboptions = {
 _NET_DESCRIPTOR: Suboptions = {"mtu": _MTU, "mac": _MAC}
 _BLOCK: Suboptions = {
     "ro": Suboption("", "readonly", None, "read-only (a writable image is locked)"),
-    "overlay": Suboption("", "overlay", None,
+    "overlay": Suboption("SIZE", "overlay", _size,
                          "the image stays as it is; what the guest writes is\n"
-                         "in memory, and gone with it"),
+                         "in memory, at most SIZE, and gone with it (default:\n"
+                         "a quarter of the machine's memory, at most 1G)", is_flag=True),
     "sector-size": Suboption("N", "sector_size", _number, "block size in bytes (default 512)"),
 }
 _BLOCK_DESCRIPTOR: Suboptions = {key: _BLOCK[key] for key in ("ro", "sector-size")}
@@ -425,9 +438,7 @@ def _options_help() -> str:
         for key, each in option.suboptions.items():
             if each not in seen:
                 seen.add(each)
-                text += _row(
-                    f"      ,{key}={each.value}" if each.parse else f"      ,{key}", each.help
-                )
+                text += _row(f"      ,{each.spelling(key)}", each.help)
     return text
 
 

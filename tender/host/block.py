@@ -99,7 +99,7 @@ def _hint(path: str, readonly: bool) -> str:
     before, comma, _ = path.rpartition(",")
     while comma:
         if os.path.exists(before):
-            take = "takes: ro, overlay, sector-size=N"
+            take = "takes: ro, overlay[=SIZE], sector-size=N"
             command = f"after a comma, --block NAME={before} {take}"
             return f" ({setting(command, f'BlockFile({before!r}, ...) {take}')})"
         before, comma, _ = before.rpartition(",")

@@ -181,6 +181,28 @@ def test_an_overlay_and_a_descriptor_on_the_command_line(
         assert "SUCCESS" in done.stdout, done
 
 
+@pytest.mark.parametrize("engine", ["c", "python"])
+def test_an_overlay_has_a_limit(ptender: Run, guest: Build, tmp_path: Path, engine: str) -> None:
+    image = tmp_path / "disk.img"
+    with open(image, "wb") as file:
+        file.truncate(2 << 30)  # sparse
+    done = ptender(f"--engine={engine}", "--mem=8", f"--block={image},overlay=1M", guest("fill"))
+    assert (done.returncode, "256 pages\nSUCCESS" in done.stdout) == (0, True), done
+    text = (
+        "ptender: block device 'storage': its overlay of 1048576 bytes is full; the guest goes on"
+    )
+    assert text in done.stderr, done
+    if engine == "c":
+        assert (
+            "256 pages\nSUCCESS"
+            in run(
+                guest("fill"),
+                block={"storage": BlockFile(image, overlay=1 << 20)},
+                warn=lambda _: None,
+            )[1]
+        )
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
