@@ -42,7 +42,7 @@ def attach(
     if isinstance(disk, BlockDescriptor):
         fd, readonly = _check_access(where, disk), disk.readonly
     else:
-        readonly = disk.readonly or disk.overlay
+        readonly = disk.readonly or bool(disk.overlay)
         fd = _open(where, disk.path, readonly)
         cleanup.callback(lambda: os.close(fd))
     capacity = _capacity(where, fd)
