@@ -39,6 +39,10 @@ def main(argv: list[str] | None = None) -> int:
     _fill_standard_descriptors()
     arguments = sys.argv if argv is None else argv
     program = os.path.basename(arguments[0])
+    if program == "ptender-oci":
+        from tender.cli import oci
+
+        return oci.main(arguments)
     try:
         return _main(program, arguments[1:])
     except TenderError as error:

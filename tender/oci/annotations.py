@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 
+from tender.boot import layout
 from tender.dataclass import dataclass
+from tender.errors import ConfigError, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +22,8 @@ URUNC = "com.urunc.unikernel."
 OURS = "ptender."
 ROOT_FILE = "urunc.json"  # the same in the root file system; each value in base64
 
+TARGETS = ("hvt",)
+MEM_MIB_MAX = layout.MEM_MAX // layout.MIB
 GUESTS = ("mirage", "rumprun", "ptender", "none")
 """By whose conventions a guest takes its address and gateway; "none": it takes none."""
 
@@ -57,3 +62,41 @@ def root_file(values: Mapping[str, str]) -> bytes:
     """The contents of ROOT_FILE."""
     coded = {name: base64.b64encode(value.encode()).decode() for name, value in values.items()}
     return json.dumps(coded, indent=2).encode() + b"\n"
+
+
+def parse_root_file(data: bytes) -> dict[str, str]:
+    """The annotations in ROOT_FILE. Raises ConfigError."""
+    try:
+        coded = json.loads(data)
+        return {
+            str(name): base64.b64decode(value, validate=True).decode()
+            for name, value in coded.items()
+        }
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise ConfigError(f"/{ROOT_FILE}: not an object of texts in base64") from None
+
+
+def from_annotations(values: Mapping[str, str]) -> Unikernel | None:
+    """What annotations say; None where they name no unikernel.
+
+    Raises ConfigError for one that this tender can't run, or a value that is malformed.
+    """
+    binary = values.get(f"{URUNC}binary")
+    if not binary:
+        return None
+    target = values.get(f"{URUNC}hypervisor") or "hvt"
+    if target not in TARGETS:
+        raise ConfigError(f"{URUNC}hypervisor: {shown(target)} is not {' or '.join(TARGETS)}")
+    guest = values.get(f"{URUNC}unikernelType") or "mirage"
+    if guest not in GUESTS:
+        expected = ", ".join(GUESTS)
+        raise ConfigError(f"{URUNC}unikernelType: {shown(guest)} is not one of {expected}")
+    mem = values.get(f"{OURS}mem")
+    if mem is not None and not (re.fullmatch("[1-9][0-9]{0,3}", mem) and int(mem) <= MEM_MIB_MAX):
+        raise ConfigError(f"{OURS}mem: {shown(mem)} is not a number of MiB")
+    block = f"{OURS}block."
+    disks = {name[len(block) :]: path for name, path in values.items() if name.startswith(block)}
+    if f"{URUNC}block" in values and not disks:
+        disks = {"": values[f"{URUNC}block"]}  # the only one, whatever its name
+    args = tuple(values.get(f"{URUNC}cmdline", "").split())
+    return Unikernel(guest, target, binary, args, disks, (), int(mem) if mem else None)

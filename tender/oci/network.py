@@ -1,0 +1,129 @@
+"""The container's network interface, taken over by the guest.
+
+The engine makes a network namespace with an interface, an address and routes. A tap is put beside
+the interface, and the traffic of each is redirected to the other, so that the guest is the machine
+that the engine set up; port forwarding and services then work by themselves. The address stays on
+the interface: no frame reaches the namespace's own stack any more, and a container that is started
+again in this namespace finds it. Sources: tc-u32(8), tc-mirred(8), tuntap.rst of Linux.
+"""
+
+from __future__ import annotations
+
+import os
+
+from tender._native import lib
+from tender.config import Tap
+from tender.dataclass import dataclass
+from tender.errors import DeviceError, HostError
+from tender.host import tap
+from tender.sandbox import confine
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from tender.cleanup import Cleanup
+
+TAP = "ptender0"
+INGRESS, ALL_PROTOCOLS = 0xFFFF0000, 0x0003  # linux/pkt_sched.h, linux/if_ether.h
+TC_H_ROOT_OF_U32 = 0x10000  # any class: the action takes the frame
+
+
+@dataclass
+class Network:
+    """What the guest takes over; `fd` is the tap that stands for the interface."""
+
+    fd: int
+    mac: str
+    mtu: int
+    address: str  # with its prefix length; empty where the interface has none
+    gateway: str  # empty where there is none
+
+
+def enter(namespace: str) -> None:
+    """Join the network namespace at this path; "": a new one. Raises HostError."""
+    try:
+        if not namespace:
+            confine.call(lib.SYS_unshare, lib.CLONE_NEWNET)
+            return
+        fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            confine.call(lib.SYS_setns, fd, lib.CLONE_NEWNET)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        what = f"network namespace {namespace}".rstrip()
+        raise HostError(what, "setns" if namespace else "unshare", error.errno or 0) from None
+
+
+def take_over(cleanup: Cleanup) -> Network | None:
+    """Redirect this namespace's interface to a new tap; None where it has no interface.
+
+    Raises DeviceError.
+    """
+    try:
+        from pyroute2 import IPRoute
+        from pyroute2.netlink.exceptions import NetlinkError
+    except ImportError:
+        raise DeviceError("the container's network needs pyroute2: pip install pyroute2") from None
+    try:
+        with IPRoute() as ipr:
+            link = _interface(ipr)
+            if link is None:
+                return None
+            index, mtu = link["index"], link.get_attr("IFLA_MTU")
+            fd, _ = tap.attach(Tap(TAP, create=True, mtu=mtu), "container", cleanup)
+            (tap_index,) = ipr.link_lookup(ifname=TAP)
+            _redirect(ipr, index, tap_index)
+            _redirect(ipr, tap_index, index)
+            mac = link.get_attr("IFLA_ADDRESS")
+            return Network(fd, mac, mtu, _address(ipr, index), _gateway(ipr, index))
+    except NetlinkError as error:
+        reason = os.strerror(error.code)
+        raise DeviceError(f"the container's network: traffic control: {reason}") from None
+
+
+def _interface(ipr: Any) -> Any:
+    """The interface that the engine made: the first that is no loopback, eth0 before others."""
+    links = [link for link in ipr.get_links() if not link["flags"] & IFF_LOOPBACK]
+    links.sort(key=lambda link: (link.get_attr("IFLA_IFNAME") != "eth0", link["index"]))
+    return next((link for link in links if link["flags"] & IFF_UP), None)
+
+
+IFF_UP, IFF_LOOPBACK = 0x1, 0x8  # linux/if.h
+
+
+def _redirect(ipr: Any, index: int, to: int) -> None:
+    if any(
+        qdisc["index"] == index and qdisc.get_attr("TCA_KIND") == "ingress"
+        for qdisc in ipr.get_qdiscs()
+    ):
+        ipr.tc("del", "ingress", index, INGRESS)  # of a container that had this namespace before
+    ipr.tc("add", "ingress", index, INGRESS)
+    ipr.tc(
+        "add-filter",
+        "u32",
+        index,
+        parent=INGRESS,
+        protocol=ALL_PROTOCOLS,
+        prio=1,
+        target=TC_H_ROOT_OF_U32,
+        keys=["0x0/0x0+0"],
+        action=[{"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": to}],
+    )
+
+
+def _address(ipr: Any, index: int) -> str:
+    for address in ipr.get_addr(index=index, family=AF_INET):
+        return f"{address.get_attr('IFA_ADDRESS')}/{address['prefixlen']}"
+    return ""
+
+
+def _gateway(ipr: Any, index: int) -> str:
+    for route in ipr.get_default_routes(family=AF_INET):
+        if route.get_attr("RTA_OIF") == index:
+            return route.get_attr("RTA_GATEWAY") or ""
+    return ""
+
+
+AF_INET = 2

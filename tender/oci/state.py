@@ -1,0 +1,123 @@
+"""What is kept of a container between the commands of its runtime: a folder of its own.
+
+The folder is made first and removed last, so an identifier is never given twice, and what a killed
+command leaves behind is found. Sources: the runtime specification, runtime.md; proc(5).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+from contextlib import contextmanager
+
+from tender.dataclass import dataclass
+from tender.errors import ConfigError, HostError, shown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+STATE, FIFO = "ptender.json", "start"
+
+
+@dataclass
+class Container:
+    """A container that was created."""
+
+    id: str
+    bundle: str
+    pid: int
+    pid_started: str  # field 22 of /proc/PID/stat: a PID alone may be another process by now
+    created: str
+    cgroups: tuple[str, ...]
+
+
+class States:
+    """The containers of one folder: `root`, by default the runtime's own."""
+
+    def __init__(self, root: str | None) -> None:
+        runtime = os.environ.get("XDG_RUNTIME_DIR", "/tmp") if os.geteuid() else "/run"
+        self.root = root or os.path.join(runtime, "ptender-oci")
+
+    def path(self, id: str, name: str = "") -> str:
+        """A file of the container's folder. Raises ConfigError for an ID that is malformed."""
+        if not re.fullmatch(r"[A-Za-z0-9_+.-]{1,255}", id) or id in (".", ".."):
+            raise ConfigError(f"{shown(id)} is not a container's ID: letters, digits, _ + - .")
+        return os.path.join(self.root, id, name)
+
+    def has(self, id: str) -> bool:
+        """Whether a container of this ID is ours, if only in part."""
+        return any(os.path.exists(self.path(id, name)) for name in (STATE, FIFO))
+
+    def ids(self) -> list[str]:
+        """The containers that are there."""
+        try:
+            names = sorted(os.listdir(self.root))
+        except FileNotFoundError:
+            return []
+        return [id for id in names if os.path.exists(self.path(id, STATE))]
+
+    def make(self, id: str) -> None:
+        """Make the container's folder. Raises ConfigError where it is there."""
+        try:
+            os.makedirs(self.root, 0o700, exist_ok=True)
+            os.mkdir(self.path(id), 0o700)
+            os.mkfifo(self.path(id, FIFO), 0o600)
+        except FileExistsError:
+            raise ConfigError(f"container with ID {id} exists already") from None
+        except OSError as error:
+            raise HostError(self.path(id), "mkdir", error.errno or 0) from None
+
+    def remove(self, id: str) -> None:
+        """Remove the folder; one that is gone is no error."""
+        shutil.rmtree(self.path(id), ignore_errors=True)
+
+    def save(self, container: Container) -> None:
+        """Write the state: whole, or not at all."""
+        path = self.path(container.id, STATE)
+        with open(f"{path}.new", "w") as file:
+            json.dump(container.__dict__, file)
+        os.replace(f"{path}.new", path)
+
+    def load(self, id: str) -> Container:
+        """The state of a container. Raises ConfigError where there is none."""
+        try:
+            with open(self.path(id, STATE)) as file:
+                value = json.load(file)
+            return Container(**{**value, "cgroups": tuple(value["cgroups"])})
+        except FileNotFoundError:
+            raise ConfigError(f"container with ID {id} does not exist") from None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ConfigError(f"{self.path(id, STATE)}: {error}") from None
+
+    def status(self, container: Container) -> str:
+        """ "created", "running" or "stopped"."""
+        if started(container.pid) != container.pid_started:
+            return "stopped"
+        return "created" if os.path.exists(self.path(container.id, FIFO)) else "running"
+
+    @contextmanager
+    def locked(self, id: str) -> Iterator[None]:
+        """One command at a time for a container. Raises ConfigError where there is none."""
+        try:
+            fd = os.open(self.path(id), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            raise ConfigError(f"container with ID {id} does not exist") from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
+
+
+def started(pid: int) -> str | None:
+    """When a process began, in clock ticks of this boot; None where it has ended."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
