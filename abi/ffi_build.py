@@ -83,12 +83,14 @@ def make(name: str, included: list[str], c_files: list[str]) -> FFI:
 LAYOUTS = ["abi/note.h", "abi/hvt.h", "abi/ring.h"]
 HOST = ["tender/host/host.cdef", "tender/host/host.h", "tender/stop.h"]
 SANDBOX = ["tender/sandbox/sandbox.cdef", "tender/sandbox/sandbox.h"]
-KVM = ["tender/kvm.cdef", "tender/kvm.h", "tender/engine/engine.h", "tender/cpu/native.h"]
+KVM = ["tender/kvm.cdef", "tender/kvm.h", "tender/engine/engine.h"]
+NATIVE = ["tender/cpu/native.h", "tender/cpu/tsc.h"]
 MODULES = {"_native": [*LAYOUTS, *HOST, *SANDBOX], "_soft": ["tender/cpu/soft.h"]}
 c_files = ["tender/host/host.c", "tender/stop.c", "tender/sandbox/sandbox.c"]
 if platform.machine() == "x86_64":  # elsewhere guests run in software
-    MODULES["_native"] += KVM
-    c_files += ["tender/kvm.c", "tender/engine/engine.c", "tender/cpu/native.c"]
+    MODULES["_native"] += KVM + NATIVE
+    c_files += ["tender/kvm.c", "tender/engine/engine.c"]
+    c_files += ["tender/cpu/native.c", "tender/cpu/tsc.c"]
 
 native = make("_native", ["abi/abi.h", "tender/sandbox/constants.h"], c_files)
 soft = make("_soft", [], ["tender/cpu/soft.c"])

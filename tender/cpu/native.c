@@ -7,13 +7,11 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#include <cpuid.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/futex.h>
-#include <linux/perf_event.h>
 #include <linux/seccomp.h>
 #include <poll.h>
 #include <sched.h>
@@ -24,7 +22,6 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <ucontext.h>
 #include <unistd.h>
 #include <x86intrin.h>
@@ -36,8 +33,7 @@
 #define SIGNAL_FRAME 4096 /* a frame beside XSAVE's area, and the handler */
 #define HWCAP2_FSGSBASE_BIT (1 << 1)
 #define LOOK_NS 100000000 /* how often to look whether the process is alive */
-#define SHORT_CYCLES 40000
-#define MIN_SPINS 20
+#define MAX_SKIP 1000    /* waits */
 #define TRAP_GP 13
 #define OUT_DX_EAX 0xef
 #define FXSAVE_SIZE 512
@@ -185,23 +181,51 @@ void native_kill(struct native *native)
         ;
 }
 
-/* Whether to spin longer or shorter the next time, by how long a wait took. */
-static uint32_t adapted(const struct native *native, uint32_t spins, uint64_t cycles)
+/* For how many cycles to spin in the next wait. */
+static uint64_t next_spin(const struct native *native, struct native_spin *spin)
 {
-    if (cycles > SHORT_CYCLES)
-        spins = spins / 2;
-    else
-        spins += spins / 2 + MIN_SPINS;
-    return spins < native->max_spins ? spins : native->max_spins;
+    if (!spin->skipped)
+        return native->spin_cycles;
+    spin->skipped--;
+    return 0;
+}
+
+/* A wait with a spin has ended; `slept`: the spin was in vain. */
+static void note_spin(struct native_spin *spin, int slept)
+{
+    spin->skip = slept ? spin->skip * 2 + 1 : spin->skip / 2;
+    if (spin->skip > MAX_SKIP)
+        spin->skip = MAX_SKIP;
+    spin->skipped = slept ? spin->skip : 0;
 }
 
 static void to_guest(struct native *native)
 {
     struct native_shared *shared = native->shared;
+    if (native->guest_spins)
+        note_spin(&native->guest_spin, shared->guest_sleeps != 0);
+    native->guest_spins = next_spin(native, &native->guest_spin);
+    shared->guest_spin = native->guest_spins;
     shared->turn = NATIVE_TURN_GUEST;
     if (shared->guest_sleeps)
         syscall(SYS_futex, &shared->turn, FUTEX_WAKE, 1, NULL, NULL, 0);
     native->is_guests_turn = 1;
+}
+
+static int spun_for_guest(struct native *native)
+{
+    const uint64_t cycles = next_spin(native, &native->tender_spin);
+    const uint64_t begun = __rdtsc();
+    while (__rdtsc() - begun < cycles) {
+        if (native->shared->turn == NATIVE_TURN_TENDER) {
+            note_spin(&native->tender_spin, 0);
+            return 1;
+        }
+        __builtin_ia32_pause();
+    }
+    if (cycles)
+        note_spin(&native->tender_spin, 1);
+    return 0;
 }
 
 /* Wait for the guest: 0, EINTR or ESRCH. */
@@ -211,11 +235,8 @@ static int wait_for_guest(struct native *native)
     const struct timespec look = {0, LOOK_NS};
     int error = 0;
 
-    for (uint32_t spins = native->spins; spins; spins--) {
-        if (shared->turn == NATIVE_TURN_TENDER)
-            return 0;
-        __builtin_ia32_pause();
-    }
+    if (spun_for_guest(native))
+        return 0;
     shared->tender_sleeps = 1;
     while (!error && shared->turn != NATIVE_TURN_TENDER) {
         struct pollfd process = {native->pidfd, POLLIN, 0};
@@ -300,21 +321,12 @@ void native_set_registers(struct native *native)
 
 int native_run(struct native *native)
 {
-    uint64_t answered_from = 0;
     for (;;) {
-        if (!native->is_guests_turn) {
-            const uint64_t now = __rdtsc();
-            if (answered_from)
-                native->shared->guest_spins =
-                    adapted(native, native->shared->guest_spins, now - answered_from);
+        if (!native->is_guests_turn)
             to_guest(native);
-        }
-        const uint64_t begun = __rdtsc();
         int error = wait_for_guest(native);
         if (error)
             return error;
-        answered_from = __rdtsc();
-        native->spins = adapted(native, native->spins, answered_from - begun);
         native->is_guests_turn = 0;
         error = read_trap(native);
         if (error || !read_hypercall(native) || !native->engine)
@@ -338,71 +350,6 @@ int native_fpu(struct native *native, void *fxsave, int set)
     else
         memcpy(fxsave, there, FXSAVE_SIZE);
     return 0;
-}
-
-uint64_t native_tsc(void) { return __rdtsc(); }
-
-static int64_t tsc_hz_of_perf(void)
-{
-    struct perf_event_attr attribute = {
-        .type = PERF_TYPE_SOFTWARE,
-        .size = sizeof attribute,
-        .config = PERF_COUNT_SW_DUMMY,
-        .exclude_kernel = 1,
-    };
-    const long page = sysconf(_SC_PAGESIZE);
-    int64_t hz = 0;
-    int fd = (int)syscall(SYS_perf_event_open, &attribute, 0, -1, -1, PERF_FLAG_FD_CLOEXEC);
-    if (fd < 0)
-        return 0;
-    struct perf_event_mmap_page *at = mmap(NULL, (size_t)page, PROT_READ, MAP_SHARED, fd, 0);
-    if (at != MAP_FAILED) {
-        if (at->cap_user_time && at->time_mult) /* ns = cycles * mult >> shift */
-            hz = (int64_t)(((__int128)1000000000 << at->time_shift) / at->time_mult);
-        munmap(at, (size_t)page);
-    }
-    close(fd);
-    return hz;
-}
-
-static int64_t tsc_hz_of_cpuid(void)
-{
-    unsigned int a, b, c, d;
-    if (__get_cpuid_count(0x15, 0, &a, &b, &c, &d) && a && b && c)
-        return (int64_t)((uint64_t)c * b / a);
-    __cpuid(1, a, b, c, d);
-    if (c >> 31) { /* under a hypervisor; some have this leaf */
-        __cpuid(0x40000000, a, b, c, d);
-        if (a >= 0x40000010 && a < 0x40010000) {
-            __cpuid(0x40000010, a, b, c, d);
-            return (int64_t)a * 1000;
-        }
-    }
-    return 0;
-}
-
-static uint64_t raw_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_RAW, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-static int64_t tsc_hz_measured(void)
-{
-    const uint64_t begun_ns = raw_ns(), begun = __rdtsc();
-    uint64_t now_ns;
-    do
-        now_ns = raw_ns();
-    while (now_ns - begun_ns < 5000000);
-    return (int64_t)((__int128)(__rdtsc() - begun) * 1000000000 / (now_ns - begun_ns));
-}
-
-int64_t native_tsc_hz(void)
-{
-    int64_t hz = tsc_hz_of_perf();
-    hz = hz ? hz : tsc_hz_of_cpuid();
-    return hz ? hz : tsc_hz_measured();
 }
 
 int native_missing(void)

@@ -37,7 +37,7 @@ struct native_shared {
     _Atomic uint32_t turn; /* NATIVE_TURN_*: who runs; the futex of both */
     _Atomic uint32_t guest_sleeps;
     _Atomic uint32_t tender_sleeps;
-    _Atomic uint32_t guest_spins; /* how often the guest's side looks again before it sleeps */
+    uint64_t guest_spin; /* for how many cycles the guest's side looks again before it sleeps */
 
     /* The last trap, written by the program. */
     int32_t signo;
@@ -61,6 +61,12 @@ struct native_shared {
 
 #define NATIVE_REGISTERS 18 /* in the order of boot.x86_64.REGISTERS */
 
+/* Whether one side spins before it sleeps: not where the last spins were in vain. */
+struct native_spin {
+    uint32_t skipped; /* waits that are still to be made without one */
+    uint32_t skip;    /* ... after the next one in vain */
+};
+
 /* A guest's CPU: the tender's side. */
 struct native {
     struct native_shared *shared; /* where the tender has it mapped */
@@ -70,8 +76,10 @@ struct native {
     uint32_t text_count;
     int32_t pidfd;
     int32_t is_guests_turn;
-    uint32_t max_spins; /* 0 where there is one CPU only */
-    uint32_t spins;
+    uint64_t spin_cycles; /* how long to spin; 0 where there is one CPU only */
+    uint64_t guest_spins; /* for how many the guest's side does now */
+    struct native_spin guest_spin;
+    struct native_spin tender_spin;
     _Atomic uint8_t immediate_exit; /* as KVM's */
 
     /* The last exit, checked and copied. */
@@ -116,10 +124,6 @@ int native_fpu(struct native *native, void *fxsave, int set);
 
 /* End the process and wait for it. */
 void native_kill(struct native *native);
-
-/* Hz of the TSC. */
-int64_t native_tsc_hz(void);
-uint64_t native_tsc(void);
 
 /* Why the CPU or the kernel can't: 1 no FSGSBASE, 2 a signal frame that is too large, else 0. */
 int native_missing(void);

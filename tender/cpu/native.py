@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from tender.stop import Stop
 
 PROGRAM = os.path.join(os.path.dirname(__file__), "native-guest")
-MAX_SPINS = 2000
+SPIN_S = 30e-6  # about what it takes to sleep and to be woken
 ALIGNMENT_CHECK = 1 << 18
 USER_CODE = 0x33  # the selector of 64-bit code in ring 3
 I386 = 0x40000003  # AUDIT_ARCH_I386
@@ -87,7 +87,7 @@ class NativeCpu(Exceptions):
         self, memory: GuestMemory, executable: list[tuple[int, int]], stop: Stop, cleanup: Cleanup
     ) -> None:
         self._memory = memory
-        self._cell = ffi.new("struct native *", {"pidfd": -1, "spins": 100})
+        self._cell = ffi.new("struct native *", {"pidfd": -1})
         self._engine: Engine | None = None
         self.fds = {"guest-memory": memory.fd}
         self._shared: Any = ffi.NULL
@@ -98,14 +98,15 @@ class NativeCpu(Exceptions):
             raise HostError("native CPU: cannot map its shared memory", "mmap", ffi.errno)
         self._cell.shared = self._shared
         self._cell.memory = ffi.cast("uint8_t *", memory.base)
-        self._cell.max_spins = MAX_SPINS if len(os.sched_getaffinity(0)) > 1 else 0
         self._text = self._set_ranges(memory, executable)
         self._cell.shared.turn = lib.NATIVE_TURN_GUEST
         self._cell.is_guests_turn = 1  # its first trap is the program's own
         lib.native_filter(self._cell.shared)
         self.fds["guest-program"] = _program()
         self._started = False
-        self.cpu_cycle_freq = int(lib.native_tsc_hz())
+        self.cpu_cycle_freq = int(lib.tsc_hz())
+        if len(os.sched_getaffinity(0)) > 1:
+            self._cell.spin_cycles = int(SPIN_S * self.cpu_cycle_freq)
         stop.watch(ffi.addressof(self._cell, "immediate_exit"))
         cleanup.callback(lambda: stop.watch(0))
 
@@ -220,7 +221,7 @@ class NativeCpu(Exceptions):
 
     def get_state(self) -> State:
         """As kvm.Vcpu has it."""
-        msrs = {**self._state.msrs, "tsc": int(lib.native_tsc())}
+        msrs = {**self._state.msrs, "tsc": int(lib.tsc_read())}
         return replace(self.core_state(), fpu=self._get_fpu(), msrs=msrs)
 
     def _get_fpu(self) -> Fpu | None:
@@ -491,7 +492,7 @@ class NativeCpu(Exceptions):
         elif index == _EFER:
             value = self._state.control["efer"]
         elif index == MSRS["tsc"]:
-            value = int(lib.native_tsc())
+            value = int(lib.tsc_read())
         elif index in _MSR_NAMES:
             value = self._state.msrs[_MSR_NAMES[index]]
         else:

@@ -50,7 +50,8 @@ static void hand_over(void)
     shared->turn = NATIVE_TURN_TENDER;
     if (shared->tender_sleeps)
         futex(FUTEX_WAKE, 1);
-    for (uint32_t spins = shared->guest_spins; spins; spins--) {
+    for (uint64_t begun = __builtin_ia32_rdtsc();
+         __builtin_ia32_rdtsc() - begun < shared->guest_spin;) {
         if (shared->turn == NATIVE_TURN_GUEST)
             return;
         __builtin_ia32_pause();

@@ -1,0 +1,79 @@
+/* The time-stamp counter of this machine: tsc.h has what each function does. */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <cpuid.h>
+#include <linux/perf_event.h>
+#include <stddef.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+#include <x86intrin.h>
+
+#include "tsc.h"
+
+uint64_t tsc_read(void) { return __rdtsc(); }
+
+static int64_t hz_of_perf(void)
+{
+    struct perf_event_attr attribute = {
+        .type = PERF_TYPE_SOFTWARE,
+        .size = sizeof attribute,
+        .config = PERF_COUNT_SW_DUMMY,
+        .exclude_kernel = 1,
+    };
+    const long page = sysconf(_SC_PAGESIZE);
+    int64_t hz = 0;
+    int fd = (int)syscall(SYS_perf_event_open, &attribute, 0, -1, -1, PERF_FLAG_FD_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    struct perf_event_mmap_page *at = mmap(NULL, (size_t)page, PROT_READ, MAP_SHARED, fd, 0);
+    if (at != MAP_FAILED) {
+        if (at->cap_user_time && at->time_mult) /* ns = cycles * mult >> shift */
+            hz = (int64_t)(((__int128)1000000000 << at->time_shift) / at->time_mult);
+        munmap(at, (size_t)page);
+    }
+    close(fd);
+    return hz;
+}
+
+static int64_t hz_of_cpuid(void)
+{
+    unsigned int a, b, c, d;
+    if (__get_cpuid_count(0x15, 0, &a, &b, &c, &d) && a && b && c)
+        return (int64_t)((uint64_t)c * b / a);
+    __cpuid(1, a, b, c, d);
+    if (c >> 31) { /* under a hypervisor; some have this leaf */
+        __cpuid(0x40000000, a, b, c, d);
+        if (a >= 0x40000010 && a < 0x40010000) {
+            __cpuid(0x40000010, a, b, c, d);
+            return (int64_t)a * 1000;
+        }
+    }
+    return 0;
+}
+
+static uint64_t raw_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_RAW, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static int64_t hz_measured(void)
+{
+    const uint64_t begun_ns = raw_ns(), begun = __rdtsc();
+    uint64_t now_ns;
+    do
+        now_ns = raw_ns();
+    while (now_ns - begun_ns < 5000000);
+    return (int64_t)((__int128)(__rdtsc() - begun) * 1000000000 / (now_ns - begun_ns));
+}
+
+int64_t tsc_hz(void)
+{
+    int64_t hz = hz_of_perf();
+    hz = hz ? hz : hz_of_cpuid();
+    return hz ? hz : hz_measured();
+}
