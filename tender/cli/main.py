@@ -10,7 +10,7 @@ import os
 import sys
 
 from tender import __version__
-from tender.cli import options
+from tender.cli import commandline
 from tender.errors import (
     EXIT_FAILURE,
     DeviceError,
@@ -23,7 +23,7 @@ from tender.errors import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from tender.cli.options import CommandLine
+    from tender.cli.commandline import CommandLine
     from tender.config import Config
     from tender.outcome import Outcome
     from tender.sandbox.sandbox import Sandbox
@@ -54,7 +54,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(program: str, arguments: list[str]) -> int:
-    is_solo5 = options.is_solo5_name(program)  # which has no commands: `inspect` is a kernel there
+    is_solo5 = commandline.is_solo5_name(
+        program
+    )  # which has no commands: `inspect` is a kernel there
     command = arguments[0] if arguments and not is_solo5 else ""
     if command in _TOOLS:
         return _tool(command, arguments[1:])
@@ -63,15 +65,17 @@ def _main(program: str, arguments: list[str]) -> int:
             f"there is no command `run': type {program} [OPTIONS] KERNEL [ARGS] "
             "(a kernel of that name is ./run)"
         )
-    line = options.parse(arguments)
+    line = commandline.parse(arguments)
     if line.help or command == "help":
         return _help(program)
     if line.version or command == "version":
         return _version(program)
     if line.config and line.config.kernel == "demo" and not is_solo5:
         if line.config.args[:1] in (("--help",), ("-h",)):
-            return show(options.DEMO_USAGE.format(program=program))
-        line = options.with_demo(line)
+            from tender.cli import usage
+
+            return show(usage.DEMO_USAGE.format(program=program))
+        line = commandline.with_demo(line)
     return _run(program, line)
 
 
@@ -104,7 +108,7 @@ def _run(program: str, line: CommandLine) -> int:
         )
         return _report(program, line.verbose, outcome)
     except DeviceError as error:
-        misplaced = options.first_option(line.config.args)
+        misplaced = commandline.first_option(line.config.args)
         if misplaced is None:
             raise
         raise DeviceError(
@@ -166,7 +170,7 @@ def _report(program: str, verbose: bool, outcome: Outcome) -> int:
 
 def _status(program: str, error: TenderError, arguments: list[str]) -> int:
     """Solo5's own spelling gets Solo5's own exit status: 1 for everything."""
-    if options.is_solo5_name(program) or options.has_solo5_spelling(arguments):
+    if commandline.is_solo5_name(program) or commandline.has_solo5_spelling(arguments):
         return EXIT_FAILURE
     return error.exit_status
 
@@ -174,16 +178,18 @@ def _status(program: str, error: TenderError, arguments: list[str]) -> int:
 def _version(program: str) -> int:
     # solo5-hvt prints it to standard error; albatross reads both.
     text = f"{program} tender, version {__version__}\nABI version 2"
-    if options.is_solo5_name(program):
+    if commandline.is_solo5_name(program):
         return show(text, fd=2)
     return show(text)
 
 
 def _help(program: str) -> int:
-    if options.is_solo5_name(program):
-        show(options.usage(program), fd=2)
+    from tender.cli import usage
+
+    if commandline.is_solo5_name(program):
+        show(usage.text(program), fd=2)
         return EXIT_FAILURE
-    return show(options.usage(program))
+    return show(usage.text(program, usage.TOOLS))
 
 
 def show(output: str | bytes, fd: int = 1) -> int:

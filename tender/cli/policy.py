@@ -15,7 +15,7 @@ import textwrap
 from tender._native import lib
 from tender.accel import choice, choose
 from tender.cleanup import Cleanup
-from tender.cli import options
+from tender.cli import commandline
 from tender.clock import HostClock
 from tender.config import BlockFile, usable_memory
 from tender.dataclass import dataclass
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> str | bytes:
     """The command; `argv` without the program's name and `policy`. Returns what it prints."""
     flags = [each for each in argv if each in OPTIONS]
     rest = [each for each in argv if each not in OPTIONS]
-    line = options.with_demo(_command_line(rest))
+    line = commandline.with_demo(_command_line(rest))
     if line.help:
         return USAGE.rstrip()
     if line.config is None:
@@ -92,17 +92,17 @@ def main(argv: list[str]) -> str | bytes:
     return text(shown, shutil.get_terminal_size().columns if os.isatty(1) else None)
 
 
-def _command_line(arguments: list[str]) -> options.CommandLine:
+def _command_line(arguments: list[str]) -> commandline.CommandLine:
     """`OPTIONS KERNEL ARGS`; where the kernel comes first, `KERNEL OPTIONS` as well."""
     if len(arguments) > 1 and not arguments[0].startswith("-"):
         try:
-            line = options.parse([*arguments[1:], arguments[0]])
+            line = commandline.parse([*arguments[1:], arguments[0]])
         except UsageError:
             pass
         else:
             if line.config and line.config.kernel == arguments[0] and not line.config.args:
                 return line
-    return options.parse(arguments, HELP, OPTIONS)
+    return commandline.parse(arguments, HELP, OPTIONS)
 
 
 def show(config: Config) -> Shown:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tender.cli.commandline import demo_kernel
 from tender.cli.inspect import describe
-from tender.cli.options import demo_kernel
 from tests.guest.conftest import BINDINGS, PTENDER, Run
 
 # Built by: ptender build --cc gcc hello.c --manifest hello.json, with this compiler.

@@ -129,7 +129,7 @@ def test_the_sessions_of_a_document(namespace: Namespace, tmp_path: Path, docume
 
 def test_every_option_is_in_a_guide() -> None:
     text = "".join(path.read_text() for path in ROOT.glob("docs/*.md"))
-    missing = [word for word in options._BY_NAME if f"`{word}" not in text]
+    missing = [word for word in options.BY_NAME if f"`{word}" not in text]
     assert missing == []
 
 

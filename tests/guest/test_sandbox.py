@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tender import Guest
-from tender.cli import options, policy
+from tender.cli import commandline, policy
 from tender.cli.policy import Shown
 from tender.cpu import native
 from tender.embed import process, server
@@ -597,7 +597,7 @@ def fresh_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def shown(*line: object) -> Shown:
-    config = options.parse([str(word) for word in line]).config
+    config = commandline.parse([str(word) for word in line]).config
     assert config is not None
     return policy.show(config)
 

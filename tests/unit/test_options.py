@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tender._native import lib
 from tender.cleanup import Cleanup
-from tender.cli import options
+from tender.cli import commandline, usage
 from tender.config import (
     BlockDescriptor,
     BlockFile,
@@ -33,7 +33,7 @@ MAC = b"\x02\x00\x00\x00\x00\x07"
 
 
 def parse(text: str) -> Config:
-    config = options.parse(text.split()).config
+    config = commandline.parse(text.split()).config
     assert config is not None
     return config
 
@@ -55,7 +55,7 @@ def test_solo5_spelling() -> None:
 
 
 def test_empty_arguments_are_kept_as_urunc_passes_them() -> None:
-    line = options.parse(["--mem=100", "--net:a=tap0", "k.hvt", "", "a", "", "--net=x"])
+    line = commandline.parse(["--mem=100", "--net:a=tap0", "k.hvt", "", "a", "", "--net=x"])
     assert line.config is not None
     assert line.config.args == ("", "a", "", "--net=x")
 
@@ -215,31 +215,31 @@ def test_sizes(text: str, size: int) -> None:
 )
 def test_wrong_options(arguments: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as raised:
-        options.parse(arguments.split())
+        commandline.parse(arguments.split())
     assert "\n" not in str(raised.value)
 
 
 def test_help_and_version_win() -> None:
-    assert options.parse(["--mem=64", "--help", "--nonsense"]).help
-    assert options.parse(["--version"]).version
-    assert options.parse([]).config is None
-    assert options.parse(["--"]).config is None
+    assert commandline.parse(["--mem=64", "--help", "--nonsense"]).help
+    assert commandline.parse(["--version"]).version
+    assert commandline.parse([]).config is None
+    assert commandline.parse(["--"]).config is None
 
 
 def test_help_fits_80_columns() -> None:
-    assert max(map(len, options.usage("ptender").splitlines())) <= 80
+    assert max(map(len, usage.text("ptender", usage.TOOLS).splitlines())) <= 80
 
 
 def test_help_under_solo5s_name_has_no_tools() -> None:
     """`inspect` and the like are names of kernels there."""
-    assert "inspect" in options.usage("ptender")
-    assert "inspect" not in options.usage("solo5-hvt.2")
+    assert "inspect" in usage.text("ptender", usage.TOOLS)
+    assert "inspect" not in usage.text("solo5-hvt.2")
 
 
 @given(st.lists(st.text(max_size=20), max_size=6))
 def test_any_arguments_are_a_command_line_or_a_usage_error(arguments: list[str]) -> None:
     try:
-        options.parse(arguments)
+        commandline.parse(arguments)
     except UsageError as error:
         assert str(error)
 
@@ -354,5 +354,5 @@ def test_a_path_in_solo5s_spelling_has_its_commas() -> None:
 def test_status_follows_the_spelling() -> None:
     assert UsageError.exit_status == 2
     assert TenderError.exit_status == DeviceError.exit_status == 1
-    assert options.has_solo5_spelling(["--mem=1", "--net:a=x", "k"])
-    assert not options.has_solo5_spelling(["--net", "tap0", "k", "--net:a=x"])
+    assert commandline.has_solo5_spelling(["--mem=1", "--net:a=x", "k"])
+    assert not commandline.has_solo5_spelling(["--net", "tap0", "k", "--net:a=x"])

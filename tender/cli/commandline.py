@@ -1,0 +1,176 @@
+"""The command line of a run: arguments -> CommandLine, whose Config is what is to run.
+
+Pure. An error names the option as it was written, and says what would be right.
+"""
+
+from __future__ import annotations
+
+import os
+
+from tender.cli.options import BY_NAME, SHORT
+from tender.config import Config
+from tender.dataclass import dataclass, replace
+from tender.errors import DeviceError, InvalidValue, UsageError, shown
+from tender.image.manifest import is_name
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from tender.cli.options import Option
+
+# What solo5-hvt prints of a wrong value, which its users' scripts look for.
+_SOLO5_TEXTS = {"sector_size": "Block size must be a multiple of 2 greater than or equal 512"}
+
+
+@dataclass
+class CommandLine:
+    """A parsed command line; `config` is None when no kernel is named."""
+
+    config: Config | None
+    help: bool = False
+    version: bool = False
+    verbose: bool = False
+
+
+def is_solo5_name(program: str) -> bool:
+    """Whether the command was started under the name of the tender it stands in for."""
+    return program.startswith("solo5-hvt")
+
+
+def has_solo5_spelling(arguments: list[str]) -> bool:
+    """Whether an option names its device as Solo5 has it: `--net:NAME=TAP`."""
+    for argument in arguments:
+        if argument == "--" or not argument.startswith("-"):
+            return False
+        if argument.startswith(("--net:", "--net-mac:", "--block:", "--block-sector-size:")):
+            return True
+    return False
+
+
+def with_demo(line: CommandLine) -> CommandLine:
+    """The same, where the kernel `demo` is the guest that comes with the package."""
+    if line.config is None or line.config.kernel != "demo":
+        return line
+    return replace(line, config=replace(line.config, kernel=demo_kernel()))
+
+
+def demo_kernel() -> str:
+    """The path of guest-bindings/samples/hello.c, built."""
+    return os.path.join(os.path.dirname(os.path.dirname(__file__)), "guests", "hello-x86_64.hvt")
+
+
+def parse(arguments: list[str], see: str = "--help", others: tuple[str, ...] = ()) -> CommandLine:
+    """Read a whole command line (without the program's name); raises UsageError.
+
+    Its text sends the user to `see`, and suggests `others` too, options that the caller has read
+    itself.
+    """
+    line = _Line()
+    rest = list(arguments)
+    while rest and rest[0].startswith("-") and rest[0] != "--":
+        option, written, name, value = _split(rest, see, others)
+        try:
+            line.add(option, written, name, value)
+        except (UsageError, DeviceError) as error:
+            raise UsageError(f"{written}: {error}") from None
+        if line.flags.get("help") or line.flags.get("version"):
+            return CommandLine(None, **line.flags)
+    if rest[:1] == ["--"]:
+        rest.pop(0)
+    if not rest:
+        return CommandLine(None)
+    return CommandLine(line.config(rest[0], tuple(rest[1:])), **line.flags)
+
+
+def _split(
+    rest: list[str], see: str, others: tuple[str, ...]
+) -> tuple[Option, str, str | None, str]:
+    """Take an option from `rest`: it, as it was written, its device's name, and its value."""
+    argument = rest.pop(0)
+    head, equals, value = argument.partition("=")
+    written, colon, name = head.partition(":")
+    option = BY_NAME.get(SHORT.get(written, written))
+    is_flag = option is not None and option.parse is None
+    if option is None or (colon and option.parse_solo5 is None) or (is_flag and equals):
+        from tender.cli import usage
+
+        hint = usage.hint(written, others)
+        raise UsageError(f"Invalid option: `{argument}'; see {see}{hint and f' ({hint})'}")
+    if colon and not is_name(name):
+        raise UsageError(f"Invalid option: `{argument}': {name!r} is not a device name")
+    if is_flag:
+        return option, head, None, ""
+    if not equals:
+        if colon or not rest:
+            raise UsageError(f"Invalid option: `{argument}' needs a value, as in {head}=VALUE")
+        value = rest.pop(0)
+    if not value:
+        raise UsageError(f"Invalid option: `{argument}' has an empty value")
+    return option, head, name or None, value
+
+
+def first_option(arguments: tuple[str, ...]) -> str | None:
+    """The first of a guest's arguments that looks like an option of the tender."""
+    names = (argument.partition("=")[0].partition(":")[0] for argument in arguments)
+    return next((name for name in names if name in BY_NAME), None)
+
+
+class _Line:
+    """What has been read of a command line so far."""
+
+    def __init__(self) -> None:
+        self.flags: dict[str, bool] = {}  # of CommandLine
+        self._fields: dict[str, Any] = {}  # of Config
+        self._texts: dict[str, str] = {}  # what they were made of, for errors
+        self._devices: dict[str, list[tuple[str | None, Any]]] = {"net": [], "block": []}
+        self._of_devices: dict[str, dict[str, tuple[str, Any]]] = {"macs": {}, "sector_sizes": {}}
+
+    def add(self, option: Option, written: str, name: str | None, text: str) -> None:
+        parse = option.parse_solo5 if name else option.parse
+        if name is None and (option.field in self._devices or option.field in self._of_devices):
+            name, text = _split_name(text)
+        value = parse(text) if parse else option.constant
+        if option.field in self._devices:
+            self._devices[option.field].append((name, value))
+        elif option.field in self._of_devices:
+            if name is None:
+                raise UsageError(f"name the device: {option.name} NAME={text}")
+            self._of_devices[option.field][name] = written, value
+        elif option.field in CommandLine.__annotations__:
+            self.flags[option.field] = True
+        else:
+            self._fields[option.field] = value
+            self._texts[option.field] = f"{written}: {shown(text)}"
+
+    def config(self, kernel: str, arguments: tuple[str, ...]) -> Config:
+        net = self._with("net", "macs", "mac")
+        block = self._with("block", "sector_sizes", "sector_size")
+        try:
+            return Config(kernel, arguments, net=net, block=block, **self._fields)
+        except InvalidValue as error:
+            text = self._texts.get(error.name)
+            raise UsageError(f"{text} is not {error.expected}" if text else str(error)) from None
+
+    def _with(self, kind: str, given: str, field: str) -> tuple[tuple[str | None, Any], ...]:
+        """The devices of a kind, with their --net-mac or --block-sector-size."""
+        devices, values = [], self._of_devices[given]
+        for name, device in self._devices[kind]:
+            written, value = values.pop(name, ("", None)) if name else ("", None)
+            try:
+                devices.append((name, replace(device, **{field: value}) if written else device))
+            except InvalidValue as error:
+                text = f"{written}: {shown(value)} is not {error.expected}"
+                solo5 = _SOLO5_TEXTS.get(field)
+                raise UsageError(f"{text}: {solo5}" if solo5 else text) from None
+        for name, (written, _) in values.items():
+            raise UsageError(
+                f"{written.partition(':')[0]}:{name}: nothing is attached with --{kind}:{name}"
+            )
+        return tuple(devices)
+
+
+def _split_name(text: str) -> tuple[str | None, str]:
+    """`service=tap0` -> its name and the rest; without a name, None."""
+    name, equals, rest = text.partition("=")
+    return (name, rest) if equals and is_name(name) else (None, text)
