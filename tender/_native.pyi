@@ -146,6 +146,8 @@ class _Lib:
     RLIMIT_NOFILE: int
     SECCOMP_RET_KILL_PROCESS: int
     SECCOMP_RET_TRAP: int
+    SEEK_DATA: int
+    SEEK_HOLE: int
     SIG_BLOCK: int
     SIG_SETMASK: int
     STOP_KICK: int

@@ -157,11 +157,6 @@ def choose(
         cleanup.callback(created.close)
     wanted = choice(config)
     if wanted == "native":
-        if config.dumpcore is not None:
-            raise UsageError(
-                f"{setting('--dumpcore', 'dumpcore')} is not for the native CPU: "
-                f"use {option('cpu', 'soft')}"
-            )
         return NativeAccelerator(image)
     notice = ""
     if wanted != "soft":

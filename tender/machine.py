@@ -128,12 +128,12 @@ def assemble(
     accelerator = accel.choose(config, image, clock, cleanup, created)
     devices = open_devices(image.manifest, nets, blocks, stop, warn, cleanup)
     fds |= devices.fds
-    core = _open_core(config, cleanup)
 
     ring_bytes = ring_region(config, image, mem_bytes, accelerator.name, devices.labels)
     native = accelerator.name == "native"
     memory = GuestMemory(mem_bytes - ring_bytes, ring_bytes, huge=config.hugepages, shared=native)
     cleanup.callback(memory.close)
+    core = _open_core(config, memory, cleanup)
     file.load(memory, stop.check)
     file.close()
     vcpu: Vcpu[Any] = accelerator.create_vcpu(memory, stop, cleanup)
@@ -367,12 +367,12 @@ def _open_trace(config: Config, file: ImageFile, block: Block, cleanup: Cleanup)
     return {"trace": trace.open_file(config.trace, inputs, cleanup)}
 
 
-def _open_core(config: Config, cleanup: Cleanup) -> Target | None:
+def _open_core(config: Config, memory: GuestMemory, cleanup: Cleanup) -> Target | None:
     if config.dumpcore is None:
         return None
     from tender.observe.core import Target
 
-    target = Target(config.dumpcore)
+    target = Target(config.dumpcore, memory.fd)
     cleanup.callback(target.close)
     return target
 

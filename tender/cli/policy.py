@@ -58,6 +58,7 @@ MEANINGS = {
     "kick": "wakes the thread of the network ring",
     "core": "the core file, which has no name yet",
     "pagemap": "which memory the guest has touched: /proc/self/pagemap",
+    "memory-file": "the guest's memory, of which it touched what is no hole",
     "core-helper": "the process that gives the core file its name",
     "trace": "the trace",
 }
@@ -124,7 +125,7 @@ def show(config: Config) -> Shown:
     fixed += ["trace"] if config.trace is not None else []
     core_bytes = None
     if config.dumpcore is not None:
-        fixed += ["pagemap", "core", "core-helper"]
+        fixed += ["memory-file" if accelerator == "native" else "pagemap", "core", "core-helper"]
         core_bytes = Target.size(mem_bytes - ring_bytes)
     capacities = {handle: _capacity(spec) for handle, spec in blocks.items()}
     sizes = fdtable.sizes(devices, capacities, core_bytes)

@@ -8,13 +8,15 @@ and Documentation/admin-guide/mm/pagemap.rst.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from array import array
 
 from tender.boot.layout import PAGE_SIZE
-from tender.errors import ConfigError, GuestFault, HostError
+from tender.errors import ConfigError, HostError
 from tender.image.elf import EM_AARCH64, EM_X86_64, IDENT, PHDR, PT_LOAD, PT_NOTE
+from tender.memory import regions
 from tender.observe.core_helper import CoreFile, request_name, start_helper
 from tender.sandbox.confine import open_as_anyone
 
@@ -43,16 +45,19 @@ MEMORY_OFFSET = PAGE_SIZE  # of guest memory in the file
 class Target:
     """The place where a core file will be written: opened at the start, used at an abort.
 
-    `fds` are the descriptors for writing it, by their labels in the policies.
+    `memory_fd` is the file of the guest's memory where it has one. `fds` are the descriptors for
+    writing it, by their labels in the policies.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, memory_fd: int = -1) -> None:
         self._folder = folder
         self.fds: dict[str, int] = {}
         folder_fd = _open_folder(folder)
         try:
-            # To root's descriptor the kernel would show where in the host's memory a page is.
-            self.fds["pagemap"] = open_as_anyone("/proc/self/pagemap")
+            if memory_fd >= 0:  # the guest's process touches pages that this one does not
+                self.fds["memory-file"] = os.dup(memory_fd)
+            else:  # to root's descriptor the kernel would show where in its memory a page is
+                self.fds["pagemap"] = open_as_anyone("/proc/self/pagemap")
             file = CoreFile(folder_fd)
             self.fds["core"] = file.fd
             self.fds["core-helper"], self._helper_pid = start_helper(file)
@@ -84,7 +89,7 @@ class Target:
         `check` is called now and then, and may raise; then there is no file.
         """
         try:
-            _write_core(self.fds["core"], self.fds["pagemap"], memory, state, check)
+            _write_core(self.fds, memory, state, check)
             name = request_name(self.fds["core-helper"])
         except OSError as error:
             raise HostError(f"dumpcore: {self._folder}", "write", error.errno or 0) from None
@@ -144,17 +149,15 @@ def _aarch64_registers(state: aarch64.State) -> list[int]:
 
 
 def _write_core(
-    fd: int, pagemap: int, memory: GuestMemory, state: Any, check: Callable[[], None]
+    fds: dict[str, int], memory: GuestMemory, state: Any, check: Callable[[], None]
 ) -> None:
+    fd = fds["core"]
     os.ftruncate(fd, Target.size(memory.size))
     _pwrite(fd, memoryview(header(memory.size, state)), 0)
-    for start, end in touched(memory, pagemap):
-        check()
-        try:
-            data = memory.readable(start, end - start)
-        except GuestFault:  # pages that the image lets nobody read
-            continue
-        _pwrite(fd, data, MEMORY_OFFSET + start)
+    for low, high, _ in regions(memory, ()):
+        for start, end in _touched(fds, memory, low, high):
+            check()
+            _pwrite(fd, memory.readable(start, end - start), MEMORY_OFFSET + start)
 
 
 def _pwrite(fd: int, data: memoryview, offset: int) -> None:
@@ -163,14 +166,37 @@ def _pwrite(fd: int, data: memoryview, offset: int) -> None:
         done += os.pwrite(fd, data[done:], offset + done)
 
 
-def touched(memory: GuestMemory, pagemap: int) -> Iterator[tuple[int, int]]:
-    """The runs of pages [start, end) that the kernel holds for the guest, swapped out or not.
+def _touched(
+    fds: dict[str, int], memory: GuestMemory, low: int, high: int
+) -> Iterator[tuple[int, int]]:
+    """The runs [start, end) in [low, high) of pages that the kernel holds for the guest."""
+    if "memory-file" in fds:
+        return _data(fds["memory-file"], low, high)
+    return _present(fds["pagemap"], memory, low, high)
 
-    `pagemap` is a descriptor of /proc/self/pagemap.
-    """
+
+def _data(fd: int, low: int, high: int) -> Iterator[tuple[int, int]]:
+    """As the file of the memory has it (lseek(2), SEEK_DATA)."""
+    end = low
+    while end < high:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # a hole up to the file's end
+                return
+            raise
+        if start >= high:
+            return
+        end = min(os.lseek(fd, start, os.SEEK_HOLE), start + BATCH * PAGE_SIZE, high)
+        yield start, end
+
+
+def _present(pagemap: int, memory: GuestMemory, low: int, high: int) -> Iterator[tuple[int, int]]:
+    """As the page table of this process has it, swapped out or not."""
     first = memory.base // PAGE_SIZE
-    for batch in range(0, memory.size // PAGE_SIZE, BATCH):
-        pages = array("Q", os.pread(pagemap, BATCH * 8, (first + batch) * 8))
+    for batch in range(low // PAGE_SIZE, high // PAGE_SIZE, BATCH):
+        count = min(BATCH, high // PAGE_SIZE - batch)
+        pages = array("Q", os.pread(pagemap, count * 8, (first + batch) * 8))
         start = None
         for index, flags in enumerate(pages):
             if flags & PAGEMAP_PRESENT_OR_SWAPPED:

@@ -19,6 +19,7 @@ FIXED = {
     "console": 1, "stderr": 2, "vcpu": 3, "kick": 4, "core": 5, "pagemap": 6, "core-helper": 7,
     "trace": 8, "report": 9, "sync": 10,
     "guest-program": 0, "guest-shared": 3, "guest-memory": 4, "guest-process": 3,
+    "memory-file": 6,
 }  # fmt: skip
 START_LABELS = ("guest-program", "guest-shared", "guest-memory")  # closed before the guest runs
 FIRST_NAMESPACE = 11  # namespaces that are still to be joined

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import struct
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tender.boot import x86_64
+from tender.cpu import native
 from tender.errors import ConfigError, HostError
 from tender.memory import GuestMemory
 from tender.observe import core, core_helper
@@ -54,6 +56,19 @@ def test_a_core_has_the_memory_that_was_touched(target: core.Target, tmp_path: P
     assert rip == 0x123456
 
 
+@pytest.mark.skipif(bool(native.missing()), reason="only the native CPU has memory with a file")
+def test_a_core_has_what_another_process_touched(tmp_path: Path) -> None:
+    memory = GuestMemory(16 * MIB, shared=True)
+    guest = mmap.mmap(memory.fd, memory.size)
+    guest[0x5000:0x5004] = b"here"
+    guest[4 * MIB : 10 * MIB] = bytes(range(1, 4)) * (2 * MIB)
+    target = core.Target(str(tmp_path), memory.fd)
+    path = Path(target.write(memory, STATE, nothing))
+    target.close()
+    assert path.read_bytes()[core.MEMORY_OFFSET :] == guest[:]
+    assert path.stat().st_blocks * 512 < 7 * MIB
+
+
 def test_no_core_takes_the_place_of_another(target: core.Target, tmp_path: Path) -> None:
     memory = GuestMemory(2 * MIB)
     names = {target.write(memory, STATE, nothing)}
@@ -90,7 +105,7 @@ def test_a_core_that_is_given_up_leaves_nothing(target: core.Target, tmp_path: P
 def test_pages_that_nobody_may_read_are_left_out(target: core.Target) -> None:
     memory = GuestMemory(2 * MIB)
     memory.put(0x100000, b"secret")
-    memory.put(0x102000, b"open")
+    memory.put(0x101000, b"open")
     memory.protect(0x100000, 0x101000, readable=False, writable=False)
     data = Path(target.write(memory, STATE, nothing)).read_bytes()
     assert b"secret" not in data
