@@ -221,6 +221,8 @@ class NativeCpu(Exceptions):
 
     def get_state(self) -> State:
         """As kvm.Vcpu has it."""
+        if not self._started:
+            return replace(self._state, fpu=self._state.fpu or Fpu())
         msrs = {**self._state.msrs, "tsc": int(lib.tsc_read())}
         return replace(self.core_state(), fpu=self._get_fpu(), msrs=msrs)
 
