@@ -11,7 +11,7 @@
 #if defined(__x86_64__)
 
 enum { MSR_TSC = 0x10, MSR_FS_BASE = 0xc0000100, MSR_KERNEL_GS_BASE = 0xc0000102 };
-enum { VECTOR_GP = 13 };
+enum { VECTOR_GP = 13, SELECTOR_CODE = 8, INTERRUPT_GATE = 0x8e00 };
 
 static uint64_t read_msr(uint32_t number)
 {
@@ -78,16 +78,21 @@ __asm__(".text\n"
 
 static void go_on_after_gp(void)
 {
-    struct {
+    static struct gate gates[VECTOR_GP + 1];
+    const struct {
         uint16_t limit;
         struct gate *gates;
-    } __attribute__((packed)) idt;
+    } __attribute__((packed)) idt = {sizeof gates - 1, gates};
     uint64_t handler = (uintptr_t)skip_instruction;
 
-    __asm__ volatile("sidt %0" : "=m"(idt));
-    idt.gates[VECTOR_GP].offset_0 = (uint16_t)handler;
-    idt.gates[VECTOR_GP].offset_16 = (uint16_t)(handler >> 16);
-    idt.gates[VECTOR_GP].offset_32 = (uint32_t)(handler >> 32);
+    gates[VECTOR_GP] = (struct gate){
+        .offset_0 = (uint16_t)handler,
+        .selector = SELECTOR_CODE,
+        .type = INTERRUPT_GATE,
+        .offset_16 = (uint16_t)(handler >> 16),
+        .offset_32 = (uint32_t)(handler >> 32),
+    };
+    __asm__ volatile("lidt %0" : : "m"(idt), "m"(gates));
 }
 
 static void try_msr(uint32_t number)
