@@ -24,9 +24,9 @@ settings.load_profile("ptender")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--cpu",
-        choices=("both", "kvm", "native", "soft"),
-        default="both",
-        help="what the guests of tests/guest run on (default: both)",
+        choices=("all", "kvm", "native", "soft"),
+        default="all",
+        help="what the guests of tests/guest run on (default: all)",
     )
 
 

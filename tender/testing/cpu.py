@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tender.embed.interfaces import Cpu
 
-NAMES = {"kvm": "KVM", "soft": "the software CPU"}
+NAMES = {"kvm": "KVM", "native": "the native CPU", "soft": "the software CPU"}
 _EMULATED = "this machine has no VMX and no SVM: its KVM emulates what a guest executes"
 
 

@@ -423,6 +423,6 @@ def test_a_library_of_the_software_cpu_that_cannot_be_loaded(guest: Build) -> No
     assert re.fullmatch(r"ptender: [^\n]*pip install[^\n]*\n", done.stderr), done
 
 
-def test_the_fixture_knows_both(ptender: Run, cpu: str) -> None:
+def test_the_fixture_knows_each(ptender: Run, cpu: str) -> None:
     assert ptender("-v", "--mem=8", demo()).returncode == 0
     assert os.environ["PTENDER_CPU"] == cpu

@@ -12,7 +12,7 @@ import pytest
 from tests.guest.conftest import Build
 from tests.guest.test_usernet import LONG, free_port, needs_passt, passts, wait_until_gone
 
-pytestmark = pytest.mark.usefixtures("cpu")
+pytestmark = pytest.mark.usefixtures("any_cpu")
 __all__ = ["needs_passt"]  # a fixture: skips where there is none
 
 

@@ -211,7 +211,7 @@ def test_the_header_says_which_cpu_guests_have(
             guest.wait()
             assert guest.warnings
     """
-    name = {"soft": "the software CPU", "kvm": "KVM"}[cpu]
+    name = {"soft": "the software CPU", "native": "the native CPU", "kvm": "KVM"}[cpu]
     lines = [f"ptender: guests run on {name} (PTENDER_CPU)"]
     run(pytester, source).stdout.fnmatch_lines(lines)
     lines = ["ptender: guests run on the software CPU (--ptender-cpu)"]

@@ -23,7 +23,7 @@ from tender.embed import process
 from tender.errors import UsageError
 from tests.guest.conftest import PTENDER, Build
 
-pytestmark = pytest.mark.usefixtures("cpu")
+pytestmark = pytest.mark.usefixtures("any_cpu")
 
 LONG = 60
 
