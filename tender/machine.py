@@ -137,8 +137,11 @@ def assemble(
     file.load(memory, stop.check)
     file.close()
     vcpu: Vcpu[Any] = accelerator.create_vcpu(memory, stop, cleanup)
-    vcpu.set_state(boot.initial_state(image.entry, memory.size))
-    for gpa, table in boot.tables(mem_bytes):
+    # A CPU that executes nothing but code says so in the page tables: a jump elsewhere is the
+    # guest's own exception, and the software CPU writes faster where there is no code.
+    code = accel.executable(image) if accelerator.name == "soft" else None
+    vcpu.set_state(boot.initial_state(image.entry, memory.size, nx=code is not None))
+    for gpa, table in boot.tables(mem_bytes, code):
         memory.put(gpa, table)
     manifest = encode(image.manifest, devices.attached())
     ring_gpa = memory.size if ring_bytes else 0

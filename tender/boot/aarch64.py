@@ -19,7 +19,7 @@ READ_ONLY, SHAREABLE, ACCESSED, PXN, UXN = 1 << 7, 3 << 8, 1 << 10, 1 << 53, 1 <
 NORMAL = ATTR_NORMAL << 2 | SHAREABLE | ACCESSED | UXN
 DEVICE = ATTR_DEVICE_NGNRE << 2 | SHAREABLE | ACCESSED | UXN | PXN
 
-BLOCK_SIZE, GIB = 2 << 20, 1 << 30
+GIB = 1 << 30
 MAPPED_FROM = 0x10000  # pages below it are not mapped: a null pointer traps
 
 MAIR = int.from_bytes(bytes((0x00, 0x04, 0x0C, 0x44, 0xFF, 0xBB)), "little")
@@ -65,42 +65,59 @@ class State:
     fpsr: int = 0
 
 
-def tables(mem_bytes: int) -> list[tuple[int, bytes]]:
+def tables(mem_bytes: int, code: list[tuple[int, int]] | None = None) -> list[tuple[int, bytes]]:
     """What the CPU reads in guest memory: (GPA, bytes)."""
-    return [(layout.AARCH64_PGD, page_tables(mem_bytes))]
+    return [(layout.AARCH64_PGD, page_tables(mem_bytes, code))]
 
 
-def page_tables(mem_bytes: int) -> bytes:
+def page_tables(mem_bytes: int, code: list[tuple[int, int]] | None = None) -> bytes:
     """The tables from layout.AARCH64_PGD on: all of guest memory, identity-mapped.
 
     Memory is mapped in blocks, but for the first 2 MiB: there the first 64 KiB are absent and what
     the tender wrote for the guest is read-only to it. Behind 4 GiB is the device that a hypercall
-    is a store to.
+    is a store to. `code` are the pages that can be executed, as (start, end); None: all of them.
     """
     directories = range(layout.AARCH64_PMD, layout.AARCH64_PTE, layout.PAGE_SIZE)
     pgd = [layout.AARCH64_PUD | TABLE]
     pud = [address | TABLE for address in directories[: -(-mem_bytes // GIB)]]
     pud += [0] * (layout.MMIO_BASE // GIB - len(pud)) + [layout.MMIO_BASE | DEVICE | BLOCK]
-    blocks = [gpa | NORMAL | BLOCK for gpa in range(0, mem_bytes, BLOCK_SIZE)]
-    blocks[0] = layout.AARCH64_PTE | TABLE
-    pages = [_page(gpa) for gpa in range(0, BLOCK_SIZE, layout.PAGE_SIZE)]
+    places = range(layout.AARCH64_PTE, layout.TABLES_END, layout.PAGE_SIZE)
+    whole, parts = layout.pages_of_code([(0, mem_bytes)] if code is None else code, len(places))
+    blocks = [
+        number * layout.LARGE_PAGE | NORMAL | BLOCK | (0 if number in whole else PXN)
+        for number in range(mem_bytes // layout.LARGE_PAGE)
+    ]
+    pages = []
+    for place, (number, of_code) in zip(places, parts.items(), strict=False):
+        blocks[number] = place | TABLE
+        first = number * layout.LARGE_PAGE
+        pages += [
+            _page(first + page * layout.PAGE_SIZE, page in of_code)
+            for page in range(layout.LARGE_PAGE // layout.PAGE_SIZE)
+        ]
     return b"".join((
-        _entries(pgd, 1), _entries(pud, 1), _entries(blocks, len(directories)), _entries(pages, 1),
+        _entries(pgd, 1), _entries(pud, 1), _entries(blocks, len(directories)),
+        _entries(pages, len(parts)),
     ))  # fmt: skip
 
 
-def _page(gpa: int) -> int:
+def _page(gpa: int, is_code: bool) -> int:
     if gpa < MAPPED_FROM:
         return 0
-    return gpa | NORMAL | PAGE | (0 if gpa >= layout.MIN_BASE else READ_ONLY | PXN)
+    if gpa < layout.MIN_BASE:
+        return gpa | NORMAL | PAGE | READ_ONLY | PXN
+    return gpa | NORMAL | PAGE | (0 if is_code else PXN)
 
 
 def _entries(values: list[int], tables: int) -> bytes:
     return struct.pack(f"<{len(values)}Q", *values).ljust(tables * layout.PAGE_SIZE, b"\0")
 
 
-def initial_state(entry: int, mem_bytes: int) -> State:
-    """The registers of a guest that starts at `entry` with `mem_bytes` of memory."""
+def initial_state(entry: int, mem_bytes: int, *, nx: bool = False) -> State:  # noqa: ARG001
+    """The registers of a guest that starts at `entry` with `mem_bytes` of memory.
+
+    `nx` is for x86_64: here page tables can always say what can be executed.
+    """
     registers = dict.fromkeys(REGISTERS, 0)
     registers.update(
         x0=layout.BOOT_INFO,

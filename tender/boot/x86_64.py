@@ -13,15 +13,14 @@ from tender.dataclass import dataclass, replace
 
 CR0_PE, CR0_NE, CR0_WP, CR0_PG = 1 << 0, 1 << 5, 1 << 16, 1 << 31
 CR4_PAE, CR4_OSFXSR, CR4_OSXMMEXCPT = 1 << 5, 1 << 9, 1 << 10
-EFER_LME, EFER_LMA = 1 << 8, 1 << 10
+EFER_LME, EFER_LMA, EFER_NXE = 1 << 8, 1 << 10, 1 << 11
 RFLAGS_ALWAYS_1 = 1 << 1
 
-PTE_PRESENT, PTE_WRITABLE, PTE_LARGE = 1 << 0, 1 << 1, 1 << 7
+PTE_PRESENT, PTE_WRITABLE, PTE_LARGE, PTE_NX = 1 << 0, 1 << 1, 1 << 7, 1 << 63
 
 SELECTOR_CODE, SELECTOR_DATA = 0x08, 0x10
 TYPE_CODE, TYPE_DATA, TYPE_TSS = 9, 3, 11  # execute-only accessed, read/write accessed, busy TSS
 
-LARGE_PAGE = 2 << 20
 READ_ONLY_FROM = 0x10000  # pages below it are not present: a null pointer traps
 
 SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
@@ -128,29 +127,43 @@ def gdt() -> bytes:
     return struct.pack("<3Q", 0, descriptor(CODE), descriptor(DATA))
 
 
-def tables(mem_bytes: int) -> list[tuple[int, bytes]]:
+def tables(mem_bytes: int, code: list[tuple[int, int]] | None = None) -> list[tuple[int, bytes]]:
     """What the CPU reads in guest memory: (GPA, bytes)."""
-    return [(layout.X86_GDT, gdt()), (layout.X86_PML4, page_tables(mem_bytes))]
+    return [(layout.X86_GDT, gdt()), (layout.X86_PML4, page_tables(mem_bytes, code))]
 
 
-def page_tables(mem_bytes: int) -> bytes:
+def page_tables(mem_bytes: int, code: list[tuple[int, int]] | None = None) -> bytes:
     """The tables from layout.X86_PML4 on: all of guest memory, identity-mapped.
 
     Memory is mapped in large pages, but for the first 2 MiB: there the first 64 KiB are absent
-    and what the tender wrote for the guest is read-only to it.
+    and what the tender wrote for the guest is read-only to it. `code` are the pages that can be
+    executed, as (start, end); None: all of them.
     """
     link = PTE_PRESENT | PTE_WRITABLE
     pml4 = [layout.X86_PDPT | link]
     directories = range(layout.X86_PD, layout.X86_PT, layout.PAGE_SIZE)
     pdpt = [address | link for address in directories]
-    large = [gpa | link | PTE_LARGE for gpa in range(0, mem_bytes, LARGE_PAGE)]
-    large[0] = layout.X86_PT | link
+    places = range(layout.X86_PT, layout.TABLES_END, layout.PAGE_SIZE)
+    whole, parts = layout.pages_of_code([(0, mem_bytes)] if code is None else code, len(places))
+    data = link if code is None else link | PTE_NX
+    large = [
+        number * layout.LARGE_PAGE | PTE_LARGE | (link if number in whole else data)
+        for number in range(mem_bytes // layout.LARGE_PAGE)
+    ]
+    pages = []
+    for place, (number, of_code) in zip(places, parts.items(), strict=False):
+        large[number] = place | link
+        first = number * layout.LARGE_PAGE
+        pages += [
+            first + page * layout.PAGE_SIZE | (link if page in of_code else data)
+            for page in range(layout.LARGE_PAGE // layout.PAGE_SIZE)
+        ]
     absent, read_only = READ_ONLY_FROM // layout.PAGE_SIZE, layout.MIN_BASE // layout.PAGE_SIZE
-    table = list(range(link, LARGE_PAGE, layout.PAGE_SIZE))
-    table[:absent] = [0] * absent
-    table[absent:read_only] = [entry & ~PTE_WRITABLE for entry in table[absent:read_only]]
+    pages[:absent] = [0] * absent
+    pages[absent:read_only] = [entry & ~PTE_WRITABLE for entry in pages[absent:read_only]]
     return b"".join((
-        _entries(pml4, 1), _entries(pdpt, 1), _entries(large, len(directories)), _entries(table, 1),
+        _entries(pml4, 1), _entries(pdpt, 1), _entries(large, len(directories)),
+        _entries(pages, len(parts)),
     ))  # fmt: skip
 
 
@@ -158,8 +171,11 @@ def _entries(values: list[int], tables: int) -> bytes:
     return struct.pack(f"<{len(values)}Q", *values).ljust(tables * layout.PAGE_SIZE, b"\0")
 
 
-def initial_state(entry: int, mem_bytes: int) -> State:
-    """The registers of a guest that starts at `entry` with `mem_bytes` of memory."""
+def initial_state(entry: int, mem_bytes: int, *, nx: bool = False) -> State:
+    """The registers of a guest that starts at `entry` with `mem_bytes` of memory.
+
+    `nx`: its page tables say which pages can be executed.
+    """
     registers = dict.fromkeys(REGISTERS, 0)
     registers.update(
         rip=entry,
@@ -173,7 +189,7 @@ def initial_state(entry: int, mem_bytes: int) -> State:
         cr0=CR0_PE | CR0_NE | CR0_WP | CR0_PG,
         cr3=layout.X86_PML4,
         cr4=CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT,
-        efer=EFER_LME | EFER_LMA,
+        efer=EFER_LME | EFER_LMA | (EFER_NXE if nx else 0),
     )
     return State(registers, segments, control, Table(layout.X86_GDT, len(gdt()) - 1), Table())
 

@@ -40,7 +40,8 @@
 #define UC_HOOK_INTR (1 << 0)
 #define UC_HOOK_INSN (1 << 1)
 #define UC_HOOK_CODE (1 << 2)
-#define UC_HOOK_MEM_INVALID (0x3f << 4) /* read, write, fetch: unmapped and protected */
+#define UC_HOOK_MEM_UNMAPPED (0x7 << 4) /* read, write, fetch */
+#define UC_HOOK_MEM_WRITE_PROT (1 << 8)
 #define UC_HOOK_INSN_INVALID (1 << 14)
 #define UC_HOOK_EDGE_GENERATED (1 << 15)
 #define UC_CTL_WRITE_1(type) ((1 << 30) | (1 << 26) | (type))
@@ -56,8 +57,15 @@ struct uc_tb { /* a block of code that the emulator has translated */
     uint16_t size;
 };
 
+struct soft_piece { /* of guest memory, as the emulator has it */
+    uint64_t start, end;
+    const char *host;
+};
+
 struct soft_private {
     void *uc;
+    struct soft_piece *pieces; /* by address */
+    size_t piece_room, piece_count;
     int pc;                                /* the register's number */
     _Atomic int kicked;                    /* to be reported to the caller */
     _Atomic int stopping;                  /* the emulator was told to stop */
@@ -87,7 +95,6 @@ static struct {
     int (*emu_stop)(void *);
     int (*mem_map_ptr)(void *, uint64_t, uint64_t, uint32_t, void *);
     int (*mem_protect)(void *, uint64_t, uint64_t, uint32_t);
-    int (*mem_read)(void *, uint64_t, void *, uint64_t);
     int (*reg_read)(void *, int, void *);
     int (*reg_write)(void *, int, const void *);
     int (*hook_add)(void *, size_t *, int, void *, void *, uint64_t, uint64_t, ...);
@@ -105,8 +112,7 @@ const char *soft_load(const char *path)
         {"uc_version", &uc.version}, {"uc_open", &uc.open}, {"uc_close", &uc.close},
         {"uc_strerror", &uc.strerror}, {"uc_emu_start", &uc.emu_start},
         {"uc_emu_stop", &uc.emu_stop}, {"uc_mem_map_ptr", &uc.mem_map_ptr},
-        {"uc_mem_protect", &uc.mem_protect}, {"uc_mem_read", &uc.mem_read},
-        {"uc_reg_read", &uc.reg_read},
+        {"uc_mem_protect", &uc.mem_protect}, {"uc_reg_read", &uc.reg_read},
         {"uc_reg_write", &uc.reg_write}, {"uc_hook_add", &uc.hook_add}, {"uc_ctl", &uc.ctl},
         {"uc_context_size", &uc.context_size}, {"uc_context_alloc", &uc.context_alloc},
         {"uc_context_save", &uc.context_save}, {"uc_context_restore", &uc.context_restore},
@@ -455,16 +461,34 @@ static bool soft_is_watched(const uint8_t *at, unsigned left)
 #define SOFT_PRESENT 1u
 #define SOFT_LARGE 0x80u
 
-/* The GPA behind an address by the guest's page tables (SDM volume 3, figure 4-8). */
-static bool soft_translate(struct soft *soft, uint64_t address, uint64_t *gpa)
+/* Copy from guest memory, from one piece of it; false: it is not there. */
+static bool soft_read_memory(struct soft *soft, uint64_t gpa, void *to, size_t size)
 {
-    uint64_t entry = 0;
+    size_t low = 0, high = soft->own->piece_count;
 
-    uc.reg_read(soft->own->uc, SOFT_REG_CR3, &entry);
+    while (low < high) { /* the first piece that ends behind `gpa` */
+        size_t middle = low + (high - low) / 2;
+        if (soft->own->pieces[middle].end <= gpa)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    if (low == soft->own->piece_count)
+        return false;
+    const struct soft_piece *piece = &soft->own->pieces[low];
+    if (gpa < piece->start || piece->end - gpa < size)
+        return false;
+    memcpy(to, piece->host + (gpa - piece->start), size);
+    return true;
+}
+
+/* The GPA behind an address by the page tables at `entry` (SDM volume 3, figure 4-8). */
+static bool soft_translate(struct soft *soft, uint64_t entry, uint64_t address, uint64_t *gpa)
+{
     for (int shift = 39; shift >= 12; shift -= 9) {
         uint64_t at = (entry & SOFT_ADDRESS_BITS) + (address >> shift & 0x1ff) * 8;
         uint64_t inside = (UINT64_C(1) << shift) - 1;
-        if (uc.mem_read(soft->own->uc, at, &entry, sizeof entry) || !(entry & SOFT_PRESENT))
+        if (!soft_read_memory(soft, at, &entry, sizeof entry) || !(entry & SOFT_PRESENT))
             return false;
         if (shift == 12 || (shift < 39 && entry & SOFT_LARGE)) {
             *gpa = (entry & SOFT_ADDRESS_BITS & ~inside) | (address & inside);
@@ -478,13 +502,16 @@ static bool soft_translate(struct soft *soft, uint64_t address, uint64_t *gpa)
 static unsigned soft_read_code(struct soft *soft, uint64_t address, uint8_t *code, unsigned size)
 {
     unsigned done = 0;
+    uint64_t tables = 0;
 
+    uc.reg_read(soft->own->uc, SOFT_REG_CR3, &tables);
     while (done < size) {
         uint64_t at = address + done, gpa;
         unsigned count = SOFT_PAGE - at % SOFT_PAGE;
         if (count > size - done)
             count = size - done;
-        if (!soft_translate(soft, at, &gpa) || uc.mem_read(soft->own->uc, gpa, code + done, count))
+        if (!soft_translate(soft, tables, at, &gpa) ||
+            !soft_read_memory(soft, gpa, code + done, count))
             break;
         done += count;
     }
@@ -634,14 +661,40 @@ int soft_hook_arm64(struct soft *soft, int mrs)
     return soft_hook(soft, UC_HOOK_INSN, soft_on_mrs, soft, 1, 0, mrs);
 }
 
+static bool soft_remember_piece(struct soft *soft, struct soft_piece piece)
+{
+    struct soft_private *own = soft->own;
+
+    if (own->piece_count == own->piece_room) {
+        size_t room = own->piece_room ? own->piece_room * 2 : 8;
+        struct soft_piece *pieces = reallocarray(own->pieces, room, sizeof *pieces);
+        if (!pieces)
+            return false;
+        own->pieces = pieces;
+        own->piece_room = room;
+    }
+    own->pieces[own->piece_count++] = piece;
+    return true;
+}
+
 int soft_map(struct soft *soft, uint64_t gpa, uint64_t size, uint32_t prot, void *host)
 {
     int error = uc.mem_map_ptr(soft->own->uc, gpa, size, prot, host);
+    if (!error && !soft_remember_piece(soft, (struct soft_piece){gpa, gpa + size, host}))
+        error = UC_ERR_NOMEM;
+    if (error || prot & UC_PROT_WRITE)
+        return error;
     /* Mapping it so holds for the guest's accesses; protecting it, for the emulator's own as well,
      * which notes in the page tables that a page was used, wherever the guest says they are. */
-    if (!error && !(prot & UC_PROT_WRITE))
-        error = uc.mem_protect(soft->own->uc, gpa, size, prot);
+    error = uc.mem_protect(soft->own->uc, gpa, size, prot);
+    if (!error)
+        error = soft_hook(soft, UC_HOOK_MEM_WRITE_PROT, soft_on_memory, soft, gpa, gpa + size - 1, 0);
     return error;
+}
+
+int soft_hook_unmapped(struct soft *soft, uint64_t first, uint64_t last)
+{
+    return soft_hook(soft, UC_HOOK_MEM_UNMAPPED, soft_on_memory, soft, first, last, 0);
 }
 
 int soft_reg_read(struct soft *soft, int number, void *value)
@@ -687,6 +740,7 @@ void soft_close(struct soft *soft)
     if (soft->own->stack)
         munmap(soft->own->stack, SOFT_STACK);
     free(soft->own->seen);
+    free(soft->own->pieces);
     free(soft);
 }
 
@@ -755,8 +809,6 @@ struct soft *soft_open(int arch, int mode, int pc, int *error)
         *error = soft_hook_all(soft, UC_HOOK_INTR, soft_on_intr);
     if (!*error)
         *error = soft_hook_all(soft, UC_HOOK_INSN_INVALID, soft_on_invalid);
-    if (!*error)
-        *error = soft_hook_all(soft, UC_HOOK_MEM_INVALID, soft_on_memory);
     if (*error)
         goto failed;
     soft_enter_stack(soft);

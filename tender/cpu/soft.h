@@ -8,11 +8,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* uc_mem_type, uc_arch */
+/* uc_mem_type, uc_err, uc_arch */
 #define UC_MEM_WRITE_UNMAPPED 20
 #define UC_MEM_FETCH_UNMAPPED 21
 #define UC_MEM_WRITE_PROT 22
-#define UC_MEM_FETCH_PROT 24
+#define UC_ERR_FETCH_PROT 14
 #define UC_ARCH_ARM64 2
 #define UC_ARCH_X86 4
 
@@ -95,7 +95,10 @@ void soft_close(struct soft *soft);
 int soft_run(struct soft *soft);
 uintptr_t soft_kick_address(void);
 
+/* Guest memory, in the order of its addresses. A page that an access hook covers is slow to write:
+ * so none covers memory that may be written, and soft_hook_unmapped() is for where no memory is. */
 int soft_map(struct soft *soft, uint64_t gpa, uint64_t size, uint32_t prot, void *host);
+int soft_hook_unmapped(struct soft *soft, uint64_t first, uint64_t last);
 int soft_hook_x86(struct soft *soft, int out, int in, int rdtsc, int rdtscp);
 int soft_hook_arm64(struct soft *soft, int mrs);
 /* Leave at an instruction that is hooked by its number (UC_X86_INS_*). `insn` lives as long. */

@@ -152,9 +152,14 @@ class SoftCpu:
     def _open(self) -> None:
         soft = self._soft = open_emulator(self.arch, self.mode, self.pc)
         soft.clock = self._clock.cell
+        mapped = 0
         for start, end, prot in regions(self._memory, self._executable):
             address = ffi.cast("void *", self._memory.base + start)
             check(lib.soft_map(soft, start, end - start, prot, address), "map the guest's memory")
+            if start > mapped:
+                check(lib.soft_hook_unmapped(soft, mapped, start - 1), "map the guest's memory")
+            mapped = end
+        check(lib.soft_hook_unmapped(soft, mapped, (1 << 64) - 1), "map the guest's memory")
         self._hook()
         if self._instructions is not None:
             check(lib.soft_count(soft, self._instructions), "count instructions")
@@ -205,7 +210,7 @@ class SoftCpu:
 
     def _on_memory(self) -> Exit | None:
         soft = self._soft
-        if soft.number in (lib.UC_MEM_FETCH_PROT, lib.UC_MEM_FETCH_UNMAPPED):
+        if soft.number == lib.UC_MEM_FETCH_UNMAPPED:
             return Fault()
         return Mmio(soft.address, soft.size, bool(soft.is_write), soft.value)
 
@@ -213,6 +218,8 @@ class SoftCpu:
         return Failure("software CPU: the guest has had all its instructions (--instructions)")
 
     def _on_error(self) -> Exit | None:
+        if self._soft.number == lib.UC_ERR_FETCH_PROT:
+            return Fault()
         reason = ffi.string(lib.soft_strerror(self._soft.number)).decode()
         return Failure(f"software CPU: {reason}")
 

@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 
 from tender._native import ffi
+from tender.accel import executable
 from tender.boot import layout, x86_64
 from tender.boot.x86_64 import Fpu, State
 from tender.cleanup import Cleanup
 from tender.config import BlockFile, Config, Descriptor
+from tender.cpu.soft import SoftCpu
 from tender.machine import Machine, assemble
 from tender.stop import Stop
 from tests.guest.conftest import PTENDER, Build, Namespace
@@ -126,6 +128,10 @@ def manifest() -> bytes:
     ))  # fmt: skip
 
 
+def cpu_is_soft(started: Started) -> bool:
+    return isinstance(started.machine.vcpu, SoftCpu)
+
+
 def expected(started: Started) -> bytes:
     """All of the guest's memory, from the image and the specification."""
     memory = bytearray(len(started.memory))
@@ -134,7 +140,8 @@ def expected(started: Started) -> bytes:
     for segment in image.segments:
         part = file[segment.offset : segment.offset + segment.filesz]
         memory[segment.vaddr : segment.vaddr + len(part)] = part
-    for gpa, table in x86_64.tables(MEM):  # tests/unit/test_boot.py walks them as a CPU does
+    code = executable(image) if cpu_is_soft(started) else None
+    for gpa, table in x86_64.tables(MEM, code):  # tests/unit/test_boot.py walks them as a CPU does
         memory[gpa : gpa + len(table)] = table
     ring = started.size if len(started.memory) > started.size else 0
     described = manifest()
@@ -203,7 +210,8 @@ def numbers(memory: bytes, size: int) -> Iterator[tuple[int, int]]:
 
 
 def test_registers(started: Started) -> None:
-    wanted = x86_64.initial_state(started.machine.image.entry, started.size)
+    nx = cpu_is_soft(started)
+    wanted = x86_64.initial_state(started.machine.image.entry, started.size, nx=nx)
     state = started.state
     assert state.registers == wanted.registers
     zero = set(state.registers) - {"rip", "rsp", "rdi", "rflags"}

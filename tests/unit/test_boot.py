@@ -13,18 +13,38 @@ from tender.image.manifest import Device, Manifest, encode
 MIB = 1 << 20
 
 
-def walk(mem_bytes: int, address: int) -> tuple[int, bool] | None:
-    """Translate as the MMU does: physical address and writable, None when not present."""
-    memory = bytes(layout.X86_PML4) + x86_64.page_tables(mem_bytes)
-    table, writable = layout.X86_PML4, True
+# Page of code, gap, more code; a large page with both of its halves, and one that goes on into the
+# next; 9 that are partly code, more than there are tables for.
+CODES = (
+    [(0x100000, 0x103000), (0x104000, 0x105000)],
+    [(2 * MIB, 3 * MIB), (3 * MIB, 4 * MIB), (6 * MIB, 9 * MIB)],
+    [(at * MIB, at * MIB + 4096) for at in range(2, 20, 2)],
+)
+
+
+def is_code(address: int, code: list[tuple[int, int]]) -> bool:
+    return any(start <= address < end for start, end in code)
+
+
+def walk(
+    mem_bytes: int, address: int, code: list[tuple[int, int]] | None = None
+) -> tuple[int, bool] | None:
+    """Translate as the MMU does: physical address and writable, None when not present.
+
+    With `code`: physical address and executable.
+    """
+    memory = bytes(layout.X86_PML4) + x86_64.page_tables(mem_bytes, code)
+    table, writable, executable = layout.X86_PML4, True, True
     for shift in (39, 30, 21, 12):
         (entry,) = struct.unpack_from("<Q", memory, table + (address >> shift & 511) * 8)
         if not entry & x86_64.PTE_PRESENT:
             return None
         writable = writable and bool(entry & x86_64.PTE_WRITABLE)
+        executable = executable and not entry & x86_64.PTE_NX
         table = entry & 0x000F_FFFF_FFFF_F000
         if shift == 12 or entry & x86_64.PTE_LARGE:
-            return table | address & ((1 << shift) - 1), writable
+            rights = writable if code is None else executable
+            return table | address & ((1 << shift) - 1), rights
     return None
 
 
@@ -44,6 +64,25 @@ def test_all_memory_is_mapped_to_itself(mem_mib: int) -> None:
 def test_tables_fill_their_places() -> None:
     assert len(x86_64.page_tables(2 * MIB)) == 0x9000 - layout.X86_PML4
     assert len(x86_64.page_tables(4096 * MIB)) == 0x9000 - layout.X86_PML4
+
+
+@pytest.mark.parametrize("code", CODES[:2])
+def test_what_can_be_executed(code: list[tuple[int, int]]) -> None:
+    edges = {at + by for each in code for at in each for by in (-4096, 0)}
+    for address in (*edges, 0x10000, 20 * MIB, 32 * MIB - 1):
+        assert walk(32 * MIB, address, code) == (address, is_code(address, code)), hex(address)
+        found = walk_aarch64(32 * MIB, address, code)
+        assert found, hex(address)
+        assert found[1][1] == is_code(address, code), hex(address)
+
+
+def test_code_in_more_places_than_there_are_tables() -> None:
+    found = {start: walk(32 * MIB, start + 4096, CODES[2]) for start, _ in CODES[2]}
+    assert [each for each in found if found[each] == (each + 4096, True)] == [16 * MIB, 18 * MIB]
+    assert all(walk(32 * MIB, start, CODES[2]) == (start, True) for start in found)
+    for of in (x86_64, aarch64):
+        ((gpa, data),) = of.tables(32 * MIB, CODES[2])[-1:]
+        assert gpa + len(data) <= layout.TABLES_END == layout.BOOT_INFO
 
 
 def test_gdt_is_what_the_segments_say() -> None:
@@ -73,9 +112,11 @@ def test_registers_of_a_guest_that_starts() -> None:
 RW_EXECUTE, READ, DEVICE = (True, True, 0xFF), (False, False, 0xFF), (True, False, 0x04)
 
 
-def walk_aarch64(mem_bytes: int, address: int) -> tuple[int, tuple[bool, bool, int]] | None:
+def walk_aarch64(
+    mem_bytes: int, address: int, code: list[tuple[int, int]] | None = None
+) -> tuple[int, tuple[bool, bool, int]] | None:
     """Physical address and (writable, executable, memory type), None when not mapped."""
-    memory = bytes(layout.AARCH64_PGD) + aarch64.page_tables(mem_bytes)
+    memory = bytes(layout.AARCH64_PGD) + aarch64.page_tables(mem_bytes, code)
     state = aarch64.initial_state(0x100000, mem_bytes)
     table = state.system["ttbr0_el1"]
     mair = state.system["mair_el1"].to_bytes(8, "little")
