@@ -1,4 +1,4 @@
-"""Instructions per second and microseconds per hypercall: the software CPU beside KVM.
+"""Instructions per second, and times of a store, a random number and a hypercall: each CPU.
 
 CPU time of this process is measured, because others may use the machine. The time of a start is
 subtracted: the guest runs with little and with much to do.
@@ -9,6 +9,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from bench.results import Result, Target
@@ -23,7 +25,7 @@ ROUNDS = 5
 SOURCE = """\
 #include <solo5.h>
 
-static unsigned long sink;
+static unsigned long sink, cells[4096];
 
 static unsigned long number(const char *text)
 {
@@ -42,17 +44,47 @@ int solo5_app_main(const struct solo5_start_info *info)
                          "mov %%rax, %%rdx; shr $7, %%rdx; xor %%rdx, %%rax\\n"
                          "add %0, %%rax; mov %%rax, (%1); dec %0; jnz 1b"
                          : "+r"(count) : "r"(&sink) : "rax", "rdx", "cc", "memory");
+    else if (info->cmdline[0] == 'm') /* eight instructions, two of them loads, one a store */
+        __asm__ volatile("xor %%ecx, %%ecx\\n"
+                         "1: mov (%1,%%rcx,8), %%rax; add 8(%1,%%rcx,8), %%rax\\n"
+                         "mov %%rax, (%1,%%rcx,8); add $1, %%ecx; and $0x7ff, %%ecx\\n"
+                         "lea 1(%%rax), %%rdx; dec %0; jnz 1b"
+                         : "+r"(count) : "r"(cells) : "rax", "rcx", "rdx", "cc", "memory");
+    else if (info->cmdline[0] == 's') /* eight stores */
+        __asm__ volatile("1: mov %0, (%1); mov %0, 8(%1); mov %0, 16(%1); mov %0, 24(%1)\\n"
+                         "mov %0, 32(%1); mov %0, 40(%1); mov %0, 48(%1); mov %0, 56(%1)\\n"
+                         "dec %0; jnz 1b" : "+r"(count) : "r"(cells) : "cc", "memory");
+    else if (info->cmdline[0] == 'r')
+        __asm__ volatile("1: rdrand %%rax; dec %0; jnz 1b" : "+r"(count) : : "rax", "cc");
     else
         while (count--)
             solo5_clock_wall();
     return 0;
 }
 """
-PER_TURN = 10
-RATE_MIN, CALL_MAX = 200.0, 2.0  # million instructions per second, us per hypercall
-# What is run: letter, turns of the long run on a CPU in software, and on one that is emulated.
-LOOP = ("l", 50_000_000, 200_000)
-CALLS = ("c", 300_000, 3_000)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What the guest does over and over; `few` turns for a CPU that is emulated."""
+
+    name: str
+    unit: str
+    letter: str
+    many: int
+    few: int
+    value: Callable[[float], float]  # of the seconds of a turn
+    target: float
+    more_is_better: bool = False
+
+
+LOOPS = (
+    Loop("cpu-rate", "M/s", "l", 50_000_000, 200_000, lambda turn: 10 / turn / 1e6, 200, True),
+    Loop("cpu-memory", "M/s", "m", 20_000_000, 200_000, lambda turn: 8 / turn / 1e6, 250, True),
+    Loop("cpu-store", "ns", "s", 5_000_000, 50_000, lambda turn: turn / 8 * 1e9, 16),
+    Loop("cpu-random", "ns", "r", 1_000_000, 100_000, lambda turn: turn * 1e9, 200),
+    Loop("cpu-call", "us", "c", 300_000, 3_000, lambda turn: turn * 1e6, 2),
+)
 
 
 def build(folder: Path) -> Path:
@@ -75,40 +107,38 @@ def seconds(kernel: Path, cpu: str, letter: str, count: int, console: int) -> fl
     return time.process_time() - start
 
 
-def per_turn(kernel: Path, cpu: str, what: tuple[str, int, int], console: int) -> float:
+def per_turn(kernel: Path, cpu: str, loop: Loop, console: int) -> float:
     """Seconds per turn; a KVM that is slow gets less to do."""
-    letter, many, few = what
-    count = many if cpu == "soft" or seconds(kernel, cpu, letter, few, console) < 0.05 else few
-    none = seconds(kernel, cpu, letter, 1, console)
-    return max(seconds(kernel, cpu, letter, count, console) - none, 1e-9) / count
-
-
-def figures(kernel: Path, cpu: str, console: int) -> dict[str, float]:
-    turn = per_turn(kernel, cpu, LOOP, console)
-    call = per_turn(kernel, cpu, CALLS, console)
-    return {"instructions_per_s": PER_TURN / turn, "us_per_hypercall": call * 1e6}
+    slow = cpu != "soft" and seconds(kernel, cpu, loop.letter, loop.few, console) >= 0.05
+    count = loop.few if slow else loop.many
+    none = seconds(kernel, cpu, loop.letter, 1, console)
+    return max(seconds(kernel, cpu, loop.letter, count, console) - none, 1e-9) / count
 
 
 def measure(session: Session) -> list[Result]:
-    """Both figures, of the software CPU and of KVM, for the table."""
+    """All loops, of the software CPU and of KVM, for the table."""
     kernel = build(session.folder)
     names = {"soft": "ptender --cpu=soft", "kvm": "ptender --cpu=kvm"}
-    rates: dict[str, list[float]] = {name: [] for name in names.values()}
-    calls: dict[str, list[float]] = {name: [] for name in names.values()}
+    samples = {loop: {name: list[float]() for name in names.values()} for loop in LOOPS}
     with open("/dev/null", "wb") as null:
         for _ in range(2 if session.quick else ROUNDS):
-            for cpu, name in names.items():
-                try:
-                    each = figures(kernel, cpu, null.fileno())
-                except TenderError as error:
-                    raise Unavailable(str(error)) from None
-                rates[name].append(each["instructions_per_s"] / 1e6)
-                calls[name].append(each["us_per_hypercall"])
-    soft = names["soft"]
+            for loop in LOOPS:
+                for cpu, name in names.items():
+                    try:
+                        turn = per_turn(kernel, cpu, loop, null.fileno())
+                    except TenderError as error:
+                        raise Unavailable(str(error)) from None
+                    samples[loop][name].append(loop.value(turn))
     return [
-        Result("cpu-rate", "M/s", rates, {soft: Target(value=RATE_MIN)}, more_is_better=True),
-        Result("cpu-call", "us", calls, {soft: Target(value=CALL_MAX)}),
+        Result(
+            loop.name,
+            loop.unit,
+            samples[loop],
+            {names["soft"]: Target(value=loop.target)},
+            more_is_better=loop.more_is_better,
+        )
+        for loop in LOOPS
     ]
 
 
-ROWS = [Row("cpu", "instruction rate and time of a WALLTIME, of each CPU", measure)]
+ROWS = [Row("cpu", "rates and times of instructions, and of a WALLTIME, of each CPU", measure)]
