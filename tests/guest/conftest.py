@@ -20,7 +20,6 @@ ROOT = Path(__file__).parents[2]
 BINDINGS = ROOT / "guest-bindings"
 PTENDER = Path(sys.executable).with_name("ptender")
 CPUS = ("kvm", "native", "soft")
-CORES = {"test_command", "test_leaks", "test_sandbox", "test_usernet"}  # not on native yet
 NEEDS_FP = {"fp"}  # guests that are built with floating point
 NEEDS = {
     "ping": ["net"],
@@ -79,9 +78,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Build:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "cpu" in metafunc.fixturenames:
         wanted = metafunc.config.getoption("--cpu")
-        later = metafunc.module.__name__.rpartition(".")[2] in CORES
-        cpus = [name for name in CPUS if not (later and name == "native")]
-        metafunc.parametrize("cpu", cpus if wanted == "all" else [wanted], indirect=True)
+        metafunc.parametrize("cpu", CPUS if wanted == "all" else [wanted], indirect=True)
 
 
 @pytest.fixture
@@ -103,7 +100,7 @@ def any_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """The CPU of a test that does not depend on it, which runs once: the one that starts faster."""
     wanted: str = request.config.getoption("--cpu")
     has_unicorn = importlib.util.find_spec("unicorn") is not None
-    best = "soft" if has_unicorn else "kvm"
+    best = "native" if not native.missing() else "soft" if has_unicorn else "kvm"
     name = best if wanted == "all" else wanted
     if name == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
         pytest.skip("no access to /dev/kvm")
