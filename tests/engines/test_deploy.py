@@ -8,7 +8,6 @@ import pytest
 
 from tests.guest.conftest import ROOT
 
-
 MANIFESTS = sorted((ROOT / "deploy").glob("*.yaml"))
 VERSIONS = ("1.25", "1.37")  # of Kubernetes: the first and the last that the library has
 
