@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tender.memory import GuestMemory
     from tender.stop import Stop
 
+    Ranges: TypeAlias = list[tuple[int, int]]  # pages, as (start, end)
     Accelerator: TypeAlias = "KvmAccelerator | NativeAccelerator | SoftAccelerator"
 
 ENVIRONMENT = "PTENDER_CPU"  # what `auto` means, for test suites
@@ -57,8 +58,13 @@ class KvmAccelerator:
             self.close()
             raise
 
-    def create_vcpu(self, memory: GuestMemory, stop: Stop, cleanup: Cleanup) -> KvmVcpu:
-        """The vCPU, with `memory`; a stop request interrupts it until `cleanup`."""
+    def create_vcpu(
+        self, memory: GuestMemory, _code: Ranges, stop: Stop, cleanup: Cleanup
+    ) -> KvmVcpu:
+        """The vCPU, with `memory`, all of which it can execute.
+
+        A stop request interrupts it until `cleanup`.
+        """
         self.vm.set_memory(memory.pointer, memory.mapped)
         stop.watch(self._vcpu.immediate_exit)
         cleanup.callback(lambda: stop.watch(0))
@@ -90,13 +96,14 @@ class NativeAccelerator:
             reason = f"this guest is for {guest}, the machine {here}"
         if reason:
             raise HostError(f"native CPU: {reason}: use {option('cpu', 'soft')}")
-        self._image = image
 
-    def create_vcpu(self, memory: GuestMemory, stop: Stop, cleanup: Cleanup) -> NativeCpu:
-        """A vCPU that executes what the image has for code, in `memory`."""
+    def create_vcpu(
+        self, memory: GuestMemory, code: Ranges, stop: Stop, cleanup: Cleanup
+    ) -> NativeCpu:
+        """A vCPU that executes `code`, which is in `memory`."""
         from tender.cpu.native import NativeCpu
 
-        return NativeCpu(memory, executable(self._image), stop, cleanup)
+        return NativeCpu(memory, code, stop, cleanup)
 
     def missing_layers(self) -> dict[str, str]:
         """As KvmAccelerator has it."""
@@ -112,14 +119,16 @@ class SoftAccelerator:
         self, image: Image, clock: HostClock, instructions: int | None, notice: str = ""
     ) -> None:
         self.notice = notice  # why it is not KVM, where that was not asked for
-        self._image = image
+        self._machine = image.machine
         self._clock = clock
         self._instructions = instructions
 
-    def create_vcpu(self, memory: GuestMemory, stop: Stop, cleanup: Cleanup) -> SoftCpu:
-        """A vCPU that executes what the image has for code, in `memory`."""
-        return _soft_class(self._image.machine)(
-            memory, executable(self._image), self._clock, cleanup, stop, self._instructions
+    def create_vcpu(
+        self, memory: GuestMemory, code: Ranges, stop: Stop, cleanup: Cleanup
+    ) -> SoftCpu:
+        """A vCPU that executes `code`, which is in `memory`."""
+        return _soft_class(self._machine)(
+            memory, code, self._clock, cleanup, stop, self._instructions
         )
 
     def missing_layers(self) -> dict[str, str]:
@@ -127,9 +136,10 @@ class SoftAccelerator:
         return {}
 
 
-def executable(image: Image) -> list[tuple[int, int]]:
-    """The pages of code, as (start, end)."""
-    return [(each.start, each.end) for each in image.segments if each.executable]
+def executable(image: Image, heap_end: int = 0) -> Ranges:
+    """The pages of code, as (start, end); with `heap_end`, the heap up to there among them."""
+    code = [(each.start, each.end) for each in image.segments if each.executable]
+    return [*code, (image.kernel_end, heap_end)] if heap_end > image.kernel_end else code
 
 
 def _soft_class(machine: int) -> type[SoftCpu]:

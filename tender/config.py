@@ -474,6 +474,8 @@ class Config:
     sandbox: str = field(one_of(SANDBOXES), default=SANDBOXES[0])  # see tender/sandbox/sandbox.py
     # Who the tender becomes when root starts it: NAME or UID[:GID].
     user: UserField = field(optional(_user), default=None)
+    # Let the guest execute its heap where data is not executable: see tender/accel.py.
+    exec_heap: bool = field(as_flag, default=False)
     # How many the guest may execute; None: any number.
     instructions: int | None = field(optional(_count), default=None)
 

@@ -88,6 +88,8 @@ class Guest:
                 software CPU) or "auto".
         clock: Gives the guest a virtual time; on the software CPU.
         instructions: How many instructions the guest may execute; on the software CPU.
+        exec_heap: Let the guest execute its heap, as a JIT does. On KVM it always can; on the other
+            CPUs a jump to data is an exception of the guest.
         deadline: Seconds that the guest may run, from its start. Then it is stopped, and killed two
             seconds later if it has not ended.
         sandbox: "on", "require" (a layer that this machine can't provide is an error) or "off".
@@ -113,6 +115,7 @@ class Guest:
         cpu: Cpu = "auto",
         clock: VirtualTime | None = None,
         instructions: int | None = None,
+        exec_heap: bool = False,
         deadline: float | None = None,
         sandbox: SandboxMode = "on",
         user: str | int | None = None,
@@ -127,6 +130,7 @@ class Guest:
             cpu=cpu,
             clock=clock,
             instructions=instructions,
+            exec_heap=exec_heap,
             sandbox=sandbox,
             user=user,
         )

@@ -136,12 +136,13 @@ def assemble(
     core = _open_core(config, memory, cleanup)
     file.load(memory, stop.check)
     file.close()
-    vcpu: Vcpu[Any] = accelerator.create_vcpu(memory, stop, cleanup)
+    code = accel.executable(image, memory.size if config.exec_heap else 0)
+    vcpu: Vcpu[Any] = accelerator.create_vcpu(memory, code, stop, cleanup)
     # A CPU that executes nothing but code says so in the page tables: a jump elsewhere is the
     # guest's own exception, and the software CPU writes faster where there is no code.
-    code = accel.executable(image) if accelerator.name == "soft" else None
-    vcpu.set_state(boot.initial_state(image.entry, memory.size, nx=code is not None))
-    for gpa, table in boot.tables(mem_bytes, code):
+    nx = accelerator.name == "soft"
+    vcpu.set_state(boot.initial_state(image.entry, memory.size, nx=nx))
+    for gpa, table in boot.tables(mem_bytes, code if nx else None):
         memory.put(gpa, table)
     manifest = encode(image.manifest, devices.attached())
     ring_gpa = memory.size if ring_bytes else 0

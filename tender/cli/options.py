@@ -74,6 +74,9 @@ OPTIONS = (
            "the guest's time advances only as the guest reads it", values.CLOCK),
     Option("--instructions", "N", "instructions", values.parse_number,
            "end the guest after N instructions (software CPU)"),
+    Option("--x-exec-heap", "", "exec_heap", None,
+           "let the guest execute its heap, as a JIT does; on KVM\n"
+           "it always can"),
     Option("--sandbox", "on|require|off", "sandbox", str,
            "on: confine the tender before the guest runs, as far\n"
            "as this machine can; require: all of it, or do not\n"

@@ -21,6 +21,7 @@ from tender.cpu.x86_64 import (
     NT,
     PAGE,
     PF,
+    PF_FETCH,
     RF,
     SS,
     TF,
@@ -108,7 +109,7 @@ class Exceptions:
                     self._write("cr2", raised.address)
                 try:
                     self._enter_handler(raised, by_instruction)
-                    return None
+                    return self._check_handler(raised)
                 except CpuException as second:
                     combined = combine(raised, second)
                     if combined is None:
@@ -116,6 +117,13 @@ class Exceptions:
                     raised, by_instruction = combined, False
         except GuestFault:  # the handler's stack or the tables are where no memory is
             return Fault()
+
+    def _check_handler(self, raised: CpuException) -> Exit | None:
+        """Not to fault for ever, a handler of page faults must not be what can't be executed."""
+        is_fetch = raised.vector == PF and raised.error_code & PF_FETCH
+        if is_fetch and self._read("rip") == self._read("cr2"):
+            return Failure(f"{self.what}: the exception's handler can't be executed")
+        return None
 
     def _enter_handler(self, raised: CpuException, by_instruction: bool) -> None:
         vector = raised.vector

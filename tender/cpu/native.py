@@ -25,7 +25,19 @@ from tender.boot.x86_64 import (
 )
 from tender.cpu.exceptions import Exceptions
 from tender.cpu.vcpu import Failure, Fault, Interrupted, IoIn, IoOut
-from tender.cpu.x86_64 import AC, GP, IF, PF, U64, UD, CpuException, is_canonical, skip_prefixes
+from tender.cpu.x86_64 import (
+    AC,
+    GP,
+    IF,
+    PF,
+    PF_FETCH,
+    PF_PRESENT,
+    U64,
+    UD,
+    CpuException,
+    is_canonical,
+    skip_prefixes,
+)
 from tender.dataclass import replace
 from tender.errors import HostError
 from tender.memory import PROT_EXEC, PROT_READ, PROT_WRITE, regions
@@ -300,6 +312,9 @@ class NativeCpu(Exceptions):
 
     def _on_page_fault(self, code: int) -> Exit | None:
         address, write = int(self._cell.cr2), code & 2
+        is_fetch = code & PF_FETCH or address == self._read("rip")
+        if is_fetch and READ_ONLY_FROM <= address < self._memory.size:
+            return self._deliver(CpuException(PF, PF_PRESENT | PF_FETCH, address))
         if MIN_BASE <= address < self._memory.size:
             return Fault()  # what the image protects
         present = READ_ONLY_FROM <= address < MIN_BASE

@@ -44,10 +44,12 @@
 #define UC_HOOK_MEM_WRITE_PROT (1 << 8)
 #define UC_HOOK_INSN_INVALID (1 << 14)
 #define UC_HOOK_EDGE_GENERATED (1 << 15)
+#define UC_CTL_WRITE_0(type) ((1 << 30) | (type))
 #define UC_CTL_WRITE_1(type) ((1 << 30) | (1 << 26) | (type))
 #define UC_CTL_WRITE_2(type) ((1 << 30) | (2 << 26) | (type))
 #define UC_CTL_UC_USE_EXITS 4
 #define UC_CTL_TB_REMOVE_CACHE 9
+#define UC_CTL_TB_FLUSH 10
 #define UC_PROT_WRITE 2
 #define UC_ERR_NOMEM 1
 
@@ -69,6 +71,7 @@ struct soft_private {
     int pc;                                /* the register's number */
     _Atomic int kicked;                    /* to be reported to the caller */
     _Atomic int stopping;                  /* the emulator was told to stop */
+    bool stale;                            /* translated code is to be forgotten */
     struct uc_tb suspect;                  /* a block to translate again, with more hooks; size 0 */
     uint64_t *seen, seen_room, seen_count; /* addresses with such hooks */
     bool watch;
@@ -192,6 +195,9 @@ static void soft_stack(unsigned low, unsigned high)
     soft_leave(soft, SOFT_STOPPED); /* soft_open() waits for this */
     for (;;) {
         uint64_t pc = 0;
+        if (soft->own->stale)
+            uc.ctl(soft->own->uc, UC_CTL_WRITE_0(UC_CTL_TB_FLUSH));
+        soft->own->stale = false;
         uc.reg_read(soft->own->uc, soft->own->pc, &pc);
         if (soft->own->watch && !soft->own->suspect.size)
             soft_suspect_first(soft, pc);
@@ -260,6 +266,15 @@ static void soft_on_out(void *emulator, uint32_t port, int size, uint32_t value,
     soft->size = (uint32_t)size;
     soft->value = value;
     soft_leave(soft, SOFT_OUT);
+    if (soft->own->stale) {
+        soft->again = true;
+        uc.emu_stop(emulator);
+    }
+}
+
+void soft_forget_code(struct soft *soft)
+{
+    soft->own->stale = true;
 }
 
 static uint32_t soft_on_in(void *emulator, uint32_t port, int size, void *data)

@@ -94,6 +94,9 @@ void soft_close(struct soft *soft);
 /* Let the guest run until something happens; enum soft_exit_kind. */
 int soft_run(struct soft *soft);
 uintptr_t soft_kick_address(void);
+/* Translate the guest's code again when it goes on from this SOFT_OUT or SOFT_MEMORY: the tender
+ * changes it. */
+void soft_forget_code(struct soft *soft);
 
 /* Guest memory, in the order of its addresses. A page that an access hook covers is slow to write:
  * so none covers memory that may be written, and soft_hook_unmapped() is for where no memory is. */

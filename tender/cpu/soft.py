@@ -11,10 +11,11 @@ import errno
 import os
 import sys
 
+from tender._native import lib as hvt
 from tender._soft import ffi, lib
 from tender.cpu.vcpu import Failure, Fault, Interrupted, IoIn, IoOut, Mmio
 from tender.errors import HostError
-from tender.memory import regions
+from tender.memory import PROT_EXEC, PROT_WRITE, regions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from tender.cpu.vcpu import Exit
     from tender.memory import GuestMemory
     from tender.stop import Stop
+
+# Hypercalls with which the guest has the tender write data, which may be code.
+_INTO_MEMORY = {hvt.HVT_HYPERCALL_BLOCK_READ, hvt.HVT_HYPERCALL_NET_READ}
 
 NANOSECONDS = 1_000_000_000  # the guest's counter has this frequency unless it knows another
 VERSION_MIN = (2, 1, 2)  # the first with RDTSC under the tender's control
@@ -106,8 +110,8 @@ def open_emulator(arch: int, mode: int, pc: int) -> Any:
 class SoftCpu:
     """What the vCPUs of all architectures share.
 
-    `executable` are the pages that hold code, as (start, end): nothing else can be executed.
-    `instructions` ends the guest after that many.
+    `executable` are the pages that can be executed, as (start, end): a jump anywhere else is an
+    exception of the guest. `instructions` ends the guest after that many.
     """
 
     cpu_cycle_freq = NANOSECONDS
@@ -153,7 +157,9 @@ class SoftCpu:
         soft = self._soft = open_emulator(self.arch, self.mode, self.pc)
         soft.clock = self._clock.cell
         mapped = 0
-        for start, end, prot in regions(self._memory, self._executable):
+        pieces = regions(self._memory, self._executable)
+        self._code_is_writable = any(prot & PROT_EXEC and prot & PROT_WRITE for *_, prot in pieces)
+        for start, end, prot in pieces:
             address = ffi.cast("void *", self._memory.base + start)
             check(lib.soft_map(soft, start, end - start, prot, address), "map the guest's memory")
             if start > mapped:
@@ -188,6 +194,8 @@ class SoftCpu:
         while True:
             kind = _run(soft)
             if kind == _OUT:  # a hypercall: nothing else has to be quick
+                if self._code_is_writable:  # rarely
+                    self._before_hypercall(soft.number - hvt.HVT_HYPERCALL_PIO_BASE)
                 return IoOut(soft.number, soft.size, soft.value)
             exit = self._leave[kind]()
             if exit is not None:
@@ -219,9 +227,13 @@ class SoftCpu:
 
     def _on_error(self) -> Exit | None:
         if self._soft.number == lib.UC_ERR_FETCH_PROT:
-            return Fault()
+            return self._on_fetch()
         reason = ffi.string(lib.soft_strerror(self._soft.number)).decode()
         return Failure(f"software CPU: {reason}")
+
+    def _before_hypercall(self, number: int) -> None:
+        if number in _INTO_MEMORY:
+            lib.soft_forget_code(self._soft)
 
     # What an architecture makes of the rest.
 
@@ -238,6 +250,10 @@ class SoftCpu:
         raise NotImplementedError
 
     def _hook(self) -> None:
+        raise NotImplementedError
+
+    def _on_fetch(self) -> Exit | None:
+        """The guest has jumped to data that its page tables let it execute."""
         raise NotImplementedError
 
     def _on_interrupt(self) -> Exit | None:

@@ -58,6 +58,7 @@ ABORTS = {PREFETCH_ABORT, DATA_ABORT}
 
 INSTRUCTION = 4  # bytes
 U64 = (1 << 64) - 1  # addresses wrap at 64 bits
+INSTRUCTION_ABORT = 0x8600000F  # ESR_EL1: from EL1, permission fault, level 3 (D17.2.37)
 # Stores of 4 bytes that a CPU describes to its hypervisor (D24.2.40, ISV): those without
 # writeback. As (mask, value): STR with an offset, STUR, STR with an index register, STLR.
 STORES = (
@@ -143,6 +144,7 @@ class Arm64Vcpu(SoftCpu):
         gpa = soft.address
         if gpa < MMIO_BASE or soft.number != lib.UC_MEM_WRITE_UNMAPPED:
             return super()._on_memory()
+        self._before_hypercall((gpa - MMIO_BASE) // 8)
         size = soft.size
         if size == 4:
             lib.soft_reg_read(soft, self.pc, self._cell)
@@ -158,7 +160,8 @@ class Arm64Vcpu(SoftCpu):
             return False
         if not any(code & mask == value for mask, value in STORES):
             return False
-        self._stores.add(pc)  # what can be executed can't be written
+        if not self._code_is_writable:
+            self._stores.add(pc)
         return True
 
     # Exceptions.
@@ -169,6 +172,9 @@ class Arm64Vcpu(SoftCpu):
             return Failure(f"software CPU: exception {number} of the emulator")
         syndrome, address = self._exception()
         return self._deliver(syndrome, address if number in ABORTS else None)
+
+    def _on_fetch(self) -> Exit | None:
+        return self._deliver(INSTRUCTION_ABORT, self.instruction_pointer())
 
     def _exception(self) -> tuple[int, int]:
         """The emulator's syndrome (as in ESR_EL1) and address (as in FAR_EL1)."""

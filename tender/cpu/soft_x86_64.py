@@ -30,6 +30,9 @@ from tender.cpu.vcpu import Failure
 from tender.cpu.x86_64 import (
     GP,
     PAGE,
+    PF,
+    PF_FETCH,
+    PF_PRESENT,
     U64,
     UD,
     CpuException,
@@ -230,6 +233,9 @@ class X86Vcpu(Exceptions, SoftCpu):
         number = self._soft.number
         error_code, by_instruction = self._take_exception()
         return self._deliver(CpuException(number, error_code), by_instruction)
+
+    def _on_fetch(self) -> Exit | None:
+        return self._deliver(CpuException(PF, PF_PRESENT | PF_FETCH, self.instruction_pointer()))
 
     def _take_exception(self) -> tuple[int, bool]:
         """The emulator's error code and whether an INT caused it; it forgets the exception."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 DE, DB, NMI, BP, UD, DF, TS, NP, SS, GP, PF, AC = 0, 1, 2, 3, 6, 8, 10, 11, 12, 13, 14, 17
 HAS_ERROR_CODE = {DF, TS, NP, SS, GP, PF, AC}
+PF_PRESENT, PF_FETCH = 1 << 0, 1 << 4  # of #PF's error code
 CONTRIBUTORY = {DE, TS, NP, SS, GP}
 
 TF, IF, NT, RF, VM = 1 << 8, 1 << 9, 1 << 14, 1 << 16, 1 << 17

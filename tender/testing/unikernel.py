@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         cpu: Cpu
         clock: VirtualTime | None
         instructions: int | None
+        exec_heap: bool
         deadline: float | None
         sandbox: SandboxMode
         user: str | int | None

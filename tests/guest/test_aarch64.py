@@ -16,6 +16,7 @@ import pytest
 from tender import Descriptor, Guest
 from tender.cpu import soft
 from tests.guest.conftest import PTENDER, Build, Run, builder, shared_folder
+from tests.guest.test_exec_heap import disk
 
 ABORT = 255
 
@@ -189,19 +190,14 @@ def test_what_no_guest_does(ptender: Run, make: Build, body: str, message: str) 
     assert message in done.stderr
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        "static uint32_t code[] = {0xd65f03c0}; ((void (*)(void))(uintptr_t)code)();",
-        "*(volatile uint32_t *)info->heap_start = 0xd65f03c0;((void (*)(void))info->heap_start)();",
-    ],
-    ids=["data", "heap"],
-)
-def test_data_cannot_be_executed(ptender: Run, make: Build, body: str) -> None:
-    done = ptender(make(body))
-    assert done.returncode == ABORT, done
-    # An instruction abort of EL1 (EC 0x21): permission fault, level 3 (DDI 0487, D24.2.40).
-    assert "esr=0x8600000f" in done.stdout
+def test_code_in_the_heap(ptender: Run, guest: Build, tmp_path: Path) -> None:
+    block = f"--block={disk(tmp_path, 'aarch64')}"
+    done = ptender(block, guest("execheap"))
+    assert done.returncode == 255, done
+    trap = r"calling (0x\w+)\nSolo5: trap instruction abort: .* elr=\1 far=\1\n"
+    assert re.search(trap, done.stdout), done
+    done = ptender(block, "--x-exec-heap", guest("execheap"))
+    assert (done.returncode, "SUCCESS" in done.stdout) == (0, True), done
 
 
 @pytest.mark.parametrize("name", ["badhandle", "outofrange"])

@@ -23,6 +23,7 @@ from tender.errors import HostError
 from tender.memory import GuestMemory, regions
 from tests.unit.cpurig import (
     CODE,
+    CODE_END,
     DATA,
     GDT,
     HIDDEN,
@@ -171,12 +172,28 @@ def test_hidden_pages_cannot_be_read(cpu: Make) -> None:
     assert (exit.gpa, exit.is_write) == (HIDDEN, False)
 
 
-@pytest.mark.parametrize("target", [DATA, RODATA, HIDDEN, SIZE - 4096])
+@pytest.mark.parametrize("target", [DATA, RODATA, SIZE - 4096])
 def test_only_code_is_executed(cpu: Make, target: int) -> None:
-    rig = cpu(f"mov ${target}, %eax\njmp *%rax")
+    text = f"mov ${target}, %eax\njmp *%rax"
+    rig = cpu(text, handlers=True)
     rig.put(DATA, b"\xf4")
-    assert rig.run() == Fault()
+    vector, frame = rig.trap()
+    assert (vector, frame[:2]) == (PF, [0x11, target])
+    assert rig.cpu.get_state().control["cr2"] == target
+    rig = cpu(text)
+    exit = rig.run()
+    assert isinstance(exit, Failure)
+    assert "triple fault" in exit.what
     assert rig.cpu.instruction_pointer() == target
+
+
+def test_code_that_runs_into_data(cpu: Make) -> None:
+    rig = cpu(
+        f"mov ${CODE_END - 1}, %eax\njmp *%rax\n.org {CODE_END - CODE - 1}\n.byte 0xb8",
+        handlers=True,
+    )
+    vector, frame = rig.trap()
+    assert (vector, frame[:2]) == (PF, [0x11, CODE_END - 1])
 
 
 def test_memory_that_the_guest_maps_and_is_not_there(cpu: Make) -> None:
@@ -308,6 +325,15 @@ def test_a_handler_that_cannot_be_called(cpu: Make) -> None:
     rig.put_gate(UD, CODE, selector=0x10)  # data
     vector, frame = rig.trap()
     assert (vector, frame[0]) == (GP, 0x11)
+
+
+def test_a_handler_that_cannot_be_executed(cpu: Make) -> None:
+    rig = cpu("ud2", handlers=True)
+    for vector in (UD, PF):
+        rig.put_gate(vector, RODATA)
+    exit = rig.run()
+    assert isinstance(exit, Failure)
+    assert exit.what == "software CPU: the exception's handler can't be executed"
 
 
 def test_a_double_fault_has_its_handler(cpu: Make) -> None:

@@ -167,9 +167,17 @@ def test_where_handlers_are() -> None:
 
 
 def test_protections(make: Make) -> None:
-    vcpu = make("mov x0, #0x200000\nbr x0")
-    assert isinstance(vcpu.run(), Fault)
-    assert vcpu.instruction_pointer() == 0x200000
+    vcpu = make(
+        "adr x0, 1f\nmsr vbar_el1, x0\nmov x0, #0x200000\nbr x0\n"
+        ".balign 2048\n1: .skip 512\nmrs x1, esr_el1\nmrs x2, far_el1\nmrs x3, elr_el1\n"
+        f"{CALL.format('wzr')}"
+    )
+    assert isinstance(vcpu.run(), Mmio)
+    registers = vcpu.get_state().registers
+    assert [registers[name] for name in ("x1", "x2", "x3")] == [0x8600000F, 0x200000, 0x200000]
+    exit = make("mov x0, #0x200000\nbr x0").run()
+    assert isinstance(exit, Failure)
+    assert "handler can't be executed" in exit.what
     vcpu = make("adr x0, .\nstr x0, [x0]")
     exit = vcpu.run()
     assert isinstance(exit, Mmio)
