@@ -23,6 +23,7 @@ if find_spec("tender") is None:
     sys.exit("bench: ptender is not installed: pip install '.[bench]' in its checkout")
 
 from bench import (
+    container,
     disk,
     hypercalls,
     memory,
@@ -47,6 +48,7 @@ ROWS = [
     *network.ROWS,
     *memory.ROWS,
     *softcpu.ROWS,
+    *container.ROWS,
 ]
 
 
