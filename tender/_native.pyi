@@ -141,6 +141,7 @@ class _Lib:
     RING_NO_FAULT: int
     RLIMIT_AS: int
     RLIMIT_CORE: int
+    RLIMIT_CPU: int
     RLIMIT_FSIZE: int
     RLIMIT_MSGQUEUE: int
     RLIMIT_NOFILE: int

@@ -115,7 +115,8 @@ def assemble(
     blocks = keep_descriptors(config.block, "Could not open block device", cleanup)
     fds = {"console": config.console_fd, "stderr": 2, **_trace_descriptor(config, cleanup)}
 
-    file = ImageFile(config.kernel)
+    path = config.kernel
+    file = sandbox.read_image(ImageFile, path) if sandbox else ImageFile(path)
     cleanup.callback(file.close)
     image = file.image
     boot = _boot(image.machine)

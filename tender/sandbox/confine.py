@@ -9,13 +9,16 @@ from __future__ import annotations
 import fcntl
 import os
 from errno import EMFILE, EPERM
+from time import process_time
 
 from tender._native import ffi, lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any
+    from collections.abc import Callable, Mapping
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
 
 CAPABILITY_VERSION_3, CAPABILITIES = 0x20080522, 64  # linux/capability.h
 PR_CAPBSET_READ = 23  # linux/prctl.h
@@ -248,6 +251,27 @@ def memory_bytes() -> int:
         return int(os.read(fd, 100).split()[0]) * os.sysconf("SC_PAGE_SIZE")
     finally:
         os.close(fd)
+
+
+def limited(step: Callable[[], T], memory: int, seconds: int) -> T:
+    """Call `step`, which may take `memory` bytes and `seconds` of CPU time more than was taken.
+
+    Beyond that it gets a MemoryError, and SIGXCPU ends the process.
+    """
+    wanted = {lib.RLIMIT_CPU: int(process_time()) + seconds}
+    try:
+        wanted[lib.RLIMIT_AS] = memory_bytes() + memory
+    except OSError:  # no /proc: which is reported where the sandbox is entered
+        pass
+    before = {resource: _get_limit(resource) for resource in wanted}
+    try:
+        for resource, most in wanted.items():
+            soft, hard = before[resource]
+            _set_limit(resource, min(most, soft), hard)
+        return step()
+    finally:
+        for resource, (soft, hard) in before.items():
+            _set_limit(resource, soft, hard)
 
 
 def limit(descriptors: int, address_space: int | None, file_bytes: int | None) -> None:

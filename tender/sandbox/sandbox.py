@@ -23,9 +23,11 @@ from tender.stop import end_with
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any, Protocol
+    from typing import Any, Protocol, TypeVar
 
     from tender.sandbox.fdtable import FdTable
+
+    T = TypeVar("T")
 
     class Device(Protocol):
         """A device of the guest."""
@@ -38,6 +40,7 @@ FIRST_USER = 0x70000000  # of root's tenders: plus its PID, which no other proce
 # Bytes by which the memory of the tender itself may grow; on the software CPU, the translated code.
 MALLOC_BYTES = 64 << 20
 TRANSLATOR_BYTES = 3 << 29
+IMAGE_BYTES, IMAGE_SECONDS = 64 << 20, 10  # to read the headers of an image; it takes milliseconds
 
 
 def parse_user(text: str) -> tuple[int, int]:
@@ -136,6 +139,10 @@ class Sandbox:
             self.report_fd = FIXED["report"]
         self.layers.append("descriptors")
         return {label: FIXED[label] for label in fixed}
+
+    def read_image(self, read: Callable[[str], T], path: str) -> T:
+        """What `read` makes of the image at `path`, with limits of its own."""
+        return confine.limited(lambda: read(path), IMAGE_BYTES, IMAGE_SECONDS)
 
     def enter(
         self,
