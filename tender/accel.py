@@ -1,4 +1,4 @@
-"""The accelerators: what runs a guest's vCPU, KVM or the software CPU.
+"""The accelerators: what runs a guest's vCPU, KVM, the native or the software CPU.
 
 `auto` takes KVM where it can be had and runs guests in hardware, else the software CPU, with a
 notice of one line. A run on KVM does not load the software CPU.
@@ -10,26 +10,66 @@ import os
 
 from tender.cleanup import Cleanup
 from tender.config import as_cpu
+from tender.dataclass import dataclass
 from tender.errors import HostError, UsageError, option, setting
 from tender.image.elf import EM_AARCH64, MACHINES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import TypeAlias
+    from typing import Any, Protocol, TypeAlias
 
     from tender.clock import HostClock
     from tender.config import Config
-    from tender.cpu.native import NativeCpu
     from tender.cpu.soft import SoftCpu
+    from tender.cpu.vcpu import Vcpu
     from tender.image.elf import Image
-    from tender.kvm import Vcpu as KvmVcpu
     from tender.memory import GuestMemory
     from tender.stop import Stop
 
     Ranges: TypeAlias = list[tuple[int, int]]  # pages, as (start, end)
-    Accelerator: TypeAlias = "KvmAccelerator | NativeAccelerator | SoftAccelerator"
+
+    class Accelerator(Protocol):
+        """What creates the vCPU of one guest."""
+
+        kind: Kind
+        notice: str  # why it is not KVM, where that was not asked for
+
+        def create_vcpu(
+            self, memory: GuestMemory, code: Ranges, stop: Stop, cleanup: Cleanup, /
+        ) -> Vcpu[Any]:
+            """A vCPU with `memory`, where `code` can be executed; KVM executes all of it.
+
+            A stop request interrupts it until `cleanup`.
+            """
+
+        def missing_layers(self) -> dict[str, str]:
+            """What it lacks to confine its guest, each with the reason."""
+
 
 ENVIRONMENT = "PTENDER_CPU"  # what `auto` means, for test suites
+
+
+@dataclass
+class Kind:
+    """What the rest of a machine depends on. `labels` are those of the descriptors that a vCPU
+    holds while its guest runs."""
+
+    name: str
+    labels: tuple[str, ...]
+    has_engine: bool = True  # engine.c can answer its hypercalls
+    has_ring: bool = False  # the network ring can be offered
+    has_nx: bool = False  # its guests' page tables say what is no code
+    shares_memory: bool = False  # with another process, so guest memory is a file
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind("kvm", ("vcpu",), has_ring=True),
+        Kind("native", ("guest-process",), shares_memory=True),
+        Kind("soft", (), has_engine=False, has_nx=True),
+    )
+}
 
 
 class KvmAccelerator:
@@ -39,7 +79,7 @@ class KvmAccelerator:
     installed, which is faster. Raises HostError.
     """
 
-    name = "kvm"
+    kind = KINDS["kvm"]
 
     def __init__(self, *, hardware: bool = False) -> None:
         self.notice = ""
@@ -60,18 +100,19 @@ class KvmAccelerator:
 
     def create_vcpu(
         self, memory: GuestMemory, _code: Ranges, stop: Stop, cleanup: Cleanup
-    ) -> KvmVcpu:
-        """The vCPU, with `memory`, all of which it can execute.
-
-        A stop request interrupts it until `cleanup`.
-        """
+    ) -> Vcpu[Any]:
+        """As Accelerator has it. Memory beyond the guest's own is for the network ring."""
         self.vm.set_memory(memory.pointer, memory.mapped)
+        if memory.mapped > memory.size:
+            from tender.engine import ring
+
+            self._vcpu.fds["kick"] = ring.open_kick(self.vm.signal_on_out, cleanup)
         stop.watch(self._vcpu.immediate_exit)
         cleanup.callback(lambda: stop.watch(0))
         return self._vcpu
 
     def missing_layers(self) -> dict[str, str]:
-        """What this KVM lacks to confine its guest, each with the reason."""
+        """As Accelerator has it."""
         if self.vm.filters_msrs:
             return {}
         return {"MSR filter": "this KVM has none (Linux 5.10 is needed)"}
@@ -84,7 +125,7 @@ class KvmAccelerator:
 class NativeAccelerator:
     """The guest's code in a process of its own, on this machine's CPU. Raises HostError."""
 
-    name = "native"
+    kind = KINDS["native"]
     notice = ""
 
     def __init__(self, image: Image) -> None:
@@ -99,21 +140,21 @@ class NativeAccelerator:
 
     def create_vcpu(
         self, memory: GuestMemory, code: Ranges, stop: Stop, cleanup: Cleanup
-    ) -> NativeCpu:
-        """A vCPU that executes `code`, which is in `memory`."""
+    ) -> Vcpu[Any]:
+        """As Accelerator has it."""
         from tender.cpu.native import NativeCpu
 
         return NativeCpu(memory, code, stop, cleanup)
 
     def missing_layers(self) -> dict[str, str]:
-        """As KvmAccelerator has it."""
+        """As Accelerator has it."""
         return {}
 
 
 class SoftAccelerator:
     """The CPU in software, for a guest of any architecture that it knows. Raises HostError."""
 
-    name = "soft"
+    kind = KINDS["soft"]
 
     def __init__(
         self, image: Image, clock: HostClock, instructions: int | None, notice: str = ""
@@ -125,14 +166,14 @@ class SoftAccelerator:
 
     def create_vcpu(
         self, memory: GuestMemory, code: Ranges, stop: Stop, cleanup: Cleanup
-    ) -> SoftCpu:
-        """A vCPU that executes `code`, which is in `memory`."""
+    ) -> Vcpu[Any]:
+        """As Accelerator has it."""
         return _soft_class(self._machine)(
             memory, code, self._clock, cleanup, stop, self._instructions
         )
 
     def missing_layers(self) -> dict[str, str]:
-        """As KvmAccelerator has it."""
+        """As Accelerator has it."""
         return {}
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tender.cleanup import Cleanup
     from tender.cpu.cpuid import Entry
-    from tender.cpu.vcpu import Exit
+    from tender.cpu.vcpu import Engine, Exit, Ring
 
 DEVICE = "/dev/kvm"
 API_VERSION = 12  # the only one there is since Linux 2.6.22
@@ -177,7 +177,12 @@ class Vcpu:
         self.vm = vm
         self.fds = {"vcpu": _ioctl(vm.fd, "KVM_CREATE_VCPU")}
         cleanup.callback(lambda: os.close(self.fd))
-        self._map_run(_ioctl(vm.kvm.fd, "KVM_GET_VCPU_MMAP_SIZE"), cleanup)
+        self.shared = self._map_run(_ioctl(vm.kvm.fd, "KVM_GET_VCPU_MMAP_SIZE"), cleanup)
+        self._io = self.shared.io
+        self._base = ffi.cast("char *", self.shared)
+        self.immediate_exit = ffi.addressof(self.shared, "immediate_exit")
+        self._engine: Engine | None = None
+        self._ring: Ring | None = None
         _ioctl_at(self.fd, "KVM_SET_CPUID2", _cpuid2(cpuid.shown(vm.kvm.supported_cpuid())))
         self.cpu_cycle_freq = self._tsc_khz() * 1000
 
@@ -186,15 +191,24 @@ class Vcpu:
         """Its descriptor."""
         return self.fds["vcpu"]
 
-    def _map_run(self, size: int, cleanup: Cleanup) -> None:
+    def _map_run(self, size: int, cleanup: Cleanup) -> Any:
+        """Its struct kvm_run."""
         run = lib.kvm_map_run(self.fd, size)
         if not run:
             raise HostError("KVM: cannot map the vCPU", "mmap", ffi.errno)
         cleanup.callback(lambda: lib.kvm_unmap_run(run, size))
-        self.shared = run  # struct kvm_run
-        self._io = run.io
-        self._base = ffi.cast("char *", run)
-        self.immediate_exit = ffi.addressof(run, "immediate_exit")
+        return run
+
+    def use_engine(self, engine: Engine, ring: Ring | None) -> None:
+        """As cpu.vcpu.Vcpu has it."""
+        self._engine, self._ring = engine, ring
+        engine.cell.vcpu_fd = self.fd
+        engine.cell.run = self.shared
+
+    def start(self, filter: bytes) -> None:
+        """Start the thread of the network ring, if there is one."""
+        if self._ring:
+            self._ring.start(filter)
 
     def _tsc_khz(self) -> int:
         try:
@@ -205,13 +219,22 @@ class Vcpu:
             raise
 
     def run(self) -> Exit:
-        """Let the guest run until something happens."""
+        """Let the guest run until something happens that the engine does not answer."""
+        if self._engine is not None:
+            return self._run_engine(self._engine)
         word = lib.kvm_run_once(self.fds["vcpu"], self.shared)
         if word > 0:
             return IoOut(word >> 32, 4, word & 0xFFFFFFFF)
-        return self.exit(-word)
+        return self._exit(-word)
 
-    def exit(self, error: int) -> Exit:
+    def _run_engine(self, engine: Engine) -> Exit:
+        error = lib.engine_run(engine.cell)
+        engine.hand_over()
+        if self._ring:
+            self._ring.report_error()
+        return self._exit(error)
+
+    def _exit(self, error: int) -> Exit:
         """What KVM_RUN came back with; `error` is its errno, 0 when there is an exit."""
         if error:
             return self._not_run(error)

@@ -11,7 +11,6 @@ from errno import EINTR
 
 from tender import accel, loop
 from tender._native import lib
-from tender.accel import KvmAccelerator
 from tender.boot import bootinfo, layout
 from tender.cleanup import Cleanup
 from tender.clock import HostClock, VirtualClock
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any, TypeAlias
 
+    from tender.accel import Kind, KvmAccelerator
     from tender.config import BlockValue, Config, NetValue
     from tender.cpu.vcpu import Vcpu
     from tender.engine.ring import Ring
@@ -81,9 +81,9 @@ def run(
     try:
         machine = assemble(config, stop, warn, cleanup, sandbox, created)
         if sandbox:
-            sandbox.enter(machine.fd_table, machine.start)
-        elif machine.start:
-            machine.start(b"")
+            sandbox.enter(machine.fd_table, machine.vcpu.start)
+        else:
+            machine.vcpu.start(b"")
         if started:
             started(machine.notice)
         outcome = replace(_run_to_end(machine, stop, warn), stats=machine.statistics())
@@ -130,20 +130,21 @@ def assemble(
     devices = open_devices(image.manifest, nets, blocks, stop, warn, cleanup)
     fds |= devices.fds
 
-    ring_bytes = ring_region(config, image, mem_bytes, accelerator.name, devices.labels)
-    native = accelerator.name == "native"
-    memory = GuestMemory(mem_bytes - ring_bytes, ring_bytes, huge=config.hugepages, shared=native)
+    kind = accelerator.kind
+    ring_bytes = ring_region(config, image, mem_bytes, kind, devices.labels)
+    memory = GuestMemory(
+        mem_bytes - ring_bytes, ring_bytes, huge=config.hugepages, shared=kind.shares_memory
+    )
     cleanup.callback(memory.close)
     core = _open_core(config, memory, cleanup)
     file.load(memory, stop.check)
     file.close()
     code = accel.executable(image, memory.size if config.exec_heap else 0)
-    vcpu: Vcpu[Any] = accelerator.create_vcpu(memory, code, stop, cleanup)
+    vcpu = accelerator.create_vcpu(memory, code, stop, cleanup)
     # A CPU that executes nothing but code says so in the page tables: a jump elsewhere is the
     # guest's own exception, and the software CPU writes faster where there is no code.
-    nx = accelerator.name == "soft"
-    vcpu.set_state(boot.initial_state(image.entry, memory.size, nx=nx))
-    for gpa, table in boot.tables(mem_bytes, code if nx else None):
+    vcpu.set_state(boot.initial_state(image.entry, memory.size, nx=kind.has_nx))
+    for gpa, table in boot.tables(mem_bytes, code if kind.has_nx else None):
         memory.put(gpa, table)
     manifest = encode(image.manifest, devices.attached())
     ring_gpa = memory.size if ring_bytes else 0
@@ -153,10 +154,6 @@ def assemble(
     memory.put(layout.BOOT_INFO, bootinfo.build(boot_info))
 
     fds |= vcpu.fds | (core.fds if core else {})
-    if ring_bytes and isinstance(accelerator, KvmAccelerator):
-        from tender.engine import ring
-
-        fds["kick"] = ring.open_kick(accelerator.vm, cleanup)
     fds |= _open_trace(config, file, devices.block, cleanup)
     if sandbox:
         fds = sandbox.move_descriptors(fds, {**devices.block.devices, **devices.net.devices})
@@ -172,20 +169,16 @@ def assemble(
     dispatcher = Dispatcher(memory, modules, image.machine)
     trace = _make_trace(fds, memory, image.manifest, clock, stop, warn)
     ring_ = None
-    if uses_engine(config, accelerator.name):
-        from tender.engine.engine import Engine, EngineVcpu
+    if uses_engine(config, kind):
+        from tender.engine.engine import Engine
 
         engine = Engine(memory, console, poll, devices.block, devices.net)
         if "kick" in fds:
             from tender.engine.ring import Ring
 
             ring_ = Ring(fds["kick"], memory, engine.cell, devices.net, stop, cleanup)
-        if native:
-            vcpu.use(engine)  # type: ignore[attr-defined]
-        else:
-            vcpu = EngineVcpu(vcpu, engine, ring_)  # type: ignore[arg-type]  # it is KVM's
-    start = vcpu.start if native else ring_.start if ring_ else None  # type: ignore[attr-defined]
-    fd_table = _fd_table(accelerator.name, fds, devices, core.size(memory.size) if core else None)
+        vcpu.use_engine(engine, ring_)
+    fd_table = _fd_table(kind, fds, devices, core.size(memory.size) if core else None)
     return Machine(
         image,
         boot,
@@ -200,7 +193,6 @@ def assemble(
         ring_,
         trace,
         core,
-        start,
     )
 
 
@@ -221,7 +213,6 @@ class Machine:
     ring: Ring | None
     trace: Trace | None
     core: Target | None
-    start: Callable[[bytes], None] | None  # of what runs beside the tender
 
     def statistics(self) -> Statistics:
         """What the devices have done until now."""
@@ -308,26 +299,26 @@ def _make_trace(
 
 
 def _fd_table(
-    accelerator: str, fds: Mapping[str, int], devices: Devices, core_bytes: int | None
+    kind: Kind, fds: Mapping[str, int], devices: Devices, core_bytes: int | None
 ) -> FdTable:
     """What the tender holds while the guest runs."""
     labels = [label for label in fds if label not in START_LABELS]
-    labels += ["guest-process"] if accelerator == "native" else []
+    labels += [label for label in kind.labels if label not in labels]
     capacities = {handle: disk.capacity for handle, disk in devices.block.devices.items()}
     sizes = fdtable.sizes(devices.labels, capacities, core_bytes)
-    return FdTable(accelerator, tuple(labels), devices.labels, sizes)
+    return FdTable(kind.name, tuple(labels), devices.labels, sizes)
 
 
-def uses_engine(config: Config, accelerator: str) -> bool:
+def uses_engine(config: Config, kind: Kind) -> bool:
     """Whether engine.c answers what it can; else Python's handlers answer everything."""
-    return accelerator != "soft" and config.engine == "c" and config.trace is None
+    return kind.has_engine and config.engine == "c" and config.trace is None
 
 
 def ring_region(
     config: Config,
     image: Image,
     mem_bytes: int,
-    accelerator: str,
+    kind: Kind,
     labels: Mapping[int, tuple[str, ...]],
 ) -> int:
     """How much of the guest's memory the network ring takes; 0: none is offered.
@@ -335,7 +326,7 @@ def ring_region(
     The ring is engine.c's, so all networks must be.
     """
     networks = {name for names in labels.values() for name in names if name.startswith("net")}
-    if networks != {"net"} or accelerator != "kvm" or not uses_engine(config, accelerator):
+    if networks != {"net"} or not kind.has_ring or not uses_engine(config, kind):
         return 0
     from tender.engine import ring
 

@@ -13,7 +13,7 @@ import struct
 import textwrap
 
 from tender._native import lib
-from tender.accel import choice, choose
+from tender.accel import KINDS, choice, choose
 from tender.cleanup import Cleanup
 from tender.cli import commandline
 from tender.clock import HostClock
@@ -31,6 +31,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from tender.accel import Kind
     from tender.config import BlockValue, Config, NetValue
     from tender.image.elf import Image
     from tender.sandbox.policy import Rule
@@ -111,30 +112,29 @@ def show(config: Config) -> Shown:
     if config.sandbox == "off":
         raise UsageError("--sandbox=off: there is no policy without the sandbox")
     image = open_image(config.kernel)
-    accelerator = _accelerator(config, image)
+    kind = _kind(config, image)
     nets = assign(image.manifest, lib.MFT_DEV_NET_BASIC, config.net)
     blocks = assign(image.manifest, lib.MFT_DEV_BLOCK_BASIC, config.block)
     check_all_attached(image.manifest, [*nets, *blocks])
     specs: dict[int, NetValue | BlockValue] = {**nets, **blocks}
     devices = {handle: device_labels(spec) for handle, spec in specs.items()}
-    fixed = ["console", "stderr"]
-    fixed += {"kvm": ["vcpu"], "native": ["guest-process"]}.get(accelerator, [])
+    fixed = ["console", "stderr", *kind.labels]
     mem_bytes = usable_memory(config.mem_bytes)
-    ring_bytes = ring_region(config, image, mem_bytes, accelerator, devices)
+    ring_bytes = ring_region(config, image, mem_bytes, kind, devices)
     fixed += ["kick"] if ring_bytes else []
     fixed += ["trace"] if config.trace is not None else []
     core_bytes = None
     if config.dumpcore is not None:
-        fixed += ["memory-file" if accelerator == "native" else "pagemap", "core", "core-helper"]
+        fixed += ["memory-file" if kind.shares_memory else "pagemap", "core", "core-helper"]
         core_bytes = Target.size(mem_bytes - ring_bytes)
     capacities = {handle: _capacity(spec) for handle, spec in blocks.items()}
     sizes = fdtable.sizes(devices, capacities, core_bytes)
-    table = FdTable(accelerator, tuple(fixed), devices, sizes)
+    table = FdTable(kind.name, tuple(fixed), devices, sizes)
     numbers = {fdtable.FIXED[name]: (name, MEANINGS[name]) for name in fixed}
     for device in image.manifest.devices:
         if device.handle in devices:
-            kind = "network" if device.handle in nets else "block"
-            what = f"{kind} device '{device.name}': {_what(specs[device.handle])}"
+            sort = "network" if device.handle in nets else "block"
+            what = f"{sort} device '{device.name}': {_what(specs[device.handle])}"
             numbers[fdtable.device_fd(device.handle)] = ("/".join(devices[device.handle]), what)
     return Shown(
         table,
@@ -144,13 +144,13 @@ def show(config: Config) -> Shown:
     )
 
 
-def _accelerator(config: Config, image: Image) -> str:
+def _kind(config: Config, image: Image) -> Kind:
     """What would run the guest; --cpu=auto decides as it does on this machine."""
     wanted = choice(config)
     if wanted != "auto":
-        return wanted
+        return KINDS[wanted]
     with Cleanup() as cleanup:
-        return choose(config, image, HostClock(), cleanup).name
+        return choose(config, image, HostClock(), cleanup).kind
 
 
 def _capacity(spec: BlockValue) -> int:

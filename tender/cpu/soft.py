@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from tender.cleanup import Cleanup
     from tender.clock import HostClock
-    from tender.cpu.vcpu import Exit
+    from tender.cpu.vcpu import Engine, Exit, Ring
     from tender.memory import GuestMemory
     from tender.stop import Stop
 
@@ -187,6 +187,12 @@ class SoftCpu:
             if self._stop is not None:
                 self._stop.watch_kick(0, 0)
             lib.soft_close(soft)
+
+    def use_engine(self, engine: Engine, ring: Ring | None) -> None:
+        """Python answers all hypercalls: cpu.vcpu.Vcpu has it for others."""
+
+    def start(self, filter: bytes) -> None:
+        """Nothing runs beside this thread."""
 
     def run(self) -> Exit:
         """Let the guest run until something happens."""

@@ -10,16 +10,40 @@ from tender.dataclass import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Protocol, TypeVar
+    from typing import Any, Protocol, TypeVar
 
     State = TypeVar("State")  # of boot/x86_64.py or boot/aarch64.py
 
+    class Engine(Protocol):
+        """What a vCPU needs of engine.engine.Engine."""
+
+        cell: Any  # struct engine
+
+        def hand_over(self) -> None:
+            """What it could not answer is for Python now."""
+
+    class Ring(Protocol):
+        """What a vCPU needs of engine.ring.Ring."""
+
+        def start(self, filter: bytes) -> None: ...
+        def report_error(self) -> None: ...
+
     class Vcpu(Protocol[State]):
-        """A CPU that can run a guest."""
+        """A CPU that can run a guest, after `start`."""
 
         fds: dict[str, int]  # the descriptors that it runs with, by label; others may renumber them
         cpu_cycle_freq: int  # Hz, of the guest's counter
         pc_name: str  # what the architecture calls the instruction pointer
+
+        def use_engine(self, engine: Engine, ring: Ring | None, /) -> None:
+            """Let `engine` answer plain hypercalls. Once, after the descriptors have moved."""
+
+        def start(self, filter: bytes, /) -> None:
+            """Start what runs the guest beside this thread; once, before the limits of the sandbox.
+
+            `filter` is for a thread of this process: struct sock_filter[], or empty. Raises
+            HostError.
+            """
 
         def run(self) -> Exit: ...
         def get_state(self) -> State: ...

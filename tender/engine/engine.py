@@ -9,10 +9,6 @@ from tender._native import ffi, lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from tender.boot.x86_64 import State
-    from tender.cpu.vcpu import Exit
-    from tender.engine.ring import Ring
-    from tender.kvm import Vcpu
     from tender.memory import GuestMemory
     from tender.modules.block import Block
     from tender.modules.console import Console
@@ -79,41 +75,3 @@ class Engine:
         """Python's handlers go on where a call was begun."""
         self._console.begun = self.cell.console_done
         self._poll.begun = self.cell.poll_deadline_ns
-
-
-class EngineVcpu:
-    """`vcpu` (the interface is cpu.vcpu.Vcpu), whose plain hypercalls `engine` answers."""
-
-    def __init__(self, vcpu: Vcpu, engine: Engine, ring: Ring | None = None) -> None:
-        self._vcpu = vcpu
-        self._engine = engine
-        self._ring = ring
-        self._cell = engine.cell
-        self._cell.vcpu_fd = vcpu.fd
-        self._cell.run = vcpu.shared
-        self.fds = vcpu.fds
-        self.cpu_cycle_freq, self.pc_name = vcpu.cpu_cycle_freq, vcpu.pc_name
-
-    def run(self) -> Exit:
-        """Run the guest until an exit that the engine does not answer, as kvm.Vcpu.run gives it."""
-        error = lib.engine_run(self._cell)
-        self._engine.hand_over()
-        if self._ring:
-            self._ring.report_error()
-        return self._vcpu.exit(error)
-
-    def get_state(self) -> State:
-        """As kvm.Vcpu has it."""
-        return self._vcpu.get_state()
-
-    def core_state(self) -> State:
-        """As kvm.Vcpu has it."""
-        return self._vcpu.core_state()
-
-    def set_state(self, state: State) -> None:
-        """As kvm.Vcpu has it."""
-        self._vcpu.set_state(state)
-
-    def instruction_pointer(self) -> int:
-        """As kvm.Vcpu has it."""
-        return self._vcpu.instruction_pointer()

@@ -14,11 +14,11 @@ from tender.errors import GuestFault, HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from tender.cleanup import Cleanup
     from tender.image.elf import Image
-    from tender.kvm import Vm
     from tender.memory import GuestMemory
     from tender.modules.net import Net
     from tender.stop import Stop
@@ -50,11 +50,11 @@ def region(mem_bytes: int, image: Image) -> int:
     return lib.HVT_RING_REGION if fits and len(image.segments) <= lib.ENGINE_RANGES else 0
 
 
-def open_kick(vm: Vm, cleanup: Cleanup) -> int:
-    """The eventfd that KVM signals when the guest kicks."""
+def open_kick(signal_on_out: Callable[[int, int], None], cleanup: Cleanup) -> int:
+    """The eventfd that KVM signals when the guest kicks; the argument is kvm.Vm's method."""
     kick_fd = os.eventfd(0, os.EFD_CLOEXEC)
     cleanup.callback(lambda: os.close(kick_fd))
-    vm.signal_on_out(kick_fd, lib.HVT_RING_KICK_PIO)
+    signal_on_out(kick_fd, lib.HVT_RING_KICK_PIO)
     return kick_fd
 
 

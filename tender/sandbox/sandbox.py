@@ -147,11 +147,12 @@ class Sandbox:
     def enter(
         self,
         table: FdTable,
-        start_threads: Callable[[bytes], None] | None = None,
+        start: Callable[[bytes], None],
     ) -> None:
         """Give up everything that is not in `table`, for good.
 
-        `start_threads` is called with the filter for the thread of the network ring.
+        `start` starts what runs beside this thread. It gets the filter for the thread of the
+        network ring, empty where there is none.
 
         Raises SandboxError; then the process must end, because it has given up too much.
         """
@@ -159,10 +160,10 @@ class Sandbox:
         trap = self.report_fd is not None
 
         def compiled(policies: list[str]) -> bytes:
-            return seccomp.compile(seccomp.build(policies, table), trap=trap)
+            return seccomp.compile(seccomp.build(policies, table), trap=trap) if policies else b""
 
         main = compiled(table.policies())
-        ring = compiled(table.ring_policies()) if start_threads else b""
+        ring = compiled(table.ring_policies())
         address_space = self._address_space(table.cpu)  # while there is a /proc
 
         if self._namespaces:
@@ -181,8 +182,7 @@ class Sandbox:
         if self._parent_pid is not None:
             end_with(self._parent_pid)  # a change of credentials would have cleared it
         self._layer("Landlock", confine.landlock)
-        if start_threads:
-            start_threads(ring)  # the limits leave no address space for another thread
+        start(ring)  # the limits leave no address space for another thread
         self._layer("limits", confine.limit, FDS_END, address_space, _file_limit(table))
         if trap and lib.sandbox_report_to(FIXED["report"]):
             raise HostError("sandbox: cannot handle SIGSYS", "sigaction", ffi.errno)

@@ -39,7 +39,7 @@ class GuestSide:
         self.port = Port()
         self.rig.stop.enter()
         self.ring = Ring(
-            open_kick(self.port, self.rig.cleanup),  # type: ignore[arg-type]
+            open_kick(self.port.signal_on_out, self.rig.cleanup),
             self.rig.memory,
             self.rig.renew_engine().cell,
             self.rig.net,
