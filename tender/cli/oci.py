@@ -19,8 +19,6 @@ from tender.cli.argparser import Parser
 from tender.errors import ConfigError, HostError, TenderError, UsageError, one_line
 from tender.oci import bundle as bundles
 from tender.oci import runtime
-from tender.oci.create import create
-from tender.oci.guest import find_guest
 from tender.oci.hooks import VERSION
 from tender.oci.state import States
 
@@ -142,6 +140,9 @@ class _Commands:
         return status if status >= 0 else 128 - status
 
     def _create_container(self, *flags: str) -> tuple[Namespace, int]:
+        from tender.oci.create import create  # the other commands start quicker without it
+        from tender.oci.guest import find_guest
+
         parser = self._parser("Create a container.", *flags)
         add = parser.add_argument
         add("--bundle", "-b", default=".", metavar="DIR")

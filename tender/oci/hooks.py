@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 
 from tender.errors import ConfigError
 
@@ -22,6 +21,8 @@ def run(bundle: Bundle, step: str, id: str, status: str, pid: int = 0) -> None:
 
 
 def _run(bundle: Bundle, hook: Hook, step: str, id: str, status: str, pid: int) -> None:
+    import subprocess  # few containers have hooks
+
     state = {
         "ociVersion": VERSION,
         "id": id,

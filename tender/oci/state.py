@@ -39,7 +39,9 @@ class States:
     """The containers of one folder: `root`, by default the runtime's own."""
 
     def __init__(self, root: str | None) -> None:
-        runtime = os.environ.get("XDG_RUNTIME_DIR", "/tmp") if os.geteuid() else "/run"
+        # Root in a user namespace, as under rootless podman, has no /run of its own.
+        own = os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.geteuid()}")
+        runtime = "/run" if os.access("/run", os.W_OK) else own
         self.root = root or os.path.join(runtime, "ptender-oci")
 
     def path(self, id: str, name: str = "") -> str:
