@@ -75,8 +75,8 @@ KINDS = {
 class KvmAccelerator:
     """A virtual machine with its vCPU. It can be created before there is a guest.
 
-    With `hardware`, a KVM that emulates what a guest executes is refused where the software CPU is
-    installed, which is faster. Raises HostError.
+    With `hardware`, a KVM that emulates what a guest executes is refused where the software CPU can
+    be had, which is faster. Raises HostError.
     """
 
     kind = KINDS["kvm"]
@@ -88,7 +88,7 @@ class KvmAccelerator:
             from tender import kvm
 
             opened = kvm.Kvm(self._cleanup)
-            if hardware and emulated() and soft_installed():
+            if hardware and emulated() and soft_usable():
                 raise HostError("KVM: this machine emulates what a guest executes (no VMX, no SVM)")
             self.vm = kvm.Vm(opened, self._cleanup)
             self._vcpu = kvm.Vcpu(self.vm, self._cleanup)
@@ -239,8 +239,8 @@ def _check_soft(why: HostError) -> None:
     from tender.cpu import soft
 
     try:
-        soft.load()
-    except soft.NoEmulator as missing:
+        soft.check_usable()
+    except HostError as missing:
         raise HostError(f"{why}; and {missing}") from None
 
 
@@ -274,8 +274,12 @@ def emulated() -> bool:
     return not kvm.is_hardware()
 
 
-def soft_installed() -> bool:
-    """Whether the software CPU can be loaded."""
+def soft_usable() -> bool:
+    """Whether the software CPU can run a guest here."""
     from tender.cpu import soft
 
-    return soft.installed()
+    try:
+        soft.check_usable()
+    except HostError:
+        return False
+    return True

@@ -122,6 +122,22 @@ def _group(gid: int) -> str:
         return str(gid)
 
 
+def _create_vm(kvm_fd: int) -> int:
+    try:
+        return _ioctl(kvm_fd, "KVM_CREATE_VM")
+    except HostError as error:
+        hint = _NO_VM.get(error.errno)
+        raise HostError(f"{error} ({hint})", "ioctl") if hint else error from None
+
+
+# Linux, kvm_create_vm() and hardware_enable_all() in virt/kvm/kvm_main.c.
+_NO_VM = {
+    errno.EBUSY: "does another hypervisor, such as VirtualBox, have the CPU?",
+    errno.ENOMEM: "the kernel has no memory for another virtual machine",
+    errno.EINVAL: "does the machine above allow nested virtualisation?",
+}
+
+
 class Vm:
     """A virtual machine with one vCPU.
 
@@ -131,7 +147,7 @@ class Vm:
 
     def __init__(self, kvm: Kvm, cleanup: Cleanup) -> None:
         self.kvm = kvm
-        self.fd = _ioctl(kvm.fd, "KVM_CREATE_VM")
+        self.fd = _create_vm(kvm.fd)
         cleanup.callback(lambda: os.close(self.fd))
         self.filters_msrs = self._filter_msrs()
 

@@ -783,8 +783,7 @@ static void soft_enter_stack(struct soft *soft)
         swapcontext(&here, &soft->own->start);
 }
 
-/* Unicorn calls exit() if it can't map its memory. 0, or the errno that it would get. */
-static int soft_try_memory(void)
+int soft_try_memory(void)
 {
     int flags = MAP_PRIVATE | MAP_ANONYMOUS, error = 0;
     void *code = mmap(NULL, SOFT_TRANSLATOR, PROT_READ | PROT_WRITE | PROT_EXEC, flags, -1, 0);

@@ -85,6 +85,8 @@ struct soft_insn {
 const char *soft_load(const char *path);
 /* major << 16 | minor << 8 | patch, as far as the library tells. */
 unsigned soft_version(void);
+/* Whether Unicorn can map its memory, without which it calls exit(): 0, or the errno. */
+int soft_try_memory(void);
 const char *soft_strerror(int error);
 
 /* A CPU of `arch` in `mode` whose program counter is register `pc`; NULL and a uc_err, or a negative

@@ -81,6 +81,26 @@ def installed() -> bool:
     return True
 
 
+def check_usable() -> None:
+    """Raise HostError unless there is an emulator that can have its memory."""
+    load()
+    _check_memory(lib.soft_try_memory())
+
+
+def _check_memory(error: int) -> None:
+    if error == errno.ENOMEM:
+        raise HostError(
+            "software CPU: it needs 1 GiB of address space for translated code: raise `ulimit -v`",
+            "mmap",
+        )
+    if error:
+        raise HostError(
+            "software CPU: it needs memory that is writable and executable, for translated code; "
+            "here that is denied (MemoryDenyWriteExecute, PR_SET_MDWE, a seccomp filter, SELinux)",
+            "mmap",
+        )
+
+
 def check(error: int, what: str) -> None:
     """Raise HostError for what the emulator calls an error."""
     if error:
@@ -92,17 +112,7 @@ def open_emulator(arch: int, mode: int, pc: int) -> Any:
     """A struct soft *, whose program counter is register `pc`; raises HostError."""
     error = ffi.new("int *")
     soft = lib.soft_open(arch, mode, pc, error)
-    if error[0] == -errno.ENOMEM:
-        raise HostError(
-            "software CPU: it needs 1 GiB of address space for translated code: raise `ulimit -v`",
-            "mmap",
-        )
-    if error[0] < 0:
-        raise HostError(
-            "software CPU: it needs memory that is writable and executable, for translated code; "
-            "here that is denied (MemoryDenyWriteExecute, PR_SET_MDWE, a seccomp filter, SELinux)",
-            "mmap",
-        )
+    _check_memory(-error[0] if error[0] < 0 else 0)
     check(error[0], "start the emulator")
     return soft
 

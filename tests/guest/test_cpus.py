@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from tender import Guest, VirtualTime, accel
 from tests.guest.conftest import PTENDER, Build, Run
+from tests.needs import needs
 from tests.unit import elves
 from tests.waiting import wait_until_asleep
 
@@ -32,7 +34,9 @@ def run(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([PTENDER, *map(str, words)], timeout=100, **(settings | options))
 
 
-def command(change: str, *words: object) -> subprocess.CompletedProcess[str]:
+def command(
+    change: str, *words: object, before: Sequence[object] = ()
+) -> subprocess.CompletedProcess[str]:
     """The command, after a change of its modules."""
     code = (
         "import os, sys; from tender import accel; from tender.cpu import soft; "
@@ -40,7 +44,7 @@ def command(change: str, *words: object) -> subprocess.CompletedProcess[str]:
     )
     environment = {key: value for key, value in os.environ.items() if key != "PTENDER_CPU"}
     return subprocess.run(
-        [sys.executable, "-c", code, *map(str, words)],
+        [*map(str, before), sys.executable, "-c", code, *map(str, words)],
         capture_output=True,
         text=True,
         env=environment,
@@ -173,6 +177,39 @@ def test_a_run_on_kvm_touches_no_engine() -> None:
     assert done.returncode == 0, done
 
 
+@needs_kvm
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        ("EBUSY", "busy (does another hypervisor"),
+        ("ENOMEM", "memory (the kernel has no memory"),
+        ("EINVAL", "argument (does the machine above"),
+    ],
+)
+@pytest.mark.parametrize("accelerator", ["auto", "kvm"])
+def test_a_kvm_that_makes_no_machine(
+    tmp_path: Path, error: str, hint: str, accelerator: str
+) -> None:
+    trace, strace = tmp_path / "trace", ["strace", "-P", "/dev/kvm", "-e", "trace=ioctl"]
+    needs(*strace, "-o", str(trace))
+    words = [f"--cpu={accelerator}", demo()]
+    command("accel.emulated = lambda: False", *words, before=[*strace, "-o", trace])
+    (number,) = [
+        index
+        for index, line in enumerate(trace.read_text().splitlines(), 1)
+        if "KVM_CREATE_VM" in line
+    ]
+    inject = ["-e", f"inject=ioctl:error={error}:when={number}", "-o", "/dev/null"]
+    done = command("accel.emulated = lambda: False", *words, before=[*strace, *inject])
+    line = rf"ptender: KVM: ioctl \(CREATE_VM\) failed: [\w ]+{re.escape(hint)}[^\n]*"
+    if accelerator == "kvm":
+        assert done.returncode == 1, done
+        assert re.fullmatch(line + ", or use --cpu=soft\n", done.stderr), done
+    else:
+        assert (done.returncode, "Hello" in done.stdout) == (0, True), done
+        assert re.fullmatch(line + "; taking the software CPU [^\n]*\n", done.stderr), done
+
+
 def test_the_environment_says_what_auto_means() -> None:
     assert run(demo(), env={"PTENDER_CPU": "soft"}).stderr == ""
     done = run(demo(), env={"PTENDER_CPU": "hard"})
@@ -271,6 +308,16 @@ def test_memory_that_a_programs_guest_cannot_have(guest: Build, what: str) -> No
         pytest.skip("this kernel has no PR_SET_MDWE (Linux 6.3)")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("software CPU: it needs ")
+
+
+@needs_kvm
+@pytest.mark.skipif(not accel.emulated(), reason="this machine's KVM runs guests in hardware")
+@pytest.mark.parametrize("what", ["address space", "W+X"])
+def test_auto_takes_kvm_where_the_emulator_has_no_memory(guest: Build, what: str) -> None:
+    done = command(deny(what), "--cpu=auto", "--mem=8", guest("exit"))
+    if "AssertionError" in done.stderr:
+        pytest.skip("this kernel has no PR_SET_MDWE (Linux 6.3)")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # Virtual time.
