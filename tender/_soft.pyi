@@ -3,7 +3,9 @@
 from typing import Any
 
 class _Lib:
+    SOFT_BREAKPOINT: int
     SOFT_CODE: int
+    SOFT_DEBUG: int
     SOFT_ERROR: int
     SOFT_HALTED: int
     SOFT_IN: int
@@ -13,7 +15,10 @@ class _Lib:
     SOFT_LIMIT: int
     SOFT_MEMORY: int
     SOFT_OUT: int
+    SOFT_READ: int
+    SOFT_STEP: int
     SOFT_STOPPED: int
+    SOFT_WRITE: int
     UC_ARCH_ARM64: int
     UC_ARCH_X86: int
     UC_ERR_FETCH_PROT: int
@@ -37,6 +42,18 @@ class _Lib:
     def soft_hook_insn(self, soft: Any, insn: Any, number: int, /) -> int: ...
     def soft_watch_x86(self, soft: Any, /) -> int: ...
     def soft_count(self, soft: Any, instructions: int, /) -> int: ...
+    def soft_debug(self, soft: Any, before: int, /) -> int: ...
+    def soft_set_debug(
+        self,
+        soft: Any,
+        breakpoints: Any,
+        breakpoint_count: int,
+        watches: Any,
+        watch_count: int,
+        step: int,
+        /,
+    ) -> int: ...
+    def soft_debug_forget_code(self, soft: Any, /) -> None: ...
     def soft_reg_read(self, soft: Any, number: int, value: Any, /) -> int: ...
     def soft_reg_write(self, soft: Any, number: int, value: Any, /) -> int: ...
     def soft_context(self, soft: Any, /) -> Any: ...

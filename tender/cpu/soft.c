@@ -42,6 +42,8 @@
 #define UC_HOOK_CODE (1 << 2)
 #define UC_HOOK_MEM_UNMAPPED (0x7 << 4) /* read, write, fetch */
 #define UC_HOOK_MEM_WRITE_PROT (1 << 8)
+#define UC_HOOK_MEM_READ (1 << 10)
+#define UC_HOOK_MEM_WRITE (1 << 11)
 #define UC_HOOK_INSN_INVALID (1 << 14)
 #define UC_HOOK_EDGE_GENERATED (1 << 15)
 #define UC_CTL_WRITE_0(type) ((1 << 30) | (type))
@@ -52,6 +54,7 @@
 #define UC_CTL_TB_FLUSH 10
 #define UC_PROT_WRITE 2
 #define UC_ERR_NOMEM 1
+#define UC_MEM_WRITE 17
 
 struct uc_tb { /* a block of code that the emulator has translated */
     uint64_t pc;
@@ -62,6 +65,18 @@ struct uc_tb { /* a block of code that the emulator has translated */
 struct soft_piece { /* of guest memory, as the emulator has it */
     uint64_t start, end;
     const char *host;
+};
+
+struct soft_debugging { /* what a debugger has set */
+    bool on, before, step;
+    bool passing;       /* the next instruction does not stop the guest */
+    bool forget;        /* translated code is to be thrown away */
+    uint64_t last;      /* the last instruction that was begun */
+    uint32_t hit;       /* enum soft_debug_kind: an access that was watched, or 0 */
+    uint64_t hit_at;
+    uint64_t *breakpoints, room, count; /* as `seen` below */
+    struct soft_watch *watches;
+    size_t watch_count;
 };
 
 struct soft_private {
@@ -77,6 +92,7 @@ struct soft_private {
     bool watch;
     uint64_t random[SOFT_RANDOM / 8]; /* from the host, the first `random_left` of them unused */
     unsigned random_left;
+    struct soft_debugging debug;
     char *stack;
     jmp_buf outer, inner;
     ucontext_t start;
@@ -186,6 +202,7 @@ static void soft_leave(struct soft *soft, int kind)
 
 static void soft_suspect_first(struct soft *soft, uint64_t pc);
 static int soft_hook_suspects(struct soft *soft);
+static void soft_debug_before(struct soft *soft, uint64_t pc);
 
 /* The emulator's stack: one emulation after the other, each until the guest halts or is stopped. */
 static void soft_stack(unsigned low, unsigned high)
@@ -199,6 +216,7 @@ static void soft_stack(unsigned low, unsigned high)
             uc.ctl(soft->own->uc, UC_CTL_WRITE_0(UC_CTL_TB_FLUSH));
         soft->own->stale = false;
         uc.reg_read(soft->own->uc, soft->own->pc, &pc);
+        soft_debug_before(soft, pc);
         if (soft->own->watch && !soft->own->suspect.size)
             soft_suspect_first(soft, pc);
         int error = soft->own->suspect.size ? soft_hook_suspects(soft) : 0;
@@ -676,6 +694,134 @@ int soft_hook_arm64(struct soft *soft, int mrs)
     return soft_hook(soft, UC_HOOK_INSN, soft_on_mrs, soft, 1, 0, mrs);
 }
 
+/*
+ * Debugging: a hook on every instruction, and one on every access, in place of hooks where there is
+ * something to stop at. An emulation can take those only between two runs of it, with its translated
+ * code thrown away, and this one is usually in the middle of an instruction.
+ */
+static void soft_debug_leave(struct soft *soft, uint32_t why, uint64_t address)
+{
+    soft->number = why;
+    soft->address = address;
+    soft_leave(soft, SOFT_DEBUG);
+}
+
+static bool soft_is_breakpoint(const struct soft_debugging *debug, uint64_t address)
+{
+    return debug->count && *soft_slot(debug->breakpoints, debug->room, address) == address;
+}
+
+/* Before an instruction. */
+static void soft_on_debug(void *emulator, uint64_t address, uint32_t size, void *data)
+{
+    struct soft *soft = data;
+    struct soft_debugging *debug = &soft->own->debug;
+    (void)size;
+    if (soft->own->stopping)
+        return; /* it is not executed now */
+    if (!debug->passing && debug->hit) {
+        uint32_t why = debug->hit;
+        debug->hit = 0;
+        soft_debug_leave(soft, why, debug->hit_at);
+    } else if (!debug->passing && soft_is_breakpoint(debug, address)) {
+        soft_debug_leave(soft, SOFT_BREAKPOINT, address);
+    } else if (!debug->passing && debug->step) {
+        soft_debug_leave(soft, SOFT_STEP, address);
+    }
+    debug->passing = false;
+    debug->last = address;
+    if (debug->forget) { /* it is begun again, by another emulation */
+        soft->again = true;
+        uc.emu_stop(emulator);
+    }
+}
+
+static void soft_on_access(void *emulator, int type, uint64_t address, int size, int64_t value,
+                           void *data)
+{
+    struct soft *soft = data;
+    struct soft_debugging *debug = &soft->own->debug;
+    const bool write = type == UC_MEM_WRITE;
+    (void)emulator;
+    (void)value;
+    for (size_t i = 0; i < debug->watch_count && !debug->hit; i++) {
+        const struct soft_watch *watch = &debug->watches[i];
+        if (address >= watch->start + watch->size || address + (uint64_t)size <= watch->start)
+            continue;
+        if (write ? watch->write : watch->read) {
+            debug->hit = write ? SOFT_WRITE : SOFT_READ;
+            debug->hit_at = address > watch->start ? address : watch->start;
+        }
+    }
+    if (debug->hit && debug->before) {
+        uint32_t why = debug->hit;
+        soft_debug_leave(soft, why, debug->hit_at);
+        debug->hit = 0;
+    }
+}
+
+/* Before an emulation that begins at `pc`. */
+static void soft_debug_before(struct soft *soft, uint64_t pc)
+{
+    struct soft_debugging *debug = &soft->own->debug;
+    if (!debug->on)
+        return;
+    /* The last one stopped when the instruction was begun, and not yet executed. */
+    debug->passing = debug->passing || pc == debug->last;
+    if (debug->forget)
+        uc.ctl(soft->own->uc, UC_CTL_WRITE_0(UC_CTL_TB_FLUSH));
+    debug->forget = false;
+}
+
+int soft_debug(struct soft *soft, bool before)
+{
+    soft->own->debug.on = true;
+    soft->own->debug.before = before;
+    int error = soft_hook_all(soft, UC_HOOK_CODE, soft_on_debug);
+    return error ? error : soft_hook_all(soft, UC_HOOK_MEM_READ | UC_HOOK_MEM_WRITE, soft_on_access);
+}
+
+static int soft_set_breakpoints(struct soft_debugging *debug, const uint64_t *breakpoints,
+                                size_t count)
+{
+    uint64_t room = 16;
+    while (room < count * 2)
+        room *= 2;
+    uint64_t *table = calloc(room, sizeof *table);
+    if (!table)
+        return UC_ERR_NOMEM;
+    for (size_t i = 0; i < count; i++)
+        *soft_slot(table, room, breakpoints[i]) = breakpoints[i];
+    free(debug->breakpoints);
+    debug->breakpoints = table;
+    debug->room = room;
+    debug->count = count;
+    return 0;
+}
+
+int soft_set_debug(struct soft *soft, const uint64_t *breakpoints, size_t breakpoint_count,
+                   const struct soft_watch *watches, size_t watch_count, bool step)
+{
+    struct soft_debugging *debug = &soft->own->debug;
+    struct soft_watch *copy = calloc(watch_count + 1, sizeof *copy);
+    if (!copy || soft_set_breakpoints(debug, breakpoints, breakpoint_count)) {
+        free(copy);
+        return UC_ERR_NOMEM;
+    }
+    memcpy(copy, watches, watch_count * sizeof *copy);
+    free(debug->watches);
+    debug->watches = copy;
+    debug->watch_count = watch_count;
+    debug->step = step;
+    debug->passing = soft->kind != SOFT_DEBUG;
+    return 0;
+}
+
+void soft_debug_forget_code(struct soft *soft)
+{
+    soft->own->debug.forget = true;
+}
+
 static bool soft_remember_piece(struct soft *soft, struct soft_piece piece)
 {
     struct soft_private *own = soft->own;
@@ -756,6 +902,8 @@ void soft_close(struct soft *soft)
         munmap(soft->own->stack, SOFT_STACK);
     free(soft->own->seen);
     free(soft->own->pieces);
+    free(soft->own->debug.breakpoints);
+    free(soft->own->debug.watches);
     free(soft);
 }
 

@@ -47,6 +47,22 @@ enum soft_exit_kind {
     SOFT_CODE,     /* address: an instruction of soft_watch_x86() */
     SOFT_LIMIT,    /* the guest has had its instructions */
     SOFT_ERROR,    /* number: uc_err */
+    SOFT_DEBUG,    /* number: enum soft_debug_kind; address: of the access that was watched */
+};
+
+/* Why a guest that is debugged has stopped. */
+enum soft_debug_kind {
+    SOFT_STEP,
+    SOFT_BREAKPOINT, /* before the instruction */
+    SOFT_READ,       /* a watchpoint: after the instruction, or, with `before`, before the access */
+    SOFT_WRITE,
+};
+
+struct soft_watch { /* a range that a debugger watches */
+    uint64_t start;
+    uint64_t size;
+    bool read;
+    bool write;
 };
 
 struct soft_clock {
@@ -113,6 +129,16 @@ int soft_hook_insn(struct soft *soft, struct soft_insn *insn, int number);
 int soft_watch_x86(struct soft *soft);
 /* From the next instruction on, this many; each one costs. */
 int soft_count(struct soft *soft, uint64_t instructions);
+
+/* From now on the guest can be debugged; before it runs. Each instruction and each access costs.
+ * `before`: it stops at a watchpoint before the access, as aarch64 does. */
+int soft_debug(struct soft *soft, bool before);
+/* What it stops at, in the place of what was set before; it may be in the middle of an instruction.
+ * `step`: at the next instruction. The one at which it stands does not stop it. 0, or UC_ERR_NOMEM. */
+int soft_set_debug(struct soft *soft, const uint64_t *breakpoints, size_t breakpoint_count,
+                   const struct soft_watch *watches, size_t watch_count, bool step);
+/* Code in the guest's memory has been changed by somebody else. */
+void soft_debug_forget_code(struct soft *soft);
 
 int soft_reg_read(struct soft *soft, int number, void *value);
 int soft_reg_write(struct soft *soft, int number, const void *value);

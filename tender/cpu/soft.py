@@ -13,7 +13,7 @@ import sys
 
 from tender._native import lib as hvt
 from tender._soft import ffi, lib
-from tender.cpu.vcpu import Failure, Fault, Interrupted, IoIn, IoOut, Mmio
+from tender.cpu.vcpu import Debug, Failure, Fault, Interrupted, IoIn, IoOut, Mmio
 from tender.errors import HostError
 from tender.memory import PROT_EXEC, PROT_WRITE, regions
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from tender.cleanup import Cleanup
     from tender.clock import HostClock
-    from tender.cpu.vcpu import Engine, Exit, Ring
+    from tender.cpu.vcpu import Engine, Exit, Ring, Stops
     from tender.memory import GuestMemory
     from tender.stop import Stop
 
@@ -36,6 +36,12 @@ VERSION_MIN = (2, 1, 2)  # the first with RDTSC under the tender's control
 INSTALL = "pip install 'ptender[soft]'"
 
 _OUT = lib.SOFT_OUT
+_DEBUG = {
+    lib.SOFT_STEP: "step",
+    lib.SOFT_BREAKPOINT: "breakpoint",
+    lib.SOFT_READ: "read",
+    lib.SOFT_WRITE: "write",
+}
 _run = lib.soft_run
 _loaded = False
 
@@ -129,6 +135,7 @@ class SoftCpu:
     mode: int
     pc: int  # the emulator's number of the program counter
     pc_name: str
+    stops_before_access = False  # at a watchpoint, as the architecture has it
 
     def __init__(
         self,
@@ -147,6 +154,7 @@ class SoftCpu:
         self._stop = stop
         self._instructions = instructions
         self._soft: Any = None
+        self._debugged = False
         self._leave = {
             lib.SOFT_IN: self._on_in,
             lib.SOFT_STOPPED: Interrupted,
@@ -158,6 +166,7 @@ class SoftCpu:
             lib.SOFT_CODE: self._on_code,
             lib.SOFT_LIMIT: self._on_limit,
             lib.SOFT_ERROR: self._on_error,
+            lib.SOFT_DEBUG: self._on_debug,
         }
         lib.soft_set_counter(clock.cell, 0, NANOSECONDS)
         cleanup.callback(self.close)
@@ -179,6 +188,8 @@ class SoftCpu:
         self._hook()
         if self._instructions is not None:
             check(lib.soft_count(soft, self._instructions), "count instructions")
+        if self._debugged:
+            check(lib.soft_debug(soft, self.stops_before_access), "debug the guest")
         if self._stop is not None:
             of = int(ffi.cast("uintptr_t", soft))
             self._stop.watch_kick(lib.soft_kick_address(), of)
@@ -250,6 +261,38 @@ class SoftCpu:
     def _before_hypercall(self, number: int) -> None:
         if number in _INTO_MEMORY:
             lib.soft_forget_code(self._soft)
+
+    def _on_debug(self) -> Exit | None:
+        return Debug(_DEBUG[self._soft.number], int(self._soft.address))
+
+    # Debugging, as cpu.vcpu.DebugVcpu has it.
+
+    def enable_debug(self) -> None:
+        """Each instruction costs three times as much from here on."""
+        self._debugged = True
+        check(lib.soft_debug(self._soft, self.stops_before_access), "debug the guest")
+
+    def set_stops(self, stops: Stops) -> None:
+        """Any number of anything: this CPU looks at each instruction and each access."""
+        addresses = {*stops.breakpoints, *stops.hardware}
+        watches = [(each.address, each.size, each.read, each.write) for each in stops.watchpoints]
+        error = lib.soft_set_debug(
+            self._soft,
+            ffi.new("uint64_t[]", sorted(addresses)),
+            len(addresses),
+            ffi.new("struct soft_watch[]", watches),
+            len(watches),
+            stops.step,
+        )
+        check(error, "set breakpoints")
+
+    def debug_state(self) -> Any:
+        """All of it."""
+        return self.get_state()
+
+    def forget_code(self) -> None:
+        """Translate it anew."""
+        lib.soft_debug_forget_code(self._soft)
 
     # What an architecture makes of the rest.
 

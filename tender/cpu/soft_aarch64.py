@@ -76,6 +76,7 @@ class Arm64Vcpu(SoftCpu):
     mode = UC_MODE_ARM
     pc = NUMBERS["pc"]
     pc_name = "pc"
+    stops_before_access = True
 
     def _hook(self) -> None:
         check(lib.soft_hook_arm64(self._soft, INS_MRS), "hook instructions")
@@ -136,6 +137,11 @@ class Arm64Vcpu(SoftCpu):
         self._write("fpsr", state.fpsr)
         for name, encoding in SYSTEM.items():  # last: the emulator looks at the state anew
             self._set_system(encoding, state.system[name])
+
+    def forget_code(self) -> None:
+        """As SoftCpu has it."""
+        self._stores.clear()
+        super().forget_code()
 
     # Hypercalls: stores to where no memory is.
 

@@ -40,6 +40,7 @@ from tender.cpu.x86_64 import (
     is_undefined,
     skip_prefixes,
 )
+from tender.dataclass import replace
 from tender.errors import HostError
 
 TYPE_CHECKING = False
@@ -131,7 +132,7 @@ class X86Vcpu(Exceptions, SoftCpu):
         }
         control["efer"] = self._msr(MSR_EFER)
         msrs = {name: self._msr(index) for name, index in MSRS.items()}
-        msrs["tsc"] = lib.soft_counter(self._clock.cell)
+        msrs["tsc"] = self._counter()
         gdt, idt = self._table("gdt"), self._table("idt")
         return State(
             registers,
@@ -142,6 +143,20 @@ class X86Vcpu(Exceptions, SoftCpu):
             self._get_fpu(),
             msrs,
         )
+
+    def debug_state(self) -> State:
+        """Without the TSC: to set that would be to set the clock."""
+        state = self.get_state()
+        msrs = {name: value for name, value in state.msrs.items() if name != "tsc"}
+        return replace(state, msrs=msrs)
+
+    def _counter(self) -> int:
+        """The TSC, which virtual time does not take for a reading of the guest's."""
+        cell = self._clock.cell
+        now_ns = cell.now_ns
+        counter: int = lib.soft_counter(cell)
+        cell.now_ns = now_ns
+        return counter
 
     def _segment(self, name: str) -> Segment:
         if name in ("tr", "ldt"):

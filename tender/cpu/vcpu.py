@@ -53,6 +53,46 @@ if TYPE_CHECKING:
         def set_state(self, state: State) -> None: ...
         def instruction_pointer(self) -> int: ...
 
+    class DebugVcpu(Vcpu[State], Protocol[State]):
+        """One whose guest can be debugged, once `enable_debug` was called, before it runs."""
+
+        def enable_debug(self) -> None: ...
+        def set_stops(self, stops: Stops) -> None:
+            """Replace what it stops at; the instruction at which it stands does not stop it.
+
+            Raises NotSupported where this CPU can't, and then nothing has changed.
+            """
+
+        def debug_state(self) -> State:
+            """As much of it as a debugger shows; set_state() takes it back."""
+
+        def forget_code(self) -> None:
+            """The debugger has changed memory that may hold code."""
+
+
+class NotSupported(Exception):
+    """What a debugger asked for, this CPU has not; the text says what, in a few words."""
+
+
+@dataclass
+class Watchpoint:
+    """`size` bytes at an address whose accesses stop the guest."""
+
+    address: int
+    size: int
+    read: bool
+    write: bool
+
+
+@dataclass
+class Stops:
+    """What stops a guest that is debugged. `hardware` are breakpoints that change no memory."""
+
+    breakpoints: tuple[int, ...] = ()
+    hardware: tuple[int, ...] = ()
+    watchpoints: tuple[Watchpoint, ...] = ()
+    step: bool = False  # after one instruction
+
 
 class IoOut:
     """The guest wrote `value` (`size` bytes) to an I/O port."""
@@ -103,5 +143,14 @@ class Failure:
     emulation: bool = False
 
 
+@dataclass
+class Debug:
+    """What a debugger asked for has happened: "step", "breakpoint", or "read" or "write" at the
+    watched `address`."""
+
+    reason: str
+    address: int = 0
+
+
 if TYPE_CHECKING:
-    Exit = IoOut | IoIn | Mmio | Fault | Interrupted | Failure
+    Exit = IoOut | IoIn | Mmio | Fault | Interrupted | Failure | Debug
