@@ -240,6 +240,16 @@ def _trace(name: str, value: Any) -> str | int:
     return as_descriptor(name, value) if isinstance(value, int) else as_path(name, value)
 
 
+def _gdb(name: str, value: Any) -> int | str:
+    if value == "-" or (_text(value) and "/" in str(value)):
+        return str(value)
+    if not _port(value):
+        raise InvalidValue(
+            name, value, "a port number, the path of a socket (with a /), or - for standard input"
+        )
+    return _port(value)
+
+
 def _user(name: str, value: Any) -> str:
     is_id = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 32
     text = str(value) if is_id else _text(value)
@@ -476,6 +486,8 @@ class Config:
     user: UserField = field(optional(_user), default=None)
     # Let the guest execute its heap where data is not executable: see tender/accel.py.
     exec_heap: bool = field(as_flag, default=False)
+    # Where a debugger connects: a port of 127.0.0.1, the path of a socket, or "-".
+    gdb: int | str | None = field(optional(_gdb), default=None)
     # How many the guest may execute; None: any number.
     instructions: int | None = field(optional(_count), default=None)
 

@@ -16,7 +16,16 @@ from tender.cleanup import Cleanup
 from tender.clock import HostClock, VirtualClock
 from tender.config import Descriptor, usable_memory
 from tender.dataclass import dataclass, replace
-from tender.errors import EXIT_FAILURE, GuestFault, HostError, NotEmulated, bug_text, option
+from tender.errors import (
+    EXIT_FAILURE,
+    GuestFault,
+    HostError,
+    NotEmulated,
+    UsageError,
+    bug_text,
+    option,
+    setting,
+)
 from tender.host import keep_descriptors
 from tender.hypercalls import Dispatcher
 from tender.image.elf import EM_AARCH64
@@ -49,6 +58,7 @@ if TYPE_CHECKING:
     from tender.image.manifest import Manifest
     from tender.modules import Warn
     from tender.observe.core import Target
+    from tender.observe.gdb import GdbVcpu
     from tender.observe.trace import Trace
     from tender.rendezvous import Rendezvous
     from tender.sandbox.sandbox import Sandbox
@@ -87,6 +97,8 @@ def run(
         if started:
             started(machine.notice)
         outcome = replace(_run_to_end(machine, stop, warn), stats=machine.statistics())
+        if machine.gdb:
+            machine.gdb.ended(outcome)
         if machine.trace:
             machine.trace.end(outcome)
         return outcome
@@ -133,7 +145,11 @@ def assemble(
     kind = accelerator.kind
     ring_bytes = ring_region(config, image, mem_bytes, kind, devices.labels)
     memory = GuestMemory(
-        mem_bytes - ring_bytes, ring_bytes, huge=config.hugepages, shared=kind.shares_memory
+        mem_bytes - ring_bytes,
+        ring_bytes,
+        huge=config.hugepages,
+        shared=kind.shares_memory,
+        host_protected=config.gdb is None,
     )
     cleanup.callback(memory.close)
     core = _open_core(config, memory, cleanup)
@@ -155,6 +171,7 @@ def assemble(
 
     fds |= vcpu.fds | (core.fds if core else {})
     fds |= _open_trace(config, file, devices.block, cleanup)
+    fds |= _open_gdb(config, kind.name, warn, cleanup)
     if sandbox:
         fds = sandbox.move_descriptors(fds, {**devices.block.devices, **devices.net.devices})
         cleanup.forget()  # the numbers are others' now, and this process ends with its guest
@@ -178,8 +195,11 @@ def assemble(
 
             ring_ = Ring(fds["kick"], memory, engine.cell, devices.net, stop, cleanup)
         vcpu.use_engine(engine, ring_)
+    gdb = None
+    if config.gdb is not None:
+        vcpu = gdb = _make_gdb(config, fds, vcpu, memory, stop)
     fd_table = _fd_table(kind, fds, devices, core.size(memory.size) if core else None)
-    return Machine(
+    machine = Machine(
         image,
         boot,
         memory,
@@ -193,7 +213,11 @@ def assemble(
         ring_,
         trace,
         core,
+        gdb,
     )
+    if gdb:
+        gdb.statistics = machine.statistics
+    return machine
 
 
 @dataclass
@@ -213,6 +237,7 @@ class Machine:
     ring: Ring | None
     trace: Trace | None
     core: Target | None
+    gdb: GdbVcpu | None
 
     def statistics(self) -> Statistics:
         """What the devices have done until now."""
@@ -304,6 +329,7 @@ def _fd_table(
     """What the tender holds while the guest runs."""
     labels = [label for label in fds if label not in START_LABELS]
     labels += [label for label in kind.labels if label not in labels]
+    labels += ["gdb"] if "gdb-listen" in labels else []
     capacities = {handle: disk.capacity for handle, disk in devices.block.devices.items()}
     sizes = fdtable.sizes(devices.labels, capacities, core_bytes)
     return FdTable(kind.name, tuple(labels), devices.labels, sizes)
@@ -311,7 +337,8 @@ def _fd_table(
 
 def uses_engine(config: Config, kind: Kind) -> bool:
     """Whether engine.c answers what it can; else Python's handlers answer everything."""
-    return kind.has_engine and config.engine == "c" and config.trace is None
+    observed = config.trace is not None or config.gdb is not None
+    return kind.has_engine and config.engine == "c" and not observed
 
 
 def ring_region(
@@ -363,6 +390,29 @@ def _open_trace(config: Config, file: ImageFile, block: Block, cleanup: Cleanup)
     return {"trace": trace.open_file(config.trace, inputs, cleanup)}
 
 
+def _open_gdb(config: Config, accelerator: str, warn: Warn, cleanup: Cleanup) -> dict[str, int]:
+    if config.gdb is None:
+        return {}
+    if accelerator != "soft":
+        what = setting("--gdb", "gdb")
+        raise UsageError(f"{what} is for the software CPU: use {option('cpu', 'soft')}")
+    from tender.observe import gdb_link
+
+    fds = gdb_link.open_link(config.gdb, cleanup)
+    if "gdb-listen" in fds:
+        warn(f"waiting for a debugger: {gdb_link.command(config.gdb, config.kernel)}")
+    return fds
+
+
+def _make_gdb(
+    config: Config, fds: Mapping[str, int], vcpu: Any, memory: GuestMemory, stop: Stop
+) -> GdbVcpu:
+    from tender.observe.gdb import GdbVcpu
+    from tender.observe.gdb_link import Link
+
+    return GdbVcpu(vcpu, memory.view, config.kernel, Link(fds, stop), stop)
+
+
 def _open_core(config: Config, memory: GuestMemory, cleanup: Cleanup) -> Target | None:
     if config.dumpcore is None:
         return None
@@ -391,6 +441,8 @@ def _run_to_end(machine: Machine, stop: Stop, warn: Warn) -> Outcome:
     """The guest's run, and its end as an Outcome."""
     try:
         halt = loop.run(machine.vcpu, machine.memory, machine.dispatcher, stop, machine.trace)
+        if machine.gdb and halt.status == lib.HVT_EXIT_ABORT:
+            machine.gdb.aborted(halt, machine.boot)
         core = _dump_core(machine, halt, stop, warn)
         return Outcome("halted", halt.status, trap=halt.trap, core=core)
     except Stopped:
@@ -409,6 +461,8 @@ def _run_to_end(machine: Machine, stop: Stop, warn: Warn) -> Outcome:
             warn(line)
         text = f"internal error ({type(error).__name__}): this is a bug in ptender"
         return Outcome("host", EXIT_FAILURE, error=HostError(text))
+    if machine.gdb:
+        machine.gdb.failed(fault)
     return Outcome("fault", EXIT_FAILURE, error=fault)
 
 

@@ -44,11 +44,18 @@ class GuestMemory:
 
     `beyond` bytes more are mapped for the guest above them and are no hypercall's to name: the
     network ring's region. With `huge`, the kernel is asked for pages of 2 MiB, which it can give
-    where host and guest addresses lie alike in them.
+    where host and guest addresses lie alike in them. Without `host_protected`, `protect` binds the
+    guest's CPU and the checks here, but not this process: a debugger may write anywhere.
     """
 
     def __init__(
-        self, size: int, beyond: int = 0, *, huge: bool = False, shared: bool = False
+        self,
+        size: int,
+        beyond: int = 0,
+        *,
+        huge: bool = False,
+        shared: bool = False,
+        host_protected: bool = True,
     ) -> None:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
         try:
@@ -69,6 +76,7 @@ class GuestMemory:
         self.fd = self._share() if shared else -1
         if huge:
             self._ask_for_huge_pages(start)
+        self._host_protected = host_protected
         self.protected: list[tuple[int, int, bool]] = []  # start, end, readable
         self._protected_end = 0
 
@@ -101,7 +109,9 @@ class GuestMemory:
         """Take rights away from whole pages, for the tender and for the guest's writes."""
         if readable and writable:
             return
-        if lib.host_protect(self.pointer + start, end - start, writable, readable):
+        if self._host_protected and lib.host_protect(
+            self.pointer + start, end - start, writable, readable
+        ):
             raise HostError("cannot protect guest memory", "mprotect", ffi.errno)
         last = self.protected[-1] if self.protected else None
         if last and last[1] == start and last[2] == readable:

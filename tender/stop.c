@@ -100,12 +100,20 @@ int stop_on_termination(int interrupt)
     return handle(SIGTERM);
 }
 
-void stop_default_actions(void)
+void stop_tick(int on)
 {
     struct itimerval never = {{0, 0}, {0, 0}};
+    if (on)
+        repeat();
+    else
+        setitimer(ITIMER_REAL, &never, NULL);
+}
+
+void stop_default_actions(void)
+{
     signal(SIGINT, SIG_DFL);
     signal(SIGTERM, SIG_DFL);
-    setitimer(ITIMER_REAL, &never, NULL);
+    stop_tick(0);
     signal(SIGALRM, SIG_DFL);
 }
 

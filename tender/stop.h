@@ -36,6 +36,9 @@ int stop_enter(struct stop *stop);
  */
 int stop_on_termination(int interrupt);
 
+/* Interrupt this process every 10 ms as a kick does, or no more. */
+void stop_tick(int on);
+
 /* Undo stop_on_termination(): the default actions again, and no timer. */
 void stop_default_actions(void);
 

@@ -14,6 +14,7 @@ from tender.errors import HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 
@@ -27,6 +28,8 @@ class Stop:
     def __init__(self) -> None:
         self.cell = ffi.new("struct stop *")
         self._entered = False
+        # Called where the guest was interrupted, or a hypercall of it was: a debugger may want it.
+        self.on_interrupt: Callable[[], None] | None = None
         self._lock = allocate_lock()  # a request must not touch a vCPU that is being closed
 
     @property
@@ -69,6 +72,13 @@ class Stop:
 
     def check(self) -> None:
         """Raise Stopped if the guest is to end."""
+        if self.cell.requested:
+            raise Stopped
+        if self.on_interrupt is not None:
+            self.on_interrupt()
+
+    def check_request(self) -> None:
+        """The same, for whoever is what `on_interrupt` calls."""
         if self.cell.requested:
             raise Stopped
 

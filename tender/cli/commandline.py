@@ -101,6 +101,8 @@ def _split(
         raise UsageError(f"Invalid option: `{argument}': {name!r} is not a device name")
     if is_flag:
         return option, head, None, ""
+    if not equals and option.default is not None:
+        return option, head, None, option.default
     if not equals:
         if colon or not rest:
             raise UsageError(f"Invalid option: `{argument}' needs a value, as in {head}=VALUE")
@@ -144,6 +146,7 @@ class _Line:
             self._texts[option.field] = f"{written}: {shown(text)}"
 
     def config(self, kernel: str, arguments: tuple[str, ...]) -> Config:
+        self._set_gdb()
         net = self._with("net", "macs", "mac")
         block = self._with("block", "sector_sizes", "sector_size")
         try:
@@ -151,6 +154,14 @@ class _Line:
         except InvalidValue as error:
             text = self._texts.get(error.name)
             raise UsageError(f"{text} is not {error.expected}" if text else str(error)) from None
+
+    def _set_gdb(self) -> None:
+        fields = self._fields
+        if "gdb_port" in fields:  # Solo5's, which goes with --gdb
+            fields["gdb"] = fields.pop("gdb_port")
+            self._texts["gdb"] = self._texts["gdb_port"]
+        if fields.get("gdb") == "-":
+            fields["console_fd"] = 2
 
     def _with(self, kind: str, given: str, field: str) -> tuple[tuple[str | None, Any], ...]:
         """The devices of a kind, with their --net-mac or --block-sector-size."""

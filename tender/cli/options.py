@@ -21,6 +21,8 @@ class Option:
     It sets `field` (of Config, or of CommandLine) to what `parse` makes of its value; a flag has
     no `parse` and sets it to `constant`. Without `help`, it is not in the list of --help.
 
+    With a `default` it needs no value, and takes none that is not written with `=`.
+
     With `parse_solo5` its name may be followed by a device's (`:NAME`, Solo5's spelling, in which
     this reads the value), and it adds to `field`.
     """
@@ -33,6 +35,7 @@ class Option:
     suboptions: Suboptions = {}  # noqa: RUF012  # it is frozen
     constant: bool = True
     parse_solo5: Callable[[str], Any] | None = None
+    default: str | None = None
 
 
 # fmt: off
@@ -95,6 +98,12 @@ OPTIONS = (
     Option("--trace", "FILE", "trace", values.parse_trace,
            "write a line of JSON there for each hypercall; - is\n"
            "standard error, @FD an open descriptor"),
+    Option("--gdb", "[=PORT|PATH|-]", "gdb", values.parse_number,
+           "wait for gdb before the guest's first instruction: at\n"
+           "this port of 127.0.0.1 (default 1234), at a Unix\n"
+           "socket (a path with a /), or on standard input and\n"
+           "output (then the guest prints on standard error)", default="1234"),
+    Option("--gdb-port", "N", "gdb_port", values.parse_number, ""),
     Option("--verbose", "", "verbose", None,
            "show the layers of the sandbox, how the guest ended\nand what its devices did"),
     Option("--version", "", "version", None, "the version, and the ABI version"),

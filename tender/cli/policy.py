@@ -62,6 +62,10 @@ MEANINGS = {
     "memory-file": "the guest's memory, of which it touched what is no hole",
     "core-helper": "the process that gives the core file its name",
     "trace": "the trace",
+    "gdb-listen": "where a debugger connects",
+    "gdb": "the debugger, while there is one",
+    "gdb-in": "the debugger: standard input",
+    "gdb-out": "... and standard output",
 }
 
 
@@ -123,6 +127,8 @@ def show(config: Config) -> Shown:
     ring_bytes = ring_region(config, image, mem_bytes, kind, devices)
     fixed += ["kick"] if ring_bytes else []
     fixed += ["trace"] if config.trace is not None else []
+    if config.gdb is not None:
+        fixed += ["gdb-in", "gdb-out"] if config.gdb == "-" else ["gdb-listen", "gdb"]
     core_bytes = None
     if config.dumpcore is not None:
         fixed += ["memory-file" if kind.shares_memory else "pagemap", "core", "core-helper"]

@@ -9,10 +9,7 @@ if TYPE_CHECKING:
     from tender.cli.values import Suboption
 
 _COLUMN = 26  # where the help of an option begins
-_NO_GDB = "a gdb server is not part of this version"
 _HINTS = {
-    "--gdb": _NO_GDB,
-    "--gdb-port": _NO_GDB,
     "-m": "guest memory is --mem SIZE",
     "-p": "a port of the host is --net user:8080:80",
     "--tap": "a tap is --net TAP",
@@ -35,7 +32,7 @@ with all that follows KERNEL, options too.
 {options}
 Solo5's own spelling works too: --mem=MIB, --net:NAME=TAP, --net:NAME=@FD,
 --net-mac:NAME=MAC, --block:NAME=FILE, --block-sector-size:NAME=N,
---net=TAP, --disk=FILE, --dumpcore=DIR, --no-net-ring."""
+--net=TAP, --disk=FILE, --dumpcore=DIR, --no-net-ring, --gdb-port=N."""
 
 DEMO_USAGE = """\
 usage: {program} [OPTIONS] demo [ARGS]
@@ -57,7 +54,8 @@ def _options_help() -> str:
     for option in OPTIONS:
         if option.help:
             letter = f"{short[option.name]}, " if option.name in short else ""
-            text += _row(f"  {letter}{option.name} {option.value}", option.help)
+            space = "" if option.default else " "
+            text += _row(f"  {letter}{option.name}{space}{option.value}", option.help)
         for key, each in option.suboptions.items():
             if each not in seen:
                 seen.add(each)

@@ -91,10 +91,6 @@ class Exceptions:
 
     def _code_at(self, address: int) -> bytes:
         """The bytes of an instruction, as far as they can be read."""
-        try:
-            return self._load(address, _INSTRUCTION_MAX)
-        except (CpuException, GuestFault):
-            pass
         code = b""
         try:
             while len(code) < _INSTRUCTION_MAX:

@@ -3,17 +3,40 @@
 #define _GNU_SOURCE
 #endif
 #include <cpuid.h>
+#include <linux/perf_event.h>
+#include <stddef.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 #include <x86intrin.h>
 
 #include "tsc.h"
 
-#define NSEC_PER_SEC 1000000000
-#define MEASURE_NS 5000000 /* 5 parts in a million */
-#define MEASURE_MAX_NS 1000000000
-#define TRIES 5
-
 uint64_t tsc_read(void) { return __rdtsc(); }
+
+static int64_t hz_of_perf(void)
+{
+    struct perf_event_attr attribute = {
+        .type = PERF_TYPE_SOFTWARE,
+        .size = sizeof attribute,
+        .config = PERF_COUNT_SW_DUMMY,
+        .exclude_kernel = 1,
+    };
+    const long page = sysconf(_SC_PAGESIZE);
+    int64_t hz = 0;
+    int fd = (int)syscall(SYS_perf_event_open, &attribute, 0, -1, -1, PERF_FLAG_FD_CLOEXEC);
+    if (fd < 0)
+        return 0;
+    struct perf_event_mmap_page *at = mmap(NULL, (size_t)page, PROT_READ, MAP_SHARED, fd, 0);
+    if (at != MAP_FAILED) {
+        if (at->cap_user_time && at->time_mult) /* ns = cycles * mult >> shift */
+            hz = (int64_t)(((__int128)1000000000 << at->time_shift) / at->time_mult);
+        munmap(at, (size_t)page);
+    }
+    close(fd);
+    return hz;
+}
 
 static int64_t hz_of_cpuid(void)
 {
@@ -31,50 +54,26 @@ static int64_t hz_of_cpuid(void)
     return 0;
 }
 
-struct sample {
-    uint64_t ns; /* CLOCK_MONOTONIC_RAW */
-    uint64_t tsc;
-};
-
-/* Both clocks at one time, which is that of the shortest of some tries. */
-static struct sample sample(void)
+static uint64_t raw_ns(void)
 {
-    struct sample best = {0, 0};
-    uint64_t shortest = UINT64_MAX;
-    for (unsigned i = 0; i < TRIES; i++) {
-        struct timespec now;
-        const uint64_t before = __rdtsc();
-        clock_gettime(CLOCK_MONOTONIC_RAW, &now);
-        const uint64_t took = __rdtsc() - before;
-        if (took < shortest) {
-            shortest = took;
-            best.ns = (uint64_t)now.tv_sec * NSEC_PER_SEC + (uint64_t)now.tv_nsec;
-            best.tsc = before + took / 2;
-        }
-    }
-    return best;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_RAW, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
-
-static struct sample loaded; /* when this library was: it takes longer to start a guest */
-
-__attribute__((constructor)) static void on_load(void) { loaded = sample(); }
 
 static int64_t hz_measured(void)
 {
-    struct sample begun = loaded, now = sample();
-    if (now.ns - begun.ns > MEASURE_MAX_NS) /* the machine may have slept in between */
-        begun = now;
-    while (now.ns - begun.ns < MEASURE_NS)
-        now = sample();
-    return (int64_t)((__int128)(now.tsc - begun.tsc) * NSEC_PER_SEC / (now.ns - begun.ns));
+    const uint64_t begun_ns = raw_ns(), begun = __rdtsc();
+    uint64_t now_ns;
+    do
+        now_ns = raw_ns();
+    while (now_ns - begun_ns < 5000000);
+    return (int64_t)((__int128)(__rdtsc() - begun) * 1000000000 / (now_ns - begun_ns));
 }
 
 int64_t tsc_hz(void)
 {
-    static int64_t known;
-    if (!known)
-        known = hz_of_cpuid();
-    if (!known)
-        known = hz_measured();
-    return known;
+    int64_t hz = hz_of_perf();
+    hz = hz ? hz : hz_of_cpuid();
+    return hz ? hz : hz_measured();
 }

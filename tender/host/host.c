@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -64,6 +65,11 @@ ssize_t host_pwrite(int fd, const void *data, size_t length, uint64_t offset)
 ssize_t host_write(int fd, const void *data, size_t length)
 {
     return write(fd, data, length);
+}
+
+int host_accept(int fd)
+{
+    return accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 }
 
 int host_end_with_parent(void)

@@ -39,5 +39,8 @@ int host_poll(struct pollset *set, uint64_t deadline_ns);
 /* Which of `events` (and POLLERR ...) a descriptor has, after at most `timeout_ms`; -1 and errno. */
 int host_events(int fd, int events, int timeout_ms);
 
+/* A connection that waits at a socket, not blocking; -1 and errno. */
+int host_accept(int fd);
+
 /* The kernel ends this process with its parent's thread; a change of credentials undoes that. */
 int host_end_with_parent(void);

@@ -20,11 +20,12 @@ FIXED = {
     "trace": 8, "report": 9, "sync": 10,
     "guest-program": 0, "guest-shared": 3, "guest-memory": 4, "guest-process": 3,
     "memory-file": 6,
+    "gdb": 0, "gdb-listen": 80, "gdb-in": 81, "gdb-out": 82,
 }  # fmt: skip
 START_LABELS = ("guest-program", "guest-shared", "guest-memory")  # closed before the guest runs
 FIRST_NAMESPACE = 11  # namespaces that are still to be joined
 FIRST_DEVICE = 16  # the device with handle 0
-FDS_END = FIRST_DEVICE + 64
+FDS_END = FIRST_DEVICE + 64 + 3
 
 # Files of seccomp/ that have the name of a label, the busiest first.
 _DEVICES = ("net", "net-stream", "block", "block-remote")
@@ -84,7 +85,8 @@ class FdTable:
         """The files of seccomp/ for the guest's thread."""
         labels = self.by_label()
         modules = [self.cpu, "console", "poll", *(name for name in _DEVICES if name in labels)]
-        return [*modules, *(name for name in _FIXED if name in labels), "base"]
+        gdb = ["gdb"] if "gdb-listen" in labels or "gdb-in" in labels else []
+        return [*modules, *(name for name in _FIXED if name in labels), *gdb, "base"]
 
     def ring_policies(self) -> list[str]:
         """The files of seccomp/ for the thread of the network ring; empty: there is none."""

@@ -133,6 +133,22 @@ def test_block(text: str, expected: object) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "address", "console"),
+    [
+        ("--gdb k", 1234, 1),
+        ("--gdb=99 k", 99, 1),
+        ("--gdb --gdb-port=99 k", 99, 1),
+        ("--gdb-port 99 --gdb k", 99, 1),
+        ("--gdb=./socket k", "./socket", 1),
+        ("--gdb=- k", "-", 2),
+    ],
+)
+def test_gdb(text: str, address: int | str, console: int) -> None:
+    config = parse(text)
+    assert (config.gdb, config.console_fd, config.kernel) == (address, console, "k")
+
+
+@pytest.mark.parametrize(
     ("text", "size"),
     [("64", 64), ("64M", 64), ("64MiB", 64), ("64mb", 64), ("1G", 1024), ("65536K", 64)],
 )
@@ -210,7 +226,9 @@ def test_sizes(text: str, size: int) -> None:
         ("--men 64 k", r"\(did you mean --mem\?\)$"),
         ("--tap tap0 k", r"\(a tap is --net TAP\)$"),
         ("-p 8080:80 k", r"\(a port of the host is --net user:8080:80\)$"),
-        ("--gdb k", "not part of this version"),
+        ("--gdb=x k", "^--gdb: 'x' is not a port number, the path of a socket"),
+        ("--gdb=0 k", "^--gdb: '0' is not a port number"),
+        ("--gdb-port 0 k", "^--gdb-port: '0' is not a port number"),
     ],
 )
 def test_wrong_options(arguments: str, message: str) -> None:
