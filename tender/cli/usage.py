@@ -30,6 +30,11 @@ Run KERNEL, a unikernel for Solo5's hvt target; ARGS are its command line,
 with all that follows KERNEL, options too.
 
 {options}
+Examples:
+  {program} --net tap0,create,addr=10.0.0.1/24 web.hvt --ipv4=10.0.0.2/24
+  {program} --net user:8080:80 web.hvt
+  {program} --block disk.img,overlay disk.hvt
+
 Solo5's own spelling works too: --mem=MIB, --net:NAME=TAP, --net:NAME=@FD,
 --net-mac:NAME=MAC, --block:NAME=FILE, --block-sector-size:NAME=N,
 --net=TAP, --disk=FILE, --dumpcore=DIR, --no-net-ring, --gdb-port=N."""

@@ -1,0 +1,32 @@
+# bash completion of ptender, made of its table of options (share/pages.py)
+_ptender() {
+    local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]}
+    [ "$before" != = ] || before=${COMP_WORDS[COMP_CWORD - 2]}
+    [ "$word" != = ] || word=
+    compopt -o filenames 2>/dev/null
+    case $before in
+    --mem) mapfile -t COMPREPLY < <(true) && return ;;
+    --net) mapfile -t COMPREPLY < <(true) && return ;;
+    --block) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
+    --console-limit) mapfile -t COMPREPLY < <(true) && return ;;
+    --dumpcore) mapfile -t COMPREPLY < <(compgen -d -- "$word") && return ;;
+    --cpu) mapfile -t COMPREPLY < <(compgen -W 'auto kvm native soft' -- "$word") && return ;;
+    --clock) mapfile -t COMPREPLY < <(true) && return ;;
+    --instructions) mapfile -t COMPREPLY < <(true) && return ;;
+    --sandbox) mapfile -t COMPREPLY < <(compgen -W 'on require off' -- "$word") && return ;;
+    --user) mapfile -t COMPREPLY < <(true) && return ;;
+    --engine) mapfile -t COMPREPLY < <(compgen -W 'c python' -- "$word") && return ;;
+    --trace) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
+    esac
+    case $word in
+    -*)
+        mapfile -t COMPREPLY < <(compgen -W '--mem --net --block --console-limit --dumpcore --cpu --clock --instructions --x-exec-heap --sandbox --user --hugepages --no-net-ring --net-ring --engine --trace --verbose --version --help -v -h' -- "$word")
+        return
+        ;;
+    esac
+    mapfile -t COMPREPLY < <(compgen -f -- "$word")
+    if [ "$COMP_CWORD" -eq 1 ]; then
+        mapfile -t -O "${#COMPREPLY[@]}" COMPREPLY < <(compgen -W 'inspect policy build image demo help version' -- "$word")
+    fi
+}
+complete -F _ptender ptender
