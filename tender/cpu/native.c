@@ -228,7 +228,7 @@ static int spun_for_guest(struct native *native)
     return 0;
 }
 
-/* Wait for the guest: 0, EINTR or ESRCH. */
+/* Wait for the guest: 0, EINTR, ESRCH or EBADMSG. */
 static int wait_for_guest(struct native *native)
 {
     struct native_shared *shared = native->shared;
@@ -238,10 +238,12 @@ static int wait_for_guest(struct native *native)
     if (spun_for_guest(native))
         return 0;
     shared->tender_sleeps = 1;
-    while (!error && shared->turn != NATIVE_TURN_TENDER) {
+    for (uint32_t turn; !error && (turn = shared->turn) != NATIVE_TURN_TENDER;) {
         struct pollfd process = {native->pidfd, POLLIN, 0};
         if (native->immediate_exit)
             error = EINTR;
+        else if (turn != NATIVE_TURN_GUEST)
+            error = EBADMSG; /* FUTEX_WAIT would come back at once, whether the guest lives or not */
         else if (syscall(SYS_futex, &shared->turn, FUTEX_WAIT, NATIVE_TURN_GUEST, &look, NULL, 0)) {
             if (errno == EINTR)
                 error = EINTR;
@@ -322,8 +324,11 @@ void native_set_registers(struct native *native)
 int native_run(struct native *native)
 {
     for (;;) {
-        if (!native->is_guests_turn)
+        if (!native->is_guests_turn) {
+            if (native->immediate_exit) /* a guest that is quick never lets the tender sleep */
+                return EINTR;
             to_guest(native);
+        }
         int error = wait_for_guest(native);
         if (error)
             return error;

@@ -112,7 +112,7 @@ int native_start(int program_fd, int shared_fd, int memory_fd);
 
 /*
  * Let the guest run until Python is needed: 0 for an exit, EINTR, ESRCH where the process has ended,
- * EBADMSG where it points to a frame that is none.
+ * EBADMSG where it has forged what it shares with the tender.
  */
 int native_run(struct native *native);
 

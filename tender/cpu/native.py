@@ -168,6 +168,7 @@ class NativeCpu(Privileged):
         if error or failed:
             reason = os.strerror(failed) if failed else "it has ended"
             raise HostError(f"native CPU: the guest's process could not start: {reason}")
+        cell.shared.parent = 0
         self._started = True
         self.set_state(self._state)
 
@@ -284,7 +285,7 @@ class NativeCpu(Privileged):
             return Interrupted()
         if error == errno.ESRCH:
             return Failure("native CPU: the guest's process has ended")
-        return Failure("native CPU: the guest has overwritten its signal frame")
+        return Failure("native CPU: the guest has forged what its process shares with the tender")
 
     def _on_trap(self) -> Exit | None:
         cell = self._cell
