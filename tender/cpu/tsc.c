@@ -61,14 +61,32 @@ static uint64_t raw_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+struct moment {
+    uint64_t ns, cycles;
+};
+
+/* Both clocks at once: of some looks the one that took the fewest cycles. */
+static struct moment now(void)
+{
+    struct moment best = {0, 0};
+    uint64_t least = UINT64_MAX;
+    for (int look = 0; look < 16; look++) {
+        const uint64_t before = __rdtsc(), ns = raw_ns(), took = __rdtsc() - before;
+        if (took < least) {
+            least = took;
+            best = (struct moment){ns, before + took / 2};
+        }
+    }
+    return best;
+}
+
 static int64_t hz_measured(void)
 {
-    const uint64_t begun_ns = raw_ns(), begun = __rdtsc();
-    uint64_t now_ns;
-    do
-        now_ns = raw_ns();
-    while (now_ns - begun_ns < 5000000);
-    return (int64_t)((__int128)(__rdtsc() - begun) * 1000000000 / (now_ns - begun_ns));
+    const struct moment begun = now();
+    while (raw_ns() - begun.ns < 5000000)
+        continue;
+    const struct moment ended = now();
+    return (int64_t)((__int128)(ended.cycles - begun.cycles) * 1000000000 / (ended.ns - begun.ns));
 }
 
 int64_t tsc_hz(void)
