@@ -106,6 +106,7 @@ class _Lib:
     MS_RDONLY: int
     MS_REC: int
     MS_REMOUNT: int
+    NATIVE_COMM: int
     NATIVE_FILTER_MAX: int
     NATIVE_HYPERCALL: int
     NATIVE_MEMORY_FD: int

@@ -76,7 +76,7 @@ def _main(program: str, arguments: list[str]) -> int:
 
             return show(usage.DEMO_USAGE.format(program=program))
         line = commandline.with_demo(line)
-    return _run(program, line)
+    return _run(program, line, arguments)
 
 
 _TOOLS = ("inspect", "policy", "build", "image")
@@ -89,13 +89,15 @@ def _tool(name: str, arguments: list[str]) -> int:
     return 0 if output is None else show(output)
 
 
-def _run(program: str, line: CommandLine) -> int:
+def _run(program: str, line: CommandLine, arguments: list[str]) -> int:
     from tender import machine
+    from tender.host import guest_name, set_title
     from tender.stop import Stop, default_signals, on_termination_signals
 
     if line.config is None:
         raise UsageError(f"Missing KERNEL operand; see {program} --help")
     on_termination_signals(interrupt=True)
+    set_title(guest_name(program, line.config.kernel), [program, *arguments])
     sandbox = _sandbox(program, line.config)
     logged = sandbox if line.verbose else None
     try:

@@ -21,6 +21,7 @@
 #define NATIVE_MEMORY_FD 4
 
 #define NATIVE_RANGES 256
+#define NATIVE_COMM 16 /* TASK_COMM_LEN */
 #define NATIVE_FILTER_MAX 32 /* instructions */
 
 #define NATIVE_TURN_GUEST 0
@@ -48,6 +49,7 @@ struct native_shared {
     uint64_t gs_base;
 
     /* For the start, written by the tender before. */
+    char comm[NATIVE_COMM]; /* the name of both processes */
     int32_t parent; /* the tender's pid */
     int32_t failed; /* written by the program: the errno of a step that failed */
     uint32_t range_count;

@@ -30,6 +30,7 @@ from tender.cpu.vcpu import Failure, Fault, Interrupted, IoOut
 from tender.cpu.x86_64 import AC, GP, IF, PF, PF_FETCH, PF_PRESENT, U64, UD, CpuException
 from tender.dataclass import replace
 from tender.errors import HostError
+from tender.host import process_name
 from tender.memory import PROT_EXEC, PROT_READ, PROT_WRITE, regions
 
 TYPE_CHECKING = False
@@ -101,6 +102,7 @@ class NativeCpu(Privileged):
         self._cell.shared = self._shared
         self._cell.memory = ffi.cast("uint8_t *", memory.base)
         self._text = self._set_ranges(memory, executable)
+        self._cell.shared.comm = process_name()[: lib.NATIVE_COMM - 1]
         self._cell.shared.turn = lib.NATIVE_TURN_GUEST
         self._cell.is_guests_turn = 1  # its first trap is the program's own
         lib.native_filter(self._cell.shared)

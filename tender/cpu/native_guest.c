@@ -158,6 +158,7 @@ static void give_up(void)
         call(__NR_close, fd, 0, 0, 0, 0, 0); /* Linux before 5.9 */
     for (unsigned i = 0; i < sizeof limits; i++)
         check(call(__NR_prlimit64, 0, limits[i], (long)&none, 0, 0, 0));
+    check(call(__NR_prctl, PR_SET_NAME, (long)shared->comm, 0, 0, 0, 0));
     check(call(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0, 0));
     check(call(__NR_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0, 0));
     if (call(__NR_getppid, 0, 0, 0, 0, 0, 0) != shared->parent)

@@ -14,6 +14,7 @@ from tender.cleanup import Cleanup
 from tender.config import Config
 from tender.embed import protocol
 from tender.errors import HostError, TenderError, bug_text
+from tender.host import guest_name, set_title
 from tender.sandbox.fdtable import FdTable
 from tender.stop import Stop, end_with, on_termination_signals
 
@@ -41,6 +42,7 @@ def run(sock: socket.socket, request: bytes, server_pid: int, namespaces: list[i
         if request != protocol.COLD:
             warm_up("kvm" if request == protocol.WARM_KVM else "soft")
         created = _create_vm() if request == protocol.WARM_KVM else None
+        set_title("ptender:ready", ["ptender", "ready"])
         on_termination_signals(interrupt=False)
         stop = Stop()
         received = protocol.receive_job(sock)
@@ -48,6 +50,7 @@ def run(sock: socket.socket, request: bytes, server_pid: int, namespaces: list[i
             job, descriptors = received
             _take_context(job, descriptors)
             config = job.config
+            set_title(guest_name("ptender", config.kernel), ["ptender", config.kernel])
             if config.sandbox == "off":
                 report.warn("sandbox: off: a guest that takes over its process has all its rights")
             else:

@@ -18,6 +18,7 @@ from errno import EAGAIN
 from tender.embed import child
 from tender.embed.protocol import EXITED, FORKED
 from tender.errors import TenderError, serve_program
+from tender.host import set_title
 
 
 class Forker:
@@ -115,6 +116,7 @@ class Forker:
 def main(requests: int, exits: int, program: int) -> None:
     """The server's process; the arguments are the numbers of its descriptors."""
     serve_program()
+    set_title("ptender:server", ["ptender", "server", "of", str(os.getppid())])
     # Settings of the program that an exec hands on.
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -6,11 +6,13 @@ import fcntl
 import os
 import stat
 
+from tender._native import ffi
 from tender.dataclass import replace
 from tender.errors import DeviceError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import TypeVar
 
     from tender.cleanup import Cleanup
@@ -45,6 +47,40 @@ def keep_descriptor(fd: int, where: str) -> int:
         return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
     except (OSError, OverflowError, ValueError):
         raise DeviceError(f"{where}: no such descriptor") from None
+
+
+def set_title(name: str, words: Sequence[str]) -> None:
+    """Show this process as `name` (15 bytes of it) in top(1), and as `words` in ps(1).
+
+    The kernel reads the words where it put the process's own at its start, so there is room for as
+    many bytes. Source: proc_pid_stat(5), arg_start and arg_end.
+    """
+    try:
+        with open("/proc/self/comm", "wb", buffering=0) as file:
+            file.write(os.fsencode(name))
+        with open("/proc/self/stat", "rb", buffering=0) as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:  # no /proc, which only shows it
+        return
+    start, end = map(int, fields[45:47])
+    size = end - start
+    if size > 0:
+        title = b"\0".join(map(os.fsencode, words))[: size - 1]
+        ffi.buffer(ffi.cast("char *", start), size)[:] = title.ljust(size, b"\0")
+
+
+def process_name() -> bytes:
+    """The name of this process; empty where /proc is missing."""
+    try:
+        with open("/proc/self/comm", "rb", buffering=0) as file:
+            return file.read().rstrip(b"\n")
+    except OSError:
+        return b""
+
+
+def guest_name(program: str, kernel: str) -> str:
+    """The name of the process of a guest, for set_title."""
+    return f"{program}:{os.path.basename(kernel).removesuffix('.hvt')}"
 
 
 def socket_type(fd: int) -> int | None:
