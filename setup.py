@@ -6,27 +6,37 @@ import platform
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
 
-PROGRAM = "tender/cpu/native-guest"
-# Without a C library, at an address that leaves the low 4 GiB to the guest (tender/cpu/native.h).
-FLAGS = [
-    *("-std=gnu11", "-O2", "-ffreestanding", "-nostdlib", "-static", "-fPIE", "-no-pie", "-s"),
+FREESTANDING = [
+    *("-std=gnu11", "-O2", "-ffreestanding", "-nostdlib", "-static", "-fPIE", "-no-pie"),
     *("-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-mgeneral-regs-only"),
-    *("-fcf-protection=none", "-U_FORTIFY_SOURCE"),
-    "-Wl,-z,noexecstack,-z,norelro,--build-id=none,-Ttext-segment=0x500000000000",
+    *("-fcf-protection=none", "-U_FORTIFY_SOURCE", "-I."),
+    "-Wl,-z,noexecstack,-z,norelro,--build-id=none",
+]
+# What runs in the processes of guests: its output, its source and how it is linked. The native
+# CPU's program is at an address that leaves the low 4 GiB to the guest (tender/cpu/native.h); the
+# code of an spt guest's process is bytes that are copied.
+PROGRAMS = [
+    (
+        "tender/cpu/native-guest",
+        "tender/cpu/native_guest.c",
+        "-s -Wl,-Ttext-segment=0x500000000000",
+    ),
+    ("tender/spt/code", "tender/spt/code.c", "-Wl,-T,tender/spt/code.lds,--oformat=binary"),
 ]
 
 
 class BuildExt(build_ext):  # type: ignore[misc]
-    """The extension modules, and on x86_64 the program of a native guest's process."""
+    """The extension modules, and on x86_64 what runs in the processes of guests."""
 
     def run(self) -> None:
         """Build all."""
         super().run()
         if platform.machine() != "x86_64":
             return
-        output = PROGRAM if self.inplace else os.path.join(self.build_lib, PROGRAM)
-        os.makedirs(os.path.dirname(output), exist_ok=True)
-        self.spawn(["cc", *FLAGS, "-I.", "tender/cpu/native_guest.c", "-o", output])
+        for program, source, linking in PROGRAMS:
+            output = program if self.inplace else os.path.join(self.build_lib, program)
+            os.makedirs(os.path.dirname(output), exist_ok=True)
+            self.spawn(["cc", *FREESTANDING, source, *linking.split(), "-o", output])
 
 
 setup(

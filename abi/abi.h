@@ -1,6 +1,6 @@
 /*
  * The layouts for C: the declarations of this folder, and a check of every size and of each offset
- * that a compiler could get wrong. A number here is a fact of Solo5's hvt target (ABI version 2).
+ * that a compiler could get wrong. A number here is a fact of Solo5's hvt and spt targets (ABI version 2).
  */
 #pragma once
 
@@ -10,6 +10,7 @@
 #include "note.h"
 #include "hvt.h"
 #include "ring.h"
+#include "spt.h"
 
 #define PTENDER_LAYOUT(type, field, at) \
     _Static_assert(offsetof(type, field) == (at), #type "." #field)
@@ -26,6 +27,7 @@ PTENDER_SIZE(struct hvt_boot_info, 56);
 PTENDER_LAYOUT(struct hvt_boot_info, cmdline_gpa, 24);
 PTENDER_LAYOUT(struct hvt_boot_info, mft_gpa, 32);
 PTENDER_LAYOUT(struct hvt_boot_info, net_ring_gpa, 48);
+PTENDER_SIZE(struct spt_boot_info, 40);
 PTENDER_SIZE(struct hvt_walltime, 8);
 PTENDER_SIZE(struct hvt_puts, 16);
 PTENDER_LAYOUT(struct hvt_puts, len, 8);

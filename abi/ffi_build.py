@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(
     str(path.relative_to(ROOT))
     for folder in ("abi", "tender")
-    for suffix in ("c", "h", "cdef")
+    for suffix in ("c", "h", "cdef", "lds")
     for path in ROOT.glob(f"{folder}/**/*.{suffix}")
     if not path.name.startswith("_")  # made by cffi
 )
@@ -80,17 +80,17 @@ def make(name: str, included: list[str], c_files: list[str]) -> FFI:
     return ffi
 
 
-LAYOUTS = ["abi/note.h", "abi/hvt.h", "abi/ring.h"]
+LAYOUTS = ["abi/note.h", "abi/hvt.h", "abi/ring.h", "abi/spt.h"]
 HOST = ["tender/host/host.cdef", "tender/host/host.h", "tender/stop.h"]
 SANDBOX = ["tender/sandbox/sandbox.cdef", "tender/sandbox/sandbox.h"]
 KVM = ["tender/kvm.cdef", "tender/kvm.h", "tender/engine/engine.h"]
-NATIVE = ["tender/cpu/native.h", "tender/cpu/tsc.h"]
+NATIVE = ["tender/cpu/native.h", "tender/cpu/tsc.h", "tender/spt/spt.h"]
 MODULES = {"_native": [*LAYOUTS, *HOST, *SANDBOX], "_soft": ["tender/cpu/soft.h"]}
 c_files = ["tender/host/host.c", "tender/stop.c", "tender/sandbox/sandbox.c"]
 if platform.machine() == "x86_64":  # elsewhere guests run in software
     MODULES["_native"] += KVM + NATIVE
     c_files += ["tender/kvm.c", "tender/engine/engine.c"]
-    c_files += ["tender/cpu/native.c", "tender/cpu/tsc.c"]
+    c_files += ["tender/cpu/native.c", "tender/cpu/tsc.c", "tender/spt/spt.c"]
 
 native = make("_native", ["abi/abi.h", "tender/sandbox/constants.h"], c_files)
 soft = make("_soft", [], ["tender/cpu/soft.c"])

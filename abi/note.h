@@ -14,6 +14,8 @@
 
 #define ABI_TARGET_HVT 1
 #define HVT_ABI_VERSION 2
+#define ABI_TARGET_SPT 2
+#define SPT_ABI_VERSION 2
 
 struct abi1_info {
     uint32_t abi_target;
@@ -50,7 +52,7 @@ struct mft_entry {
     char name[MFT_NAME_SIZE];
     uint32_t type;
     union mft_device u;
-    uint64_t host_private; /* the tender keeps it 0: the guest sees nothing of the host */
+    uint64_t host_private; /* hvt: the tender keeps it 0; spt: the guest's descriptor, an int */
     uint8_t attached;
     uint8_t reserved[7];
 };

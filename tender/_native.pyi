@@ -7,6 +7,7 @@ class _Lib:
     ABI1_NOTE_DESC_OFFSET: int
     ABI1_NOTE_TYPE: int
     ABI_TARGET_HVT: int
+    ABI_TARGET_SPT: int
     CLOCK_MONOTONIC: int
     CLOCK_REALTIME: int
     CLONE_NEWCGROUP: int
@@ -154,17 +155,31 @@ class _Lib:
     SIG_SETMASK: int
     SOCK_CLOEXEC: int
     SOCK_NONBLOCK: int
+    SPT_ABI_VERSION: int
+    SPT_BOOT_INFO: int
+    SPT_CODE_SIZE: int
+    SPT_CONSOLE_FD: int
+    SPT_GUEST_START: int
+    SPT_MESSAGE_MAX: int
+    SPT_PLAN: int
+    SPT_PROGRAM_MAX: int
+    SPT_RANGES: int
+    SPT_TIMER_DATA: int
     STOP_KICK: int
     SYS_capget: int
     SYS_capset: int
     SYS_close_range: int
+    SYS_epoll_create1: int
+    SYS_epoll_ctl: int
     SYS_landlock_create_ruleset: int
     SYS_landlock_restrict_self: int
     SYS_mount: int
+    SYS_personality: int
     SYS_pivot_root: int
     SYS_prctl: int
     SYS_prlimit64: int
     SYS_setns: int
+    SYS_timerfd_create: int
     SYS_umount2: int
     SYS_unshare: int
 
@@ -221,6 +236,8 @@ class _Lib:
     def native_missing(self, /) -> int: ...
     def tsc_hz(self, /) -> int: ...
     def tsc_read(self, /) -> int: ...
+    def spt_become(self, region: Any, /) -> int: ...
+    def spt_frame_size(self, /) -> int: ...
 
 ffi: Any
 lib: _Lib

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     TraceField: TypeAlias = Converted[Path | int | None, str | int | None]
     UserField: TypeAlias = Converted[str | int | None, str | None]
 
+TARGETS = ("hvt", "spt")
 ENGINES = ("c", "python")
 SECTOR_SIZE = 512
 SECTOR_SIZE_MAX = 1 << 15  # the largest power of two that the manifest's u16 holds
@@ -490,6 +491,8 @@ class Config:
     gdb: int | str | None = field(optional(_gdb), default=None)
     # How many the guest may execute; None: any number.
     instructions: int | None = field(optional(_count), default=None)
+    # The only target whose guests run: under the name of a tender of Solo5's.
+    target: str | None = field(optional(one_of(TARGETS)), default=None)
 
 
 def is_number(text: str) -> bool:

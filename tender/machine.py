@@ -20,6 +20,7 @@ from tender.errors import (
     EXIT_FAILURE,
     GuestFault,
     HostError,
+    ImageError,
     NotEmulated,
     UsageError,
     bug_text,
@@ -28,7 +29,7 @@ from tender.errors import (
 )
 from tender.host import keep_descriptors
 from tender.hypercalls import Dispatcher
-from tender.image.elf import EM_AARCH64
+from tender.image.elf import EM_AARCH64, TARGETS
 from tender.image.file import ImageFile
 from tender.image.manifest import Attached, encode
 from tender.memory import GuestMemory
@@ -47,7 +48,7 @@ from tender.stop import Stopped
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any, TypeAlias
+    from typing import Any, NoReturn, TypeAlias
 
     from tender.accel import Kind, KvmAccelerator
     from tender.config import BlockValue, Config, NetValue
@@ -84,12 +85,16 @@ def run(
     left behind, whatever happens.
 
     With a `sandbox`, this process is confined to the guest's devices before the guest runs, and
-    stays so: all that is left for it to do is to report how the guest ended.
+    stays so: all that is left for it to do is to report how the guest ended. An spt guest is this
+    process from then on: this function does not return, unless it raises.
     """
     cleanup = Cleanup()
     stop.enter()
     try:
-        machine = assemble(config, stop, warn, cleanup, sandbox, created)
+        inputs = open_inputs(config, cleanup, sandbox)
+        if inputs.file.image.target == lib.ABI_TARGET_SPT:
+            _become(config, inputs, stop, warn, cleanup, sandbox, started)
+        machine = assemble(config, inputs, stop, warn, cleanup, sandbox, created)
         if sandbox:
             sandbox.enter(machine.fd_table, machine.vcpu.start)
         else:
@@ -113,8 +118,58 @@ def run(
         stop.leave()
 
 
+def open_inputs(config: Config, cleanup: Cleanup, sandbox: Sandbox | None = None) -> Inputs:
+    """Keep the user's descriptors, then open and check the image; raises TenderError."""
+    # First of all the descriptors: a number that was not passed must not be open by then.
+    nets = keep_descriptors(config.net, "Could not attach interface", cleanup)
+    blocks = keep_descriptors(config.block, "Could not open block device", cleanup)
+    fds = {"console": config.console_fd, "stderr": 2, **_trace_descriptor(config, cleanup)}
+    path = config.kernel
+    file = sandbox.read_image(ImageFile, path) if sandbox else ImageFile(path)
+    cleanup.callback(file.close)
+    target = TARGETS[file.image.target]
+    if config.target not in (None, target):
+        raise ImageError(
+            f"{config.kernel}: Executable is not for the solo5-{config.target} target "
+            f"(it is for {target})"
+        )
+    return Inputs(nets, blocks, fds, file)
+
+
+@dataclass
+class Inputs:
+    """What a user passes, opened: descriptors of devices, others by label, and the image."""
+
+    nets: Given
+    blocks: Given
+    fds: Mapping[str, int]
+    file: ImageFile
+
+
+def _become(
+    config: Config,
+    inputs: Inputs,
+    stop: Stop,
+    warn: Warn,
+    cleanup: Cleanup,
+    sandbox: Sandbox | None,
+    started: Callable[[str], None] | None,
+) -> NoReturn:
+    """Run an spt guest, which this process becomes."""
+    from tender.spt import process
+
+    image = inputs.file.image
+    process.check(config, image)
+    sandbox = process.check_sandbox(sandbox)
+    devices = open_devices(image.manifest, inputs.nets, inputs.blocks, stop, warn, cleanup)
+    process.become(
+        config, inputs.file, inputs.fds, devices.block, devices.net, stop, sandbox, started, cleanup
+    )
+
+
 def assemble(
     config: Config,
+    inputs: Inputs,
     stop: Stop,
     warn: Warn,
     cleanup: Cleanup,
@@ -122,14 +177,7 @@ def assemble(
     created: KvmAccelerator | None = None,
 ) -> Machine:
     """Open, check and load everything, up to the guest's first instruction; raises TenderError."""
-    # First of all the user's descriptors: a number that was not passed must not be open by then.
-    nets = keep_descriptors(config.net, "Could not attach interface", cleanup)
-    blocks = keep_descriptors(config.block, "Could not open block device", cleanup)
-    fds = {"console": config.console_fd, "stderr": 2, **_trace_descriptor(config, cleanup)}
-
-    path = config.kernel
-    file = sandbox.read_image(ImageFile, path) if sandbox else ImageFile(path)
-    cleanup.callback(file.close)
+    file, fds = inputs.file, dict(inputs.fds)
     image = file.image
     boot = _boot(image.machine)
     cmdline = bootinfo.join_cmdline(config.args)
@@ -139,7 +187,7 @@ def assemble(
     clock = VirtualClock(config.clock) if config.clock else HostClock()
 
     accelerator = accel.choose(config, image, clock, cleanup, created)
-    devices = open_devices(image.manifest, nets, blocks, stop, warn, cleanup)
+    devices = open_devices(image.manifest, inputs.nets, inputs.blocks, stop, warn, cleanup)
     fds |= devices.fds
 
     kind = accelerator.kind

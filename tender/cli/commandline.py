@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 from tender.cli.options import BY_NAME, SHORT
-from tender.config import Config
+from tender.config import TARGETS, Config
 from tender.dataclass import dataclass, replace
 from tender.errors import DeviceError, InvalidValue, UsageError, shown
 from tender.image.manifest import is_name
@@ -34,8 +34,14 @@ class CommandLine:
 
 
 def is_solo5_name(program: str) -> bool:
-    """Whether the command was started under the name of the tender it stands in for."""
-    return program.startswith("solo5-hvt")
+    """Whether the command was started under the name of a tender that it stands in for."""
+    return solo5_target(program) is not None
+
+
+def solo5_target(program: str) -> str | None:
+    """The target of the tender that it stands in for: "hvt" or "spt"."""
+    target = program.removeprefix("solo5-")[:3]
+    return target if program.startswith("solo5-") and target in TARGETS else None
 
 
 def has_solo5_spelling(arguments: list[str]) -> bool:

@@ -23,7 +23,7 @@ def main(argv: list[str]) -> str:
         prog="ptender inspect",
         description="Print target, memory, devices and segments of an image.",
     )
-    parser.add_argument("file", metavar="FILE", help="a unikernel for Solo5's hvt target")
+    parser.add_argument("file", metavar="FILE", help="a unikernel for Solo5's hvt or spt target")
     parser.add_argument("--json", action="store_true", help="for programs")
     options = parser.parse_args(argv)
     facts = describe(open_image(options.file), options.file)
@@ -60,7 +60,8 @@ def describe(image: Image, path: str) -> dict[str, Any]:
 
 def memory_min(image: Image) -> int:
     """The least memory that the image can be loaded into, with a page for its stack."""
-    return -(-(image.memory_end + PAGE_SIZE) // MEM_STEP) * MEM_STEP
+    step = MIB if TARGETS[image.target] == "spt" else MEM_STEP
+    return -(-(image.memory_end + PAGE_SIZE) // step) * step
 
 
 def text(facts: dict[str, Any]) -> str:

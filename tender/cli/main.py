@@ -11,6 +11,7 @@ import sys
 
 from tender import __version__
 from tender.cli import commandline
+from tender.dataclass import replace
 from tender.errors import (
     EXIT_FAILURE,
     DeviceError,
@@ -32,7 +33,7 @@ SIGINT = 2
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command `ptender`, and `solo5-hvt` by another name; the exit status.
+    """The command `ptender`, and by other names `solo5-hvt` and `solo5-spt`; the exit status.
 
     After a guest has run, this process is confined: it can end by os._exit(), and do little else.
     """
@@ -66,6 +67,8 @@ def _main(program: str, arguments: list[str]) -> int:
             "(a kernel of that name is ./run)"
         )
     line = commandline.parse(arguments)
+    if is_solo5 and line.config:
+        line = replace(line, config=replace(line.config, target=commandline.solo5_target(program)))
     if line.help or command == "help":
         return _help(program)
     if line.version or command == "version":

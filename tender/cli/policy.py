@@ -29,6 +29,7 @@ from tender.sandbox.fdtable import FdTable, device_labels
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
     from tender.accel import Kind
@@ -56,6 +57,8 @@ MEANINGS = {
     "stderr": "the tender's own messages: standard error",
     "vcpu": "the guest's CPU in KVM; /dev/kvm itself is closed",
     "guest-process": "the process that runs the guest's code",
+    "epoll": "what the guest waits for: its networks and the timer",
+    "timer": "... and how long",
     "kick": "wakes the thread of the network ring",
     "core": "the core file, which has no name yet",
     "pagemap": "which memory the guest has touched: /proc/self/pagemap",
@@ -94,7 +97,7 @@ def main(argv: list[str]) -> str | bytes:
     if "--bpf" in flags:
         if os.isatty(1):
             raise UsageError("--bpf: output is binary; add | scmp_bpf_disasm, or > FILE")
-        return seccomp.compile(shown.main)
+        return _compiled(shown.main, shown.table)
     return text(shown, shutil.get_terminal_size().columns if os.isatty(1) else None)
 
 
@@ -116,10 +119,40 @@ def show(config: Config) -> Shown:
     if config.sandbox == "off":
         raise UsageError("--sandbox=off: there is no policy without the sandbox")
     image = open_image(config.kernel)
-    kind = _kind(config, image)
+    is_spt = image.target == lib.ABI_TARGET_SPT
+    if is_spt:
+        from tender.spt import refusals
+
+        refusals.check(config)
     nets = assign(image.manifest, lib.MFT_DEV_NET_BASIC, config.net)
     blocks = assign(image.manifest, lib.MFT_DEV_BLOCK_BASIC, config.block)
     check_all_attached(image.manifest, [*nets, *blocks])
+    table = _spt_table(nets, blocks) if is_spt else _table(config, image, nets, blocks)
+    specs: dict[int, NetValue | BlockValue] = {**nets, **blocks}
+    devices = table.devices
+    numbers = {fdtable.FIXED[name]: (name, MEANINGS[name]) for name in table.fixed}
+    for device in image.manifest.devices:
+        if device.handle in devices:
+            kind = "network" if device.handle in nets else "block"
+            what = f"{kind} device '{device.name}': {_what(specs[device.handle])}"
+            numbers[fdtable.device_fd(device.handle)] = ("/".join(devices[device.handle]), what)
+    return Shown(
+        table,
+        dict(sorted(numbers.items())),
+        seccomp.build(table.policies(), table),
+        seccomp.build(table.ring_policies(), table),
+    )
+
+
+def _spt_table(nets: Mapping[int, NetValue], blocks: Mapping[int, BlockValue]) -> FdTable:
+    disks = {handle: (_capacity(spec), spec.sector_size) for handle, spec in blocks.items()}
+    return fdtable.spt_table(("console", "stderr", "epoll", "timer"), nets, disks)
+
+
+def _table(
+    config: Config, image: Image, nets: Mapping[int, NetValue], blocks: Mapping[int, BlockValue]
+) -> FdTable:
+    kind = _kind(config, image)
     specs: dict[int, NetValue | BlockValue] = {**nets, **blocks}
     devices = {handle: device_labels(spec) for handle, spec in specs.items()}
     fixed = ["console", "stderr", *kind.labels]
@@ -135,19 +168,7 @@ def show(config: Config) -> Shown:
         core_bytes = Target.size(mem_bytes - ring_bytes)
     capacities = {handle: _capacity(spec) for handle, spec in blocks.items()}
     sizes = fdtable.sizes(devices, capacities, core_bytes)
-    table = FdTable(kind.name, tuple(fixed), devices, sizes)
-    numbers = {fdtable.FIXED[name]: (name, MEANINGS[name]) for name in fixed}
-    for device in image.manifest.devices:
-        if device.handle in devices:
-            sort = "network" if device.handle in nets else "block"
-            what = f"{sort} device '{device.name}': {_what(specs[device.handle])}"
-            numbers[fdtable.device_fd(device.handle)] = ("/".join(devices[device.handle]), what)
-    return Shown(
-        table,
-        dict(sorted(numbers.items())),
-        seccomp.build(table.policies(), table),
-        seccomp.build(table.ring_policies(), table),
-    )
+    return FdTable(kind.name, tuple(fixed), devices, sizes)
 
 
 def _kind(config: Config, image: Image) -> Kind:
@@ -191,7 +212,9 @@ WHAT_COLUMN = 31
 
 def text(shown: Shown, width: int | None = None) -> str:
     """The policy as text, wrapped to a terminal of `width` columns."""
-    lines = ["While the guest runs, the tender holds these descriptors and no others:", ""]
+    is_spt = shown.table.cpu == "spt"
+    who = "the guest's process" if is_spt else "the tender"
+    lines = [f"While the guest runs, {who} holds these descriptors and no others:", ""]
     for number, (name, what) in shown.descriptors.items():
         lines += _folded(f"  {number:3}  @{name:<22} {what}", WHAT_COLUMN, width)
     lines += ["", "and may make these system calls; any other ends it (SIGSYS):", ""]
@@ -250,14 +273,19 @@ def facts(shown: Shown) -> dict[str, Any]:
         "policies": shown.table.policies(),
         "calls": _calls(shown.main),
         "ring_calls": _calls(shown.ring),
-        "bpf": _instructions(shown.main),
-        "ring_bpf": _instructions(shown.ring) if shown.ring else [],
+        "bpf": _instructions(_compiled(shown.main, shown.table)),
+        "ring_bpf": _instructions(seccomp.compile(shown.ring)) if shown.ring else [],
     }
 
 
-def _instructions(rules: list[Rule]) -> list[tuple[int, int, int, int]]:
+def _compiled(rules: list[Rule], table: FdTable) -> bytes:
+    """The filter; an spt guest's process says which call it was."""
+    return seccomp.compile(rules, trap=table.cpu == "spt")
+
+
+def _instructions(filter: bytes) -> list[tuple[int, int, int, int]]:
     """code, jt, jf and k of each struct sock_filter (linux/filter.h)."""
-    return list(struct.iter_unpack("=HBBI", seccomp.compile(rules)))
+    return list(struct.iter_unpack("=HBBI", filter))
 
 
 def _calls(rules: list[Rule]) -> list[dict[str, Any]]:

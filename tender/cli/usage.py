@@ -26,8 +26,8 @@ TOOLS = """\
 _USAGE = """\
 usage: {program} [OPTIONS] [--] KERNEL [ARGS]
 {tools}
-Run KERNEL, a unikernel for Solo5's hvt target; ARGS are its command line,
-with all that follows KERNEL, options too.
+Run KERNEL, a unikernel for Solo5's hvt or spt target; ARGS are its command
+line, with all that follows KERNEL, options too.
 
 {options}
 Examples:

@@ -143,7 +143,8 @@ def warm_up(cpu: str) -> None:
     config = Config(kernel, mem_bytes=WARM_UP_BYTES, console_fd=NULL_FD, cpu=cpu)
     try:
         with Cleanup() as cleanup:
-            guest = machine.assemble(config, Stop(), lambda _: None, cleanup)
+            inputs = machine.open_inputs(config, cleanup)
+            guest = machine.assemble(config, inputs, Stop(), lambda _: None, cleanup)
             _compile_filter(guest.fd_table)
         if cpu == "soft":
             machine.run(config, Stop(), lambda _: None)

@@ -2,7 +2,7 @@
 
 The rule here: pure. `parse` either returns an Image whose every number is checked, or raises
 ImageError; nothing after it needs to look at a header again. The facts are those of Solo5's
-loader for hvt (ABI version 2) and of the ELF64 specification.
+loader for hvt and spt (ABI version 2) and of the ELF64 specification.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ EM_X86_64 = 62
 EM_AARCH64 = 183
 MACHINES = {EM_X86_64: "x86_64", EM_AARCH64: "aarch64"}
 TARGETS = {1: "hvt", 2: "spt", 3: "virtio", 4: "muen", 5: "genode", 6: "xen"}
+
+VERSIONS = {lib.ABI_TARGET_HVT: lib.HVT_ABI_VERSION, lib.ABI_TARGET_SPT: lib.SPT_ABI_VERSION}
 
 ET_EXEC = 2
 PT_LOAD, PT_NOTE = 1, 4
@@ -75,7 +77,7 @@ class Segment:
 
 @dataclass
 class Image:
-    """A checked hvt image."""
+    """A checked image of a target that this tender runs."""
 
     machine: int  # EM_X86_64 or EM_AARCH64
     target: int
@@ -104,12 +106,14 @@ def parse(read: Reader) -> Image:
     """Read and check an image; raises ImageError without the file's name."""
     machine, entry, headers = _parse_headers(read)
     target, version = _parse_abi(read, headers)
-    if target != lib.ABI_TARGET_HVT:
+    if target not in VERSIONS:
         name = TARGETS.get(target, f"number {target}")
-        raise ImageError(f"Executable is not for the solo5-hvt target (it is for {name})")
-    if version != lib.HVT_ABI_VERSION:
         raise ImageError(
-            f"Executable requests unsupported ABI version {version}, not {lib.HVT_ABI_VERSION}"
+            f"Executable is not for the solo5-hvt or solo5-spt target (it is for {name})"
+        )
+    if version != VERSIONS[target]:
+        raise ImageError(
+            f"Executable requests unsupported ABI version {version}, not {VERSIONS[target]}"
         )
     devices = _parse_manifest(read, headers)
     segments = tuple(_parse_segments(headers))

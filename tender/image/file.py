@@ -50,6 +50,14 @@ class ImageFile:
 
         `check` is called after each piece that is read, and may raise.
         """
+        self.copy(memory, check)
+        for segment in self.image.segments:
+            # The host reads what the guest executes, and never executes it.
+            readable = segment.readable or segment.executable
+            memory.protect(segment.start, segment.end, readable=readable, writable=segment.writable)
+
+    def copy(self, memory: GuestMemory, check: Callable[[], None]) -> None:
+        """Copy the segments into guest memory; `check` as for `load`."""
         image = self.image
         if image.entry >= memory.size:
             raise self._too_large(f"its entry point is at {image.entry:#x}", memory)
@@ -58,10 +66,6 @@ class ImageFile:
                 raise self._too_large(f"it ends at {image.kernel_end:#x}", memory)
             target = memory.writable(segment.vaddr, segment.filesz)
             self._read_into(target, segment.offset, check)
-        for segment in image.segments:
-            # The host reads what the guest executes, and never executes it.
-            readable = segment.readable or segment.executable
-            memory.protect(segment.start, segment.end, readable=readable, writable=segment.writable)
 
     def _read_into(self, target: memoryview, offset: int, check: Callable[[], None]) -> None:
         done = 0

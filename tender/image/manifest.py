@@ -56,6 +56,7 @@ class Attached:
     block_size: int = 0
     mac: bytes = bytes(6)
     mtu: int = 0
+    hostfd: int = 0  # of an spt guest, which uses the descriptor itself
 
 
 def is_name(name: str) -> bool:
@@ -117,7 +118,7 @@ def _checked(devices: Any) -> Manifest:
 def encode(manifest: Manifest, attached: dict[int, Attached] | None = None) -> bytes:
     """The manifest as bytes; with `attached` (by handle), as a running guest finds it.
 
-    The tender's private field of an entry stays 0.
+    The tender's private field of an entry stays 0 for hvt.
     """
     header = ffi.new(
         "struct mft_header *", {"version": lib.MFT_VERSION, "entries": len(manifest.devices) + 1}
@@ -135,6 +136,7 @@ def _encode_entry(entry: Any, device: Device, attached: Attached | None) -> None
     if attached is None:
         return
     entry.attached = 1
+    entry.host_private = attached.hostfd
     if device.type == lib.MFT_DEV_BLOCK_BASIC:
         entry.u.block_basic.capacity = attached.capacity
         entry.u.block_basic.block_size = attached.block_size

@@ -11,7 +11,7 @@ from tender.dataclass import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from tender.config import BlockValue, NetValue
 
@@ -19,7 +19,7 @@ FIXED = {
     "console": 1, "stderr": 2, "vcpu": 3, "kick": 4, "core": 5, "pagemap": 6, "core-helper": 7,
     "trace": 8, "report": 9, "sync": 10,
     "guest-program": 0, "guest-shared": 3, "guest-memory": 4, "guest-process": 3,
-    "memory-file": 6,
+    "memory-file": 6, "epoll": 3, "timer": 4,
     "gdb": 0, "gdb-listen": 80, "gdb-in": 81, "gdb-out": 82,
 }  # fmt: skip
 START_LABELS = ("guest-program", "guest-shared", "guest-memory")  # closed before the guest runs
@@ -63,15 +63,16 @@ def device_labels(spec: NetValue | BlockValue) -> tuple[str, ...]:
 
 @dataclass
 class FdTable:
-    """`cpu` is "kvm", "native" or "soft"; `fixed` has labels of FIXED, `devices` those of each
-    device by its handle. `@LABEL` in a policy means the descriptors with that label. `sizes` has
-    the maximum length in bytes of each file that the tender writes to, logs excepted, by
-    descriptor."""
+    """`cpu` is "kvm", "native", "soft" or "spt"; `fixed` has labels of FIXED, `devices` those of
+    each device by its handle. `@LABEL` in a policy means the descriptors with that label. `sizes`
+    has the maximum length in bytes of each file that the tender writes to, logs excepted, by
+    descriptor; for an spt guest, the length of each disk, and `block_sizes` that of its blocks."""
 
     cpu: str
     fixed: tuple[str, ...]
     devices: Mapping[int, tuple[str, ...]]
     sizes: Mapping[int, int]
+    block_sizes: Mapping[int, int] = {}
 
     def by_label(self) -> dict[str, list[int]]:
         """The descriptors with each label."""
@@ -83,6 +84,8 @@ class FdTable:
 
     def policies(self) -> list[str]:
         """The files of seccomp/ for the guest's thread."""
+        if self.cpu == "spt":
+            return ["spt"]
         labels = self.by_label()
         modules = [self.cpu, "console", "poll", *(name for name in _DEVICES if name in labels)]
         gdb = ["gdb"] if "gdb-listen" in labels or "gdb-in" in labels else []
@@ -91,3 +94,17 @@ class FdTable:
     def ring_policies(self) -> list[str]:
         """The files of seccomp/ for the thread of the network ring; empty: there is none."""
         return ["ring"] if "kick" in self.fixed else []
+
+
+def spt_table(
+    labels: tuple[str, ...], nets: Iterable[int], disks: Mapping[int, tuple[int, int]]
+) -> FdTable:
+    """What an spt guest holds: `disks` has the capacity and block size of each, by handle."""
+    devices = dict.fromkeys(disks, ("block",)) | dict.fromkeys(nets, ("net",))
+    return FdTable(
+        "spt",
+        labels,
+        devices,
+        {device_fd(handle): capacity for handle, (capacity, _) in disks.items()},
+        {device_fd(handle): block_size for handle, (_, block_size) in disks.items()},
+    )

@@ -8,8 +8,9 @@ line, written as the call would be in C, with its reason:
 An argument is `_` (any value), a number or a constant of the kernel's headers (several with `|`),
 `!FLAG` (without these bits), `<=N`, or `@label`: one of the descriptors with that label. An entry
 with a label that no descriptor has allows nothing. `<SIZE` and `<=SIZE` compare with the size in
-bytes of the file that the first argument is. Further arguments may have any value. The kernel takes
-an int from the lower half of a register, so only that is compared; `0L` compares all of it.
+bytes of the file that the first argument is, `BLOCK` with the size of its blocks, and
+`<=SIZE-BLOCK` with the offset of its last block. Further arguments may have any value. The kernel
+takes an int from the lower half of a register, so only that is compared; `0L` compares all of it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ INT = 0xFFFFFFFF
 LONG = 0xFFFFFFFFFFFFFFFF
 LE, MASKED_EQ = 3, 7  # enum scmp_compare of libseccomp
 DIGITS = "0123456789"
+OF_FILE = ("<SIZE", "<=SIZE", "BLOCK", "<=SIZE-BLOCK")
 
 
 class PolicyError(TenderError):
@@ -97,22 +99,37 @@ def _entry(line: str) -> Entry:
     return Entry(call.strip(), words, reason.strip())
 
 
-def expand(entries: Iterable[Entry], fds: Fds, sizes: Sizes, constant: Constant) -> list[Rule]:
+def expand(
+    entries: Iterable[Entry],
+    fds: Fds,
+    sizes: Sizes,
+    constant: Constant,
+    block_sizes: Sizes | None = None,
+) -> list[Rule]:
     """The rules for these descriptors; `constant` returns the value of a kernel constant."""
     rules = []
     for entry in entries:
         choices: list[tuple[Compare, ...]] = [()]
         for index, word in enumerate(entry.arguments):
-            if word in ("<SIZE", "<=SIZE"):
-                short = word == "<SIZE"
+            if word in OF_FILE:
                 choices = [
-                    (*before, _at_most(index, sizes[before[0].value] - short)) for before in choices
+                    (*before, _of_file(index, word, before[0].value, sizes, block_sizes or {}))
+                    for before in choices
                 ]
                 continue
             wanted = _compares(index, word, fds, constant)
             choices = [(*before, *each) for before in choices for each in wanted]
         rules += [Rule(entry.call, compares, entry) for compares in choices]
     return rules
+
+
+def _of_file(index: int, word: str, fd: int, sizes: Sizes, block_sizes: Sizes) -> Compare:
+    """An argument that is compared with what is known of the file `fd`."""
+    if word == "BLOCK":
+        return Compare(index, MASKED_EQ, LONG, block_sizes[fd])
+    if word == "<=SIZE-BLOCK":
+        return _at_most(index, sizes[fd] - block_sizes[fd])
+    return _at_most(index, sizes[fd] - (word == "<SIZE"))
 
 
 def _compares(index: int, word: str, fds: Fds, constant: Constant) -> list[tuple[Compare, ...]]:

@@ -23,7 +23,7 @@ from tender.stop import end_with
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any, Protocol, TypeVar
+    from typing import Any, NoReturn, Protocol, TypeVar
 
     from tender.sandbox.fdtable import FdTable
 
@@ -147,12 +147,14 @@ class Sandbox:
     def enter(
         self,
         table: FdTable,
-        start: Callable[[bytes], None],
+        start: Callable[[bytes], None] | None = None,
+        become: Callable[[bytes], NoReturn] | None = None,
     ) -> None:
         """Give up everything that is not in `table`, for good.
 
         `start` starts what runs beside this thread. It gets the filter for the thread of the
-        network ring, empty where there is none.
+        network ring, empty where there is none. `become` is called in the place of installing the
+        filter, which it gets.
 
         Raises SandboxError; then the process must end, because it has given up too much.
         """
@@ -160,7 +162,10 @@ class Sandbox:
         trap = self.report_fd is not None
 
         def compiled(policies: list[str]) -> bytes:
-            return seccomp.compile(seccomp.build(policies, table), trap=trap) if policies else b""
+            if not policies:
+                return b""
+            rules = seccomp.build(policies, table)
+            return seccomp.compile(rules, trap=trap or become is not None)
 
         main = compiled(table.policies())
         ring = compiled(table.ring_policies())
@@ -182,8 +187,13 @@ class Sandbox:
         if self._parent_pid is not None:
             end_with(self._parent_pid)  # a change of credentials would have cleared it
         self._layer("Landlock", confine.landlock)
-        start(ring)  # the limits leave no address space for another thread
+        if start:
+            start(ring)  # the limits leave no address space for another thread
         self._layer("limits", confine.limit, FDS_END, address_space, _file_limit(table))
+        if become:
+            self.layers.append("seccomp")
+            self.entered = True
+            become(main)
         if trap and lib.sandbox_report_to(FIXED["report"]):
             raise HostError("sandbox: cannot handle SIGSYS", "sigaction", ffi.errno)
         seccomp.install(main)

@@ -78,9 +78,11 @@ def _open(name: str) -> int:
 
 def build(modules: Iterable[str], table: FdTable) -> list[Rule]:
     """The rules of these modules for these descriptors."""
-    fds, sizes = table.by_label(), table.sizes
+    fds = table.by_label()
     return [
-        rule for module in modules for rule in policy.expand(entries(module), fds, sizes, constant)
+        rule
+        for module in modules
+        for rule in policy.expand(entries(module), fds, table.sizes, constant, table.block_sizes)
     ]
 
 

@@ -22,7 +22,7 @@ from tender.boot.x86_64 import Fpu, State
 from tender.cleanup import Cleanup
 from tender.config import BlockFile, Config, Descriptor
 from tender.cpu.soft import SoftCpu
-from tender.machine import Machine, assemble
+from tender.machine import Machine, assemble, open_inputs
 from tender.stop import Stop
 from tests.guest.conftest import PTENDER, Build, Namespace
 
@@ -92,7 +92,7 @@ def started(
         cpu=cpu,
     )
     cleanup = Cleanup()
-    machine = assemble(config, Stop(), pytest.fail, cleanup)
+    machine = assemble(config, open_inputs(config, cleanup), Stop(), pytest.fail, cleanup)
     if machine.ring:
         machine.ring.start()
     secrets = {

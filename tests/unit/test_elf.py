@@ -99,8 +99,9 @@ def with_descsz(note: bytes, descsz: int) -> bytes:
 @pytest.mark.parametrize(
     ("notes", "message"),
     [
-        ([elves.abi_note(target=2), MANIFEST], "not for the solo5-hvt target .*spt"),
-        ([elves.abi_note(target=77), MANIFEST], "not for the solo5-hvt target"),
+        ([elves.abi_note(target=3), MANIFEST], "not for the solo5-hvt or solo5-spt .*virtio"),
+        ([elves.abi_note(target=77), MANIFEST], "not for the solo5-hvt or solo5-spt target"),
+        ([elves.abi_note(target=2, version=1), MANIFEST], "unsupported ABI version 1"),
         ([elves.abi_note(version=3), MANIFEST], "unsupported ABI version 3"),
         ([MANIFEST], "No Solo5 ABI information found"),
         ([elves.abi_note()], "No Solo5 manifest found in executable"),

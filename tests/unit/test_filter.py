@@ -35,6 +35,9 @@ TABLES = {
         "kvm", tuple(fdtable.FIXED), {**DEVICES, 5: ("net-stream",)}, SIZES
     ),
     "soft": FdTable("soft", USUAL, DEVICES, SIZES),
+    "spt": fdtable.spt_table(
+        (*USUAL, "epoll", "timer"), [1, 2], {3: (5 << 30, 512), 4: (512, 512)}
+    ),
     "a child on KVM": FdTable("kvm", ("console", "vcpu", "report"), OTHERS, {}),
     "a child on the software CPU": FdTable("soft", ("console", "report"), {}, {}),
 }

@@ -86,6 +86,24 @@ def test_the_size_of_a_file() -> None:
     assert not allows("ftruncate(@core, <=SIZE) -- x", 17, 4097, core=[17])
 
 
+def test_one_block_of_a_file() -> None:
+    line = "pread64(@block, _, BLOCK, <=SIZE-BLOCK) -- x"
+    rules = policy.expand(
+        policy.parse(line), {"block": [17, 18]}, SIZES, NUMBERS.__getitem__, {17: 512, 18: 4096}
+    )
+
+    def allowed(*arguments: int) -> bool:
+        return any(rule.allows("pread64", (*arguments, 0, 0)) for rule in rules)
+
+    assert allowed(17, 0, 512, 4096 - 512)
+    assert not allowed(17, 0, 512, 4096 - 511)
+    assert not allowed(17, 0, 4096, 0)
+    assert not allowed(17, 0, 512 | 1 << 32, 0)
+    assert allowed(18, 0, 4096, (1 << 40) - 4096)
+    assert not allowed(18, 0, 512, 0)
+    assert not allowed(17, 0, 512, (1 << 64) - 512)
+
+
 def test_every_choice_of_two_descriptors_is_a_rule() -> None:
     assert len(expand("f(@a, @b) -- x", a=[1, 2], b=[3, 4, 5])) == 6
 
@@ -112,7 +130,7 @@ def test_a_policy_file(name: str) -> None:
     held = {each: [fdtable.FIXED.get(each, 17)] for entry in entries for each in entry.labels}
     sizes = {fd: 4096 for fds in held.values() for fd in fds}
     for entry in entries:
-        (rule, *_) = policy.expand([entry], held, sizes, seccomp.constant)
+        (rule, *_) = policy.expand([entry], held, sizes, seccomp.constant, sizes)
         assert seccomp.syscall_number(rule.call) >= 0, f"x86_64 has no {rule.call}"
         assert not entry.reason.endswith(".") or entry.reason.endswith("...")
 
@@ -127,7 +145,7 @@ def test_each_file_is_somebodys_and_the_other_way_round() -> None:
     ]
     devices = dict(enumerate(kinds))
     used = set()
-    for cpu in ("kvm", "native", "soft"):
+    for cpu in ("kvm", "native", "soft", "spt"):
         whole = fdtable.FdTable(cpu, tuple(fdtable.FIXED), devices, {})
         used |= {*whole.policies(), *whole.ring_policies()}
     assert used == set(FILES)
@@ -153,7 +171,7 @@ def test_writes_to_files_are_bounded() -> None:
     for name in FILES:
         for entry in seccomp.entries(name):
             if entry.call in calls and entry.labels[0] not in sequential:
-                assert entry.arguments[-1] in ("<SIZE", "<=SIZE"), entry
+                assert entry.arguments[-1] in ("<SIZE", "<=SIZE", "<=SIZE-BLOCK"), entry
     (write,) = (each for each in seccomp.entries("block") if each.call == "pwrite64")
     assert int(write.arguments[2][2:], 0) == STEP
 

@@ -1,0 +1,256 @@
+"""From an spt guest that is checked to a process that is the guest.
+
+An spt guest is code of an ordinary process: it makes its system calls itself, and a filter says
+which. So there is nothing to run beside it. This process opens, loads, enters its sandbox, and then
+leaves Python for good: code.c unmaps all that is not the guest's, and jumps.
+
+The rule here: the guest can read what stays mapped and use what stays open. Nothing of the host's
+may be in the plan or among the descriptors but what is the guest's own.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import sys
+from _signal import (  # type: ignore[import-not-found]  # without the enums of `signal`
+    SIG_BLOCK,
+    SIG_IGN,
+    SIGINT,
+    SIGPIPE,
+    SIGTERM,
+    pthread_sigmask,
+    signal,
+)
+from fcntl import F_GETFL, LOCK_NB, LOCK_SH, fcntl, flock
+
+from tender._native import ffi, lib
+from tender.boot.bootinfo import join_cmdline
+from tender.boot.layout import PAGE_SIZE
+from tender.errors import DeviceError, HostError, UsageError, option
+from tender.image.elf import MACHINES
+from tender.image.manifest import Attached, encode
+from tender.memory import PROT_EXEC, PROT_READ, PROT_WRITE, GuestMemory
+from tender.sandbox import confine
+from tender.sandbox.fdtable import FIXED, spt_table
+from tender.sandbox.seccomp import FILTER_MAX, INSTRUCTION
+from tender.spt import refusals
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any, NoReturn
+
+    from tender.cleanup import Cleanup
+    from tender.config import Config
+    from tender.image.elf import Image
+    from tender.image.file import ImageFile
+    from tender.modules.block import Block
+    from tender.modules.net import Net
+    from tender.sandbox.sandbox import Sandbox
+    from tender.stop import Stop
+
+CODE = os.path.join(os.path.dirname(__file__), "code")
+SIGNAL_STACK = 16 << 10  # beside the frame: what the handlers use of it, and the start
+FRAME_MAX = 32 << 10  # where the kernel does not say: with AVX-512 and AMX
+FILTER = lib.SPT_PLAN + ffi.sizeof("struct spt_plan")  # its offset in the region
+READ_IMPLIES_EXEC, GET_PERSONALITY = 0x0400000, 0xFFFFFFFF  # linux/personality.h
+EPOLL_CTL_ADD, EPOLLIN = 1, 1  # linux/eventpoll.h
+EPOLL_EVENT = struct.Struct("<IQ")  # packed on x86_64
+CLOEXEC, NONBLOCK = os.O_CLOEXEC, os.O_NONBLOCK
+
+
+def check(config: Config, image: Image) -> None:
+    """Refuse what no spt guest can have; raises UsageError, DeviceError or HostError."""
+    refusals.check(config)
+    here, guest = os.uname().machine, MACHINES[image.machine]
+    if not here == guest == "x86_64":
+        raise HostError(f"spt: x86_64 guests on x86_64; this guest is for {guest}, here is {here}")
+    if confine.call(lib.SYS_personality, GET_PERSONALITY) & READ_IMPLIES_EXEC:
+        raise HostError("spt: this process has READ_IMPLIES_EXEC (see setarch -X): memory of the "
+                        "guest would be executable")  # fmt: skip
+    lowest = _lowest_address()
+    if lowest > lib.SPT_GUEST_START:
+        raise HostError(
+            f"spt: guest memory begins at {lib.SPT_GUEST_START:#x}, and vm.mmap_min_addr is "
+            f"{lowest:#x}: sysctl vm.mmap_min_addr={lib.SPT_GUEST_START}"
+        )
+
+
+def check_sandbox(sandbox: Sandbox | None) -> Sandbox:
+    """The sandbox, without which no spt guest runs; raises UsageError."""
+    if sandbox is None:
+        raise UsageError(
+            f"{option('sandbox', 'off')} is not for an spt guest, which makes system calls "
+            "itself: it runs behind its filter or not at all"
+        )
+    return sandbox
+
+
+def _lowest_address() -> int:
+    try:
+        with open("/proc/sys/vm/mmap_min_addr", "rb") as file:
+            return int(file.read())
+    except OSError:
+        return 0
+
+
+def become(
+    config: Config,
+    file: ImageFile,
+    inherited: Mapping[str, int],
+    block: Block,
+    net: Net,
+    stop: Stop,
+    sandbox: Sandbox,
+    started: Callable[[str], None] | None,
+    cleanup: Cleanup,
+) -> NoReturn:
+    """Load the guest, enter the sandbox and become the guest. Raises TenderError before."""
+    image = file.image
+    mem_bytes = config.mem_bytes // PAGE_SIZE * PAGE_SIZE
+    memory = GuestMemory(mem_bytes, huge=config.hugepages)
+    cleanup.callback(memory.close)
+    file.copy(memory, stop.check)
+    file.close()
+    for disk in block.devices.values():
+        if disk.readonly:
+            disk.fd = _read_only(disk.name, disk.fd, cleanup)
+    fds = {
+        **inherited,
+        "epoll": confine.call(lib.SYS_epoll_create1, CLOEXEC),
+        "timer": confine.call(lib.SYS_timerfd_create, lib.CLOCK_MONOTONIC, CLOEXEC | NONBLOCK),
+    }
+    fds = sandbox.move_descriptors(fds, {**block.devices, **net.devices})
+    cleanup.forget()
+    _watch(fds["epoll"], fds["timer"], lib.SPT_TIMER_DATA)
+    for handle, port in net.devices.items():
+        _watch(fds["epoll"], port.fd, handle)
+    attached = {
+        handle: Attached(capacity=disk.capacity, block_size=disk.sector_size, hostfd=disk.fd)
+        for handle, disk in block.devices.items()
+    } | {
+        handle: Attached(mac=port.mac, mtu=port.mtu, hostfd=port.fd)
+        for handle, port in net.devices.items()
+    }
+    manifest = encode(image.manifest, attached)
+    memory.put(
+        lib.SPT_BOOT_INFO,
+        boot_info(memory.size, image.kernel_end, join_cmdline(config.args), manifest, fds),
+    )
+    disks = {handle: (disk.capacity, disk.sector_size) for handle, disk in block.devices.items()}
+    table = spt_table(tuple(fds), net.devices, disks)
+    ranges = protections(image, memory.size if config.exec_heap else 0)
+    region = make_region(memory, image.entry, ranges, is_report=sandbox.report_fd is not None)
+
+    def leave(filter: bytes) -> NoReturn:
+        set_filter(region, filter)
+        if started:
+            started("")
+        # A request to end from here on waits until its handler is the guest's process's.
+        pthread_sigmask(SIG_BLOCK, (SIGTERM, SIGINT))
+        stop.check()
+        signal(SIGPIPE, SIG_IGN)  # a guest outlives the reader of its console
+        lib.spt_become(region)
+        raise HostError("spt: its code cannot be made executable", "mprotect", ffi.errno)
+
+    sandbox.enter(table, become=leave)
+    raise AssertionError
+
+
+def boot_info(
+    mem_bytes: int, kernel_end: int, cmdline: bytes, manifest: bytes, fds: Mapping[str, int]
+) -> bytes:
+    """What the guest finds at SPT_BOOT_INFO: the struct, the manifest and the command line."""
+    manifest_at = lib.SPT_BOOT_INFO + ffi.sizeof("struct spt_boot_info")
+    head = ffi.new(
+        "struct spt_boot_info *",
+        {
+            "mem_size": mem_bytes,
+            "kernel_end": kernel_end,
+            "cmdline": manifest_at + len(manifest),
+            "manifest": manifest_at,
+            "epollfd": fds["epoll"],
+            "timerfd": fds["timer"],
+        },
+    )
+    return bytes(ffi.buffer(head)) + manifest + cmdline + b"\0"
+
+
+def make_region(
+    memory: GuestMemory, entry: int, ranges: list[tuple[int, int, int]], *, is_report: bool
+) -> Any:
+    """The region of code.c with its plan (spt.h), but for the filter; `ranges` as protections()."""
+    with open(CODE, "rb") as file:
+        code = file.read()
+    stack_size = SIGNAL_STACK + (lib.spt_frame_size() or FRAME_MAX)
+    size = -(-(FILTER + FILTER_MAX + stack_size) // PAGE_SIZE) * PAGE_SIZE
+    mapping = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    mapping[: len(code)] = code
+    region = ffi.from_buffer(mapping)
+    start = int(ffi.cast("uintptr_t", region))
+    plan = _plan(region)
+    plan.region, plan.region_size = start, size
+    plan.stack_end, plan.stack_size = start + size, stack_size
+    plan.memory, plan.mem_size, plan.entry = memory.base, memory.size, entry
+    plan.range_count = len(ranges)
+    for at, (first, end, prot) in zip(plan.ranges, ranges, strict=False):
+        at.start, at.end, at.prot = first, end, prot
+    plan.is_report = is_report
+    plan.message_fd = FIXED["report" if is_report else "stderr"]
+    plan.is_init = os.getpid() == 1
+    program = os.path.basename(sys.argv[0]).encode(errors="surrogateescape")
+    plan.program = program[: lib.SPT_PROGRAM_MAX - 1]
+    return region
+
+
+def set_filter(region: Any, filter: bytes) -> None:
+    """Put the system call filter into a region."""
+    plan = _plan(region)
+    ffi.memmove(region + FILTER, filter, len(filter))
+    plan.filter, plan.filter_length = plan.region + FILTER, len(filter) // INSTRUCTION
+
+
+def _plan(region: Any) -> Any:
+    return ffi.cast("struct spt_plan *", region + lib.SPT_PLAN)
+
+
+def protections(image: Image, heap_end: int = 0) -> list[tuple[int, int, int]]:
+    """What of guest memory is not to be read and written: start, end and PROT_*.
+
+    With `heap_end`, heap and stack up to there can be executed as well.
+    """
+    wanted = [
+        (
+            each.start,
+            each.end,
+            PROT_READ * each.readable | PROT_WRITE * each.writable | PROT_EXEC * each.executable,
+        )
+        for each in image.segments
+    ]
+    if heap_end > image.kernel_end:
+        wanted.append((image.kernel_end, heap_end, PROT_READ | PROT_WRITE | PROT_EXEC))
+    return [each for each in wanted if each[2] != PROT_READ | PROT_WRITE]
+
+
+def _watch(epoll: int, fd: int, data: int) -> None:
+    """The guest's epoll set reports `data` when there is something to read."""
+    event = ffi.new("char[]", EPOLL_EVENT.pack(EPOLLIN, data))
+    confine.call(lib.SYS_epoll_ctl, epoll, EPOLL_CTL_ADD, fd, int(ffi.cast("uintptr_t", event)))
+
+
+def _read_only(name: str, fd: int, cleanup: Cleanup) -> int:
+    """The same file, open for reading only: then the kernel refuses the guest's writes."""
+    if fcntl(fd, F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        return fd
+    try:
+        reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | CLOEXEC)
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise DeviceError(
+            f"block device '{name}': cannot be opened for reading only: {reason}"
+        ) from None
+    cleanup.callback(lambda: os.close(reader))
+    flock(reader, LOCK_SH | LOCK_NB)
+    return reader
