@@ -2,7 +2,7 @@
  * What the image says of itself. The manifest's note is not here: it is made for each guest.
  * The rule: notes sit in sections of their own, since each is to have a PT_NOTE of its own.
  */
-#include "abi.h"
+#include "runtime.h"
 
 /* The alignment is said too: compilers like to give large objects more, and a note's is part of its
  * format. */
@@ -20,5 +20,5 @@ static const struct {
     .descriptor_size = sizeof(struct abi1_info),
     .type = ABI1_NOTE_TYPE,
     .name = "Solo5",
-    .abi = {.abi_target = ABI_TARGET_HVT, .abi_version = HVT_ABI_VERSION},
+    .abi = {.abi_target = BINDINGS_TARGET, .abi_version = BINDINGS_ABI_VERSION},
 };

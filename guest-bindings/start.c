@@ -37,8 +37,9 @@ static const char *take_options(const char *cmdline)
 
 static void print_banner(uint64_t mem_size)
 {
-    hvt_log("Solo5: ptender guest bindings " BINDINGS_VERSION ", hvt ABI %u, %lu MiB\n",
-            HVT_ABI_VERSION, mem_size >> 20);
+    hvt_log("Solo5: ptender guest bindings " BINDINGS_VERSION ", " BINDINGS_TARGET_NAME
+            " ABI %u, %lu MiB\n",
+            BINDINGS_ABI_VERSION, mem_size >> 20);
     hvt_log("Solo5: text %p..%p rodata %p..%p data %p..%p heap %p..%p\n",
             (const void *)hvt_text_start, (const void *)hvt_text_end,
             (const void *)hvt_rodata_start, (const void *)hvt_rodata_end,

@@ -9,6 +9,10 @@
 
 #include "abi.h"
 
+#define BINDINGS_TARGET ABI_TARGET_HVT
+#define BINDINGS_ABI_VERSION HVT_ABI_VERSION
+#define BINDINGS_TARGET_NAME "hvt"
+
 /*
  * The tender reads and writes the block, and what it points at: hence the clobber of memory.
  * A plain store without writeback is what a hypervisor can decode.

@@ -49,8 +49,8 @@ def _parser() -> Parser:
     add("-o", "--output", metavar="FILE", required=True, help="the image to write")
     add(
         "--target",
-        choices=[*build.MACHINES.values()],
-        help="the guest's machine (default: this one's)",
+        choices=[*build.MACHINES.values(), "spt"],
+        help="the guest's machine (default: this one's), or spt: Solo5's other target",
     )
     add("--cc", metavar="COMMAND", help="the compiler (default: $CC, gcc or clang)")
     add("--fp", action="store_true", help="let the guest use floating point and vector registers")

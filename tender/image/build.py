@@ -29,6 +29,7 @@ SOURCE_SUFFIXES = (".c", ".S", ".s")
 LINKED_SUFFIXES = (".o", ".a")
 # By the macro with which a compiler names a machine: the runtime's folder for that machine.
 MACHINES = {"__x86_64__": "x86_64", "__aarch64__": "aarch64"}
+SPT_MACHINE = "x86_64"  # of all guests for spt
 
 FREESTANDING = (
     "-ffreestanding",
@@ -77,6 +78,7 @@ class Toolchain:
     command: tuple[str, ...]
     machine: str
     is_clang: bool
+    target: str = "hvt"
     verbose: bool = False
 
     def run(self, arguments: Sequence[str], doing: str) -> None:
@@ -157,8 +159,9 @@ def build(
 ) -> None:
     """Compile and link `sources` to an image at `output`.
 
-    `manifest` names a JSON file; None stands for a guest without devices. `target` is a machine
-    ("x86_64" or "aarch64"), by default what the compiler makes code for. `cc` is a command, by
+    `manifest` names a JSON file; None stands for a guest without devices. `target` is the machine
+    of an hvt guest ("x86_64" or "aarch64"), by default what the compiler makes code for, or "spt"
+    for a guest of that target. `cc` is a command, by
     default $CC, gcc or clang. `cflags` are for the guest's sources, not for the runtime's; but
     debug information is kept of both. `fp` lets the guest use floating point.
     """
@@ -173,7 +176,7 @@ def build(
             *_compile_runtime(toolchain, folder, debug),
             _assemble_manifest(toolchain, folder, note),
         ]
-        image = folder / "image.hvt"
+        image = folder / "image"
         _link(toolchain, objects, image)
         put_in_place(image, output)
 
@@ -203,6 +206,9 @@ def find_toolchain(
 
     With `target` it is one for that machine: a compiler that is named must make code for it.
     """
+    solo5 = "hvt"
+    if target == "spt":
+        solo5, target = "spt", SPT_MACHINE
     command = _find_compiler(cc, target)
     macros = _macros(command)
     if target is not None and "__clang__" in macros and not _makes(macros, target):
@@ -211,7 +217,7 @@ def find_toolchain(
     wanted = [target] if target is not None else [*MACHINES.values()]
     for machine in wanted:
         if _makes(macros, machine):
-            return Toolchain(command, machine, "__clang__" in macros, verbose)
+            return Toolchain(command, machine, "__clang__" in macros, solo5, verbose)
     raise BuildError(
         f"{command[0]} does not make code for {' or '.join(wanted)}: name one that does with --cc"
     )
@@ -352,24 +358,32 @@ def _compile_all(
     return objects
 
 
-def runtime_sources(machine: str) -> list[Path]:
+def runtime_sources(toolchain: Toolchain) -> list[Path]:
     """Return the runtime's own sources, in a fixed order."""
-    folders = (bindings_folder(), bindings_folder() / machine)
+    folders = (bindings_folder(), _machine_folder(toolchain))
     files = [path for folder in folders for path in sorted(folder.iterdir())]
+    if toolchain.target == "spt":
+        files.append(bindings_folder() / toolchain.machine / "copy.c")
     return [path for path in files if path.suffix in SOURCE_SUFFIXES]
+
+
+def _machine_folder(toolchain: Toolchain) -> Path:
+    """Return what the runtime has for this machine and target only."""
+    folder = bindings_folder() / toolchain.machine
+    return folder / "spt" if toolchain.target == "spt" else folder
 
 
 def runtime_flags(toolchain: Toolchain, folder: Path) -> list[str]:
     """Return the flags for the runtime's own sources."""
     bindings = bindings_folder()
-    includes = [f"-I{bindings}", f"-I{bindings / toolchain.machine}", f"-I{headers_folder()}"]
+    includes = [f"-I{bindings}", f"-I{_machine_folder(toolchain)}", f"-I{headers_folder()}"]
     return [*_common_flags(toolchain, folder), *includes, "-std=c11", GENERAL_REGISTERS_ONLY]
 
 
 def _compile_runtime(toolchain: Toolchain, folder: Path, flags: Sequence[str]) -> list[str]:
     flags = [*runtime_flags(toolchain, folder), *flags]
     objects = []
-    for source in runtime_sources(toolchain.machine):
+    for source in runtime_sources(toolchain):
         target = folder / f"runtime-{source.stem}.o"  # so no two of them may share a stem
         objects.append(_compile(toolchain, str(source), target, flags, f"the runtime's {source}"))
     return objects

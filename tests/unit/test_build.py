@@ -7,6 +7,7 @@ and with `struct` for what the tender does not look at. Running guests is for te
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import stat
 import struct
@@ -28,6 +29,8 @@ COMPILERS = [cc for cc in ("gcc", "clang") if shutil.which(cc)]
 # A compiler and the machine that it is to make code for.
 CROSS = [cc for cc in ("aarch64-linux-gnu-gcc", "clang") if shutil.which(cc)]
 TARGETS = [*((cc, None) for cc in COMPILERS), *((cc, "aarch64") for cc in CROSS)]
+if platform.machine() == "x86_64":
+    TARGETS += [(cc, "spt") for cc in COMPILERS]
 each_target = pytest.mark.parametrize(("cc", "target"), TARGETS)
 SAMPLES = building.bindings_folder() / "samples"
 TESTS = building.bindings_folder() / "tests"
@@ -80,8 +83,9 @@ def content(image: Path, phdr: tuple[int, ...]) -> bytes:
 @each_target
 def test_an_image_is_what_the_tender_loads(make: Build, cc: str, target: str | None) -> None:
     image = parse_image(make(cc=cc, target=target))
-    assert target is None or elf.MACHINES[image.machine] == target
-    assert (image.target, image.abi_version) == (lib.ABI_TARGET_HVT, lib.HVT_ABI_VERSION)
+    assert target in (None, "spt", elf.MACHINES[image.machine])
+    wanted = lib.ABI_TARGET_SPT if target == "spt" else lib.ABI_TARGET_HVT
+    assert (image.target, image.abi_version) == (wanted, 2)
     assert image.manifest == manifest.Manifest()
     assert image.entry >= lib.HVT_GUEST_MIN_BASE
     rights = [(segment.writable, segment.executable) for segment in image.segments]
@@ -99,8 +103,9 @@ def test_segments_notes_and_interpreter(make: Build, cc: str, target: str | None
     assert content(image, by_type[PT_INTERP][0]) == b"/nonexistent/solo5/\0"
     assert by_type[PT_GNU_STACK][0][1] & EXECUTE == 0
     assert len(by_type[PT_TLS]) == 1
+    solo5 = lib.ABI_TARGET_SPT if target == "spt" else lib.ABI_TARGET_HVT
     abi, devices, bindings = (content(image, phdr) for phdr in by_type[PT_NOTE])
-    assert abi == struct.pack("<III8sIIII", 6, 16, lib.ABI1_NOTE_TYPE, b"Solo5", 1, 2, 0, 0)
+    assert abi == struct.pack("<III8sIIII", 6, 16, lib.ABI1_NOTE_TYPE, b"Solo5", solo5, 2, 0, 0)
     header = struct.pack("<III8sI", 6, 4 + 8 + 104, lib.MFT1_NOTE_TYPE, b"Solo5", 0)
     assert devices == header + manifest.encode(manifest.Manifest())
     assert bindings == elf.BINDINGS_NOTE
@@ -210,7 +215,7 @@ def test_the_runtime_compiles_without_a_warning(
 ) -> None:
     toolchain = building.find_toolchain(cc, target)
     flags = building.runtime_flags(toolchain, tmp_path)
-    for source in building.runtime_sources(toolchain.machine):
+    for source in building.runtime_sources(toolchain):
         arguments = [*flags, "-Wall", "-Wextra", "-Werror", "-c", "-o", os.devnull, str(source)]
         toolchain.run(arguments, source.name)
 
