@@ -41,6 +41,10 @@ class HostClock:
         """Nanoseconds since the start, for observers: not a reading of a virtual clock."""
         return monotonic_ns() - self._begun_ns
 
+    def observed_ns(self) -> int:
+        """Nanoseconds since the epoch, for observers."""
+        return time_ns()
+
     def advance(self, ns: int) -> None:
         """Let `ns` nanoseconds pass at once, which real time can't."""
         raise NotImplementedError
@@ -66,6 +70,10 @@ class VirtualClock(HostClock):
     def elapsed_ns(self) -> int:
         """The guest's time since it started, in ns."""
         return int(self.cell.now_ns)
+
+    def observed_ns(self) -> int:
+        """As HostClock has it."""
+        return (self._start_ns + self.elapsed_ns()) % _U64
 
     def advance(self, ns: int) -> None:
         """Let time go on without the guest."""

@@ -251,6 +251,10 @@ def _gdb(name: str, value: Any) -> int | str:
     return _port(value)
 
 
+def _pcap(name: str, value: Any) -> tuple[tuple[str | None, str], ...]:
+    return tuple((device, as_path(name, path)) for device, path in value)
+
+
 def _user(name: str, value: Any) -> str:
     is_id = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 32
     text = str(value) if is_id else _text(value)
@@ -474,6 +478,8 @@ class Config:
     console_limit: int | None = field(optional(_count), default=None)  # bytes per second
     # A file or descriptor for a line of JSON per hypercall.
     trace: TraceField = field(optional(_trace), default=None)
+    # Files for the packets of network devices.
+    pcap: tuple[tuple[str | None, str], ...] = field(_pcap, default=())
     # Offer the network ring; None: where it helps.
     net_ring: bool | None = field(optional(as_flag), default=None)
     # What answers hypercalls whose device is a plain descriptor.

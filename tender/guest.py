@@ -82,6 +82,7 @@ class Guest:
         console_limit: Bytes per second of console output; what exceeds it is dropped.
         dumpcore: A folder for the core file of a guest that aborts.
         trace: A file for one line of JSON per hypercall.
+        pcap: Files for the packets of network devices (pcapng), by the devices' names.
         warn: Called with one line of text when the host has a problem with a device, from any
             thread; it must not block. Standard error if None.
         cpu: "kvm", "native" (a process of its own runs the guest's code, without KVM), "soft" (the
@@ -111,6 +112,7 @@ class Guest:
         console_limit: int | None = None,
         dumpcore: str | os.PathLike[str] | None = None,
         trace: str | os.PathLike[str] | None = None,
+        pcap: Mapping[str, str | os.PathLike[str]] | None = None,
         warn: Callable[[str], None] | None = None,
         cpu: Cpu = "auto",
         clock: VirtualTime | None = None,
@@ -127,6 +129,7 @@ class Guest:
             console_limit=console_limit,
             dumpcore=dumpcore,
             trace=validation.trace(trace),
+            pcap=validation.pcap(pcap),
             cpu=cpu,
             clock=clock,
             instructions=instructions,

@@ -34,7 +34,7 @@ from tender.image.file import ImageFile
 from tender.image.manifest import Attached, encode
 from tender.memory import GuestMemory
 from tender.modules import counters_value
-from tender.modules.assign import assign, check_all_attached
+from tender.modules.assign import assign, assign_pcaps, check_all_attached
 from tender.modules.block import Block
 from tender.modules.console import Console
 from tender.modules.net import Net
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from tender.modules import Warn
     from tender.observe.core import Target
     from tender.observe.gdb import GdbVcpu
+    from tender.observe.pcap import Pcap
     from tender.observe.trace import Trace
     from tender.rendezvous import Rendezvous
     from tender.sandbox.sandbox import Sandbox
@@ -218,10 +219,12 @@ def assemble(
     memory.put(layout.BOOT_INFO, bootinfo.build(boot_info))
 
     fds |= vcpu.fds | (core.fds if core else {})
-    fds |= _open_trace(config, file, devices.block, cleanup)
+    files = [file.info, *(os.fstat(disk.fd) for disk in devices.block.devices.values())]
+    fds |= _open_trace(config, files, cleanup)
     fds |= _open_gdb(config, kind.name, warn, cleanup)
+    pcaps = _open_pcaps(config, image.manifest, devices.net, fds, files, clock, warn, cleanup)
     if sandbox:
-        fds = sandbox.move_descriptors(fds, {**devices.block.devices, **devices.net.devices})
+        fds = sandbox.move_descriptors(fds, {**devices.block.devices, **devices.net.devices}, pcaps)
         cleanup.forget()  # the numbers are others' now, and this process ends with its guest
         for each in (vcpu, core) if core else (vcpu,):
             each.fds = {label: fds[label] for label in each.fds}
@@ -246,7 +249,8 @@ def assemble(
     gdb = None
     if config.gdb is not None:
         vcpu = gdb = _make_gdb(config, fds, vcpu, memory, stop)
-    fd_table = _fd_table(kind, fds, devices, core.size(memory.size) if core else None)
+    core_bytes = core.size(memory.size) if core else None
+    fd_table = _fd_table(kind, fds, devices, pcaps, core_bytes)
     machine = Machine(
         image,
         boot,
@@ -372,7 +376,11 @@ def _make_trace(
 
 
 def _fd_table(
-    kind: Kind, fds: Mapping[str, int], devices: Devices, core_bytes: int | None
+    kind: Kind,
+    fds: Mapping[str, int],
+    devices: Devices,
+    pcaps: Mapping[int, Pcap],
+    core_bytes: int | None,
 ) -> FdTable:
     """What the tender holds while the guest runs."""
     labels = [label for label in fds if label not in START_LABELS]
@@ -380,7 +388,7 @@ def _fd_table(
     labels += ["gdb"] if "gdb-listen" in labels else []
     capacities = {handle: disk.capacity for handle, disk in devices.block.devices.items()}
     sizes = fdtable.sizes(devices.labels, capacities, core_bytes)
-    return FdTable(kind.name, tuple(labels), devices.labels, sizes)
+    return FdTable(kind.name, tuple(labels), devices.labels, sizes, pcaps=tuple(pcaps))
 
 
 def uses_engine(config: Config, kind: Kind) -> bool:
@@ -429,13 +437,42 @@ def _trace_descriptor(config: Config, cleanup: Cleanup) -> dict[str, int]:
     return {"trace": trace.keep(config.trace, cleanup)}
 
 
-def _open_trace(config: Config, file: ImageFile, block: Block, cleanup: Cleanup) -> dict[str, int]:
+def _open_trace(config: Config, inputs: list[os.stat_result], cleanup: Cleanup) -> dict[str, int]:
     if not isinstance(config.trace, str):
         return {}
-    from tender.observe import trace
+    from tender.observe.output import open_output
 
-    inputs = [file.info, *(os.fstat(disk.fd) for disk in block.devices.values())]
-    return {"trace": trace.open_file(config.trace, inputs, cleanup)}
+    return {"trace": open_output(config.trace, "trace", inputs, cleanup)}
+
+
+def _open_pcaps(
+    config: Config,
+    manifest: Manifest,
+    net: Net,
+    fds: Mapping[str, int],
+    inputs: list[os.stat_result],
+    clock: HostClock,
+    warn: Warn,
+    cleanup: Cleanup,
+) -> dict[int, Pcap]:
+    """Where the packets of network devices are written to, by handle."""
+    if not config.pcap:
+        return {}
+    from tender.observe.pcap import open_pcaps
+
+    files = assign_pcaps(manifest, config.pcap)
+    others = [*inputs, os.fstat(fds["trace"])] if "trace" in fds else inputs
+    pcaps = open_pcaps(
+        {net.devices[handle].name: path for handle, path in files.items()},
+        others,
+        clock,
+        warn,
+        cleanup,
+    )
+    by_handle = {handle: pcaps[net.devices[handle].name] for handle in files}
+    for handle, pcap in by_handle.items():
+        net.devices[handle].pcap = pcap
+    return by_handle
 
 
 def _open_gdb(config: Config, accelerator: str, warn: Warn, cleanup: Cleanup) -> dict[str, int]:

@@ -131,7 +131,11 @@ class _Line:
         self.flags: dict[str, bool] = {}  # of CommandLine
         self._fields: dict[str, Any] = {}  # of Config
         self._texts: dict[str, str] = {}  # what they were made of, for errors
-        self._devices: dict[str, list[tuple[str | None, Any]]] = {"net": [], "block": []}
+        self._devices: dict[str, list[tuple[str | None, Any]]] = {
+            "net": [],
+            "block": [],
+            "pcap": [],
+        }
         self._of_devices: dict[str, dict[str, tuple[str, Any]]] = {"macs": {}, "sector_sizes": {}}
 
     def add(self, option: Option, written: str, name: str | None, text: str) -> None:
@@ -156,7 +160,8 @@ class _Line:
         net = self._with("net", "macs", "mac")
         block = self._with("block", "sector_sizes", "sector_size")
         try:
-            return Config(kernel, arguments, net=net, block=block, **self._fields)
+            pcap = tuple(self._devices["pcap"])
+            return Config(kernel, arguments, net=net, block=block, pcap=pcap, **self._fields)
         except InvalidValue as error:
             text = self._texts.get(error.name)
             raise UsageError(f"{text} is not {error.expected}" if text else str(error)) from None

@@ -104,6 +104,8 @@ OPTIONS = (
            "socket (a path with a /), or on standard input and\n"
            "output (then the guest prints on standard error)", default="1234"),
     Option("--gdb-port", "N", "gdb_port", values.parse_number, ""),
+    Option("--pcap", "[NAME=]FILE", "pcap", str,
+           "write the packets of a network device there (pcapng),\nfor Wireshark and tcpdump"),
     Option("--verbose", "", "verbose", None,
            "show the layers of the sandbox, how the guest ended\nand what its devices did"),
     Option("--version", "", "version", None, "the version, and the ABI version"),

@@ -22,7 +22,7 @@ from tender.dataclass import dataclass
 from tender.errors import UsageError
 from tender.image.file import open_image
 from tender.machine import ring_region
-from tender.modules.assign import assign, check_all_attached
+from tender.modules.assign import assign, assign_pcaps, check_all_attached
 from tender.observe.core import Target
 from tender.sandbox import fdtable, seccomp
 from tender.sandbox.fdtable import FdTable, device_labels
@@ -136,6 +136,9 @@ def show(config: Config) -> Shown:
             kind = "network" if device.handle in nets else "block"
             what = f"{kind} device '{device.name}': {_what(specs[device.handle])}"
             numbers[fdtable.device_fd(device.handle)] = ("/".join(devices[device.handle]), what)
+        if device.handle in table.pcaps:
+            what = f"the packets of '{device.name}'"
+            numbers[fdtable.pcap_fd(device.handle)] = ("pcap", what)
     return Shown(
         table,
         dict(sorted(numbers.items())),
@@ -168,7 +171,8 @@ def _table(
         core_bytes = Target.size(mem_bytes - ring_bytes)
     capacities = {handle: _capacity(spec) for handle, spec in blocks.items()}
     sizes = fdtable.sizes(devices, capacities, core_bytes)
-    return FdTable(kind.name, tuple(fixed), devices, sizes)
+    pcaps = tuple(assign_pcaps(image.manifest, config.pcap))
+    return FdTable(kind.name, tuple(fixed), devices, sizes, pcaps=pcaps)
 
 
 def _kind(config: Config, image: Image) -> Kind:

@@ -336,8 +336,11 @@ int native_run(struct native *native)
         error = read_trap(native);
         if (error || !read_hypercall(native) || !native->engine)
             return error;
-        if (!engine_answer(native->engine, native->number, native->gpa))
+        struct engine *engine = native->engine;
+        if (!engine_answer(engine, native->number, native->gpa))
             return 0;
+        if (engine->has_report)
+            return EINTR;
     }
 }
 

@@ -38,6 +38,18 @@ def trace(given: Any) -> str | None:
     return None if given is None else conf.as_path("trace", given)
 
 
+def pcap(given: Any) -> tuple[tuple[str, str], ...]:
+    """The `pcap` of a guest: paths by the names of network devices."""
+    if given is None:
+        return ()
+    if not hasattr(given, "items") or not all(isinstance(key, str) for key in given):
+        raise UsageError(
+            f"pcap={shown(given)}: not a mapping from the names of network devices to files, as "
+            '{"service": "packets.pcapng"}'
+        )
+    return tuple((name, conf.as_path("pcap", path)) for name, path in given.items())
+
+
 def seconds(name: str, value: Any) -> float | None:
     """A time in seconds, which every lock and timer can take; None for no limit."""
     if value is None:

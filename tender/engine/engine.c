@@ -30,14 +30,14 @@
 #include "engine.h"
 #include "tender/sandbox/sandbox.h"
 
-PTENDER_SIZE(struct engine_device, 48);
+PTENDER_SIZE(struct engine_device, 56);
 PTENDER_LAYOUT(struct engine_device, capacity, 16);
 PTENDER_SIZE(struct engine_range, 24);
 PTENDER_LAYOUT(struct engine, mem_size, 24);
 PTENDER_LAYOUT(struct engine, ranges, 48);
 PTENDER_LAYOUT(struct engine, devices, 432);
-PTENDER_LAYOUT(struct engine, poll_deadline_ns, 3536);
-PTENDER_SIZE(struct engine, 3544);
+PTENDER_LAYOUT(struct engine, poll_deadline_ns, 4048);
+PTENDER_SIZE(struct engine, 4064);
 PTENDER_LAYOUT(struct engine_ring, gpa, 24);
 PTENDER_LAYOUT(struct engine_ring, ending, 36);
 PTENDER_LAYOUT(struct engine_ring, filter, 80);
@@ -206,21 +206,32 @@ static int block_io(struct engine *engine, uint64_t gpa, int write)
     return ANSWERED;
 }
 
-/* Send one frame; 0 or an errno. A full queue drops it, as a wire does. */
-static int net_send(const struct engine_device *device, const void *frame, uint64_t len)
+/* Record a frame, where that is wanted; 1: the record has ended, and Python is to say so. */
+static int capture(const struct engine_device *device, uint32_t flags, const void *frame,
+                   uint64_t len)
 {
-    if (write(device->fd, frame, len) >= 0)
-        count(&device->out->bytes, len);
-    else if (errno == EAGAIN || errno == ENOBUFS)
+    return device->pcap && pcap_write(device->pcap, 0, flags, frame, len);
+}
+
+/* Send one frame; 0 or an errno. A full queue drops it, as a wire does. */
+static int net_send(const struct engine_device *device, const void *frame, uint64_t len,
+                    int *has_report)
+{
+    int dropped = write(device->fd, frame, len) < 0;
+    if (dropped && errno != EAGAIN && errno != ENOBUFS)
+        return errno;
+    if (dropped)
         count(&device->out->drops, 1);
     else
-        return errno;
+        count(&device->out->bytes, len);
     count(&device->out->calls, 1);
+    *has_report |= capture(device, PCAP_OUTBOUND | (dropped ? PCAP_DROPPED : 0), frame, len);
     return 0;
 }
 
 /* Receive one frame: its length, 0 when none waits, or -1 and errno. */
-static ssize_t net_receive(const struct engine_device *device, void *frame, uint64_t len)
+static ssize_t net_receive(const struct engine_device *device, void *frame, uint64_t len,
+                           int *has_report)
 {
     ssize_t length = read(device->fd, frame, len);
     if (length < 0 && errno == EAGAIN)
@@ -229,6 +240,8 @@ static ssize_t net_receive(const struct engine_device *device, void *frame, uint
         count(&device->in->bytes, (uint64_t)length);
         count(&device->in->calls, 1);
     }
+    if (length > 0)
+        *has_report |= capture(device, PCAP_INBOUND, frame, (uint64_t)length);
     return length;
 }
 
@@ -244,7 +257,7 @@ static int net_write(struct engine *engine, uint64_t gpa)
     const void *frame = guest_range(engine, args.data_gpa, args.len, 0);
     if (!frame)
         return PYTHON;
-    if (net_send(device, frame, args.len))
+    if (net_send(device, frame, args.len, &engine->has_report))
         return PYTHON;
     REPLY(block, hvt_net_io, ret, HVT_R_OK);
     return ANSWERED;
@@ -262,7 +275,7 @@ static int net_read(struct engine *engine, uint64_t gpa)
     void *frame = guest_range(engine, args.data_gpa, args.len, 1);
     if (!frame)
         return PYTHON;
-    ssize_t length = net_receive(device, frame, args.len);
+    ssize_t length = net_receive(device, frame, args.len, &engine->has_report);
     if (length < 0)
         return PYTHON;
     REPLY(block, hvt_net_io, ret, length ? HVT_R_OK : HVT_R_AGAIN);
@@ -312,8 +325,10 @@ int engine_run(struct engine *engine)
     do {
         if (ioctl(engine->vcpu_fd, KVM_RUN, 0) < 0)
             return errno;
-    } while (answer_exit(engine, run) == ANSWERED);
-    return 0;
+        if (answer_exit(engine, run) == PYTHON)
+            return 0;
+    } while (!engine->has_report);
+    return EINTR;
 }
 
 int engine_answer(struct engine *engine, uint32_t number, uint64_t gpa)
@@ -357,10 +372,14 @@ static int ring_write(struct engine_ring *ring, const struct hvt_ring_entry *ent
         return ring_fault(ring, RING_ADDRESS, entry->data_gpa, entry->len);
     if (!device)
         return RING_NO_FAULT; /* nobody waits for an answer */
-    int fits = FRAME_MIN <= entry->len && entry->len <= device->frame_max;
-    int error = fits ? net_send(device, frame, entry->len) : EMSGSIZE;
+    int fits = FRAME_MIN <= entry->len && entry->len <= device->frame_max, has_report = 0;
+    int error = fits ? net_send(device, frame, entry->len, &has_report) : EMSGSIZE;
     if (error)
         count(&device->out->drops, 1);
+    if (error && fits)
+        has_report = capture(device, PCAP_OUTBOUND | PCAP_DROPPED, frame, entry->len);
+    if (has_report)
+        stop_kick(ring->stop);
     if (error && error != EINVAL && error != EMSGSIZE)
         ring_error(ring, &device->out->errors, entry->handle, error);
     return RING_NO_FAULT;
@@ -372,14 +391,17 @@ static int ring_read(struct engine_ring *ring, const struct hvt_ring_entry *entr
     struct engine_device *device = device_of(ring->engine, entry->handle, ENGINE_NET);
     void *frame = guest_range(ring->engine, entry->data_gpa, entry->len, 1);
     ssize_t length = 0;
+    int has_report = 0;
     if (!frame)
         return ring_fault(ring, RING_ADDRESS, entry->data_gpa, entry->len);
     if (device) {
-        length = net_receive(device, frame, entry->len);
+        length = net_receive(device, frame, entry->len, &has_report);
         if (length < 0) {
             ring_error(ring, &device->in->errors, entry->handle, errno);
             length = 0;
         }
+        if (has_report)
+            stop_kick(ring->stop);
     }
     completion->id = entry->id;
     completion->ret = !device ? HVT_R_EINVAL : length ? HVT_R_OK : HVT_R_AGAIN;

@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "tender/host/host.h"
+#include "tender/observe/pcap.h"
 #include "tender/stop.h"
 
 #define ENGINE_RANGES 16
@@ -26,6 +27,7 @@ struct engine_device {
     uint64_t frame_max;   /* net: bytes */
     struct counters *in;  /* block: reads and writes; net: frames received */
     struct counters *out; /* net: frames sent */
+    struct pcap *pcap;    /* net: where its frames are recorded, or NULL */
 };
 
 /* Pages of guest memory that the tender may not write, or not even read. */
@@ -52,6 +54,7 @@ struct engine {
     /* Where Python continues a call that the engine has begun. */
     uint64_t console_done;     /* bytes of this PUTS that are written */
     uint64_t poll_deadline_ns; /* of this POLL, by CLOCK_MONOTONIC; 0: not begun */
+    int32_t has_report;        /* a pcap has ended: Python is to come and say so */
 };
 
 /* The network ring, served on a thread of its own. */
@@ -83,7 +86,8 @@ struct engine_ring {
 int ring_start(struct engine_ring *ring);
 void ring_end(struct engine_ring *ring);
 
-/* Run the vCPU until Python is needed: 0 for an exit, else the errno of KVM_RUN. */
+/* Run the vCPU until Python is needed: 0 for an exit, else the errno of KVM_RUN, or EINTR for a
+ * report. */
 int engine_run(struct engine *engine);
 
 /* One hypercall without a CPU, for tests that compare the engine with Python's handlers: 1 if it

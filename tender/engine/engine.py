@@ -63,7 +63,9 @@ class Engine:
                 "frame_max": port.frame_max,
                 "in": port.received,
                 "out": port.sent,
+                "pcap": port.pcap.cell if port.pcap else ffi.NULL,
             }
+        self._pcaps = [port.pcap for port in net.devices.values() if port.pcap]
 
     def answer(self, number: int, gpa: int) -> bool:
         """Make one hypercall, without a CPU; False: it is Python's, and nothing has happened."""
@@ -72,6 +74,9 @@ class Engine:
         return answered
 
     def hand_over(self) -> None:
-        """Python's handlers go on where a call was begun."""
+        """Python's handlers go on where a call was begun; what the engine has met is reported."""
+        self.cell.has_report = 0
+        for pcap in self._pcaps:
+            pcap.report()
         self._console.begun = self.cell.console_done
         self._poll.begun = self.cell.poll_deadline_ns

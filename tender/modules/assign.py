@@ -41,6 +41,14 @@ def assign(
     return assigned
 
 
+def assign_pcaps(manifest: Manifest, given: Iterable[tuple[str | None, str]]) -> dict[int, str]:
+    """Which network device's packets go to which file, by handle; raises DeviceError."""
+    try:
+        return assign(manifest, lib.MFT_DEV_NET_BASIC, given)
+    except DeviceError as error:
+        raise DeviceError(f"{setting('--pcap', 'pcap')}: {error}") from None
+
+
 def _put(assigned: dict[int, Value], device: Device, value: Value) -> None:
     if device.handle in assigned:
         raise DeviceError(f"'{device.name}' is attached twice")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tender.hypercalls import Handler
     from tender.memory import GuestMemory
     from tender.modules import Warn
+    from tender.observe.pcap import Pcap
 
 HEADER = 14  # Ethernet
 VLAN_TAG = 4
@@ -44,6 +45,7 @@ class NetDevice:
         self.sent = new_counters()
         self._errors = DeviceErrors(f"network device '{name}'", warn)
         self.wait_for_room: Callable[[int], None] | None = None  # where no frame may be lost
+        self.pcap: Pcap | None = None  # where its frames are recorded
         self._is_socket = is_socket
 
     def read(self, data: memoryview) -> tuple[int, int]:
@@ -148,11 +150,22 @@ class Net:
         if device is None:
             block.ret = lib.HVT_R_EINVAL
             return
-        result, received = device.read(memory.writable(data_gpa, length))
+        data = memory.writable(data_gpa, length)
+        result, received = device.read(data)
+        if device.pcap and received:
+            device.pcap.write(lib.PCAP_INBOUND, data[:received])
         block.len = received
         block.ret = result
 
     def net_write(self, memory: GuestMemory, block: Any) -> None:
         """NET_WRITE: send one frame of `length` bytes at `data`; `ret` is a result code."""
         device, data_gpa, length = self.devices.get(block.handle), block.data_gpa, block.len
-        block.ret = device.write(memory.readable(data_gpa, length)) if device else lib.HVT_R_EINVAL
+        if device is None:
+            block.ret = lib.HVT_R_EINVAL
+            return
+        data = memory.readable(data_gpa, length)
+        drops = device.sent.drops
+        block.ret = device.write(data)
+        if device.pcap and HEADER <= length <= device.frame_max:
+            dropped = lib.PCAP_DROPPED if device.sent.drops != drops else 0
+            device.pcap.write(lib.PCAP_OUTBOUND | dropped, data)

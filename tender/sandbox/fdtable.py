@@ -25,16 +25,22 @@ FIXED = {
 START_LABELS = ("guest-program", "guest-shared", "guest-memory")  # closed before the guest runs
 FIRST_NAMESPACE = 11  # namespaces that are still to be joined
 FIRST_DEVICE = 16  # the device with handle 0
-FDS_END = FIRST_DEVICE + 64 + 3
+FIRST_PCAP = FIRST_DEVICE + 64 + 3  # the packets of the device with handle 0
+FDS_END = FIRST_PCAP + 64
 
 # Files of seccomp/ that have the name of a label, the busiest first.
 _DEVICES = ("net", "net-stream", "block", "block-remote")
-_FIXED = ("sync", "core", "trace", "report")
+_FIXED = ("pcap", "sync", "core", "trace", "report")
 
 
 def device_fd(handle: int) -> int:
     """The descriptor of the device with this handle."""
     return FIRST_DEVICE + handle
+
+
+def pcap_fd(handle: int) -> int:
+    """The descriptor that the packets of the device with this handle are written to."""
+    return FIRST_PCAP + handle
 
 
 def sizes(
@@ -66,13 +72,15 @@ class FdTable:
     """`cpu` is "kvm", "native", "soft" or "spt"; `fixed` has labels of FIXED, `devices` those of
     each device by its handle. `@LABEL` in a policy means the descriptors with that label. `sizes`
     has the maximum length in bytes of each file that the tender writes to, logs excepted, by
-    descriptor; for an spt guest, the length of each disk, and `block_sizes` that of its blocks."""
+    descriptor; for an spt guest, the length of each disk, and `block_sizes` that of its blocks.
+    `pcaps` are the handles of devices whose packets are recorded."""
 
     cpu: str
     fixed: tuple[str, ...]
     devices: Mapping[int, tuple[str, ...]]
     sizes: Mapping[int, int]
     block_sizes: Mapping[int, int] = {}
+    pcaps: tuple[int, ...] = ()
 
     def by_label(self) -> dict[str, list[int]]:
         """The descriptors with each label."""
@@ -80,6 +88,8 @@ class FdTable:
         for handle, labels in sorted(self.devices.items()):
             for label in labels:
                 numbers.setdefault(label, []).append(device_fd(handle))
+        if self.pcaps:
+            numbers["pcap"] = [pcap_fd(handle) for handle in sorted(self.pcaps)]
         return numbers
 
     def policies(self) -> list[str]:

@@ -17,7 +17,7 @@ from tender._native import ffi, lib
 from tender.config import is_number
 from tender.errors import HostError, SandboxError, UsageError, option
 from tender.sandbox import confine, seccomp
-from tender.sandbox.fdtable import FDS_END, FIRST_NAMESPACE, FIXED, device_fd
+from tender.sandbox.fdtable import FDS_END, FIRST_NAMESPACE, FIXED, device_fd, pcap_fd
 from tender.stop import end_with
 
 TYPE_CHECKING = False
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
     class Device(Protocol):
-        """A device of the guest."""
+        """A device of the guest, or where its packets are recorded."""
 
         fd: int
 
@@ -114,19 +114,23 @@ class Sandbox:
         lib.sandbox_settle_malloc()
 
     def move_descriptors(
-        self, fixed: Mapping[str, int], devices: Mapping[int, Device]
+        self,
+        fixed: Mapping[str, int],
+        devices: Mapping[int, Device],
+        pcaps: Mapping[int, Device],
     ) -> dict[str, int]:
         """Move each descriptor to its number in the table and close all others.
 
-        `fixed` has the descriptors by label, `devices` those of the guest by handle. Returns the
-        new numbers. A program's child has a report in the place of standard error, which is its
-        program's.
+        `fixed` has the descriptors by label, `devices` those of the guest by handle, `pcaps` where
+        their packets are recorded. Returns the new numbers of `fixed`. A program's child has a
+        report in the place of standard error, which is its program's.
         """
         if self.report_fd is not None:
             fixed = {label: fd for label, fd in fixed.items() if label != "stderr"}
             fixed["report"] = self.report_fd
         table = {FIXED[label]: fd for label, fd in fixed.items()}
         table |= {device_fd(handle): device.fd for handle, device in devices.items()}
+        table |= {pcap_fd(handle): pcap.fd for handle, pcap in pcaps.items()}
         table |= dict(enumerate(self._namespaces, FIRST_NAMESPACE))
         self._namespaces = list(range(FIRST_NAMESPACE, FIRST_NAMESPACE + len(self._namespaces)))
         try:
@@ -135,6 +139,8 @@ class Sandbox:
             raise SandboxError(f"sandbox: descriptors: {error.strerror}") from None
         for handle, device in devices.items():
             device.fd = device_fd(handle)
+        for handle, pcap in pcaps.items():
+            pcap.fd = pcap_fd(handle)
         if self.report_fd is not None:
             self.report_fd = FIXED["report"]
         self.layers.append("descriptors")
@@ -254,5 +260,6 @@ class Sandbox:
 def _file_limit(table: FdTable) -> int | None:
     """The limit on the length of files; None where a log is a regular file, which may grow."""
     logs = [FIXED[label] for label in ("console", "stderr", "trace") if label in table.fixed]
+    logs += table.by_label().get("pcap", [])
     regular = any(stat.S_ISREG(os.fstat(fd).st_mode) for fd in logs)
     return None if regular else max(table.sizes.values(), default=0)

@@ -122,7 +122,7 @@ def become(
         "epoll": confine.call(lib.SYS_epoll_create1, CLOEXEC),
         "timer": confine.call(lib.SYS_timerfd_create, lib.CLOCK_MONOTONIC, CLOEXEC | NONBLOCK),
     }
-    fds = sandbox.move_descriptors(fds, {**block.devices, **net.devices})
+    fds = sandbox.move_descriptors(fds, {**block.devices, **net.devices}, {})
     cleanup.forget()
     _watch(fds["epoll"], fds["timer"], lib.SPT_TIMER_DATA)
     for handle, port in net.devices.items():

@@ -19,6 +19,7 @@ def check(config: Config) -> None:
     """Raise UsageError or DeviceError for what no spt guest can have."""
     refused = {
         ("--trace", "trace"): config.trace is not None,
+        ("--pcap", "pcap"): bool(config.pcap),
         ("--console-limit", "console_limit"): config.console_limit is not None,
         ("--clock", "clock"): config.clock is not None,
         ("--instructions", "instructions"): config.instructions is not None,

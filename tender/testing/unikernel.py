@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         console_limit: int | None
         dumpcore: str | os.PathLike[str] | None
         trace: str | os.PathLike[str] | None
+        pcap: Mapping[str, str | os.PathLike[str]] | None
         warn: Callable[[str], None]
         cpu: Cpu
         clock: VirtualTime | None

@@ -871,7 +871,7 @@ def ping_once(suite: Suite, *options: str) -> None:
 
 def networks(suite: Suite, cpu: str) -> None:
     for engine in ("c", "python"):
-        ping_once(suite, f"--engine={engine}")
+        ping_once(suite, f"--engine={engine}", f"--pcap={suite.folder}/packets")
 
 
 def cores_and_traces(suite: Suite, cpu: str) -> None:
@@ -902,7 +902,7 @@ def a_wait_that_was_stopped(suite: Suite, cpu: str) -> None:
 
 def the_ring(suite: Suite, cpu: str) -> None:
     if cpu == "kvm":  # the software CPU offers none
-        ping_once(suite, "--net-ring")
+        ping_once(suite, "--net-ring", f"--pcap={suite.folder}/packets")
         with wire() as (_, theirs):
             line = ["--net-ring", "--mem=8", f"--net=@{theirs.fileno()}"]
             forged = [*line, suite.guest("ringforge"), "index"]

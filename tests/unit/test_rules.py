@@ -146,11 +146,11 @@ def test_each_file_is_somebodys_and_the_other_way_round() -> None:
     devices = dict(enumerate(kinds))
     used = set()
     for cpu in ("kvm", "native", "soft", "spt"):
-        whole = fdtable.FdTable(cpu, tuple(fdtable.FIXED), devices, {})
+        whole = fdtable.FdTable(cpu, tuple(fdtable.FIXED), devices, {}, pcaps=(0,))
         used |= {*whole.policies(), *whole.ring_policies()}
     assert used == set(FILES)
     names = {name for file in FILES for entry in seccomp.entries(file) for name in entry.labels}
-    assert names <= {*fdtable.FIXED, *(name for each in devices.values() for name in each)}
+    assert names <= {*fdtable.FIXED, "pcap", *(name for each in devices.values() for name in each)}
 
 
 def test_what_a_device_is_called() -> None:
@@ -166,6 +166,7 @@ def test_what_a_device_is_called() -> None:
 def test_writes_to_files_are_bounded() -> None:
     """A file gets longer by the length of one call at most, also where RLIMIT_FSIZE is not set."""
     sequential = {"console", "stderr", "trace", "report", "sync", "core-helper", "gdb", "gdb-out"}
+    sequential.add("pcap")
     sequential |= {"net", "net-stream", "block-remote"}
     calls = ("pwrite64", "pwritev", "pwritev2", "ftruncate", "fallocate", "write", "writev")
     for name in FILES:

@@ -13,7 +13,7 @@ from ipaddress import IPv4Interface
 
 from tender.config import MTU, as_ipv4, as_ipv4_interface, as_mac, as_mtu
 from tender.errors import InvalidValue, UsageError
-from tender.testing.net import packets, pcapng
+from tender.testing.net import capture, packets
 from tender.testing.net.faults import Delivery, Fault, Faulty, apply
 from tender.testing.net.host import Host
 from tender.testing.net.port import GuestPort, Port
@@ -60,7 +60,7 @@ class Switch(Faulty):
         self.others: list[Switch] = []  # of `another`
         self.seed = str(seed)
         self.patience = patience
-        self.capture = pcapng.Capture(capture_bytes)
+        self.capture = capture.Capture(capture_bytes)
         self.ports: list[Port] = []
         self.hosts: list[Host] = []
         self._numbers = itertools.count() if numbers is None else numbers
@@ -186,25 +186,25 @@ class Switch(Faulty):
         if self._closed:
             return
         if port.is_cut:
-            self._record(port, pcapng.INBOUND, frame, _LINK_CUT)
+            self._record(port, capture.INBOUND, frame, _LINK_CUT)
             return
         deliveries, why = apply(self._faults(port, "from"), f"from {port.name}", frame)
         if not deliveries:
-            self._record(port, pcapng.INBOUND, frame, why)
+            self._record(port, capture.INBOUND, frame, why)
         for each in deliveries:
             self._after(each.delay_ns, lambda each=each: self._entered(port, each))  # type: ignore[misc]
 
     def refuse(self, port: Port, frame: bytes, why: str) -> None:
         """What comes from the owner of `port` is no frame: it is in the capture only."""
         if not self._closed:
-            self._record(port, pcapng.INBOUND, frame, why)
+            self._record(port, capture.INBOUND, frame, why)
 
     def _entered(self, port: Port, delivery: Delivery) -> None:
         if delivery.done:
             return
         delivery.done = True
         frame = delivery.frame
-        self._record(port, pcapng.INBOUND, frame, delivery.note)
+        self._record(port, capture.INBOUND, frame, delivery.note)
         if len(frame) < packets.HEADER_SIZE:
             return
         to, sender = frame[:6], frame[6:12]
@@ -218,11 +218,11 @@ class Switch(Faulty):
     def _leave(self, port: Port, frame: bytes) -> None:
         """A frame is sent to the owner of `port`."""
         if port.is_cut:
-            self._record(port, pcapng.OUTBOUND, frame, _LINK_CUT)
+            self._record(port, capture.OUTBOUND, frame, _LINK_CUT)
             return
         deliveries, why = apply(self._faults(port, "to"), f"to {port.name}", frame)
         if not deliveries:
-            self._record(port, pcapng.OUTBOUND, frame, why)
+            self._record(port, capture.OUTBOUND, frame, why)
         for each in deliveries:
             self._after(
                 each.delay_ns + self._latency_ns,
@@ -235,7 +235,7 @@ class Switch(Faulty):
         delivery.done = True
         # Captured first: an answer of the owner comes after it.
         why = _LINK_CUT if port.is_cut else ""
-        at = self._record(port, pcapng.OUTBOUND, delivery.frame, why or delivery.note)
+        at = self._record(port, capture.OUTBOUND, delivery.frame, why or delivery.note)
         if not why:
             why = port.deliver(delivery.frame)
             if why:
@@ -253,17 +253,17 @@ class Switch(Faulty):
 
     # ---- The capture ----
 
-    def _record(self, port: Port, direction: int, frame: bytes, note: str) -> pcapng.Record:
+    def _record(self, port: Port, direction: int, frame: bytes, note: str) -> capture.Record:
         time_ns = self.timeline.start_ns + self.timeline.now_ns()
-        record = pcapng.Record(time_ns, port.index, direction, frame, note)
+        record = capture.Record(time_ns, port.index, direction, frame, note)
         self.capture.add(record)
         return record
 
-    def _note(self, record: pcapng.Record, note: str) -> None:
+    def _note(self, record: capture.Record, note: str) -> None:
         """Add a note to the newest record."""
         records = self.capture.records
         if records and records[-1] is record:
-            records[-1] = pcapng.Record(
+            records[-1] = capture.Record(
                 record.time_ns, record.port, record.direction, record.frame, note
             )
 
@@ -273,7 +273,7 @@ class Switch(Faulty):
             dropped = self.capture.dropped
             comment = f"{dropped} older frames were dropped from this capture" if dropped else ""
             names = [port.name for port in self.ports]
-            return pcapng.build(names, list(self.capture.records), comment)
+            return capture.build(names, list(self.capture.records), comment)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the captured frames to a pcapng file, for Wireshark or tcpdump."""
@@ -291,8 +291,8 @@ class Switch(Faulty):
             start_ns = self.timeline.start_ns
         return [self._line(record, start_ns) for record in records[-(last or len(records)) :]]
 
-    def _line(self, record: pcapng.Record, start_ns: int) -> str:
-        arrow = "<-" if record.direction == pcapng.INBOUND else "->"
+    def _line(self, record: capture.Record, start_ns: int) -> str:
+        arrow = "<-" if record.direction == capture.INBOUND else "->"
         when = (record.time_ns - start_ns) / 1e9
         name = self.ports[record.port].name
         note = f"  [{record.note}]" if record.note else ""

@@ -1,0 +1,70 @@
+"""Opening a file that a tender writes while its guest runs: a trace, packets.
+
+The rule here: such a file is never one that the guest reads, and root's tender harms nobody by it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from tender.errors import ConfigError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tender.cleanup import Cleanup
+
+
+def open_output(path: str, what: str, inputs: Iterable[os.stat_result], cleanup: Cleanup) -> int:
+    """Open the file that `what` is written to, which must be none of the guest's `inputs`.
+
+    A file that root makes is for root only. Root follows no symbolic link, and overwrites no file
+    of another user, in a folder that others may write to. Raises ConfigError.
+    """
+    fd = _open(path, what)
+    cleanup.callback(lambda: os.close(fd))
+    info = os.fstat(fd)
+    if any(os.path.samestat(info, each) for each in inputs):
+        raise ConfigError(f"Could not open {what}: {path}: it is the guest's kernel or disk")
+    if stat.S_ISREG(info.st_mode):
+        if _is_shared(path) and info.st_uid:
+            raise ConfigError(
+                f"Could not open {what}: {path}: it is another user's file, in a folder that "
+                "others may write to"
+            )
+        os.ftruncate(fd, 0)
+    os.set_blocking(fd, True)
+    return fd
+
+
+def _is_shared(path: str) -> bool:
+    """Whether this process is root's and the folder of `path` one that others may write to."""
+    if os.geteuid():
+        return False
+    try:
+        info = os.stat(os.path.dirname(path) or ".")
+    except (OSError, ValueError):
+        return False  # opening the file says why
+    return bool(info.st_uid or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+
+def _open(path: str, what: str) -> int:
+    # Not blocking while it is opened: a FIFO that nobody reads must not hang the command.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+    is_shared = _is_shared(path)
+    try:
+        return os.open(
+            path,
+            flags | (os.O_NOFOLLOW if is_shared else 0),
+            0o666 if os.geteuid() else 0o600,
+        )
+    except (OSError, ValueError) as error:
+        reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
+        code = getattr(error, "errno", 0)
+        hint = " (nobody reads it)" if code == errno.ENXIO else ""
+        if is_shared and code == errno.ELOOP:
+            reason = "it is a symbolic link, in a folder that others may write to"
+        raise ConfigError(f"Could not open {what}: {path}: {reason}{hint}") from None
