@@ -124,7 +124,8 @@ class _Report:
         """The guest is about to run; `notice` is one on its CPU, if any."""
         sandbox = self.sandbox
         layers = [sandbox.layers, sandbox.missing_layers] if sandbox else [[], []]
-        self.send(protocol.pack("started", [*layers, notice]))
+        is_guest = sandbox is not None and sandbox.is_guest
+        self.send(protocol.pack("started", [*layers, notice, is_guest]))
 
     def warn(self, text: str) -> None:
         """Send a warning."""

@@ -151,12 +151,14 @@ def _import_all() -> list[int]:
         from tender.sandbox import confine, sandbox, seccomp  # noqa: F401
 
         seccomp.load()
+        seccomp.entries("spt")  # its children are not warmed up
         namespaces = confine.make_namespaces()
     except (ImportError, TenderError, OSError):
         pass  # a guest that needs it gets the error
     try:
         from tender import kvm  # noqa: F401
         from tender.engine import engine  # noqa: F401
+        from tender.spt import process  # noqa: F401
     except ImportError:
         pass  # not on this machine
     return namespaces

@@ -24,7 +24,7 @@ from tender.embed.latch import Latch
 from tender.embed.protocol import MESSAGE_MAX, Job, Malformed, receive
 from tender.embed.reactor import READ, reactor
 from tender.embed.server import Child, ForkServer, Gone
-from tender.errors import EXIT_FAILURE, HostError, SandboxViolation, TenderError
+from tender.errors import EXIT_FAILURE, GuestFault, HostError, SandboxViolation, TenderError
 from tender.outcome import Outcome
 
 TYPE_CHECKING = False
@@ -41,6 +41,8 @@ GRACE_S = 2.0  # from the request to a guest whose deadline has passed until it 
 WARNINGS_MAX = 256  # of one guest; its process sends fewer
 QUIET_S = 0.02  # after a start: where many guests are started, no child is warmed up between
 TRIES = 3  # to get a child from servers that are killed
+EXCEPTIONS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP)
+REQUESTS = (signal.SIGTERM, signal.SIGINT)
 DEATH_S = 5.0  # for a killed process to end
 
 
@@ -54,7 +56,9 @@ class State(Enum):
     ENDED = auto()  # the kernel says so, and the outcome is known
 
 
-_LAST = dict.fromkeys(("outcome", "error", "bug", "violation", "malformed"), State.REPORTED)
+_LAST = dict.fromkeys(
+    ("outcome", "error", "bug", "violation", "exception", "malformed"), State.REPORTED
+)
 
 # By state: what may happen, messages of the process among it, and the state after that.
 TRANSITIONS: dict[State, dict[str, State]] = {
@@ -102,6 +106,8 @@ class Process:
         self._is_dead = False  # the kernel says so
         self._report: Outcome | TenderError | RuntimeError | Malformed | None = None
         self._violation: int | None = None
+        self._is_guest = False  # an spt guest: how it ends is how the process ends
+        self._exception = ""  # of its CPU
         self._status: int | None = None  # as waitpid() gives it
         self._warnings = 0
         self._timers: list[Timer] = []
@@ -178,6 +184,8 @@ class Process:
         status = signal.SIGKILL if self._status is None else self._status
         if not os.WIFSIGNALED(status):
             code = os.WEXITSTATUS(status)
+            if self._is_guest:
+                return Outcome("halted", code)
             text = f"the guest's process exited without a report (exit status {code})"
             return _host(HostError(text))
         signo = os.WTERMSIG(status)
@@ -187,6 +195,11 @@ class Process:
             return Outcome("sandbox", EXIT_FAILURE, signo, SandboxViolation(name, number))
         if self._is_overdue:
             return Outcome("deadline", EXIT_FAILURE, signo)
+        if self._is_guest and signo in EXCEPTIONS:
+            text = self._exception or f"a CPU exception ({signal.Signals(signo).name})"
+            return Outcome("fault", EXIT_FAILURE, signo, GuestFault(text))
+        if self._is_guest and signo in REQUESTS and not self._is_stop_requested:
+            return Outcome("stopped", EXIT_FAILURE, signo)
         if self._is_stop_requested and signo == signal.SIGTERM:  # it had no handler yet
             return Outcome("stopped", 0)
         return Outcome("killed", EXIT_FAILURE, signo)
@@ -237,12 +250,16 @@ class Process:
             self._warn(value)
         elif kind == "started":
             self.started = True
-            self.layers, self.missing_layers, notice = value
+            self.layers, self.missing_layers, notice, self._is_guest = value
+            if self._is_guest:
+                self._warm_request = protocol.COLD  # there is nothing to warm up for another one
             if notice and notice not in _noticed:
                 _noticed.add(notice)
                 self._warn(notice)
         elif kind == "violation":
             self._violation = value
+        elif kind == "exception":
+            self._exception = value
         elif kind == "bug":
             self._report = RuntimeError(f"in the guest's process:\n{value}")
         elif kind == "outcome":

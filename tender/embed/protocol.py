@@ -51,6 +51,8 @@ JOB_IN_FILE, MORE_FDS = b"f", b"+"  # no marshalled job is that short
 # letters, the number of the system call and of the architecture (seccomp's AUDIT_ARCH_*).
 VIOLATION = struct.Struct("=4siI")
 VIOLATION_MAGIC = b"\0SYS"
+# What the process of an spt guest writes (tender/spt/code.c): this, and a line on a CPU exception.
+EXCEPTION_MAGIC, EXCEPTION_MAX = b"\0CPU", 128
 
 REASONS = ("halted", "stopped", "fault", "host")
 _I32, _U64 = range(-(1 << 31), 1 << 31), range(1 << 64)
@@ -228,6 +230,8 @@ def pack_outcome(outcome: Outcome) -> bytes:
 
 def parse(data: bytes) -> tuple[str, Any]:
     """The kind and the value of a message; raises Malformed."""
+    if data.startswith(EXCEPTION_MAGIC):
+        return "exception", _exception(data)
     if data[:1] == b"\0":
         return "violation", _violation(data)
     if len(data) > MESSAGE_MAX:
@@ -250,6 +254,12 @@ def _violation(data: bytes) -> int:
     return int(VIOLATION.unpack(data)[1])
 
 
+def _exception(data: bytes) -> str:
+    if len(data) > EXCEPTION_MAX:
+        raise Malformed("too long")
+    return errors.one_line(data[len(EXCEPTION_MAGIC) :].decode("ascii", "replace"))
+
+
 def _text(value: Any) -> str:
     """One line that is safe to show, as the command shows it."""
     if type(value) is not str or len(value) > TEXT_MAX:
@@ -263,10 +273,13 @@ def _lines(value: Any) -> str:
     return "\n".join(_text(line) for line in value.split("\n"))
 
 
-def _started(value: Any) -> tuple[tuple[str, ...], tuple[str, ...], str]:
-    """The sandbox's layers that are in force, those that are missing, and a notice on the CPU."""
-    layers, missing, notice = _list(value, 3)
-    return _texts(layers), _texts(missing), _text(notice)
+def _started(value: Any) -> tuple[tuple[str, ...], tuple[str, ...], str, bool]:
+    """The sandbox's layers that are in force, those that are missing, a notice on the CPU, and
+    whether the process is the guest from here on."""
+    layers, missing, notice, is_guest = _list(value, 4)
+    if type(is_guest) is not bool:
+        raise Malformed("not a bool")
+    return _texts(layers), _texts(missing), _text(notice), is_guest
 
 
 def _texts(value: Any) -> tuple[str, ...]:

@@ -110,6 +110,7 @@ class Sandbox:
         self.missing_layers: list[str] = []  # those that are not available here: "NAME: REASON"
         self.report_fd = report_fd
         self.entered = False
+        self.is_guest = False  # this process is the guest from here on
         seccomp.load()
         lib.sandbox_settle_malloc()
 
@@ -198,7 +199,7 @@ class Sandbox:
         self._layer("limits", confine.limit, FDS_END, address_space, _file_limit(table))
         if become:
             self.layers.append("seccomp")
-            self.entered = True
+            self.entered = self.is_guest = True
             become(main)
         if trap and lib.sandbox_report_to(FIXED["report"]):
             raise HostError("sandbox: cannot handle SIGSYS", "sigaction", ffi.errno)

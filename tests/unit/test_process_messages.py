@@ -17,10 +17,11 @@ from tender.outcome import Outcome
 
 OUTCOME = {"reason": "halted", "status": 0, "signo": 0, "stats": [[0] * 4, [0] * 4, {}, {}]}
 VIOLATION = b"\0SYS" + bytes(8)
-STARTED = pack("started", [[], [], ""])
+STARTED = pack("started", [[], [], "", False])
 MESSAGES = [
     STARTED,
     VIOLATION,
+    b"\0CPUinvalid opcode",
     pack("outcome", OUTCOME),
     pack("bug", ""),
     pack("bug", "\n"),
@@ -70,6 +71,48 @@ def test_a_deadline_of_one_that_has_reported(process: Process, signals: list[int
     process._pass_deadline()
     assert signals == [signal.SIGTERM]
     assert process.outcome().reason == "halted"
+
+
+SPT_STARTED = pack("started", [[], [], "", True])
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "code", "signo"),
+    [
+        (0, "halted", 0, 0),
+        (7 << 8, "halted", 7, 0),
+        (255 << 8, "halted", 255, 0),
+        (signal.SIGSEGV, "fault", 1, signal.SIGSEGV),
+        (signal.SIGILL, "fault", 1, signal.SIGILL),
+        (signal.SIGSYS, "sandbox", 1, signal.SIGSYS),
+        (signal.SIGTERM, "stopped", 1, signal.SIGTERM),
+        (signal.SIGKILL, "killed", 1, signal.SIGKILL),
+        (signal.SIGXCPU, "killed", 1, signal.SIGXCPU),
+    ],
+)
+def test_the_end_of_an_spt_guest_is_that_of_its_process(
+    process: Process, signals: list[int], status: int, reason: str, code: int, signo: int
+) -> None:
+    process._take(SPT_STARTED)
+    process._status = status
+    outcome = process.outcome()
+    assert (outcome.reason, outcome.status, outcome.signo) == (reason, code, signo)
+
+
+def test_the_words_of_an_spt_guest_are_checked(process: Process, signals: list[int]) -> None:
+    process._take(SPT_STARTED)
+    process._take(b"\0CPUpage fault (SIGSEGV)\n\x1b[2J\xff")
+    process._status = signal.SIGSEGV
+    assert (
+        str(process.outcome().error) == "page fault (SIGSEGV)\\n\\x1b[2J\N{REPLACEMENT CHARACTER}"
+    )
+    assert signals == []
+
+
+def test_words_that_are_too_long(process: Process, signals: list[int]) -> None:
+    process._take(SPT_STARTED)
+    process._take(b"\0CPU" + bytes(125))
+    assert signals == [signal.SIGKILL]
 
 
 @pytest.mark.parametrize("number", [-1, (1 << 31) - 1, -(1 << 31)])
