@@ -80,6 +80,8 @@ def make(name: str, included: list[str], c_files: list[str]) -> FFI:
     return ffi
 
 
+LINE = 100  # characters
+
 LAYOUTS = ["abi/note.h", "abi/hvt.h", "abi/ring.h", "abi/spt.h"]
 HOST = ["tender/host/host.cdef", "tender/host/host.h", "tender/stop.h", "tender/observe/pcap.h"]
 SANDBOX = ["tender/sandbox/sandbox.cdef", "tender/sandbox/sandbox.h"]
@@ -118,7 +120,11 @@ def _method(result: str, name: str, arguments: str) -> str:
         what = argument.split()[-1].lstrip("*")
         words.append(f"{'in_' if what == 'in' else what}: {_type(argument)}")
     returned = "None" if result.strip() == "void" else "Any" if "*" in result else "int"
-    return f"    def {name}({', '.join(words)}, /) -> {returned}: ..."
+    line = f"    def {name}({', '.join(words)}, /) -> {returned}: ..."
+    if len(line) <= LINE:
+        return line
+    lines = "".join(f"        {word},\n" for word in [*words, "/"])  # as ruff format has it
+    return f"    def {name}(\n{lines}    ) -> {returned}: ..."
 
 
 def _type(argument: str) -> str:

@@ -143,6 +143,7 @@ class _Lib:
     PR_CAP_AMBIENT_CLEAR_ALL: int
     PR_SET_DUMPABLE: int
     PR_SET_NO_NEW_PRIVS: int
+    P_PIDFD: int
     RING_ADDRESS: int
     RING_INDEX: int
     RING_NO_FAULT: int
@@ -156,6 +157,7 @@ class _Lib:
     SECCOMP_RET_TRAP: int
     SEEK_DATA: int
     SEEK_HOLE: int
+    SIGKILL: int
     SIG_BLOCK: int
     SIG_SETMASK: int
     SOCK_CLOEXEC: int

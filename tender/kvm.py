@@ -226,6 +226,9 @@ class Vcpu:
         if self._ring:
             self._ring.start(filter)
 
+    def end(self) -> None:
+        """There is no other process."""
+
     def _tsc_khz(self) -> int:
         try:
             return _ioctl(self.fd, "KVM_GET_TSC_KHZ")

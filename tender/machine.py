@@ -105,6 +105,7 @@ def run(
         outcome = replace(_run_to_end(machine, stop, warn), stats=machine.statistics())
         if machine.gdb:
             machine.gdb.ended(outcome)
+        machine.vcpu.end()
         if machine.trace:
             machine.trace.end(outcome)
         return outcome

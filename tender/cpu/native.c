@@ -29,6 +29,7 @@
 #include "abi/abi.h"
 #include "native.h"
 #include "tender/engine/engine.h"
+#include "tender/sandbox/constants.h"
 
 #define SIGNAL_FRAME 4096 /* a frame beside XSAVE's area, and the handler */
 #define HWCAP2_FSGSBASE_BIT (1 << 1)
@@ -42,9 +43,6 @@
 #endif
 #ifndef CLONE_PIDFD
 #define CLONE_PIDFD 0x1000
-#endif
-#ifndef P_PIDFD
-#define P_PIDFD 3
 #endif
 #ifndef AT_MINSIGSTKSZ
 #define AT_MINSIGSTKSZ 51

@@ -29,7 +29,7 @@ from tender.cpu.privileged import Privileged
 from tender.cpu.vcpu import Failure, Fault, Interrupted, IoOut
 from tender.cpu.x86_64 import AC, GP, IF, PF, PF_FETCH, PF_PRESENT, U64, UD, CpuException
 from tender.dataclass import replace
-from tender.errors import HostError
+from tender.errors import HostError, option
 from tender.host import process_name
 from tender.memory import PROT_EXEC, PROT_READ, PROT_WRITE, regions
 
@@ -156,23 +156,29 @@ class NativeCpu(Privileged):
         pidfd = lib.native_start(fds["guest-program"], fds["guest-shared"], fds["guest-memory"])
         if pidfd < 0:
             raise HostError("native CPU: cannot start the guest's process", "execve", ffi.errno)
+        cell.pidfd = fds.pop("guest-shared")  # a number that the policies know
+        os.dup2(pidfd, cell.pidfd, inheritable=False)
+        os.close(pidfd)
         for fd in fds.values():
             os.close(fd)
-        self.fds = {"guest-process": min(fds["guest-shared"], pidfd)}
-        if pidfd != self.fds["guest-process"]:
-            os.dup2(pidfd, self.fds["guest-process"], inheritable=False)
-            os.close(pidfd)
-        cell.pidfd = self.fds["guest-process"]
+        self.fds = {"guest-process": cell.pidfd}
         error = lib.native_run(cell)
         while error == errno.EINTR:
             error = lib.native_run(cell)
         failed = cell.shared.failed
         if error or failed:
             reason = os.strerror(failed) if failed else "it has ended"
-            raise HostError(f"native CPU: the guest's process could not start: {reason}")
+            raise HostError(
+                f"native CPU: the guest's process could not start: {reason} "
+                f"({option('cpu', 'soft')} may run it)"
+            )
         cell.shared.parent = 0
         self._started = True
         self.set_state(self._state)
+
+    def end(self) -> None:
+        """Kill the guest's process: if its tender ended first, init would have to reap it."""
+        lib.native_kill(self._cell)
 
     # The state.
 

@@ -215,6 +215,9 @@ class SoftCpu:
     def start(self, filter: bytes) -> None:
         """Nothing runs beside this thread."""
 
+    def end(self) -> None:
+        """There is no other process."""
+
     def run(self) -> Exit:
         """Let the guest run until something happens."""
         soft = self._soft

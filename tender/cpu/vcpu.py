@@ -45,6 +45,9 @@ if TYPE_CHECKING:
             HostError.
             """
 
+        def end(self) -> None:
+            """End another process that `start` has begun, and wait for it."""
+
         def run(self) -> Exit: ...
         def get_state(self) -> State: ...
         def core_state(self) -> State:

@@ -82,6 +82,10 @@ class GdbVcpu:
         """As cpu.vcpu.Vcpu has it."""
         self._vcpu.start(filter)
 
+    def end(self) -> None:
+        """As cpu.vcpu.Vcpu has it."""
+        self._vcpu.end()
+
     def run(self) -> Exit:
         """Let the guest run until an exit that is not the debugger's."""
         if not self._begun:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tender import Guest
+from tender.accel import KINDS
 from tender.cli import commandline, policy
 from tender.cli.policy import Shown
 from tender.cpu import native
@@ -114,7 +115,7 @@ def test_the_layers_of_root(looping: Callable[..., int], cpu: str) -> None:
     assert found == ([1, 2] if cpu == "soft" else [1, 2, 3])  # the vCPU, or the guest's process
     limits = Path(f"/proc/{pid}/limits").read_text()
     assert re.search(r"Max core file size +0 +0 ", limits)
-    assert re.search(r"Max open files +80 +80 ", limits)
+    assert re.search(r"Max open files +83 +83 ", limits)
     assert "unlimited" not in re.search(r"Max address space.*", limits)[0]  # type: ignore[index]
     assert os.stat(f"/proc/{pid}/fd").st_uid == 0, "not dumpable: its files in /proc are root's"
 
@@ -385,7 +386,7 @@ def test_limits_that_are_lower_stay(looping: Callable[..., int], cpu: str, tmp_p
     assert re.search(r"Max file size +(0|16777216) ", limits), limits
     for name in ("Max core file size", "Max msgqueue size"):
         assert re.search(rf"{name} +0 +0 ", limits), limits
-    assert re.search(r"Max open files +80 +80 ", limits), limits
+    assert re.search(r"Max open files +83 +83 ", limits), limits
 
 
 def test_room_for_descriptors(guest: Build) -> None:
@@ -736,8 +737,7 @@ class Suite:
         there = {**os.environ, "PYTHONPATH": str(ROOT)}  # it waits as the tests do
         done, threads = strace.traced(self.folder, [sys.executable, str(file)], env=there)
         assert done.returncode == 0, done
-        single = ["console", "report"]
-        single += ["vcpu"] if cpu == "kvm" else []
+        single = ["console", "report", *KINDS[cpu].labels]
         single += ["sync"] if sync else []
         table = FdTable(cpu, tuple(single), {1: kinds}, {})
         self.take(Shown(table, {}, seccomp.build(table.policies(), table), []), threads)
