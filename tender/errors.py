@@ -8,6 +8,7 @@ bug of ours and shows its traceback.
 from __future__ import annotations
 
 import os
+from errno import EMFILE
 
 EXIT_FAILURE = 1  # the tender's own fatal errors, as solo5-hvt has it
 EXIT_USAGE = 2  # a malformed command line, in the friendly spelling
@@ -26,6 +27,12 @@ def shown(value: object) -> str:
     except Exception:  # a number with thousands of digits, or an object of the program's
         return f"<{type(value).__name__}>"
     return text if len(text) <= SHOWN_MAX else f"{text[:SHOWN_MAX]}..."
+
+
+def reason(number: int) -> str:
+    """What an error number means, and what helps where that is always the same."""
+    hint = " (raise `ulimit -n`, RLIMIT_NOFILE)" if number == EMFILE else ""
+    return f"{os.strerror(number)}{hint}"
 
 
 _in_program = False
@@ -110,7 +117,7 @@ class HostError(TenderError):
     """
 
     def __init__(self, what: str, syscall: str | None = None, errno: int = 0) -> None:
-        text = what if not errno else f"{what}: {os.strerror(errno)}"
+        text = what if not errno else f"{what}: {reason(errno)}"
         super().__init__(text)
         self.syscall = syscall
         self.errno = errno

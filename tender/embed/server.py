@@ -70,8 +70,13 @@ class ForkServer:
         self._is_ready = False  # a child waits, or is being forked
         self._has_forked = False
         self._taken = 0.0  # when a child was taken last
-        self._requests, requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._exits, exits = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._requests, requests = _socketpair()
+        try:
+            self._exits, exits = _socketpair()
+        except HostError:
+            self._requests.close()
+            requests.close()
+            raise
         with requests, exits:
             try:
                 self._popen = _start(requests.fileno(), exits.fileno())
@@ -201,6 +206,13 @@ class ForkServer:
         self._popen.returncode = 0
 
 
+def _socketpair() -> tuple[socket.socket, socket.socket]:
+    try:
+        return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as error:
+        raise _no_process(error.errno or 0, "socketpair") from None
+
+
 def _inherited_context() -> dict[str, Hashable]:
     """What a child has from its program by inheritance, and gets in no other way."""
     root = os.stat("/")
@@ -250,7 +262,10 @@ def _start(requests: int, exits: int) -> subprocess.Popen[bytes]:
         raise _no_interpreter("this program was started as one (sys.executable)")
     try:
         program = os.pidfd_open(os.getpid())
-    except OSError as error:  # Linux before 5.3, or a seccomp profile that does not know it
+    except OSError as error:
+        if error.errno == EMFILE:
+            raise
+        # Linux before 5.3, or a seccomp profile that does not know it.
         text = "cannot start a process for the guest: pidfd_open(2) must be allowed (Linux 5.3)"
         raise HostError(text, "pidfd_open", error.errno or 0) from None
     numbers: list[int] = []

@@ -14,7 +14,7 @@ import socket
 import subprocess
 from errno import EACCES
 
-from tender.errors import DeviceError
+from tender.errors import DeviceError, reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def start(net: UserNet, where: str) -> int:
         except FileNotFoundError:
             raise DeviceError(f"{where}: passt is not installed: apt install passt") from None
         except OSError as error:
-            raise DeviceError(f"{where}: passt: {os.strerror(error.errno or 0)}") from None
+            raise DeviceError(f"{where}: passt: {reason(error.errno or 0)}") from None
         except subprocess.TimeoutExpired:
             raise DeviceError(f"{where}: passt: not ready after {START_S} s") from None
         theirs.close()

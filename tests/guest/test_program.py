@@ -379,3 +379,54 @@ def test_an_interpreter_that_is_none(guest: Build) -> None:
     done = program(code, guest("exit"))
     assert "HostError: cannot start a process for the guest" in done.stderr
     assert "/bin/true has exited: name one in PTENDER_PYTHON" in done.stderr
+
+
+def test_descriptors_that_run_out(guest: Build) -> None:
+    """An error in one line with the remedy, wherever it happens, and nothing is left open."""
+    code = """if True:
+        import gc, os, resource, sys
+        from tender import BlockMemory, Guest
+        from tender.errors import TenderError
+        def make():
+            return Guest(sys.argv[1], mem_mib=8, block={"storage": BlockMemory(1 << 16)})
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        def limit(most):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        def opened():
+            gc.collect()
+            limit(hard)
+            return len(os.listdir("/proc/self/fd"))
+        for more in range(20):
+            limit(opened() + more)
+            try:
+                with make():
+                    break
+            except TenderError as error:
+                print(error)
+        guests = []
+        before = opened()
+        limit(before + 10)
+        try:
+            while True:
+                guests.append(make().start())
+        except TenderError as error:
+            print(error)
+        assert guests
+        for each in guests:
+            each.kill()
+        guests.clear()
+        del each
+        assert opened() <= before
+        with make() as last:
+            last.console.wait_for("held", 60)
+        print("goes on")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code, guest("hold")], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done
+    *errors, last = done.stdout.splitlines()
+    assert last == "goes on"
+    assert len(errors) > 3
+    for error in errors:
+        assert re.search(r": Too many open files \(raise `ulimit -n`, RLIMIT_NOFILE\)$", error)
