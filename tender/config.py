@@ -495,6 +495,8 @@ class Config:
     exec_heap: bool = field(as_flag, default=False)
     # Where a debugger connects: a port of 127.0.0.1, the path of a socket, or "-".
     gdb: int | str | None = field(optional(_gdb), default=None)
+    # The socket of the manager of services, as NOTIFY_SOCKET names it.
+    notify: str | None = None
     # How many the guest may execute; None: any number.
     instructions: int | None = field(optional(_count), default=None)
     # The only target whose guests run: under the name of a tender of Solo5's.

@@ -100,6 +100,10 @@ def run(
             sandbox.enter(machine.fd_table, machine.vcpu.start)
         else:
             machine.vcpu.start(b"")
+        if machine.notify is not None:
+            from tender.observe import notify
+
+            notify.ready(machine.notify, config.kernel)
         if started:
             started(machine.notice)
         outcome = replace(_run_to_end(machine, stop, warn), stats=machine.statistics())
@@ -108,6 +112,8 @@ def run(
         machine.vcpu.end()
         if machine.trace:
             machine.trace.end(outcome)
+        if machine.notify is not None:
+            notify.stopping(machine.notify, outcome.reason, outcome.status)
         return outcome
     except (Stopped, HostError) as error:
         if not stop.requested or (isinstance(error, HostError) and error.errno != EINTR):
@@ -222,6 +228,7 @@ def assemble(
     fds |= vcpu.fds | (core.fds if core else {})
     files = [file.info, *(os.fstat(disk.fd) for disk in devices.block.devices.values())]
     fds |= _open_trace(config, files, cleanup)
+    fds |= _open_notify(config, cleanup)
     fds |= _open_gdb(config, kind.name, warn, cleanup)
     pcaps = _open_pcaps(config, image.manifest, devices.net, fds, files, clock, warn, cleanup)
     if sandbox:
@@ -267,6 +274,7 @@ def assemble(
         trace,
         core,
         gdb,
+        fds.get("notify"),
     )
     if gdb:
         gdb.statistics = machine.statistics
@@ -291,6 +299,7 @@ class Machine:
     trace: Trace | None
     core: Target | None
     gdb: GdbVcpu | None
+    notify: int | None  # the descriptor to the manager of services
 
     def statistics(self) -> Statistics:
         """What the devices have done until now."""
@@ -497,6 +506,14 @@ def _make_gdb(
     from tender.observe.gdb_link import Link
 
     return GdbVcpu(vcpu, memory.view, config.kernel, Link(fds, stop), stop)
+
+
+def _open_notify(config: Config, cleanup: Cleanup) -> dict[str, int]:
+    if config.notify is None:
+        return {}
+    from tender.observe import notify
+
+    return {"notify": notify.open_socket(config.notify, cleanup)}
 
 
 def _open_core(config: Config, memory: GuestMemory, cleanup: Cleanup) -> Target | None:

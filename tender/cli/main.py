@@ -101,11 +101,14 @@ def _run(program: str, line: CommandLine, arguments: list[str]) -> int:
         raise UsageError(f"Missing KERNEL operand; see {program} --help")
     on_termination_signals(interrupt=True)
     set_title(guest_name(program, line.config.kernel), [program, *arguments])
-    sandbox = _sandbox(program, line.config)
+    config = line.config
+    if "NOTIFY_SOCKET" in os.environ:
+        config = replace(config, notify=os.environ["NOTIFY_SOCKET"])
+    sandbox = _sandbox(program, config)
     logged = sandbox if line.verbose else None
     try:
         outcome = machine.run(
-            line.config,
+            config,
             Stop(),
             lambda text: _log(program, text),
             sandbox,

@@ -21,16 +21,17 @@ FIXED = {
     "guest-program": 0, "guest-shared": 3, "guest-memory": 4, "guest-process": 3,
     "memory-file": 6, "epoll": 3, "timer": 4,
     "gdb": 0, "gdb-listen": 80, "gdb-in": 81, "gdb-out": 82,
+    "notify": 83,
 }  # fmt: skip
 START_LABELS = ("guest-program", "guest-shared", "guest-memory")  # closed before the guest runs
 FIRST_NAMESPACE = 11  # namespaces that are still to be joined
 FIRST_DEVICE = 16  # the device with handle 0
-FIRST_PCAP = FIRST_DEVICE + 64 + 3  # the packets of the device with handle 0
+FIRST_PCAP = FIRST_DEVICE + 64 + 4  # the packets of the device with handle 0
 FDS_END = FIRST_PCAP + 64
 
 # Files of seccomp/ that have the name of a label, the busiest first.
 _DEVICES = ("net", "net-stream", "block", "block-remote")
-_FIXED = ("pcap", "sync", "core", "trace", "report")
+_FIXED = ("pcap", "sync", "core", "trace", "report", "notify")
 
 
 def device_fd(handle: int) -> int:
