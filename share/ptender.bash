@@ -18,10 +18,11 @@ _ptender() {
     --engine) mapfile -t COMPREPLY < <(compgen -W 'c python' -- "$word") && return ;;
     --trace) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
     --gdb) mapfile -t COMPREPLY < <(true) && return ;;
+    --pcap) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
     esac
     case $word in
     -*)
-        mapfile -t COMPREPLY < <(compgen -W '--mem --net --block --console-limit --dumpcore --cpu --clock --instructions --x-exec-heap --sandbox --user --hugepages --no-net-ring --net-ring --engine --trace --gdb --verbose --version --help -v -h' -- "$word")
+        mapfile -t COMPREPLY < <(compgen -W '--mem --net --block --console-limit --dumpcore --cpu --clock --instructions --x-exec-heap --sandbox --user --hugepages --no-net-ring --net-ring --engine --trace --gdb --pcap --verbose --version --help -v -h' -- "$word")
         return
         ;;
     esac
