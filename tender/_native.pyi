@@ -56,6 +56,7 @@ class _Lib:
     KVM_CHECK_EXTENSION: int
     KVM_CREATE_VCPU: int
     KVM_CREATE_VM: int
+    KVM_EXIT_DEBUG: int
     KVM_EXIT_FAIL_ENTRY: int
     KVM_EXIT_HLT: int
     KVM_EXIT_INTERNAL_ERROR: int
@@ -71,6 +72,11 @@ class _Lib:
     KVM_GET_SUPPORTED_CPUID: int
     KVM_GET_TSC_KHZ: int
     KVM_GET_VCPU_MMAP_SIZE: int
+    KVM_GUESTDBG_ENABLE: int
+    KVM_GUESTDBG_INJECT_BP: int
+    KVM_GUESTDBG_SINGLESTEP: int
+    KVM_GUESTDBG_USE_HW_BP: int
+    KVM_GUESTDBG_USE_SW_BP: int
     KVM_INTERNAL_ERROR_EMULATION: int
     KVM_IOEVENTFD: int
     KVM_IOEVENTFD_FLAG_PIO: int
@@ -80,6 +86,7 @@ class _Lib:
     KVM_RUN: int
     KVM_SET_CPUID2: int
     KVM_SET_FPU: int
+    KVM_SET_GUEST_DEBUG: int
     KVM_SET_MSRS: int
     KVM_SET_REGS: int
     KVM_SET_SREGS: int

@@ -46,8 +46,8 @@ class _Lib:
     def soft_set_debug(
         self,
         soft: Any,
-        breakpoints: Any,
-        breakpoint_count: int,
+        breaks: Any,
+        breaks_count: int,
         watches: Any,
         watch_count: int,
         step: int,

@@ -327,6 +327,23 @@ class Vcpu:
             Table(sregs.idt.base, sregs.idt.limit),
         )
 
+    def debug_state(self) -> State:
+        """As cpu.vcpu.DebugCpu has it: without MSRs, which need not be read then."""
+        return replace(self.core_state(), fpu=self._get_fpu())
+
+    def set_guest_debug(self, control: int, debugreg: list[int]) -> None:
+        """KVM_SET_GUEST_DEBUG: KVM_GUESTDBG_* and DR0 to DR7; raises HostError."""
+        argument = ffi.new("struct kvm_guest_debug *", {"control": control})
+        argument.arch.debugreg = debugreg
+        _ioctl_at(self.fd, "KVM_SET_GUEST_DEBUG", argument)
+
+    def debug_exit(self) -> tuple[int, int, int] | None:
+        """Of the last exit, if it was KVM_EXIT_DEBUG: the exception, RIP and DR6."""
+        if self.shared.exit_reason != lib.KVM_EXIT_DEBUG:
+            return None
+        arch = self.shared.debug.arch
+        return arch.exception, arch.pc, arch.dr6
+
     def _get_fpu(self) -> Fpu:
         fpu = ffi.new("struct kvm_fpu *")
         _ioctl_at(self.fd, "KVM_GET_FPU", fpu)

@@ -200,14 +200,17 @@ def assemble(
 
     kind = accelerator.kind
     ring_bytes = ring_region(config, image, mem_bytes, kind, devices.labels)
+    # Where the host keeps the guest from writing to code, it keeps a debugger from it, too.
+    is_protected = kind.name == "kvm"
     memory = GuestMemory(
         mem_bytes - ring_bytes,
         ring_bytes,
         huge=config.hugepages,
-        shared=kind.shares_memory,
-        host_protected=config.gdb is None,
+        shared=kind.shares_memory or (is_protected and config.gdb is not None),
+        host_protected=is_protected or config.gdb is None,
     )
     cleanup.callback(memory.close)
+    whole = memory.alias() if is_protected and config.gdb is not None else memory.view
     core = _open_core(config, memory, cleanup)
     file.load(memory, stop.check)
     file.close()
@@ -256,7 +259,7 @@ def assemble(
         vcpu.use_engine(engine, ring_)
     gdb = None
     if config.gdb is not None:
-        vcpu = gdb = _make_gdb(config, fds, vcpu, memory, stop)
+        vcpu = gdb = _make_gdb(config, fds, vcpu, whole, stop)
     core_bytes = core.size(memory.size) if core else None
     fd_table = _fd_table(kind, fds, devices, pcaps, core_bytes)
     machine = Machine(
@@ -488,9 +491,9 @@ def _open_pcaps(
 def _open_gdb(config: Config, accelerator: str, warn: Warn, cleanup: Cleanup) -> dict[str, int]:
     if config.gdb is None:
         return {}
-    if accelerator != "soft":
+    if accelerator == "native":
         what = setting("--gdb", "gdb")
-        raise UsageError(f"{what} is for the software CPU: use {option('cpu', 'soft')}")
+        raise UsageError(f"{what} is not for the native CPU: use {option('cpu', 'soft')}")
     from tender.observe import gdb_link
 
     fds = gdb_link.open_link(config.gdb, cleanup)
@@ -500,12 +503,17 @@ def _open_gdb(config: Config, accelerator: str, warn: Warn, cleanup: Cleanup) ->
 
 
 def _make_gdb(
-    config: Config, fds: Mapping[str, int], vcpu: Any, memory: GuestMemory, stop: Stop
+    config: Config, fds: Mapping[str, int], vcpu: Any, memory: memoryview, stop: Stop
 ) -> GdbVcpu:
     from tender.observe.gdb import GdbVcpu
     from tender.observe.gdb_link import Link
 
-    return GdbVcpu(vcpu, memory.view, config.kernel, Link(fds, stop), stop)
+    debug = vcpu
+    if "vcpu" in fds:
+        from tender.observe.gdb_kvm import KvmDebug
+
+        debug = KvmDebug(vcpu, memory)
+    return GdbVcpu(vcpu, debug, memory, config.kernel, Link(fds, stop), stop)
 
 
 def _open_notify(config: Config, cleanup: Cleanup) -> dict[str, int]:

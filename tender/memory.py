@@ -8,6 +8,7 @@ the guest's memory itself, not a copy: a handler reads each field once.
 from __future__ import annotations
 
 import mmap
+import os
 from itertools import pairwise
 
 from tender._native import ffi, lib
@@ -104,6 +105,18 @@ class GuestMemory:
             self._map.close()
         except BufferError:
             pass
+
+    def alias(self) -> memoryview:
+        """Shared memory once more, which this process may write to whatever is protected.
+
+        No other process will map it: its descriptor is closed.
+        """
+        try:
+            return memoryview(mmap.mmap(self.fd, self.size))
+        except OSError as error:
+            raise HostError("cannot map guest memory again", "mmap", error.errno or 0) from None
+        finally:
+            os.close(self.fd)
 
     def protect(self, start: int, end: int, *, readable: bool, writable: bool) -> None:
         """Take rights away from whole pages, for the tender and for the guest's writes."""

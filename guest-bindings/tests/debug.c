@@ -4,7 +4,7 @@
 
 static volatile int counter;
 
-static __attribute__((noinline)) void count(int by)
+static __attribute__((noinline)) void add_up(int by)
 {
     counter += by;
 }
@@ -19,7 +19,7 @@ static __attribute__((noinline)) void hypercalls(void)
 int solo5_app_main(const struct solo5_start_info *info)
 {
     for (int i = 1; i <= 4; i++)
-        count(i);
+        add_up(i);
     hypercalls();
     if (info->cmdline[0] == 'a')
         solo5_abort();

@@ -799,12 +799,12 @@ static int soft_set_breakpoints(struct soft_debugging *debug, const uint64_t *br
     return 0;
 }
 
-int soft_set_debug(struct soft *soft, const uint64_t *breakpoints, size_t breakpoint_count,
+int soft_set_debug(struct soft *soft, const uint64_t *breaks, size_t breaks_count,
                    const struct soft_watch *watches, size_t watch_count, bool step)
 {
     struct soft_debugging *debug = &soft->own->debug;
     struct soft_watch *copy = calloc(watch_count + 1, sizeof *copy);
-    if (!copy || soft_set_breakpoints(debug, breakpoints, breakpoint_count)) {
+    if (!copy || soft_set_breakpoints(debug, breaks, breaks_count)) {
         free(copy);
         return UC_ERR_NOMEM;
     }

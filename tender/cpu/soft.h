@@ -135,7 +135,7 @@ int soft_count(struct soft *soft, uint64_t instructions);
 int soft_debug(struct soft *soft, bool before);
 /* What it stops at, in the place of what was set before; it may be in the middle of an instruction.
  * `step`: at the next instruction. The one at which it stands does not stop it. 0, or UC_ERR_NOMEM. */
-int soft_set_debug(struct soft *soft, const uint64_t *breakpoints, size_t breakpoint_count,
+int soft_set_debug(struct soft *soft, const uint64_t *breaks, size_t breaks_count,
                    const struct soft_watch *watches, size_t watch_count, bool step);
 /* Code in the guest's memory has been changed by somebody else. */
 void soft_debug_forget_code(struct soft *soft);

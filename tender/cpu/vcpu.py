@@ -56,18 +56,22 @@ if TYPE_CHECKING:
         def set_state(self, state: State) -> None: ...
         def instruction_pointer(self) -> int: ...
 
-    class DebugVcpu(Vcpu[State], Protocol[State]):
-        """One whose guest can be debugged, once `enable_debug` was called, before it runs."""
+    class DebugCpu(Protocol):
+        """What a debugger needs of a vCPU beside its own interface.
+
+        `enable_debug` comes first, before the guest runs.
+        """
 
         def enable_debug(self) -> None: ...
+        def run(self) -> Exit: ...
         def set_stops(self, stops: Stops) -> None:
             """Replace what it stops at; the instruction at which it stands does not stop it.
 
             Raises NotSupported where this CPU can't, and then nothing has changed.
             """
 
-        def debug_state(self) -> State:
-            """As much of it as a debugger shows; set_state() takes it back."""
+        def debug_state(self) -> Any:
+            """As much of the state as a debugger shows; set_state() takes it back."""
 
         def forget_code(self) -> None:
             """The debugger has changed memory that may hold code."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from tender.cpu.vcpu import DebugVcpu, Engine, Exit, Ring
+    from tender.cpu.vcpu import DebugCpu, Engine, Exit, Ring, Vcpu
     from tender.errors import GuestFault
     from tender.hypercalls import Halt
     from tender.observe.gdb_link import Link
@@ -44,14 +44,15 @@ HELP = "stats    what the guest's devices have done\nhelp     this text\n"
 
 
 class GdbVcpu:
-    """`vcpu` under a debugger; the interface is cpu.vcpu.Vcpu.
+    """`vcpu`, of which `debug` is the debugger's side; the interface is cpu.vcpu.Vcpu.
 
     `memory` is the guest's, writable whatever the image protects; `kernel` is the image's path.
     """
 
     def __init__(
         self,
-        vcpu: DebugVcpu[Any],
+        vcpu: Vcpu[Any],
+        debug: DebugCpu,
         memory: memoryview,
         kernel: str,
         link: Link,
@@ -63,6 +64,7 @@ class GdbVcpu:
         self.fds = vcpu.fds
         self.cpu_cycle_freq, self.pc_name = vcpu.cpu_cycle_freq, vcpu.pc_name
         self._vcpu = vcpu
+        self._debug = debug
         self._memory = memory
         self._link = link
         self._stop = stop
@@ -71,7 +73,7 @@ class GdbVcpu:
         self._begun = False
         self._ending = False  # the guest will not run again
         self._state: Any = None  # the registers of a guest that stands still, once they are read
-        vcpu.enable_debug()
+        debug.enable_debug()
 
     # The interface of a vCPU.
 
@@ -93,7 +95,7 @@ class GdbVcpu:
             self._wait_for_debugger()
             self._stop.on_interrupt = self._look
         while True:
-            exit = self._vcpu.run()
+            exit = self._debug.run()
             if type(exit) is not Debug:
                 return exit
             self._stand(SIGTRAP, exit.reason, exit.address)
@@ -124,7 +126,7 @@ class GdbVcpu:
     def aborted(self, halt: Halt, boot: Any) -> None:
         """The guest has halted as one that failed; `boot` is the module of its architecture."""
         if self._session is not None:
-            state = self._vcpu.debug_state()
+            state = self._debug.debug_state()
             state = boot.with_trap(state, halt.trap) if halt.trap else state
             self._last_look(SIGABRT, "the guest has aborted", state)
 
@@ -215,7 +217,7 @@ class GdbVcpu:
         if action == "detach":
             self._leave()
         elif not self._ending:
-            self._vcpu.set_stops(replace(session.stops, step=action == "step"))
+            self._debug.set_stops(replace(session.stops, step=action == "step"))
 
     def _take(self) -> None:
         """Take what the debugger has sent, and answer it."""
@@ -246,7 +248,7 @@ class GdbVcpu:
         self._link.disconnect()
         self._session = None
         if not self._ending:
-            self._vcpu.set_stops(Stops())
+            self._debug.set_stops(Stops())
 
     def _end(self, signo: int) -> None:
         self._stop.cell.signo = signo
@@ -257,7 +259,7 @@ class GdbVcpu:
 
     def _read_state(self) -> Any:
         if self._state is None:
-            self._state = self._vcpu.debug_state()
+            self._state = self._debug.debug_state()
         return self._state
 
     def _write_state(self, state: Any) -> None:
@@ -301,11 +303,11 @@ class GdbVcpu:
         if address < READ_ONLY_FROM or address + len(data) > len(self._memory):
             raise NotSupported(f"no memory at {address:#x}")
         self._memory[address : address + len(data)] = data
-        self._vcpu.forget_code()
+        self._debug.forget_code()
 
     def set_stops(self, stops: Stops) -> None:
         """What it is to stop at."""
-        self._vcpu.set_stops(stops)
+        self._debug.set_stops(stops)
 
     def monitor(self, words: str) -> str:
         """The commands of HELP."""

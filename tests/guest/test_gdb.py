@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -32,6 +33,13 @@ def needs(program: str) -> str:
     return path
 
 
+@pytest.fixture
+def breakpoints(cpu: str) -> None:
+    """What a test needs that stops a guest anywhere."""
+    if cpu == "kvm" and os.environ.get("AMDV"):
+        pytest.skip("QEMU's emulation of AMD-V reports neither int3 nor debug registers")
+
+
 def gdb_command(*commands: str, program: str = "gdb") -> list[str]:
     words = [needs(program), "-nx", "-batch"]
     for command in ("set width 0", "set confirm off", *commands):
@@ -60,6 +68,7 @@ class Tender:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            errors="replace",
         )
         assert self.process.stdout
         self.first = self.process.stdout.readline()
@@ -91,12 +100,13 @@ def tender(cpu: str, tmp_path: Path) -> Iterator[Callable[..., Tender]]:
         each.process.communicate(timeout=100)
 
 
+@pytest.mark.usefixtures("breakpoints")
 def test_a_session_over_a_pipe(cpu: str, debug_guest: Build) -> None:
     image = debug_guest("debug")
     text = gdb(
         f"target remote | {PTENDER} --mem=8 --gdb=- {image}",
         "info registers pc",
-        "break count",
+        "break add_up",
         "continue",
         "backtrace",
         "continue",
@@ -125,6 +135,7 @@ def test_a_session_over_a_pipe(cpu: str, debug_guest: Build) -> None:
     assert "[Inferior 1 (Remote target) exited with code 0153]" in text  # 107
 
 
+@pytest.mark.usefixtures("breakpoints")
 def test_a_port_of_this_machine_only(cpu: str, debug_guest: Build) -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -149,26 +160,30 @@ def test_a_port_of_this_machine_only(cpu: str, debug_guest: Build) -> None:
         assert process.wait(timeout=100) == 1
 
 
-def test_stepping_over_each_kind_of_hypercall(
-    debug_guest: Build, tender: Callable[..., Tender]
+@pytest.mark.parametrize("call", ["solo5_clock_wall", "solo5_console_write"])
+def test_a_step_over_a_hypercall_is_one_instruction(
+    debug_guest: Build, tender: Callable[..., Tender], call: str
 ) -> None:
-    image = debug_guest("debug")
-    guest = tender(image)
+    guest = tender(debug_guest("debug"))
     text = gdb(
         guest.remote,
-        "break hypercalls",
-        "continue",
-        "next", "next", "next", "next", "next",
-        "backtrace 1",
-        "stepi", "stepi", "stepi", "stepi",
-        "detach",
-        program="gdb",
-    )  # fmt: skip
-    assert re.search(r"#0 +solo5_app_main|#0 .* solo5_app_main", text), text
-    status, output = guest.end()
-    assert (status, output.count("hello\n")) == (10, 1)
+        f"set $pc = {call}",
+        "set $rdi = 0x100000",
+        "set $rsi = 1",
+        *["stepi", "x/2i $pc"] * 20,
+        "kill",
+    )
+    lines = re.findall(r"^(=>)? +(0x[0-9a-f]+).*:\t(.*)$", text, re.M)
+    here, behind = next(
+        (index, lines[index + 1][1])
+        for index, (arrow, _, instruction) in enumerate(lines)
+        if arrow and instruction.startswith("out ")
+    )
+    assert lines[here + 2][1] == behind, text
+    assert guest.end()[0] == 1
 
 
+@pytest.mark.usefixtures("breakpoints")
 def test_watchpoints(debug_guest: Build, tender: Callable[..., Tender], cpu: str) -> None:
     guest = tender(debug_guest("debug"))
     text = gdb(
@@ -189,16 +204,17 @@ def test_watchpoints(debug_guest: Build, tender: Callable[..., Tender], cpu: str
     assert guest.end()[0] == 10
 
 
+@pytest.mark.usefixtures("breakpoints")
 def test_any_number_of_breakpoints(debug_guest: Build, tender: Callable[..., Tender]) -> None:
     guest = tender(debug_guest("debug"))
-    places = ("solo5_app_main", "count", "hypercalls", "solo5_clock_wall", "solo5_yield")
+    places = ("solo5_app_main", "add_up", "hypercalls", "solo5_clock_wall", "solo5_yield")
     text = gdb(
         guest.remote,
         *(f"break {place}" for place in (*places, "solo5_exit", "*0x10000c")),
         *["continue"] * 10,
     )
     hits = re.findall(r"^Breakpoint \d+, .*?(\w+) \(", text, re.M)
-    assert hits == ["solo5_app_main", *["count"] * 4, *places[2:], "solo5_exit"]
+    assert hits == ["solo5_app_main", *["add_up"] * 4, *places[2:], "solo5_exit"]
     assert guest.end()[0] == 10
 
 
@@ -277,12 +293,12 @@ def test_a_debugger_that_leaves_or_vanishes(
     debug_guest: Build, guest: Build, tender: Callable[..., Tender]
 ) -> None:
     left = tender(debug_guest("debug"))
-    text = gdb(left.remote, "break count", "continue", "detach")
-    assert "Breakpoint 1, count" in text
+    text = gdb(left.remote, "stepi", "detach")
+    assert "0x0000000000100005 in _start" in text or "_start ()" in text
     assert left.end()[0] == 10
     vanished = tender(debug_guest("debug"))
     with vanished.connect() as sock:
-        assert ask(sock, b"Z0,100000,1") == b"OK"
+        assert ask(sock, b"Z0,101000,1") == b"OK"
         sock.sendall(b"$m100000,4#")  # in the middle of a packet
     assert vanished.end()[0] == 10
     assert not vanished.path.exists()
@@ -339,6 +355,7 @@ def wait_until_gone(path: Path) -> None:
     wait_until(lambda: not path.exists())
 
 
+@pytest.mark.usefixtures("breakpoints")
 def test_lldb(debug_guest: Build, cpu: str) -> None:
     lldb = needs("lldb")
     with socket.socket() as sock:
@@ -351,7 +368,7 @@ def test_lldb(debug_guest: Build, cpu: str) -> None:
         assert process.stderr
         process.stderr.readline()
         commands = [
-            f"gdb-remote {port}", "breakpoint set -n count", "continue", "bt",
+            f"gdb-remote {port}", "breakpoint set -n add_up", "continue", "bt",
             "frame variable by", "register read rip", "thread step-out", "process kill",
         ]  # fmt: skip
         words = [word for command in commands for word in ("-o", command)]
@@ -372,7 +389,7 @@ def test_a_guest_of_another_machine(any_cpu: str, tmp_path: Path) -> None:
     image = builder(tmp_path, "--target=aarch64", "-g", "-O", "1")("debug")
     text = gdb(
         f"target remote | {PTENDER} --mem=8 --cpu=soft --gdb=- {image}",
-        "break count", "continue", "backtrace", "stepi", "print $cpsr != 0", "delete",
+        "break add_up", "continue", "backtrace", "stepi", "print $cpsr != 0", "delete",
         "watch counter", "continue", "continue", "delete",
         "set var counter = 7", "set $x20 = $x20", "print $v0.d.u[0]", "continue",
         program="gdb-multiarch",
