@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tender.config import parse_size
+from tender.errors import ImageError
+from tender.image.elf import TARGETS
+from tender.image.file import open_image
 from tender.testing.disk import DiskImage
 from tender.testing.unikernel import Unikernel
 
@@ -54,12 +57,14 @@ class UnikernelFactory:
         Raises FileNotFoundError if there is no such image, and what `Guest.start` raises.
         """
         session = self._session
-        options.setdefault("cpu", session.cpu)
-        if session.trace:
-            options.setdefault("trace", session.scratch() / f"{len(session.guests)}.trace")
+        image = session.find(kernel)
+        if not _is_spt(image):  # such a guest has neither
+            options.setdefault("cpu", session.cpu)
+            if session.trace:
+                options.setdefault("trace", session.scratch() / f"{len(session.guests)}.trace")
         session.add_switches((net or {}).values())
         seconds = session.patience if patience is None else patience
-        guest = Unikernel(session.find(kernel), *args, net=net, patience=seconds, **options)
+        guest = Unikernel(image, *args, net=net, patience=seconds, **options)
         session.guests.append(guest)
         if start:
             guest.start()
@@ -96,6 +101,14 @@ class UnikernelFactory:
         """Open a Python shell with the test's names, if --ptender-interactive is given."""
         frame = sys._getframe(1)
         self._shell({**frame.f_globals, **frame.f_locals})
+
+
+def _is_spt(path: Path | str) -> bool:
+    """Whether it is an image for Solo5's spt target."""
+    try:
+        return TARGETS[open_image(path).target] == "spt"
+    except ImageError:
+        return False  # a start says what it is
 
 
 class BlockImageFactory:
