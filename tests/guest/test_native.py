@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tender._native import lib
 from tender.cpu import native
 
 from .conftest import PTENDER, Build
@@ -116,6 +119,12 @@ ATTACKS = {
     + " for (unsigned i = 24; i < 0x10000; i++) at[i] = (unsigned char)(i * round);"
     + ' __asm__ volatile("ud2");',
     "forged turn": SHARED + " *(volatile unsigned *)at = 1; for (;;) ;",
+    "no turn": SHARED + " *(volatile unsigned *)at = 2; for (;;) ;",
+    "one call for ever": "solo5_clock_wall();"
+    + SHARED
+    + " unsigned long *rip = (unsigned long *)(*(unsigned long *)(at + 40) + 168);"
+    + " unsigned long call = *rip - 1;"
+    + " for (;;) { *rip = call; *(volatile unsigned *)at = 1; }",
 }
 
 
@@ -138,3 +147,38 @@ def test_an_attack_ends_the_guest_only(tmp_path: Path, name: str) -> None:
     assert tender.returncode in (1, 255), stderr
     assert "internal error" not in stderr
     assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize("how", ["calls", "jump", "return", "stack", "shared"])
+def test_a_guest_that_attacks_its_process(guest: Build, how: str) -> None:
+    """What becomes of it is in guest-bindings/tests/attack.c; more seeds and counts by hand."""
+    for seed in (1, 2, 3):
+        done = subprocess.run(
+            [PTENDER, "--cpu=native", "--mem=8", guest("attack"), how, str(seed), "100"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=100,
+        )
+        assert re.fullmatch(r"(ptender: [^\n]+\n)?", done.stderr), (seed, done)
+        assert done.returncode == (1 if done.stderr else 0), (seed, done)
+        assert ("SUCCESS" in done.stdout) == (done.returncode == 0), (seed, done)
+        assert how not in ("calls", "shared") or done.returncode == 0, (seed, done)
+
+
+@pytest.mark.skipif(not ROOT, reason="only root can look at the process")
+def test_nothing_of_the_host_is_readable_beside_the_guests_memory(
+    looping: tuple[subprocess.Popen[str], int],
+) -> None:
+    """The program is the one in the package; the rest has no address and no number of it."""
+    tender, pid = looping
+    with open(f"/proc/{pid}/mem", "rb") as memory:
+        memory.seek(lib.NATIVE_PROGRAM)
+        program = Path(native.PROGRAM).read_bytes()
+        assert memory.read(len(program)) == program
+        memory.seek(lib.NATIVE_SHARED)
+        shared = memory.read(lib.NATIVE_SHARED_SIZE)
+    assert str(tender.pid).encode() not in shared
+    assert tender.pid not in memoryview(shared).cast("I") or tender.pid < 10_000
+    for (value,) in struct.iter_unpack("<Q", shared):
+        assert value >> 40 not in (0x55, 0x56, 0x7E, 0x7F), hex(value)
