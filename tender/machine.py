@@ -246,7 +246,7 @@ def assemble(
     poll = Poll(devices.net, stop, clock, _rendezvous(fds, clock, stop, devices.net))
     modules: list[Module] = [console, Time(clock), poll, devices.block, devices.net]
     dispatcher = Dispatcher(memory, modules, image.machine)
-    trace = _make_trace(fds, memory, image.manifest, clock, stop, warn)
+    trace = _make_trace(config, fds, memory, image.manifest, clock, stop, warn)
     ring_ = None
     if uses_engine(config, kind):
         from tender.engine.engine import Engine
@@ -373,6 +373,7 @@ def open_devices(
 
 
 def _make_trace(
+    config: Config,
     fds: Mapping[str, int],
     memory: GuestMemory,
     manifest: Manifest,
@@ -385,7 +386,8 @@ def _make_trace(
     from tender.observe.trace import Trace
 
     names = {device.handle: device.name for device in manifest.devices}
-    return Trace(fds["trace"], memory, names, clock.elapsed_ns, stop, warn)
+    guest = os.path.basename(config.kernel)
+    return Trace(fds["trace"], guest, memory, names, clock.elapsed_ns, stop, warn)
 
 
 def _fd_table(

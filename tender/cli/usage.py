@@ -20,6 +20,7 @@ TOOLS = """\
        {program} policy [--bpf|--json] [OPTIONS] KERNEL [ARGS]
        {program} build SOURCE... [--manifest FILE] -o KERNEL
        {program} image KERNEL -t NAME:TAG [-o FILE|DIR] [--block NAME=FILE]
+       {program} trace FILE [-o OUT.json] [--json]
        {program} demo [ARGS]
 """
 

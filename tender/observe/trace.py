@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tender.outcome import Outcome
     from tender.stop import Stop
 
+VERSION = 1  # of the lines' format: the first one says it
 TEXT_MAX, DATA_MAX = 256, 64  # bytes that are shown: of the console, of frames and sectors
 NANOSECONDS = 1_000_000_000
 _WAIT_MS = 1000
@@ -40,12 +41,14 @@ _WAIT_MS = 1000
 class Trace:
     """An open trace: a hook on a vCPU's exits (loop.ExitHook).
 
-    `now_ns` is the time since the start; `devices` has the names of the guest's by handle.
+    `guest` is its name, `now_ns` the time since the start; `devices` has the names of the guest's
+    by handle.
     """
 
     def __init__(
         self,
         fd: int,
+        guest: str,
         memory: GuestMemory,
         devices: dict[int, str],
         now_ns: Callable[[], int],
@@ -60,6 +63,7 @@ class Trace:
         self._errors = DeviceErrors("trace", warn)
         self._ended = False
         self._current: _Current | None = None  # the exit that is being handled
+        self._write(f"{dumps({'trace': VERSION, 'guest': guest})}\n".encode())
 
     def before(self, exit: Exit) -> None:
         """Read what the guest asks for."""

@@ -78,7 +78,7 @@ def _keep_guest(artifacts: Artifacts, number: int, guest: Unikernel) -> Section:
         parts += _tail("console", console.decode(errors="replace").splitlines())
     if trace := _trace(guest):
         artifacts.write(f"{name}.trace.jsonl", trace)
-        lines = trace.decode(errors="replace").splitlines()
+        lines = trace.decode(errors="replace").splitlines()[1:]  # the first is the version
         parts += _tail("hypercalls", lines, short_call)
     return f"guest {number}: {guest.kernel}", "\n".join(parts)
 

@@ -23,7 +23,9 @@ Line = dict[str, Any]
 def lines(file: Path) -> list[Line]:
     text = file.read_text()
     assert text.endswith("\n")
-    return [json.loads(line) for line in text.splitlines()]
+    head, *rest = [json.loads(line) for line in text.splitlines()]
+    assert head["trace"] == 1
+    return rest
 
 
 def test_all_that_a_guest_does_with_a_disk(ptender: Run, guest: Build, tmp_path: Path) -> None:
@@ -55,7 +57,8 @@ def test_the_keys_are_in_the_order_in_which_one_reads(
 ) -> None:
     trace = tmp_path / "trace"
     ptender("--mem=8", "--trace", trace, guest("exit"), 7)
-    first, last = trace.read_text().splitlines()[0], trace.read_text().splitlines()[-2]
+    head, first, *_, last, _ = trace.read_text().splitlines()
+    assert head == '{"trace": 1, "guest": "exit.hvt"}'
     assert re.fullmatch(
         r'\{"t": \d+\.\d{6}, "took": \d\.\d{6}, "call": "PUTS", "data_gpa": \d+, "len": \d+, '
         r'"text": "Solo5: [^"]*\\n"\}',
