@@ -11,6 +11,7 @@
 #include "hvt.h"
 #include "ring.h"
 #include "spt.h"
+#include "stats.h"
 
 #define PTENDER_LAYOUT(type, field, at) \
     _Static_assert(offsetof(type, field) == (at), #type "." #field)
@@ -53,3 +54,11 @@ PTENDER_SIZE(struct hvt_ring_completion, 16);
 PTENDER_SIZE(struct hvt_x86_trap, 56);
 PTENDER_SIZE(struct hvt_aarch64_trap, 288);
 _Static_assert(sizeof(struct hvt_aarch64_trap) <= HVT_HALT_COOKIE_SIZE, "a trap fits into a cookie");
+PTENDER_SIZE(struct stats_device, 76);
+PTENDER_LAYOUT(struct stats_header, mem_bytes, 16);
+PTENDER_LAYOUT(struct stats_header, devices, 40);
+PTENDER_SIZE(struct counters, 32);
+PTENDER_LAYOUT(struct counters, drops, 24);
+PTENDER_SIZE(struct activity, 16);
+PTENDER_LAYOUT(struct stats, state, 80);
+PTENDER_LAYOUT(struct stats, devices, 88);

@@ -18,6 +18,8 @@ COMMANDS = {
     "policy": "print the system call filter of a run",
     "build": "build a guest from C sources",
     "image": "make a container image of a unikernel",
+    "ps": "list the guests that run",
+    "stats": "print what a running guest has done",
     "demo": "run the guest that comes with the package",
     "help": "print the options",
     "version": "print the version",
@@ -97,7 +99,7 @@ def manual() -> str:
         r".RI [ OPTIONS ]\ [\-\-]\  KERNEL\ [ ARGS ]",
         ".YS",
     ]
-    for name in ("inspect", "policy", "build", "image"):
+    for name in ("inspect", "policy", "build", "image", "ps", "stats"):
         lines += [f".SY ptender\\ {name}", ".RI [ ... ]", ".YS"]
     lines += [TEXT.strip(), ".SH OPTIONS"]
     letters = {name: letter for letter, name in SHORT.items()}

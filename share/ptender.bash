@@ -5,6 +5,7 @@ _ptender() {
     [ "$word" != = ] || word=
     compopt -o filenames 2>/dev/null
     case $before in
+    --name) mapfile -t COMPREPLY < <(true) && return ;;
     --mem) mapfile -t COMPREPLY < <(true) && return ;;
     --net) mapfile -t COMPREPLY < <(true) && return ;;
     --block) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
@@ -22,13 +23,13 @@ _ptender() {
     esac
     case $word in
     -*)
-        mapfile -t COMPREPLY < <(compgen -W '--mem --net --block --console-limit --dumpcore --cpu --clock --instructions --x-exec-heap --sandbox --user --hugepages --no-net-ring --net-ring --engine --trace --gdb --pcap --verbose --version --help -v -h' -- "$word")
+        mapfile -t COMPREPLY < <(compgen -W '--name --mem --net --block --console-limit --dumpcore --cpu --clock --instructions --x-exec-heap --sandbox --user --hugepages --no-net-ring --net-ring --engine --trace --gdb --pcap --verbose --version --help -v -h' -- "$word")
         return
         ;;
     esac
     mapfile -t COMPREPLY < <(compgen -f -- "$word")
     if [ "$COMP_CWORD" -eq 1 ]; then
-        mapfile -t -O "${#COMPREPLY[@]}" COMPREPLY < <(compgen -W 'inspect policy build image demo help version' -- "$word")
+        mapfile -t -O "${#COMPREPLY[@]}" COMPREPLY < <(compgen -W 'inspect policy build image ps stats demo help version' -- "$word")
     fi
 }
 complete -F _ptender ptender

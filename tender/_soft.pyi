@@ -19,6 +19,12 @@ class _Lib:
     SOFT_STEP: int
     SOFT_STOPPED: int
     SOFT_WRITE: int
+    STATS_DEVICES: int
+    STATS_MAGIC: int
+    STATS_NAME_SIZE: int
+    STATS_RUNNING: int
+    STATS_STARTING: int
+    STATS_VERSION: int
     UC_ARCH_ARM64: int
     UC_ARCH_X86: int
     UC_ERR_FETCH_PROT: int

@@ -45,6 +45,8 @@ _INTERFACE_NAME_MAX = 15  # bytes: IFNAMSIZ with its NUL
 _FD_MAX = (1 << 31) - 1
 _INT64_MAX = (1 << 63) - 1
 _HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
+_NAME_MAX = 64  # letters of a guest's name
+_NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -107,6 +109,15 @@ def as_interface_name(name: str, value: Any) -> str:
             value,
             f"an interface name of 1 to {_INTERFACE_NAME_MAX} bytes, without space and /:%,",
         )
+    return text
+
+
+def as_guest_name(name: str, value: Any) -> str:
+    """A name for lists of guests."""
+    text = _text(value) or ""
+    if not 0 < len(text) <= _NAME_MAX or not _NAME_LETTERS.issuperset(text):
+        expected = f"a name of 1 to {_NAME_MAX} letters, digits, '.', '_' and '-'"
+        raise InvalidValue(name, value, expected)
     return text
 
 
@@ -501,6 +512,17 @@ class Config:
     instructions: int | None = field(optional(_count), default=None)
     # The only target whose guests run: under the name of a tender of Solo5's.
     target: str | None = field(optional(one_of(TARGETS)), default=None)
+    name: str | None = field(optional(as_guest_name), default=None)  # see guest_name
+
+
+def guest_name(config: Config) -> str:
+    """The guest's name in lists: `name`, or else the file name of its kernel."""
+    if config.name is not None:
+        return config.name
+    name = "".join(
+        letter if letter in _NAME_LETTERS else "_" for letter in os.path.basename(config.kernel)
+    )
+    return name[:_NAME_MAX] or "guest"
 
 
 def is_number(text: str) -> bool:

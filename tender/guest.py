@@ -95,6 +95,8 @@ class Guest:
             seconds later if it has not ended.
         sandbox: "on", "require" (a layer that this machine can't provide is an error) or "off".
         user: Who the guest's process runs as if the program is root's: a name or a UID.
+        name: Its name for `ptender ps`, `stats` and `metrics`: 1 to 64 letters, digits, ".", "_"
+            and "-". The file name of the kernel if None; it need not be unique.
 
     Raises:
         UsageError: an argument has a wrong type or value. Whether a device can be had is found out
@@ -121,6 +123,7 @@ class Guest:
         deadline: float | None = None,
         sandbox: SandboxMode = "on",
         user: str | int | None = None,
+        name: str | None = None,
     ) -> None:
         self.config = Config(
             kernel=kernel,
@@ -136,6 +139,7 @@ class Guest:
             exec_heap=exec_heap,
             sandbox=sandbox,
             user=user,
+            name=name,
         )
         self.deadline = validation.seconds("deadline", deadline)
         self._net = validation.devices("net", net)

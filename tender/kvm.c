@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 
 #include "kvm.h"
+#include "tender/host/ticks.h"
 
 int kvm_ioctl(int fd, unsigned long request, unsigned long value)
 {
@@ -17,12 +18,15 @@ int kvm_ioctl_at(int fd, unsigned long request, void *argument)
     return ioctl(fd, request, argument);
 }
 
-int64_t kvm_run_once(int vcpu_fd, const struct kvm_run *run)
+int64_t kvm_run_once(int vcpu_fd, const struct kvm_run *run, struct activity *activity)
 {
     uint32_t value;
+    guest_enter(activity);
+    const int error = ioctl(vcpu_fd, KVM_RUN, 0) < 0 ? errno : 0;
 
-    if (ioctl(vcpu_fd, KVM_RUN, 0) < 0)
-        return -errno;
+    guest_exit(activity);
+    if (error)
+        return -error;
     if (run->exit_reason != KVM_EXIT_IO || run->io.direction != KVM_EXIT_IO_OUT)
         return 0;
     if (run->io.size != sizeof value || run->io.count != 1)

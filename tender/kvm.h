@@ -8,14 +8,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "abi/stats.h"
+
 int kvm_ioctl(int fd, unsigned long request, unsigned long value);
 int kvm_ioctl_at(int fd, unsigned long request, void *argument);
 
 /*
- * KVM_RUN. A 4-byte OUT, which nearly every exit is, as port << 32 | value; 0 for any other exit,
+ * KVM_RUN, counted in `activity` unless it is NULL. A 4-byte OUT, which nearly every exit is, as port << 32 | value; 0 for any other exit,
  * or -errno. (Python would read eight fields for it, each as slow as a system call.)
  */
-int64_t kvm_run_once(int vcpu_fd, const struct kvm_run *run);
+int64_t kvm_run_once(int vcpu_fd, const struct kvm_run *run, struct activity *activity);
 
 /* The shared page of a vCPU; NULL and errno where it can't be mapped. */
 struct kvm_run *kvm_map_run(int vcpu_fd, size_t size);

@@ -191,6 +191,7 @@ class Vcpu:
 
     def __init__(self, vm: Vm, cleanup: Cleanup) -> None:
         self.vm = vm
+        self.activity = ffi.NULL  # struct activity
         self.fds = {"vcpu": _ioctl(vm.fd, "KVM_CREATE_VCPU")}
         cleanup.callback(lambda: os.close(self.fd))
         self.shared = self._map_run(_ioctl(vm.kvm.fd, "KVM_GET_VCPU_MMAP_SIZE"), cleanup)
@@ -237,11 +238,17 @@ class Vcpu:
                 raise HostError("KVM: host TSC is unstable, cannot continue") from None
             raise
 
+    def count_in(self, activity: Any) -> None:
+        """As cpu.vcpu.Vcpu has it."""
+        self.activity = activity
+        if self._engine is not None:
+            self._engine.cell.activity = activity
+
     def run(self) -> Exit:
         """Let the guest run until something happens that the engine does not answer."""
         if self._engine is not None:
             return self._run_engine(self._engine)
-        word = lib.kvm_run_once(self.fds["vcpu"], self.shared)
+        word = lib.kvm_run_once(self.fds["vcpu"], self.shared, self.activity)
         if word > 0:
             return IoOut(word >> 32, 4, word & 0xFFFFFFFF)
         return self._exit(-word)

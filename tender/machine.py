@@ -58,7 +58,10 @@ if TYPE_CHECKING:
     from tender.image.elf import Image
     from tender.image.manifest import Manifest
     from tender.modules import Warn
+    from tender.modules.block import BlockDevice
+    from tender.modules.net import NetDevice
     from tender.observe.core import Target
+    from tender.observe.counters import Page
     from tender.observe.gdb import GdbVcpu
     from tender.observe.pcap import Pcap
     from tender.observe.trace import Trace
@@ -77,13 +80,15 @@ def run(
     *,
     started: Callable[[str], None] | None = None,
     created: KvmAccelerator | None = None,
+    publish: bool = False,
 ) -> Outcome:
     """Run a guest on this thread until it ends or `stop` is requested.
 
     Raises TenderError where it can't start. `warn` gets a line of text for what goes wrong and
     does not end the guest. `started` is called when all is open and the guest is about to run, with
-    a notice on its CPU or an empty text; `created` is a VM that was made in advance. Nothing is
-    left behind, whatever happens.
+    a notice on its CPU or an empty text; `created` is a VM that was made in advance.
+    `publish` lets others see it (tender/observe/counters.py). Nothing is left behind, whatever
+    happens.
 
     With a `sandbox`, this process is confined to the guest's devices before the guest runs, and
     stays so: all that is left for it to do is to report how the guest ended. An spt guest is this
@@ -95,7 +100,7 @@ def run(
         inputs = open_inputs(config, cleanup, sandbox)
         if inputs.file.image.target == lib.ABI_TARGET_SPT:
             _become(config, inputs, stop, warn, cleanup, sandbox, started)
-        machine = assemble(config, inputs, stop, warn, cleanup, sandbox, created)
+        machine = assemble(config, inputs, stop, warn, cleanup, sandbox, created, publish=publish)
         if sandbox:
             sandbox.enter(machine.fd_table, machine.vcpu.start)
         else:
@@ -106,6 +111,8 @@ def run(
             notify.ready(machine.notify, config.kernel)
         if started:
             started(machine.notice)
+        if machine.page:
+            machine.page.stats.state = lib.STATS_RUNNING
         outcome = replace(_run_to_end(machine, stop, warn), stats=machine.statistics())
         if machine.gdb:
             machine.gdb.ended(outcome)
@@ -183,6 +190,8 @@ def assemble(
     cleanup: Cleanup,
     sandbox: Sandbox | None = None,
     created: KvmAccelerator | None = None,
+    *,
+    publish: bool = False,
 ) -> Machine:
     """Open, check and load everything, up to the guest's first instruction; raises TenderError."""
     file, fds = inputs.file, dict(inputs.fds)
@@ -234,8 +243,16 @@ def assemble(
     fds |= _open_notify(config, cleanup)
     fds |= _open_gdb(config, kind.name, warn, cleanup)
     pcaps = _open_pcaps(config, image.manifest, devices.net, fds, files, clock, warn, cleanup)
+    page = None
+    if publish:
+        from tender.observe import counters
+
+        page = counters.publish(
+            config, kind.name, mem_bytes, image.manifest, devices.by_handle(), cleanup
+        )
+        fds |= {"stats": page.fd} if page else {}
     if sandbox:
-        fds = sandbox.move_descriptors(fds, {**devices.block.devices, **devices.net.devices}, pcaps)
+        fds = sandbox.move_descriptors(fds, devices.by_handle(), pcaps)
         cleanup.forget()  # the numbers are others' now, and this process ends with its guest
         for each in (vcpu, core) if core else (vcpu,):
             each.fds = {label: fds[label] for label in each.fds}
@@ -245,6 +262,8 @@ def assemble(
     console = Console(fds["console"], stop, warn, config.console_limit)
     poll = Poll(devices.net, stop, clock, _rendezvous(fds, clock, stop, devices.net))
     modules: list[Module] = [console, Time(clock), poll, devices.block, devices.net]
+    if page:
+        console.counters, poll.counters = page.console, page.poll
     dispatcher = Dispatcher(memory, modules, image.machine)
     trace = _make_trace(config, fds, memory, image.manifest, clock, stop, warn)
     ring_ = None
@@ -257,6 +276,8 @@ def assemble(
 
             ring_ = Ring(fds["kick"], memory, engine.cell, devices.net, stop, cleanup)
         vcpu.use_engine(engine, ring_)
+    if page:
+        vcpu.count_in(page.activity)
     gdb = None
     if config.gdb is not None:
         vcpu = gdb = _make_gdb(config, fds, vcpu, whole, stop)
@@ -276,6 +297,7 @@ def assemble(
         ring_,
         trace,
         core,
+        page,
         gdb,
         fds.get("notify"),
     )
@@ -301,6 +323,7 @@ class Machine:
     ring: Ring | None
     trace: Trace | None
     core: Target | None
+    page: Page | None
     gdb: GdbVcpu | None
     notify: int | None  # the descriptor to the manager of services
 
@@ -329,6 +352,10 @@ class Devices:
     net: Net
     labels: Mapping[int, tuple[str, ...]]
     fds: Mapping[str, int]
+
+    def by_handle(self) -> dict[int, BlockDevice | NetDevice]:
+        """All of them."""
+        return {**self.block.devices, **self.net.devices}
 
     def attached(self) -> dict[int, Attached]:
         """What the guest's manifest has of each, by handle."""

@@ -8,7 +8,7 @@ from tender.errors import TenderError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from typing import Literal, TypeAlias
+    from typing import Any, Literal, TypeAlias
 
     Reason: TypeAlias = Literal[
         "halted", "stopped", "fault", "host", "deadline", "killed", "sandbox"
@@ -58,6 +58,18 @@ class Statistics:
         for name, both in self.net.items():
             yield f"net:{name}:received", both.received
             yield f"net:{name}:sent", both.sent
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as dicts, as JSON has it."""
+        return {
+            "console": dict(self.console.__dict__),
+            "poll": dict(self.poll.__dict__),
+            "block": {name: dict(each.__dict__) for name, each in self.block.items()},
+            "net": {
+                name: {"received": dict(both.received.__dict__), "sent": dict(both.sent.__dict__)}
+                for name, both in self.net.items()
+            },
+        }
 
 
 @dataclass

@@ -82,7 +82,7 @@ def _main(program: str, arguments: list[str]) -> int:
     return _run(program, line, arguments)
 
 
-_TOOLS = ("inspect", "policy", "build", "image", "trace")
+_TOOLS = ("inspect", "policy", "build", "image", "trace", "ps", "stats")
 
 
 def _tool(name: str, arguments: list[str]) -> int:
@@ -113,6 +113,7 @@ def _run(program: str, line: CommandLine, arguments: list[str]) -> int:
             lambda text: _log(program, text),
             sandbox,
             started=lambda notice: _started(program, logged, notice),
+            publish=True,
         )
         return _report(program, line.verbose, outcome)
     except DeviceError as error:

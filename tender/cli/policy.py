@@ -23,6 +23,7 @@ from tender.errors import UsageError
 from tender.image.file import open_image
 from tender.machine import ring_region
 from tender.modules.assign import assign, assign_pcaps, check_all_attached
+from tender.observe import counters
 from tender.observe.core import Target
 from tender.sandbox import fdtable, seccomp
 from tender.sandbox.fdtable import FdTable, device_labels
@@ -69,6 +70,7 @@ MEANINGS = {
     "gdb": "the debugger, while there is one",
     "gdb-in": "the debugger: standard input",
     "gdb-out": "... and standard output",
+    "stats": "the counters page, which is mapped, and its lock",
 }
 
 
@@ -162,6 +164,7 @@ def _table(
     mem_bytes = usable_memory(config.mem_bytes)
     ring_bytes = ring_region(config, image, mem_bytes, kind, devices)
     fixed += ["kick"] if ring_bytes else []
+    fixed += ["stats"] if counters.folder() else []
     fixed += ["trace"] if config.trace is not None else []
     if config.gdb is not None:
         fixed += ["gdb-in", "gdb-out"] if config.gdb == "-" else ["gdb-listen", "gdb"]

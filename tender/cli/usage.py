@@ -21,6 +21,8 @@ TOOLS = """\
        {program} build SOURCE... [--manifest FILE] -o KERNEL
        {program} image KERNEL -t NAME:TAG [-o FILE|DIR] [--block NAME=FILE]
        {program} trace FILE [-o OUT.json] [--json]
+       {program} ps [--json]
+       {program} stats NAME|PID [--json]
        {program} demo [ARGS]
 """
 
@@ -81,7 +83,10 @@ def hint(written: str, others: tuple[str, ...]) -> str:
     `others`, where at most two letters differ."""
     if written in _HINTS:
         return _HINTS[written]
-    distance, name = min((_distance(written, name), name) for name in (*others, *BY_NAME))
+    distance, _, name = min(
+        (_distance(written, name), abs(len(written) - len(name)), name)
+        for name in (*others, *BY_NAME)
+    )
     return f"did you mean {name}?" if distance <= 2 else ""
 
 

@@ -29,6 +29,7 @@
 #include "abi/abi.h"
 #include "native.h"
 #include "tender/engine/engine.h"
+#include "tender/host/ticks.h"
 #include "tender/sandbox/constants.h"
 
 #define SIGNAL_FRAME 4096 /* a frame beside XSAVE's area, and the handler */
@@ -327,7 +328,9 @@ int native_run(struct native *native)
                 return EINTR;
             to_guest(native);
         }
+        guest_enter(native->activity);
         int error = wait_for_guest(native);
+        guest_exit(native->activity);
         if (error)
             return error;
         native->is_guests_turn = 0;

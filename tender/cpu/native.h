@@ -73,6 +73,7 @@ struct native_spin {
 struct native {
     struct native_shared *shared; /* where the tender has it mapped */
     const uint8_t *memory;
+    void *activity;            /* struct activity, or NULL */
     void *engine;              /* struct engine, or NULL: Python answers every hypercall */
     struct native_range *text; /* what the guest may execute; the tender can read it */
     uint32_t text_count;

@@ -147,6 +147,10 @@ class NativeCpu(Privileged):
         self._engine = engine
         self._cell.engine = engine.cell
 
+    def count_in(self, activity: Any) -> None:
+        """As cpu.vcpu.Vcpu has it."""
+        self._cell.activity = activity
+
     # Its process.
 
     def start(self, _filter: bytes) -> None:

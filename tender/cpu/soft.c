@@ -25,6 +25,7 @@
 #include <unistd.h>
 
 #include "soft.h"
+#include "tender/host/ticks.h"
 
 #define SOFT_STACK (1u << 20)
 #define SOFT_GUARD 4096u
@@ -98,7 +99,7 @@ struct soft_private {
     ucontext_t start;
 };
 
-_Static_assert(sizeof(struct soft) == 80, "struct soft");
+_Static_assert(sizeof(struct soft) == 88, "struct soft");
 _Static_assert(offsetof(struct soft, clock) == 64, "struct soft");
 _Static_assert(sizeof(struct soft_clock) == 48, "struct soft_clock");
 _Static_assert(sizeof(struct uc_x86_mmr) == 24, "struct uc_x86_mmr");
@@ -267,8 +268,10 @@ int soft_run(struct soft *soft)
         soft->own->kicked = 0;
         return soft->kind = SOFT_STOPPED;
     }
+    guest_enter(soft->activity);
     if (!_setjmp(soft->own->outer))
         _longjmp(soft->own->inner, 1);
+    guest_exit(soft->activity);
     if (soft->kind == SOFT_STOPPED)
         soft->own->kicked = 0;
     return soft->kind;

@@ -8,6 +8,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "abi/stats.h"
+
 /* uc_mem_type, uc_err, uc_arch */
 #define UC_MEM_WRITE_UNMAPPED 20
 #define UC_MEM_FETCH_UNMAPPED 21
@@ -88,6 +90,7 @@ struct soft {
     _Atomic bool inside;   /* the emulator is in the middle of something */
     uint64_t instructions; /* left, where they are counted */
     struct soft_clock *clock;
+    struct activity *activity; /* or NULL */
     struct soft_private *own;
 };
 

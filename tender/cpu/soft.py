@@ -11,6 +11,7 @@ import errno
 import os
 import sys
 
+from tender._native import ffi as native_ffi
 from tender._native import lib as hvt
 from tender._soft import ffi, lib
 from tender.cpu.vcpu import Debug, Failure, Fault, Interrupted, IoIn, IoOut, Mmio
@@ -153,6 +154,7 @@ class SoftCpu:
         self._clock = clock
         self._stop = stop
         self._instructions = instructions
+        self._activity = ffi.NULL
         self._soft: Any = None
         self._debugged = False
         self._leave = {
@@ -172,9 +174,15 @@ class SoftCpu:
         cleanup.callback(self.close)
         self._open()
 
+    def count_in(self, activity: Any) -> None:
+        """As cpu.vcpu.Vcpu has it."""
+        self._activity = ffi.cast("struct activity *", int(native_ffi.cast("uintptr_t", activity)))
+        self._soft.activity = self._activity
+
     def _open(self) -> None:
         soft = self._soft = open_emulator(self.arch, self.mode, self.pc)
         soft.clock = self._clock.cell
+        soft.activity = self._activity
         mapped = 0
         pieces = regions(self._memory, self._executable)
         self._code_is_writable = any(prot & PROT_EXEC and prot & PROT_WRITE for *_, prot in pieces)

@@ -49,6 +49,9 @@ if TYPE_CHECKING:
             """End another process that `start` has begun, and wait for it."""
 
         def run(self) -> Exit: ...
+        def count_in(self, activity: Any) -> None:
+            """Count its exits, and the time in the guest, in this struct activity."""
+
         def get_state(self) -> State: ...
         def core_state(self) -> State:
             """As much of it as a core file has."""

@@ -65,7 +65,13 @@ def run(sock: socket.socket, request: bytes, server_pid: int, namespaces: list[i
                     namespaces=namespaces,
                 )
             outcome = machine.run(
-                config, stop, report.warn, report.sandbox, started=report.started, created=created
+                config,
+                stop,
+                report.warn,
+                report.sandbox,
+                started=report.started,
+                created=created,
+                publish=True,
             )
             report.send(protocol.pack_outcome(outcome))
         status = 0

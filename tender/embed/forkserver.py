@@ -144,6 +144,7 @@ def _import_all() -> list[int]:
         remote,
         tap,
     )
+    from tender.observe import counters  # noqa: F401
 
     namespaces: list[int] = []
     soft.installed()

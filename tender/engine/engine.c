@@ -28,6 +28,7 @@
 
 #include "abi/abi.h"
 #include "engine.h"
+#include "tender/host/ticks.h"
 #include "tender/sandbox/sandbox.h"
 
 PTENDER_SIZE(struct engine_device, 56);
@@ -36,8 +37,8 @@ PTENDER_SIZE(struct engine_range, 24);
 PTENDER_LAYOUT(struct engine, mem_size, 24);
 PTENDER_LAYOUT(struct engine, ranges, 48);
 PTENDER_LAYOUT(struct engine, devices, 432);
-PTENDER_LAYOUT(struct engine, poll_deadline_ns, 4048);
-PTENDER_SIZE(struct engine, 4064);
+PTENDER_LAYOUT(struct engine, poll_deadline_ns, 4056);
+PTENDER_SIZE(struct engine, 4072);
 PTENDER_LAYOUT(struct engine_ring, gpa, 24);
 PTENDER_LAYOUT(struct engine_ring, ending, 36);
 PTENDER_LAYOUT(struct engine_ring, filter, 80);
@@ -323,8 +324,11 @@ int engine_run(struct engine *engine)
     engine->console_done = 0;
     engine->poll_deadline_ns = 0;
     do {
-        if (ioctl(engine->vcpu_fd, KVM_RUN, 0) < 0)
-            return errno;
+        guest_enter(engine->activity);
+        const int error = ioctl(engine->vcpu_fd, KVM_RUN, 0) < 0 ? errno : 0;
+        guest_exit(engine->activity);
+        if (error)
+            return error;
         if (answer_exit(engine, run) == PYTHON)
             return 0;
     } while (!engine->has_report);

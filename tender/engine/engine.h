@@ -50,6 +50,7 @@ struct engine {
     struct pollset *pollset; /* NULL: Python answers POLL */
     struct counters *console;
     struct counters *poll;
+    struct activity *activity; /* of the vCPU, or NULL */
 
     /* Where Python continues a call that the engine has begun. */
     uint64_t console_done;     /* bytes of this PUTS that are written */

@@ -11,9 +11,9 @@
 #include <unistd.h>
 
 #include "host.h"
+#include "tender/cpu/tsc.h"
+#include "tender/host/ticks.h"
 
-_Static_assert(sizeof(struct counters) == 32, "struct counters");
-_Static_assert(offsetof(struct counters, drops) == 24, "struct counters");
 _Static_assert(sizeof(struct pollset) == 580, "struct pollset");
 _Static_assert(offsetof(struct pollset, handles) == 516, "struct pollset");
 
@@ -75,4 +75,27 @@ int host_accept(int fd)
 int host_end_with_parent(void)
 {
     return prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+}
+
+void *host_map(int fd, uint64_t offset, size_t size)
+{
+    void *at = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, (off_t)offset);
+    return at == MAP_FAILED ? NULL : at;
+}
+
+int host_unmap(void *address, size_t size) { return munmap(address, size); }
+
+uint64_t host_ticks(void) { return ticks(); }
+
+uint64_t host_ticks_hz(void)
+{
+#if defined(__x86_64__)
+    return (uint64_t)tsc_hz();
+#elif defined(__aarch64__)
+    uint64_t hz;
+    __asm__ volatile("mrs %0, cntfrq_el0" : "=r"(hz));
+    return hz;
+#else
+    return 0;
+#endif
 }

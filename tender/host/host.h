@@ -9,13 +9,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-/* What a device has done. The vCPU's thread and the ring's count in it, any thread may read it. */
-struct counters {
-    _Atomic uint64_t calls;
-    _Atomic uint64_t bytes;
-    _Atomic uint64_t errors; /* of the host */
-    _Atomic uint64_t drops;  /* frames or output that the host did not take */
-};
+#include "abi/stats.h"
 
 #define POLLSET_MAX 64
 
@@ -41,6 +35,14 @@ int host_events(int fd, int events, int timeout_ms);
 
 /* A connection that waits at a socket, not blocking; -1 and errno. */
 int host_accept(int fd);
+
+/* Map `size` bytes of a file from `offset` on, shared and writable; NULL and errno. */
+void *host_map(int fd, uint64_t offset, size_t size);
+int host_unmap(void *address, size_t size);
+
+/* The counter of struct activity, and its frequency in Hz; 0: this machine has none. */
+uint64_t host_ticks(void);
+uint64_t host_ticks_hz(void);
 
 /* The kernel ends this process with its parent's thread; a change of credentials undoes that. */
 int host_end_with_parent(void);

@@ -80,6 +80,10 @@ class GdbVcpu:
     def use_engine(self, engine: Engine, ring: Ring | None) -> None:
         """There is none: Python answers all hypercalls of a guest that is debugged."""
 
+    def count_in(self, activity: Any) -> None:
+        """As cpu.vcpu.Vcpu has it."""
+        self._vcpu.count_in(activity)
+
     def start(self, filter: bytes) -> None:
         """As cpu.vcpu.Vcpu has it."""
         self._vcpu.start(filter)

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 FIXED = {
     "console": 1, "stderr": 2, "vcpu": 3, "kick": 4, "core": 5, "pagemap": 6, "core-helper": 7,
-    "trace": 8, "report": 9, "sync": 10,
+    "trace": 8, "report": 9, "sync": 10, "stats": 11,
     "guest-program": 0, "guest-shared": 3, "guest-memory": 4, "guest-process": 3,
     "memory-file": 6, "epoll": 3, "timer": 4,
     "gdb": 0, "gdb-listen": 80, "gdb-in": 81, "gdb-out": 82,
     "notify": 83,
 }  # fmt: skip
 START_LABELS = ("guest-program", "guest-shared", "guest-memory")  # closed before the guest runs
-FIRST_NAMESPACE = 11  # namespaces that are still to be joined
 FIRST_DEVICE = 16  # the device with handle 0
 FIRST_PCAP = FIRST_DEVICE + 64 + 4  # the packets of the device with handle 0
 FDS_END = FIRST_PCAP + 64
+FIRST_NAMESPACE = FDS_END  # namespaces that are still to be joined
 
 # Files of seccomp/ that have the name of a label, the busiest first.
 _DEVICES = ("net", "net-stream", "block", "block-remote")

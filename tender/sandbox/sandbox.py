@@ -135,7 +135,7 @@ class Sandbox:
         table |= dict(enumerate(self._namespaces, FIRST_NAMESPACE))
         self._namespaces = list(range(FIRST_NAMESPACE, FIRST_NAMESPACE + len(self._namespaces)))
         try:
-            confine.move_descriptors(table, FDS_END)
+            confine.move_descriptors(table, FDS_END + len(self._namespaces))
         except OSError as error:
             raise SandboxError(f"sandbox: descriptors: {error.strerror}") from None
         for handle, device in devices.items():

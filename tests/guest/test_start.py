@@ -28,7 +28,7 @@ PLAIN = {
     "tender.image.file", "tender.image.manifest", "tender.kvm", "tender.loop", "tender.machine",
     "tender.memory", "tender.modules", "tender.modules.assign",
     "tender.modules.block", "tender.modules.console", "tender.modules.net", "tender.modules.poll",
-    "tender.modules.time", "tender.outcome",
+    "tender.modules.time", "tender.observe", "tender.observe.counters", "tender.outcome",
     "tender.sandbox", "tender.sandbox.confine", "tender.sandbox.fdtable", "tender.sandbox.policy",
     "tender.sandbox.sandbox", "tender.sandbox.seccomp", "tender.stop",
 }  # fmt: skip

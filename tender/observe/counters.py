@@ -1,0 +1,172 @@
+"""The counters page: a file in which others read what a guest does, without asking its tender.
+
+The file is named `NAME.PID.START` and locked (flock) while its tender lives. A header says what the
+counters are of; the tender counts in the pages behind it, which it has mapped. A guest that has
+taken over its tender can write wrong numbers there, and no name: the header is not mapped, and no
+system call of the sandbox takes the file's descriptor.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from errno import EACCES
+from mmap import ALLOCATIONGRANULARITY
+from time import CLOCK_BOOTTIME, clock_gettime_ns
+
+from tender._native import ffi, lib
+from tender.cleanup import Cleanup
+from tender.config import guest_name
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from tender.config import Config
+    from tender.image.manifest import Manifest
+    from tender.modules.block import BlockDevice
+    from tender.modules.net import NetDevice
+
+SYSTEM = "/run/ptender"  # of root's tenders
+READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+SHARED = 0o022  # a folder with one of these bits is for others to write to
+
+
+class Page:
+    """An open page; `fd` is its file, and holds the lock."""
+
+    def __init__(self, fd: int, stats: Any) -> None:
+        self.fd = fd
+        self.stats = stats  # struct stats *
+        self.activity, self.console, self.poll = (
+            ffi.addressof(stats, name) for name in ("activity", "console", "poll")
+        )
+
+
+def folder() -> str:
+    """Where the pages of this user's tenders are; empty: nowhere, without XDG_RUNTIME_DIR."""
+    if not os.geteuid():
+        return SYSTEM
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    return f"{runtime}/ptender" if runtime.startswith("/") else ""
+
+
+def publish(
+    config: Config,
+    cpu: str,
+    mem_bytes: int,
+    manifest: Manifest,
+    devices: Mapping[int, BlockDevice | NetDevice],
+    cleanup: Cleanup,
+) -> Page | None:
+    """Make the page of a guest, and have its `devices` (by handle) count in it.
+
+    None where there can be none: a guest runs all the same.
+    """
+    present = [each for each in manifest.devices if each.handle in devices]
+    started_ns = clock_gettime_ns(CLOCK_BOOTTIME)
+    header = {
+        "magic": lib.STATS_MAGIC,
+        "version": lib.STATS_VERSION,
+        "device_count": len(present),
+        "mem_bytes": mem_bytes,
+        "started_ns": started_ns,
+        "cpu": cpu.encode(),
+        "devices": [{"type": each.type, "name": each.name.encode()} for each in present],
+    }
+    mine = Cleanup()
+    try:
+        fd = _create(folder(), f"{guest_name(config)}.{os.getpid()}.{started_ns}", mine)
+        stats = _fill(fd, header, mine)
+    except OSError:
+        mine.close()
+        return None
+    cleanup.callback(mine.close)
+    for index, each in enumerate(present):
+        devices[each.handle].count_in(stats.devices[index])
+    return Page(fd, stats)
+
+
+def _create(path: str, name: str, cleanup: Cleanup) -> int:
+    """A new file, locked; removed by `cleanup`."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    directory = open_folder(path)
+    try:
+        _remove_dead(directory)
+        while True:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            fd = os.open(name, flags, 0o600, dir_fd=directory)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_nlink:
+                break
+            os.close(fd)  # it was removed before it was locked
+    finally:
+        os.close(directory)
+    cleanup.callback(lambda: os.close(fd))
+    cleanup.callback(lambda: os.unlink(f"{path}/{name}"))
+    return fd
+
+
+def open_folder(path: str) -> int:
+    """Open a folder of pages, which must be this user's own; raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    info = os.fstat(fd)
+    if info.st_uid != os.geteuid() or info.st_mode & SHARED:
+        os.close(fd)
+        raise OSError(EACCES, "it is for others to write to")
+    return fd
+
+
+def _remove_dead(directory: int) -> None:
+    """Remove the files of processes that are gone; which are, the kernel says at little cost."""
+    for name in os.listdir(directory):
+        pid = name.rpartition(".")[0].rpartition(".")[2]
+        if pid.isdigit() and len(pid) < 10 and not os.path.exists(f"/proc/{pid}"):
+            remove_unlocked(directory, name)
+
+
+def remove_unlocked(directory: int, name: str) -> bool:
+    """Remove a file whose tender has ended; False: it lives, or can't be removed."""
+    try:
+        fd = os.open(name, READ, dir_fd=directory)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(name, dir_fd=directory)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def header_size(devices: int) -> int:
+    """Bytes of a struct stats_header with so many devices."""
+    last = ffi.offsetof("struct stats_header", "devices")
+    return int(last + devices * ffi.sizeof("struct stats_device"))
+
+
+def stats_size(devices: int) -> int:
+    """The same for a struct stats."""
+    last = ffi.offsetof("struct stats", "devices")
+    return int(last + devices * ffi.sizeof("struct counters[2]"))
+
+
+def _fill(fd: int, fields: dict[str, Any], cleanup: Cleanup) -> Any:
+    """Write the header and map the counters: a struct stats *."""
+    devices = fields["device_count"]
+    size = header_size(devices)
+    offset = -(-size // ALLOCATIONGRANULARITY) * ALLOCATIONGRANULARITY
+    header = ffi.new("struct stats_header *", {**fields, "offset": offset})
+    os.posix_fallocate(fd, 0, offset + stats_size(devices))  # no page may be missing later
+    os.pwrite(fd, ffi.buffer(header, size), 0)
+    stats = lib.host_map(fd, offset, stats_size(devices))
+    if not stats:
+        raise OSError(ffi.errno, os.strerror(ffi.errno))
+    cleanup.callback(lambda: lib.host_unmap(stats, stats_size(devices)))
+    return ffi.cast("struct stats *", stats)

@@ -1,0 +1,119 @@
+"""`ptender ps` and `ptender stats` beside guests that run."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import signal
+import struct
+import subprocess
+import termios
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tender import BlockFile, Guest
+from tests.guest.conftest import PTENDER, Build, Run
+from tests.needs import needs
+
+CAPACITY = 1 << 20
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.touch()
+    os.truncate(path, CAPACITY)
+    return path
+
+
+@pytest.fixture
+def held(guest: Build, cpu: str, image: Path) -> Iterator[subprocess.Popen[str]]:
+    """A guest of this test that prints "held" and computes."""
+    with subprocess.Popen(
+        [PTENDER, "--mem=8", f"--name=held.{os.getpid()}", f"--block={image},ro", guest("hold")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        while "held" not in process.stdout.readline():
+            assert process.poll() is None
+        yield process
+        process.kill()
+
+
+def listed(ptender: Run) -> dict[int, dict[str, Any]]:
+    return {each["pid"]: each for each in json.loads(ptender("ps", "--json").stdout)}
+
+
+def test_a_guest_is_listed_while_it_runs(
+    held: subprocess.Popen[str], ptender: Run, cpu: str
+) -> None:
+    name = f"held.{os.getpid()}"
+    found = listed(ptender)[held.pid]
+    assert (found["name"], found["cpu"], found["state"]) == (name, cpu, "running")
+    assert (found["mem_bytes"], found["uid"]) == (8 << 20, os.geteuid())
+    assert found["exits"] > 0
+    assert found["guest_s"] > 0
+    assert found["statistics"]["console"]["bytes"] >= len("held\n")
+    assert found["statistics"]["block"] == {"storage": dict.fromkeys(
+        ("calls", "bytes", "errors", "drops"), 0
+    )}  # fmt: skip
+
+    by_name = ptender("stats", name)
+    assert by_name.returncode == 0
+    assert f"{name}: PID {held.pid}, running for " in by_name.stdout
+    for device in ("console", "poll", "block:storage"):
+        assert f"\n{device} " in by_name.stdout
+    one = json.loads(ptender("stats", str(held.pid), "--json").stdout)
+    assert one["guest_s"] >= found["guest_s"], "it computes"
+
+    held.send_signal(signal.SIGKILL)
+    held.wait()
+    assert held.pid not in listed(ptender)
+    done = ptender("stats", name)
+    assert (done.returncode, done.stderr) == (
+        2, f"ptender: no guest '{name}' runs; see ptender ps\n"
+    )  # fmt: skip
+
+
+def test_a_terminal_of_80_columns(held: subprocess.Popen[str]) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    environment = {name: os.environ[name] for name in os.environ if name != "COLUMNS"}
+    subprocess.run([PTENDER, "ps"], stdout=theirs, env=environment, check=True)
+    os.close(theirs)
+    lines = os.read(ours, 1 << 16).decode().splitlines()
+    os.close(ours)
+    assert lines[0].startswith("NAME ")
+    assert [line for line in lines if f" {held.pid} " in line]
+    assert max(map(len, lines)) <= 80
+
+
+def test_guests_of_a_program(ptender: Run, guest: Build, cpu: str, image: Path) -> None:
+    held, disk = guest("hold"), BlockFile(image, readonly=True)
+    with (
+        Guest(held, block={"storage": disk}, mem_mib=8, cpu=cpu, name="of-a-program") as one,  # type: ignore[arg-type]
+        Guest(held, block={"storage": disk}, mem_mib=8, cpu=cpu) as other,  # type: ignore[arg-type]
+    ):
+        found = listed(ptender)
+        assert one.pid
+        assert other.pid
+        assert found[one.pid]["name"] == "of-a-program"
+        assert found[other.pid]["name"] == "hold.hvt"
+    assert not {one.pid, other.pid} & listed(ptender).keys()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+@pytest.mark.parametrize("options", ["ro", "size=4k"], ids=["read-only", "full"])
+def test_where_there_can_be_no_page_the_guest_runs(guest: Build, cpu: str, options: str) -> None:
+    needs("unshare", "--mount")
+    script = f'mount -t tmpfs -o {options} none /run && exec "$@"'
+    words = ["unshare", "--mount", "sh", "-c", script, "sh", str(PTENDER), f"--cpu={cpu}"]
+    done = subprocess.run([*words, str(guest("exit"))], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
