@@ -4,6 +4,7 @@
 #endif
 #include <limits.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -70,6 +71,12 @@ ssize_t host_write(int fd, const void *data, size_t length)
 int host_accept(int fd)
 {
     return accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+}
+
+int host_bytes_waiting(int fd)
+{
+    int bytes = 0;
+    return ioctl(fd, FIONREAD, &bytes) ? -1 : bytes;
 }
 
 int host_end_with_parent(void)

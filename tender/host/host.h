@@ -44,5 +44,8 @@ int host_unmap(void *address, size_t size);
 uint64_t host_ticks(void);
 uint64_t host_ticks_hz(void);
 
+/* How many bytes a socket holds that can be read. */
+int host_bytes_waiting(int fd);
+
 /* The kernel ends this process with its parent's thread; a change of credentials undoes that. */
 int host_end_with_parent(void);

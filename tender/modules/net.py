@@ -117,13 +117,14 @@ class NetDevice:
         """Find out why the descriptor is ready for another reason than a frame.
 
         A datagram socket has an error (nobody listened to an earlier frame) and works on; anything
-        else has lost its peer, and the guest sees a link on which nothing comes.
+        else has lost its peer, and the guest sees a link on which nothing comes, once it has read
+        the frames that came before.
         """
         events = lib.host_events(self.fd, 0, 0)
         if self._is_socket and events == lib.POLLERR:
             self.read(memoryview(bytearray(1)))
             events = lib.host_events(self.fd, 0, 0)
-        if events > 0:
+        if events > 0 and not (self._is_socket and lib.host_bytes_waiting(self.fd) > 0):
             self.lose()
 
     def lose(self) -> None:

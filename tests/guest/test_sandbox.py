@@ -862,9 +862,12 @@ def disks(suite: Suite, cpu: str) -> None:
 def ping_once(suite: Suite, *options: str) -> None:
     with wire() as (ours, theirs):
 
-        def answered(_: subprocess.Popen[str]) -> None:
+        def answered(process: subprocess.Popen[str]) -> None:
             frames = [ours.recv(2000) for _ in range(2)]
             assert all(frame[12:14] == b"\x08\x06" for frame in frames), "announced, and answered"
+            ours.close()
+            assert process.stderr
+            assert any("disconnected" in line for line in process.stderr)
 
         ours.send(arp_request())
         line = [*options, "--mem=8", f"--net=@{theirs.fileno()}", suite.guest("ping")]

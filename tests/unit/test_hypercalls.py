@@ -265,14 +265,27 @@ def test_a_port_whose_peer_is_gone_is_not_ready_for_ever(rig: Rig) -> None:
     rig.wire.send(FRAME)
     rig.wire.close()
     rig.other_wire.send(FRAME)
-    assert rig.call("POLL", timeout_nsecs=0).ready_set & 1 << OTHER_PORT
+    assert rig.call("NET_READ", handle=PORT, data_gpa=DATA, len=2000).ret == OK
+    assert rig.call("POLL", timeout_nsecs=0).ready_set == 1 << OTHER_PORT
     assert rig.call("NET_READ", handle=OTHER_PORT, data_gpa=DATA, len=2000).ret == OK
     reply = rig.call("POLL", timeout_nsecs=1_000_000)
     assert (reply.ready_set, reply.ret) == (0, 0)
-    assert rig.call("NET_READ", handle=PORT, data_gpa=DATA, len=2000).ret == OK
     assert rig.call("NET_READ", handle=PORT, data_gpa=DATA, len=2000).ret == AGAIN
     assert rig.call("NET_WRITE", handle=PORT, data_gpa=DATA, len=60).ret == EUNSPEC
     assert "network device 'port3': disconnected; the guest goes on" in rig.warnings
+
+
+def test_frames_that_came_before_their_sender_went_are_read(rig: Rig) -> None:
+    frames = [FRAME, FRAME[:-1], FRAME[:-2]]
+    for frame in frames:
+        rig.wire.send(frame)
+    rig.wire.close()
+    for frame in frames:
+        for _ in range(2):  # also for a guest that polls twice
+            assert rig.call("POLL", timeout_nsecs=U64 - 1).ready_set == 1 << PORT
+        reply = rig.call("NET_READ", handle=PORT, data_gpa=DATA, len=2000)
+        assert (reply.ret, reply.len) == (OK, len(frame))
+    assert rig.call("POLL", timeout_nsecs=1_000_000).ready_set == 0
 
 
 def test_an_empty_message_is_no_frame_and_no_end(rig: Rig) -> None:
