@@ -23,20 +23,29 @@ PROGRAMS = [
     ),
     ("tender/spt/code", "tender/spt/code.c", "-Wl,-T,tender/spt/code.lds,--oformat=binary"),
 ]
+# What keeps a guest from the host's loopback, beside passt.
+FRAME_FILTER = [
+    *("tender/host/frame_filter.c", "-std=gnu11", "-O2", "-s", "-fPIE", "-pie", "-Wall"),
+    *("-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2", "-Wl,-z,relro,-z,now"),
+]
 
 
 class BuildExt(build_ext):  # type: ignore[misc]
-    """The extension modules, and on x86_64 what runs in the processes of guests."""
+    """The extension modules, and the programs that run beside a tender."""
 
     def run(self) -> None:
         """Build all."""
         super().run()
+        self._program("tender/host/frame-filter", FRAME_FILTER)
         if platform.machine() != "x86_64":
             return
         for program, source, linking in PROGRAMS:
-            output = program if self.inplace else os.path.join(self.build_lib, program)
-            os.makedirs(os.path.dirname(output), exist_ok=True)
-            self.spawn(["cc", *FREESTANDING, source, *linking.split(), "-o", output])
+            self._program(program, [*FREESTANDING, source, *linking.split()])
+
+    def _program(self, program: str, words: list[str]) -> None:
+        output = program if self.inplace else os.path.join(self.build_lib, program)
+        os.makedirs(os.path.dirname(output), exist_ok=True)
+        self.spawn(["cc", *words, "-o", output])
 
 
 setup(

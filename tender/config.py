@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tender.dataclass import Check, Converted
 
-    NetValue: TypeAlias = "Tap | Descriptor | StreamNet | UserNet"
+    NetValue: TypeAlias = "Tap | Descriptor | UserNet"
     BlockValue: TypeAlias = "BlockFile | BlockDescriptor | BlockRemote"
 
     Path: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -343,15 +343,6 @@ class Descriptor:
 
 
 @dataclass
-class StreamNet:
-    """A stream socket on which 4 bytes (big-endian) before each frame give its length."""
-
-    fd: int = field(as_descriptor)
-    mtu: int | None = field(optional(as_mtu), default=None)  # None: 1500
-    mac: MacField = field(as_mac, default=None)
-
-
-@dataclass
 class UserNet:
     """A network through passt: without root, without a tap.
 
@@ -366,9 +357,8 @@ class UserNet:
         gateway: The gateway's address, in the same network.
         mtu: In bytes.
         mac: As in Tap.
-        reach_host: What the guest sends to `gateway` goes to the host's own 127.0.0.1, as it does
-            with any UDP port. The guest reaches the host's loopback without it, too, if it
-            sends to 127.0.0.0/8: see docs/guide-operators.md.
+        reach_host: What the guest sends to `gateway` goes to the host's own 127.0.0.1; else it
+            reaches no address of the host's loopback.
 
     Raises:
         UsageError: as for Tap.

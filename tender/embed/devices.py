@@ -17,7 +17,6 @@ from tender.config import (
     BlockFile,
     BlockRemote,
     Descriptor,
-    StreamNet,
     Tap,
     UserNet,
 )
@@ -140,7 +139,7 @@ class Devices:
         where = f"network device '{name}'"
         attached: NetValue
         spec = validation.net(spec, where)
-        if isinstance(spec, (Descriptor, StreamNet)):
+        if isinstance(spec, Descriptor):
             copies = {
                 name: self._copy(fd, f"{where}: {name}={fd}")
                 for name, fd in _descriptors(spec).items()
@@ -159,7 +158,7 @@ class Devices:
             raise DeviceError(f"{where}: {shown(spec)} is {_NO_NET}")
         return attached
 
-    def _user_net(self, spec: UserNet, where: str) -> StreamNet:
+    def _user_net(self, spec: UserNet, where: str) -> Descriptor:
         from tender.host import passt
 
         fd = passt.start(spec, where)
@@ -167,7 +166,7 @@ class Devices:
         link = socket.socket(fileno=os.dup(fd))
         _not_for_forks.update((self._owned[-1], link))
         self._at_end.append(lambda: _end_passt(link))
-        return StreamNet(fd, spec.mtu, spec.mac)
+        return Descriptor(fd, spec.mtu, spec.mac)
 
     def _block(self, name: str, spec: Any) -> BlockValue:
         where = f"block device '{name}'"

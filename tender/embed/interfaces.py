@@ -15,7 +15,6 @@ from tender.config import (
     BlockFile,
     BlockRemote,
     Descriptor,
-    StreamNet,
     Tap,
     UserNet,
 )
@@ -94,7 +93,7 @@ class NetAttachable(Protocol):
     An optional `detach()` is called once the guest has ended.
     """
 
-    def attach(self) -> Tap | Descriptor | StreamNet:
+    def attach(self) -> Tap | Descriptor:
         """Provide the device.
 
         Returns:
@@ -134,9 +133,7 @@ class ConsoleSink(Protocol):
         """
 
 
-NetSpec: TypeAlias = (
-    str | Tap | Descriptor | StreamNet | UserNet | NetAttachable | NetSender | NetReceiver
-)
+NetSpec: TypeAlias = str | Tap | Descriptor | UserNet | NetAttachable | NetSender | NetReceiver
 BlockSpec: TypeAlias = (
     str
     | os.PathLike[str]

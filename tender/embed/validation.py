@@ -16,7 +16,6 @@ from tender.config import (
     BlockFile,
     BlockRemote,
     Descriptor,
-    StreamNet,
     Tap,
 )
 from tender.errors import DeviceError, TenderError, UsageError, shown
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-NET_VALUES = (Tap, Descriptor, StreamNet)  # what a guest's process can attach
+NET_VALUES = (Tap, Descriptor)  # what a guest's process can attach
 BLOCK_VALUES = (BlockFile, BlockDescriptor, BlockRemote)
 mem_mib = conf.whole(1, layout.MEM_MAX // layout.MIB)
 

@@ -32,8 +32,7 @@ class Engine:
         self.cell.console_fd = console.fd if console.allowance is None else -1
         self.cell.console = console.counters
         self.cell.poll = poll.counters
-        if poll.in_engine:
-            self.cell.pollset = poll.pollset
+        self.cell.pollset = poll.pollset
 
     def _set_ranges(self, memory: GuestMemory) -> None:
         ranges = memory.protected
@@ -55,8 +54,6 @@ class Engine:
                 "in": disk.counters,
             }
         for handle, port in net.devices.items():
-            if not port.in_engine:
-                continue
             self.cell.devices[handle] = {
                 "kind": lib.ENGINE_NET,
                 "fd": port.fd,

@@ -9,14 +9,12 @@ from _socket import (
     SO_ACCEPTCONN,
     SOCK_DGRAM,
     SOCK_SEQPACKET,
-    SOCK_STREAM,
     SOL_SOCKET,
     socket,
 )
 
-from tender.config import MTU, StreamNet, Tap, UserNet
+from tender.config import MTU, Descriptor, Tap, UserNet
 from tender.errors import DeviceError
-from tender.host import socket_type
 from tender.modules.net import NetDevice
 
 TYPE_CHECKING = False
@@ -33,21 +31,15 @@ def attach(device: Device, net: NetValue, cleanup: Cleanup, warn: Warn) -> NetDe
     if isinstance(net, UserNet):
         from tender.host import passt
 
-        stream = StreamNet(passt.start(net, where), net.mtu, net.mac)
-        cleanup.callback(lambda: os.close(stream.fd))
-        net = stream
+        user_net = Descriptor(passt.start(net, where), net.mtu, net.mac)
+        cleanup.callback(lambda: os.close(user_net.fd))
+        net = user_net
     mac = random_mac() if net.mac is None else net.mac
     if isinstance(net, Tap):
         from tender.host import tap
 
         fd, mtu = tap.attach(net, where, cleanup)
         return NetDevice(device.name, device.handle, fd, mac, mtu, warn, is_socket=False)
-    if isinstance(net, StreamNet):
-        from tender.host.stream import StreamNetDevice
-
-        if socket_type(net.fd) != SOCK_STREAM:
-            raise DeviceError(f"{where}: Could not attach interface: not a stream socket")
-        return StreamNetDevice(device.name, device.handle, net.fd, mac, net.mtu or MTU, warn)
     found_mtu, is_socket = _adopt(net.fd, where)
     mtu = net.mtu or found_mtu or MTU
     return NetDevice(device.name, device.handle, net.fd, mac, mtu, warn, is_socket=is_socket)

@@ -1,7 +1,8 @@
-"""A network for a guest without root and without a tap: passt, at the other end of a socket pair.
+"""A network for a guest without root and without a tap: passt, behind a filter of frames.
 
-passt is started, and has its ports, before the guest runs; it ends by itself when the guest's end
-of the socket pair is closed, however that happens. Nothing is written to the file system for it.
+Both are started, and passt has its ports, before the guest runs; they end by themselves when the
+guest's end of the socket pair is closed, however that happens. Nothing is written to the file
+system for them. frame_filter.c says what passes.
 Source: passt(1), and what release 2023-03-09 does.
 """
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from tender.config import UserNet
 
 COMMAND = "passt"
+FILTER = os.path.join(os.path.dirname(__file__), "frame-filter")
 RESOLV_CONF = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")
 START_S = 20  # passt goes into the background when it is ready, in some 10 ms
 END_S = 5
@@ -34,37 +36,59 @@ _NOISE = ("Failed to send", "Don't run as root")  # lines that are not about an 
 
 
 def start(net: UserNet, where: str) -> int:
-    """Start passt: a stream socket for frames (see config.StreamNet), which the caller closes.
+    """Start passt and its frame filter: a seqpacket socket for frames, which the caller closes.
 
     Raises DeviceError, which says what is missing or in use.
     """
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        fd = theirs.fileno()
-        try:
-            # passt goes into the background when it listens, so its exit means that it is ready.
-            done = subprocess.run(
-                [COMMAND, "--fd", str(fd), *arguments(net), *_resolvers(net)],
-                pass_fds=[fd],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                cwd="/",
-                timeout=START_S,
-                check=False,
-            )
-        except FileNotFoundError:
-            raise DeviceError(f"{where}: passt is not installed: apt install passt") from None
-        except OSError as error:
-            raise DeviceError(f"{where}: passt: {reason(error.errno or 0)}") from None
-        except subprocess.TimeoutExpired:
-            raise DeviceError(f"{where}: passt: not ready after {START_S} s") from None
-        theirs.close()
+    stream, passt_end = socket.socketpair()
+    guest, filter_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with stream, passt_end, guest, filter_end:
+        words = [COMMAND, "--fd", str(passt_end.fileno()), *arguments(net), *_resolvers(net)]
+        done = _run(where, words, [passt_end])
+        passt_end.close()
         # In a program that ignores SIGCHLD, or reaps any child, every status is 0: check that the
         # other end is open as well.
-        if done.returncode or _is_closed(ours):
+        if done.returncode or _is_closed(stream):
             raise DeviceError(f"{where}: {_reason(net, done.stderr.decode(errors='replace'))}")
-        return ours.detach()
+        words = [FILTER, str(filter_end.fileno()), str(stream.fileno()), *_guarded(net)]
+        done = _run(where, words, [filter_end, stream])
+        filter_end.close()
+        if done.returncode or _is_closed(guest):
+            reason = done.stderr.decode(errors="replace").strip()
+            raise DeviceError(f"{where}: the frame filter of passt: {reason or 'it has ended'}")
+        return guest.detach()
+
+
+def _run(
+    where: str, words: list[str], sockets: list[socket.socket]
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a program that goes into the background when it is ready."""
+    try:
+        return subprocess.run(
+            words,
+            pass_fds=[each.fileno() for each in sockets],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            cwd="/",
+            timeout=START_S,
+            check=False,
+        )
+    except FileNotFoundError:
+        if words[0] == COMMAND:
+            raise DeviceError(f"{where}: passt is not installed: apt install passt") from None
+        raise DeviceError(f"{where}: {words[0]} is missing: install ptender again") from None
+    except OSError as error:
+        raise DeviceError(f"{where}: {words[0]}: {os.strerror(error.errno or 0)}") from None
+    except subprocess.TimeoutExpired:
+        raise DeviceError(f"{where}: {words[0]}: not ready after {START_S} s") from None
+
+
+def _guarded(net: UserNet) -> list[str]:
+    """The frame filter's arguments where passt maps the gateway and the guest may only answer."""
+    if net.reach_host or not net.forward_udp:
+        return []
+    return [net.address.partition("/")[0], net.gateway]
 
 
 def _is_closed(link: socket.socket) -> bool:
@@ -94,7 +118,8 @@ def arguments(net: UserNet) -> list[str]:
     mac = "52:55:" + gateway.packed.hex(":")
     passed = ["--quiet", "--ipv4-only", "-a", str(interface.ip), "-g", str(gateway), "-M", mac]
     passed += ["-n", str(interface.network.prefixlen), "-m", str(net.mtu)]
-    # passt sends UDP answers to the host's 127.0.0.1 through the mapping of the gateway.
+    # passt sends UDP answers to the host's 127.0.0.1 through the mapping of the gateway; nothing
+    # else of the guest's passes the filter to there.
     if not net.reach_host and not net.forward_udp:
         passed += ["--no-map-gw"]
     for option, address, port, inside in _forwards(net):
@@ -108,8 +133,7 @@ def _resolvers(net: UserNet) -> list[str]:
     The guest cannot reach a resolver on the host's loopback (127.0.0.53 of systemd-resolved), but
     it can reach the servers behind that.
     """
-    reaches_host = net.reach_host or net.forward_udp
-    if reaches_host or any(not at.is_loopback for at in _nameservers(RESOLV_CONF[0])):
+    if net.reach_host or any(not at.is_loopback for at in _nameservers(RESOLV_CONF[0])):
         return []
     upstream = [at for at in _nameservers(RESOLV_CONF[1]) if not at.is_loopback]
     return [each for at in upstream for each in ("--dns", str(at))]

@@ -29,8 +29,6 @@ VLAN_TAG = 4
 class NetDevice:
     """An attached network device."""
 
-    in_engine = True  # one message is one frame, which engine.c knows as well
-
     def __init__(
         self, name: str, handle: int, fd: int, mac: bytes, mtu: int, warn: Warn, *, is_socket: bool
     ) -> None:
@@ -101,17 +99,9 @@ class NetDevice:
         self._errors.report(self.sent, f"send: {os.strerror(error)}")
         return lib.HVT_R_EUNSPEC
 
-    def is_ready(self) -> bool:
-        """Whether there is a frame, where the descriptor is readable."""
-        return True
-
     def warn_once(self, what: str) -> None:
         """Warn of a failure that the ring's thread has met and counted."""
         self._errors.warn_once(what)
-
-    def is_full(self) -> bool:
-        """Whether a part of a frame is still to be sent, when the descriptor has room."""
-        return False
 
     def look(self) -> None:
         """Find out why the descriptor is ready for another reason than a frame.

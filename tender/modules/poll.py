@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tender.clock import HostClock
     from tender.hypercalls import Handler
     from tender.memory import GuestMemory
-    from tender.modules.net import Net, NetDevice
+    from tender.modules.net import Net
     from tender.rendezvous import Rendezvous
     from tender.stop import Stop
 
@@ -40,8 +40,6 @@ class Poll:
         self._stop = stop
         self._clock = clock
         self._rendezvous = rendezvous
-        self._streams: dict[int, NetDevice] = {}  # by their index in the pollset
-        self.in_engine = all(device.in_engine for device in net.devices.values())
         self.begun = 0  # the deadline of this call, in ns, where the engine has begun it
         self.pollset = ffi.new("struct pollset *")
         self.watch()
@@ -74,14 +72,13 @@ class Poll:
         if timeout_ns and not deadline_ns:
             deadline_ns = min(monotonic_ns() + timeout_ns, U64)
         while True:
-            waiting = self._look_at_streams() if self._streams else 0
-            count = lib.host_poll(self.pollset, 0 if waiting else deadline_ns)
+            count = lib.host_poll(self.pollset, deadline_ns)
             if count > 0:
-                ready_set = waiting | self._ready()
+                ready_set = self._ready()
                 if ready_set:
                     return ready_set
             elif count == 0:
-                return waiting
+                return 0
             elif ffi.errno != errno.EINTR:
                 raise HostError("cannot wait for devices", "ppoll", ffi.errno)
             self._stop.check()
@@ -93,17 +90,6 @@ class Poll:
             self.pollset.fds[index] = {"fd": device.fd, "events": lib.POLLIN}
             self.pollset.handles[index] = device.handle
         self.pollset.count = len(live)
-        self._streams = {index: device for index, device in enumerate(live) if not device.in_engine}
-
-    def _look_at_streams(self) -> int:
-        """The handles of those that have a whole frame already."""
-        waiting = 0
-        for index, device in self._streams.items():
-            full = lib.POLLOUT if device.is_full() else 0
-            self.pollset.fds[index].events = lib.POLLIN | full
-            if device.is_ready():
-                waiting |= 1 << device.handle
-        return waiting
 
     def _ready(self) -> int:
         ready_set = 0
@@ -111,11 +97,11 @@ class Poll:
         for index in range(self.pollset.count):
             events = self.pollset.fds[index].revents
             device = self._net.devices[self.pollset.handles[index]]
-            if events & _DEAD or index in self._streams:
+            if events & _DEAD:
                 device.look()
             if device.gone:
                 stale = True
-            elif events & lib.POLLIN and device.is_ready():
+            elif events & lib.POLLIN:
                 ready_set |= 1 << device.handle
         if stale:
             self.watch()

@@ -6,7 +6,7 @@ command line has one filter, and `ptender policy` can show it without attaching 
 
 from __future__ import annotations
 
-from tender.config import BlockFile, BlockRemote, Descriptor, StreamNet, Tap, UserNet
+from tender.config import BlockFile, BlockRemote, Descriptor, Tap, UserNet
 from tender.dataclass import dataclass
 
 TYPE_CHECKING = False
@@ -30,7 +30,7 @@ FDS_END = FIRST_PCAP + 64
 FIRST_NAMESPACE = FDS_END  # namespaces that are still to be joined
 
 # Files of seccomp/ that have the name of a label, the busiest first.
-_DEVICES = ("net", "net-stream", "block", "block-remote")
+_DEVICES = ("net", "block", "block-remote")
 _FIXED = ("pcap", "sync", "core", "trace", "report", "notify")
 
 
@@ -58,11 +58,9 @@ def sizes(
 
 def device_labels(spec: NetValue | BlockValue) -> tuple[str, ...]:
     """The labels of the descriptor of a device that is attached to this."""
-    if isinstance(spec, (StreamNet, UserNet)):
-        return ("net-stream",)
     if isinstance(spec, BlockRemote):
         return ("block-remote",)
-    if isinstance(spec, (Tap, Descriptor)):
+    if isinstance(spec, (Tap, Descriptor, UserNet)):
         return ("net",)
     overlay = isinstance(spec, BlockFile) and spec.overlay
     return ("block",) if spec.readonly or overlay else ("block", "block-writable")

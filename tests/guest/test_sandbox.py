@@ -758,45 +758,6 @@ guest = Guest({disk!r}, mem_mib=8, cpu={cpu!r}, block={{"storage": Disk()}})
 assert guest.run().status == 0
 """
 
-STREAM = """
-import socket
-from tender import Guest
-from tender.config import StreamNet
-from tests.waiting import unread, wait_until, wait_until_asleep
-
-ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # so that a frame goes in parts
-me, it = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
-def frame(payload): return len(payload).to_bytes(4, "big") + payload
-def checksum(data):
-    total = sum(int.from_bytes(data[i : i + 2], "big") for i in range(0, len(data), 2))
-    total = (total & 0xFFFF) + (total >> 16)
-    return (~(total + (total >> 16)) & 0xFFFF).to_bytes(2, "big")
-def ping(number):
-    body = bytes([8, 0, 0, 0, 0, 1]) + number.to_bytes(2, "big") + bytes(12000)
-    body = body[:2] + checksum(body) + body[4:]
-    length = (20 + len(body)).to_bytes(2, "big")
-    head = bytes.fromhex("4500") + length + bytes.fromhex("0000000040010000")
-    head += bytes([10, 0, 0, 1, 10, 0, 0, 2])
-    head = head[:10] + checksum(head) + head[12:]
-    return frame(it + me + bytes.fromhex("0800") + head + body)
-stream = StreamNet(theirs.fileno(), mtu=16000, mac=it)
-with Guest({ping!r}, mem_mib=8, cpu={cpu!r}, net={{"service": stream}}) as guest:
-    guest.console.wait_for("listening", timeout=60)
-    for number in range(8):  # more answers than the socket holds, while nobody reads
-        ours.sendall(ping(number))
-    wait_until(lambda: unread(ours.fileno()))
-    wait_until_asleep(guest.pid)
-    ours.settimeout(0.2)
-    received = 0
-    while received <= 40000:
-        try:
-            received += len(ours.recv(100000))
-        except TimeoutError:  # what found no room was dropped
-            ours.sendall(ping(8))
-    guest.stop()
-"""
-
 VIRTUAL = """
 from tender import Guest, VirtualTime
 from tender.testing import Switch
@@ -916,7 +877,6 @@ def the_ring(suite: Suite, cpu: str) -> None:
 
 def a_program(suite: Suite, cpu: str) -> None:
     suite.program(cpu, ("block-remote",), DISK)
-    suite.program(cpu, ("net-stream",), STREAM)
     if cpu == "soft":
         suite.program(cpu, ("net",), VIRTUAL, sync=True)
 

@@ -299,17 +299,26 @@ class Link:
     def __init__(self, net: UserNet) -> None:
         self.end = socket.socket(fileno=passt.start(net, WHERE))
         self.end.settimeout(LONG)
-        self.rest = b""
 
     def send(self, frame: bytes) -> None:
-        self.end.sendall(len(frame).to_bytes(4, "big") + frame)
+        self.end.send(frame)
+
+    def send_ip(self, payload: bytes, protocol: int, source: str, target: str) -> None:
+        gateway = bytes.fromhex("52550a000001")
+        self.send(gateway + GUEST_MAC + b"\x08\x00" + ipv4(payload, protocol, source, target))
 
     def receive(self) -> bytes:
-        while len(self.rest) < 4 or len(self.rest) < 4 + int.from_bytes(self.rest[:4], "big"):
-            self.rest += self.end.recv(1 << 16)
-        size = int.from_bytes(self.rest[:4], "big")
-        frame, self.rest = self.rest[4 : 4 + size], self.rest[4 + size :]
-        return frame
+        return self.end.recv(1 << 17)
+
+    def settle(self) -> None:
+        """Return when passt has handled what was sent before: it takes ARP and the rest apart, so
+        the second answer is after that."""
+        ask = b"\xff" * 6 + GUEST_MAC + bytes.fromhex("08060001080006040001") + GUEST_MAC
+        ask += socket.inet_aton("10.0.0.2") + bytes(6) + socket.inet_aton("10.0.0.1")
+        for _ in range(2):
+            self.send(ask)
+            while self.receive()[12:14] != b"\x08\x06":
+                pass
 
 
 def ipv4(payload: bytes, protocol: int, source: str, target: str) -> bytes:
@@ -330,8 +339,7 @@ def test_dhcp_tells_what_was_asked_for() -> None:
     link = Link(UserNet(address="10.7.0.9/16", gateway="10.7.0.1", mtu=1400))
     ask = bytes([1, 1, 6, 0]) + b"abcd" + bytes(20) + GUEST_MAC + bytes(10 + 192)
     ask += bytes.fromhex("63825363") + bytes([53, 1, 1, 55, 3, 1, 3, 26, 255])
-    frame = ipv4(udp(ask, 68, 67), 17, "0.0.0.0", "255.255.255.255")
-    link.send(b"\xff" * 6 + GUEST_MAC + b"\x08\x00" + frame)
+    link.send_ip(udp(ask, 68, 67), 17, "0.0.0.0", "255.255.255.255")
     offer = link.receive()
     link.end.close()
     assert socket.inet_ntoa(offer[58:62]) == "10.7.0.9"  # yiaddr
@@ -341,20 +349,69 @@ def test_dhcp_tells_what_was_asked_for() -> None:
     assert offer[6:12] == bytes.fromhex("52550a070001")  # no address of the host's own
 
 
-@pytest.mark.parametrize("reaches", [False, True])
-def test_the_host_is_reached_only_where_asked(reaches: bool) -> None:
-    link = Link(UserNet(reach_host=reaches))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server, link.end:
-        server.bind(("127.0.0.1", 0))
-        server.settimeout(LONG if reaches else 0.5)
-        data = udp(b"to the host", 4000, server.getsockname()[1])
-        frame = ipv4(data, 17, "10.0.0.2", "10.0.0.1")
-        link.send(bytes.fromhex("52550a000001") + GUEST_MAC + b"\x08\x00" + frame)
-        if reaches:
-            assert server.recv(100) == b"to the host"
-        else:
-            with pytest.raises(TimeoutError):
-                server.recv(100)
+class Service:
+    """Of TCP and UDP, on one port of all addresses of the host, the loopback's among them."""
+
+    def __init__(self) -> None:
+        self.tcp = socket.create_server(("", 0), backlog=256)
+        self.port: int = self.tcp.getsockname()[1]
+        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.udp.bind(("", self.port))
+        for each in (self.tcp, self.udp):
+            each.setblocking(False)
+
+    def reached_by(self) -> list[str]:
+        """By what it has been reached: protocols."""
+        found = []
+        for name, take in (("TCP", lambda: self.tcp.accept()), ("UDP", lambda: self.udp.recv(99))):
+            try:
+                take()
+                found.append(name)
+            except BlockingIOError:
+                pass
+        return found
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    value = Service()
+    yield value
+    value.tcp.close()
+    value.udp.close()
+
+
+def reach(link: Link, source: str, target: str, port: int, source_port: int = 4000) -> None:
+    """Send a datagram and ask for a connection."""
+    link.send_ip(udp(b"to the host", source_port, port), 17, source, target)
+    ask = b"".join(word.to_bytes(2, "big") for word in (source_port, port, 0, 1, 0, 0))
+    link.send_ip(ask + bytes.fromhex("5002ffff00000000"), 6, source, target)
+    link.settle()
+
+
+NETS = [UserNet(), UserNet(forward_udp={18053: 7})]
+LOOPBACK = ["127.0.0.1", "127.0.0.2", "127.1.2.3", "127.255.255.254", "0.0.0.0", "0.0.0.1"]
+
+
+@pytest.mark.parametrize("net", NETS, ids=["alone", "with a UDP port"])
+def test_no_address_of_the_hosts_loopback_is_reached(net: UserNet, service: Service) -> None:
+    link = Link(net)
+    number = 4000
+    with link.end:
+        for target in [*LOOPBACK, "10.0.0.1"]:
+            for source in ["10.0.0.2", "10.0.0.77", "127.0.0.1", "0.0.0.0", target]:
+                number += 1
+                reach(link, source, target, service.port, number)
+                assert service.reached_by() == [], (source, target)
+
+
+def test_with_reach_host_the_gateway_is_the_hosts_loopback(service: Service) -> None:
+    link = Link(UserNet(reach_host=True))
+    with link.end:
+        reach(link, "10.0.0.2", "10.0.0.1", service.port)
+        assert service.reached_by() == ["TCP", "UDP"]
+        for target in LOOPBACK:
+            reach(link, "10.0.0.2", target, service.port)
+            assert service.reached_by() == []
 
 
 def test_a_resolver_of_the_hosts_own_is_not_the_guests(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tender import BlockFile, Guest, Tap, UserNet, VirtualTime
-from tender.config import BlockDescriptor, BlockRemote, Descriptor, StreamNet
+from tender.config import BlockDescriptor, BlockRemote, Descriptor
 from tender.dataclass import replace
 from tender.embed import validation
 from tender.errors import DeviceError, TenderError, UsageError
@@ -110,10 +110,10 @@ IPV4 = "192.0.2.1"
         (lambda: UserNet(mac="02:0"), "mac='02:0' is not a unicast MAC address, as in 52:54"),
         (lambda: Descriptor(3, mac=b""), "mac=b'' is not a unicast MAC address"),
         (lambda: Descriptor(3, mac=b"12345"), "mac=b'12345' is not a unicast MAC address"),
-        (lambda: StreamNet(3, mac=b"\2abcdefg"), "mac=.* is not a unicast MAC address"),
+        (lambda: Descriptor(3, mac=b"\2abcdefg"), "mac=.* is not a unicast MAC address"),
         (lambda: Tap("t", mac=b"\1abcde"), "mac=.* is not a unicast MAC address"),
         (lambda: Tap("t", create=True, mtu=10**30), "mtu=10+ is not a whole number from 68 to 655"),
-        (lambda: StreamNet(3, mtu=67), "mtu=67 is not a whole number from 68 to 65535"),
+        (lambda: Descriptor(3, mtu=67), "mtu=67 is not a whole number from 68 to 65535"),
         (lambda: Descriptor(3, mtu=0), "mtu=0 is not a whole number from 68 to 65535"),
         (lambda: Descriptor(3, mtu=65536), "mtu=65536 is not a whole number from 68 to 65535"),
         (lambda: Descriptor(3, mtu=1500.0), "mtu=1500.0 is not a whole number"),  # type: ignore[arg-type]

@@ -18,14 +18,12 @@ import pytest
 
 from tender._native import lib
 from tender.cleanup import Cleanup
-from tender.clock import HostClock
 from tender.config import (
     BlockDescriptor,
     BlockFile,
     BlockRemote,
     Config,
     Descriptor,
-    StreamNet,
     Tap,
 )
 from tender.embed.block_memory import BlockMemory
@@ -33,14 +31,11 @@ from tender.embed.capture import Capture
 from tender.embed.console import Console
 from tender.embed.devices import Devices
 from tender.errors import ConfigError, DeviceError, TenderError
-from tender.host import block, net
+from tender.host import block
 from tender.host.remote import HEADER, READ, STATUS, WRITE
-from tender.host.stream import StreamNetDevice
 from tender.image.manifest import Device
 from tender.modules.block import BlockDevice
-from tender.modules.net import Net
-from tender.modules.poll import Poll
-from tender.stop import Stop, Stopped
+from tender.stop import Stop
 from tests.unit.interrupts import at_every_moment
 
 LONG = 20
@@ -952,205 +947,6 @@ def test_frames_that_no_wire_carries(told: Told) -> None:
         "a frame of more than 1518 bytes (the MTU and a header): dropped",
         "send() is async: make it a plain function",
     ]
-
-
-# Frames on a stream.
-
-
-class Stream:
-    """A StreamNetDevice and the socket at its other end."""
-
-    def __init__(self, cleanup: Cleanup, told: Told, mtu: int | None = None) -> None:
-        self.end, theirs = socket.socketpair()
-        self.end.setblocking(False)
-        fd = theirs.detach()
-        cleanup.callback(lambda: os.close(fd))
-        cleanup.callback(self.end.close)
-        device = net.attach(PORT, StreamNet(fd, mtu), cleanup, lambda text: told("warn", text))
-        assert isinstance(device, StreamNetDevice)
-        self.device = device
-
-    def read(self, room: int = 2000) -> tuple[int, bytes]:
-        buffer = bytearray(room)
-        result, length = self.device.read(memoryview(buffer))
-        return result, bytes(buffer[:length])
-
-
-def framed(*frames: bytes) -> bytes:
-    return b"".join(len(frame).to_bytes(4, "big") + frame for frame in frames)
-
-
-def test_frames_of_a_stream(cleanup: Cleanup, told: Told) -> None:
-    stream = Stream(cleanup, told)
-    assert stream.read() == (AGAIN, b"")
-    frames = [FRAME, b"a" * 14, b"z" * 1518]
-    stream.end.send(framed(*frames))
-    assert [stream.read()[1] for _ in range(4)] == [*frames, b""]
-    assert stream.device.write(memoryview(FRAME)) == OK
-    assert stream.end.recv(2000) == framed(FRAME)
-    for size in (13, 1519):
-        assert stream.device.write(memoryview(bytes(size))) == EINVAL
-    stream.end.send(framed(FRAME))
-    assert stream.read(10) == (OK, FRAME[:10])
-    assert stream.read() == (AGAIN, b"")
-
-
-def test_frames_that_come_in_parts(cleanup: Cleanup, told: Told) -> None:
-    stream = Stream(cleanup, told)
-    for letter in framed(FRAME)[:-1]:
-        stream.end.send(bytes([letter]))
-        assert stream.read() == (AGAIN, b"")
-        assert not stream.device.is_ready()
-    stream.end.send(FRAME[-1:] + framed(FRAME) * 300)
-    assert [stream.read() for _ in range(301)] == [(OK, FRAME)] * 301
-    assert not told
-
-
-def test_frames_that_no_guest_takes_are_passed_over(cleanup: Cleanup, told: Told) -> None:
-    stream = Stream(cleanup, told)
-    stream.end.send(framed(b"", bytes(13), bytes(1519), bytes(60_000), FRAME))
-    assert stream.read() == (OK, FRAME)
-    assert stream.device.received.drops == 4
-    assert not told
-
-
-def test_a_stream_that_is_none_is_left(cleanup: Cleanup, told: Told) -> None:
-    stream = Stream(cleanup, told)
-    stream.end.send(b"HTTP/1.1 200 OK\r\n" * 100)
-    assert [stream.read(), stream.read()] == [(AGAIN, b"")] * 2
-    assert stream.device.gone
-    assert "sent a frame of 1213486160 bytes" in told[0][1]
-
-
-def test_what_waited_is_read_before_the_end_of_a_stream(cleanup: Cleanup, told: Told) -> None:
-    stream = Stream(cleanup, told)
-    stream.end.send(framed(FRAME, FRAME) + b"\0\0")
-    stream.end.close()
-    assert [stream.read() for _ in range(3)] == [(OK, FRAME), (OK, FRAME), (AGAIN, b"")]
-    assert stream.device.gone
-    assert stream.device.write(memoryview(FRAME)) == EUNSPEC
-    assert "disconnected" in told[0][1]
-
-
-@pytest.mark.parametrize("size", [1200, 60_000])
-def test_a_full_stream_drops_frames_whole(cleanup: Cleanup, told: Told, size: int) -> None:
-    stream = Stream(cleanup, told, mtu=65_000)
-    sent = []
-    for number in range(2000):
-        frame = number.to_bytes(4, "big") * (size // 4)
-        before = stream.device.sent.drops
-        assert stream.device.write(memoryview(frame)) == OK
-        if stream.device.sent.drops == before:
-            sent.append(frame)
-    assert 1 < len(sent) < 2000
-    assert stream.device.is_full() == (size > 2000)
-    arrived = b""
-    while True:
-        try:
-            arrived += stream.end.recv(5000)
-        except BlockingIOError:
-            if not stream.device.is_full():
-                break
-            stream.device.flush()
-    assert arrived == framed(*sent)
-
-
-# POLL, with a stream among the devices.
-
-MS = 1_000_000  # ns
-
-
-class Polled:
-    """A Poll of a stream (handle 2) and of a socket pair (handle 3)."""
-
-    def __init__(self, cleanup: Cleanup, told: Told, mtu: int | None = None) -> None:
-        self.stream = Stream(cleanup, told, mtu)
-        self.wire, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        fd = theirs.detach()
-        cleanup.callback(lambda: os.close(fd))
-        cleanup.callback(self.wire.close)
-        other = Device("other", lib.MFT_DEV_NET_BASIC, 3)
-        plain = net.attach(other, Descriptor(fd), cleanup, lambda text: told("warn", text))
-        self.stop = Stop()
-        self.poll = Poll(Net({2: self.stream.device, 3: plain}), self.stop, HostClock())
-
-    def __call__(self, timeout_ns: int) -> set[int]:
-        ready = self.poll._wait(timeout_ns)
-        return {handle for handle in range(64) if ready >> handle & 1}
-
-
-@pytest.fixture
-def polled(cleanup: Cleanup, told: Told) -> Polled:
-    return Polled(cleanup, told)
-
-
-def test_poll_tells_of_whole_frames(polled: Polled) -> None:
-    end = polled.stream.end
-    assert not polled.poll.in_engine
-    assert polled(0) == polled(MS) == set()
-    end.send(framed(FRAME)[:30])
-    assert polled(MS) == set()  # and it was no busy loop: see the next test
-    end.send(framed(FRAME)[30:] + framed(FRAME))
-    assert polled(1 << 62) == {2}
-    assert polled.stream.read() == (OK, FRAME)
-    assert polled(1 << 62) == {2}  # in the buffer, where ppoll(2) can't see it
-    polled.wire.send(FRAME)
-    assert polled(1 << 62) == {2, 3}
-    assert polled.stream.read() == (OK, FRAME)
-    assert polled(1 << 62) == {3}
-
-
-def test_a_part_of_a_frame_does_not_keep_poll_awake(polled: Polled) -> None:
-    polled.stream.end.send(framed(FRAME)[:-1])
-    before = time.process_time()
-    assert polled(300 * MS) == set()
-    assert time.process_time() - before < 0.2
-
-
-def test_a_frame_that_arrives_in_parts_ends_a_poll(polled: Polled) -> None:
-    for part, delay in ((framed(FRAME)[:30], 0.05), (framed(FRAME)[30:], 0.1)):
-        threading.Timer(delay, polled.stream.end.send, (part,)).start()
-    assert polled(LONG * 1000 * MS) == {2}
-
-
-def test_poll_sends_what_could_not_go(cleanup: Cleanup, told: Told) -> None:
-    polled = Polled(cleanup, told, mtu=65_000)  # a small frame goes as a whole, or not at all
-    device, end = polled.stream.device, polled.stream.end
-    for _ in range(100):
-        assert device.write(memoryview(bytes(65_000))) == OK
-    assert device.is_full()
-    taken = threading.Timer(0.05, end.recv, (1 << 20,))
-    taken.start()
-    assert polled(300 * MS) == set()
-    assert not device.is_full()
-    taken.join()
-
-
-def test_poll_and_the_end_of_a_stream(polled: Polled, told: Told) -> None:
-    polled.stream.end.send(framed(FRAME))
-    polled.stream.end.close()
-    assert polled(1 << 62) == {2}
-    assert polled.stream.read() == (OK, FRAME)
-    before = time.process_time()
-    assert polled(200 * MS) == set()
-    assert polled(100 * MS) == set()
-    assert time.process_time() - before < 0.2
-    assert len(told) == 1
-    polled.wire.send(FRAME)
-    assert polled(1 << 62) == {3}
-
-
-def test_a_stop_request_ends_a_poll(polled: Polled) -> None:
-    polled.stop.cell.requested = 1
-    polled.stream.end.send(b"part")
-    with pytest.raises(Stopped):
-        polled(1 << 62)
-
-
-def test_a_stream_wants_a_stream_socket(cleanup: Cleanup) -> None:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    with ours, theirs, pytest.raises(DeviceError, match="not a stream socket"):
-        net.attach(PORT, StreamNet(theirs.fileno()), cleanup, pytest.fail)
 
 
 def test_the_locks_of_descriptors(cleanup: Cleanup, tmp_path: Path) -> None:

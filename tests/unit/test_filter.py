@@ -26,14 +26,12 @@ HIGH = 1 << 32  # beyond an int
 UPROBES = {335, 336} if platform.machine() == "x86_64" else set()
 
 DEVICES = {1: ("net",), 2: ("net",), 3: ("block", "block-writable"), 4: ("block",)}
-OTHERS = {1: ("net-stream",), 2: ("block-remote",)}
+OTHERS = {2: ("block-remote",)}
 USUAL = ("console", "stderr")
 SIZES = {fdtable.device_fd(3): 5 << 30, fdtable.FIXED["core"]: (8 << 20) + 4096}
 TABLES = {
     "kvm": FdTable("kvm", (*USUAL, "vcpu"), DEVICES, SIZES),
-    "kvm with everything": FdTable(
-        "kvm", tuple(fdtable.FIXED), {**DEVICES, 5: ("net-stream",)}, SIZES
-    ),
+    "kvm with everything": FdTable("kvm", tuple(fdtable.FIXED), DEVICES, SIZES),
     "soft": FdTable("soft", USUAL, DEVICES, SIZES),
     "spt": fdtable.spt_table(
         (*USUAL, "epoll", "timer"), [1, 2], {3: (5 << 30, 512), 4: (512, 512)}

@@ -11,7 +11,6 @@ from tender.config import (
     BlockFile,
     BlockRemote,
     Descriptor,
-    StreamNet,
     Tap,
     UserNet,
 )
@@ -139,7 +138,6 @@ def test_each_file_is_somebodys_and_the_other_way_round() -> None:
     remote = BlockRemote(4, 512, readonly=False)
     kinds = [
         fdtable.device_labels(Tap("tap0")),
-        fdtable.device_labels(StreamNet(3)),
         fdtable.device_labels(BlockFile("disk.img")),
         fdtable.device_labels(remote),
     ]
@@ -155,7 +153,7 @@ def test_each_file_is_somebodys_and_the_other_way_round() -> None:
 
 def test_what_a_device_is_called() -> None:
     assert fdtable.device_labels(Descriptor(3)) == ("net",)
-    assert fdtable.device_labels(UserNet()) == ("net-stream",)
+    assert fdtable.device_labels(UserNet()) == ("net",)
     assert fdtable.device_labels(BlockFile("x")) == ("block", "block-writable")
     assert fdtable.device_labels(BlockFile("x", readonly=True)) == ("block",)
     assert fdtable.device_labels(BlockFile("x", overlay=True)) == ("block",)
@@ -166,7 +164,7 @@ def test_what_a_device_is_called() -> None:
 def test_writes_to_files_are_bounded() -> None:
     """A file gets longer by the length of one call at most, also where RLIMIT_FSIZE is not set."""
     sequential = {"console", "stderr", "trace", "report", "sync", "core-helper", "gdb", "gdb-out"}
-    sequential |= {"pcap", "notify", "net", "net-stream", "block-remote"}
+    sequential |= {"pcap", "notify", "net", "block-remote"}
     calls = ("pwrite64", "pwritev", "pwritev2", "ftruncate", "fallocate", "write", "writev")
     for name in FILES:
         for entry in seccomp.entries(name):
