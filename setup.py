@@ -26,7 +26,12 @@ PROGRAMS = [
 # What keeps a guest from the host's loopback, beside passt.
 FRAME_FILTER = [
     *("tender/host/frame_filter.c", "-std=gnu11", "-O2", "-s", "-fPIE", "-pie", "-Wall"),
-    *("-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2", "-Wl,-z,relro,-z,now"),
+    *(
+        "-fstack-protector-strong",
+        "-U_FORTIFY_SOURCE",
+        "-D_FORTIFY_SOURCE=2",
+        "-Wl,-z,relro,-z,now",
+    ),
 ]
 
 

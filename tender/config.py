@@ -14,6 +14,7 @@ from tender.errors import DeviceError, InvalidValue, UsageError, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import ipaddress
     from collections.abc import Mapping, Sequence
     from typing import Any, TypeAlias
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     PathField: TypeAlias = Converted[Path, str]
     OptionalPathField: TypeAlias = Converted[Path | None, str | None]
     TraceField: TypeAlias = Converted[Path | int | None, str | int | None]
+    GatewayField: TypeAlias = Converted[str | None, str]
     UserField: TypeAlias = Converted[str | int | None, str | None]
 
 TARGETS = ("hvt", "spt")
@@ -185,13 +187,19 @@ def _is_ipv4(value: Any) -> bool:
         return False
 
 
+def _first_address(interface: ipaddress.IPv4Interface) -> str:
+    """The first address of its network that is not its own; its own where there is no other."""
+    hosts = interface.network.hosts()
+    return str(next((host for host in hosts if host != interface.ip), interface.ip))
+
+
 def as_forwards(name: str, value: Any) -> dict[int | str, int]:
-    """Ports of the host, with or without an IPv4 address, to ports of the guest."""
+    """Ports of the host, with or without an IPv4 address, to ports of the guest; 0: a free one."""
     kept: dict[int | str, int] = {}
     for outside, inside in value.items() if hasattr(value, "items") else [(value, None)]:
         at, colon, text = outside.rpartition(":") if isinstance(outside, str) else ("", "", outside)
         port, to = _port(text), _port(inside)
-        if not port or not to or (colon and not _is_ipv4(at)):
+        if port is None or not to or (colon and not _is_ipv4(at)):
             raise InvalidValue(
                 name, value, "host ports to guest ports, as in {8080: 80} or {'0.0.0.0:8080': 80}"
             )
@@ -199,12 +207,12 @@ def as_forwards(name: str, value: Any) -> dict[int | str, int]:
     return kept
 
 
-def _port(value: Any) -> int:
-    """The number of a port, which may be a string; 0 for anything else."""
+def _port(value: Any) -> int | None:
+    """The number of a port, which may be a string; None for anything else."""
     if isinstance(value, str) and is_number(value):
         value = int(value)
-    is_port = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 16
-    return int(value) if is_port else 0
+    is_port = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 16
+    return int(value) if is_port else None
 
 
 def as_sector_size(name: str, value: Any) -> int:
@@ -255,11 +263,12 @@ def _trace(name: str, value: Any) -> str | int:
 def _gdb(name: str, value: Any) -> int | str:
     if value == "-" or (_text(value) and "/" in str(value)):
         return str(value)
-    if not _port(value):
+    port = _port(value)
+    if not port:
         raise InvalidValue(
             name, value, "a port number, the path of a socket (with a /), or - for standard input"
         )
-    return _port(value)
+    return port
 
 
 def _pcap(name: str, value: Any) -> tuple[tuple[str | None, str], ...]:
@@ -349,12 +358,14 @@ class UserNet:
     The guest reaches what the host reaches.
 
     Args:
-        forward: TCP ports of the host to ports of the guest, as in {8080: 80}.
+        forward: TCP ports of the host to ports of the guest, as in {8080: 80}. Port 0 of the host
+            is one that is free when the guest starts; `Guest.ports` has it.
         forward_udp: The same for UDP.
         host_address: What these ports are bound to, except those whose key has an address of its
             own, as in "0.0.0.0:8080".
         address: The guest's address with its prefix length; DHCP gives it as well.
-        gateway: The gateway's address, in the same network.
+        gateway: The gateway's address, in the same network. None: the first one that is not the
+            guest's.
         mtu: In bytes.
         mac: As in Tap.
         reach_host: What the guest sends to `gateway` goes to the host's own 127.0.0.1; else it
@@ -368,7 +379,7 @@ class UserNet:
     forward_udp: Mapping[int | str, int] = field(as_forwards, default={})
     host_address: str = field(as_ipv4, default="127.0.0.1")
     address: str = field(as_ipv4_interface, default="10.0.0.2/24")
-    gateway: str = field(as_ipv4, default="10.0.0.1")
+    gateway: GatewayField = field(optional(as_ipv4), default=None)
     mtu: int = field(as_mtu, default=MTU)
     mac: MacField = field(as_mac, default=None)
     reach_host: bool = field(as_flag, default=False)
@@ -377,6 +388,11 @@ class UserNet:
         import ipaddress
 
         interface = ipaddress.IPv4Interface(self.address)
+        if self.gateway is None:
+            self.__dict__["gateway"] = first = _first_address(interface)
+            if first == str(interface.ip):
+                expected = "an address of a network with room for a gateway"
+                raise InvalidValue("address", self.address, expected)
         gateway = ipaddress.IPv4Address(self.gateway)
         if gateway not in interface.network or gateway == interface.ip:
             expected = f"another address of the network of {self.address}"

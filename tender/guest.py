@@ -175,6 +175,14 @@ class Guest:
         return self._process.pid
 
     @property
+    def ports(self) -> dict[int | str, int]:
+        """The ports of the host that a UserNet forwards, by port of the guest: {80: 40123}.
+
+        UDP ports are "udp:53". Empty before the guest is started.
+        """
+        return dict(self._devices.ports) if self._devices is not None else {}
+
+    @property
     def layers(self) -> tuple[str, ...]:
         """The layers of its sandbox, named as by `ptender -v`; empty before it runs."""
         return self._process.layers

@@ -147,7 +147,8 @@ def _forward(text: str, forwards: dict[int | str, int]) -> None:
             f"{_names(USER)}"
         ) from None
     if one.keys() & forwards.keys():
-        raise UsageError(f"port {outside} is forwarded twice")
+        free = " (of free ports, one for each address)" if 0 in one else ""
+        raise UsageError(f"port {outside} is forwarded twice{free}")
     forwards.update(one)
 
 
@@ -215,7 +216,7 @@ TAP: Suboptions = {
 }
 USER: Suboptions = {
     "addr": Suboption("ADDR/LEN", "address", str, "the guest's address (default 10.0.0.2/24)"),
-    "gateway": Suboption("ADDR", "gateway", str, "... and its way out (default 10.0.0.1)"),
+    "gateway": Suboption("ADDR", "gateway", str, "... and its way out (default: the first other)"),
     "mtu": _MTU,
     "mac": _MAC,
     "host": Suboption("", "reach_host", None,

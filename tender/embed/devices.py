@@ -68,6 +68,7 @@ class Devices:
         self._owned: list[FileIO] = []  # the guest's ends, but for the console's
         self._threads: list[Service] = []
         self._given: set[int] = set()
+        self.ports: dict[int | str, int] = {}  # of the host, by port of the guest
         try:
             self._capture = Capture(console, sink, lambda what: self._report("console", what))
         except OSError as error:
@@ -161,12 +162,13 @@ class Devices:
     def _user_net(self, spec: UserNet, where: str) -> Descriptor:
         from tender.host import passt
 
-        fd = passt.start(spec, where)
-        self._owned.append(FileIO(fd))
-        link = socket.socket(fileno=os.dup(fd))
+        started = passt.start(spec, where)
+        self.ports.update(started.ports)
+        self._owned.append(FileIO(started.device.fd))
+        link = socket.socket(fileno=os.dup(started.device.fd))
         _not_for_forks.update((self._owned[-1], link))
         self._at_end.append(lambda: _end_passt(link))
-        return Descriptor(fd, spec.mtu, spec.mac)
+        return started.device
 
     def _block(self, name: str, spec: Any) -> BlockValue:
         where = f"block device '{name}'"

@@ -83,6 +83,13 @@ def guest_name(program: str, kernel: str) -> str:
     return f"{program}:{os.path.basename(kernel).removesuffix('.hvt')}"
 
 
+def random_mac() -> bytes:
+    """A locally administered unicast address."""
+    mac = bytearray(os.urandom(6))
+    mac[0] = mac[0] & 0xFE | 0x02
+    return bytes(mac)
+
+
 def socket_type(fd: int) -> int | None:
     """SOCK_STREAM, SOCK_SEQPACKET, ...; None for a descriptor that is not a socket."""
     if not stat.S_ISSOCK(os.fstat(fd).st_mode):

@@ -13,8 +13,9 @@ from _socket import (
     socket,
 )
 
-from tender.config import MTU, Descriptor, Tap, UserNet
+from tender.config import MTU, Tap, UserNet
 from tender.errors import DeviceError
+from tender.host import random_mac
 from tender.modules.net import NetDevice
 
 TYPE_CHECKING = False
@@ -31,9 +32,11 @@ def attach(device: Device, net: NetValue, cleanup: Cleanup, warn: Warn) -> NetDe
     if isinstance(net, UserNet):
         from tender.host import passt
 
-        user_net = Descriptor(passt.start(net, where), net.mtu, net.mac)
-        cleanup.callback(lambda: os.close(user_net.fd))
-        net = user_net
+        started = passt.start(net, where)
+        cleanup.callback(lambda: os.close(started.device.fd))
+        for line in started.chosen:
+            warn(f"net {device.name}: {line}")
+        net = started.device
     mac = random_mac() if net.mac is None else net.mac
     if isinstance(net, Tap):
         from tender.host import tap
@@ -43,13 +46,6 @@ def attach(device: Device, net: NetValue, cleanup: Cleanup, warn: Warn) -> NetDe
     found_mtu, is_socket = _adopt(net.fd, where)
     mtu = net.mtu or found_mtu or MTU
     return NetDevice(device.name, device.handle, net.fd, mac, mtu, warn, is_socket=is_socket)
-
-
-def random_mac() -> bytes:
-    """A locally administered unicast address."""
-    mac = bytearray(os.urandom(6))
-    mac[0] = mac[0] & 0xFE | 0x02
-    return bytes(mac)
 
 
 def _adopt(fd: int, where: str) -> tuple[int | None, bool]:

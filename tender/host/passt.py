@@ -13,13 +13,16 @@ import os
 import select
 import socket
 import subprocess
-from errno import EACCES
+from errno import EACCES, EADDRINUSE
 
+from tender.config import Descriptor
+from tender.dataclass import dataclass, replace
 from tender.errors import DeviceError, reason
+from tender.host import random_mac
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from tender.config import UserNet
 
@@ -28,6 +31,8 @@ FILTER = os.path.join(os.path.dirname(__file__), "frame-filter")
 RESOLV_CONF = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")
 START_S = 20  # passt goes into the background when it is ready, in some 10 ms
 END_S = 5
+TRIES = 5  # to have a free port that is still free when passt binds it
+IN_USE = os.strerror(EADDRINUSE)
 _NOT_ALLOWED = (
     "Permission denied: ports below {first} are for root "
     "(net.ipv4.ip_unprivileged_port_start); use a higher one, as 8080"
@@ -35,28 +40,116 @@ _NOT_ALLOWED = (
 _NOISE = ("Failed to send", "Don't run as root")  # lines that are not about an error
 
 
-def start(net: UserNet, where: str) -> int:
-    """Start passt and its frame filter: a seqpacket socket for frames, which the caller closes.
+@dataclass
+class Started:
+    """A network that is there.
+
+    `device` is the guest's end, a descriptor that the caller closes; `ports` the host's port for
+    each TCP port of the guest, and for each UDP port as "udp:53"; `chosen` has a line for each
+    port that was not named.
+    """
+
+    device: Descriptor
+    ports: Mapping[int | str, int]
+    chosen: tuple[str, ...]
+
+
+def start(net: UserNet, where: str) -> Started:
+    """Start passt and its frame filter.
 
     Raises DeviceError, which says what is missing or in use.
     """
-    stream, passt_end = socket.socketpair()
     guest, filter_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with stream, passt_end, guest, filter_end:
-        words = [COMMAND, "--fd", str(passt_end.fileno()), *arguments(net), *_resolvers(net)]
-        done = _run(where, words, [passt_end])
-        passt_end.close()
+    with guest, filter_end:
+        stream, named = _start_passt(net, where)
+        words = [FILTER, str(filter_end.fileno()), str(stream.fileno()), *_guarded(net)]
+        with stream:
+            done = _run(where, words, [filter_end, stream])
+        filter_end.close()
+        mac = net.mac or random_mac()
+        if done.returncode or not _introduce(guest, net, mac):
+            why = done.stderr.decode(errors="replace").strip()
+            raise DeviceError(f"{where}: the frame filter of passt: {why or 'it has ended'}")
+        device = Descriptor(guest.detach(), net.mtu, mac)
+        return Started(device, _ports(named), tuple(_chosen(net, named)))
+
+
+def _start_passt(net: UserNet, where: str) -> tuple[socket.socket, UserNet]:
+    """Start passt: the socket for its frames, and the network with ports for those that are 0."""
+    for attempt in range(TRIES):
+        named = _with_free_ports(net)
+        stream, passt_end = socket.socketpair()
+        with passt_end:
+            words = [COMMAND, "--fd", str(passt_end.fileno()), *arguments(named)]
+            done = _run(where, [*words, *_resolvers(named)], [passt_end])
         # In a program that ignores SIGCHLD, or reaps any child, every status is 0: check that the
         # other end is open as well.
-        if done.returncode or _is_closed(stream):
-            raise DeviceError(f"{where}: {_reason(net, done.stderr.decode(errors='replace'))}")
-        words = [FILTER, str(filter_end.fileno()), str(stream.fileno()), *_guarded(net)]
-        done = _run(where, words, [filter_end, stream])
-        filter_end.close()
-        if done.returncode or _is_closed(guest):
-            reason = done.stderr.decode(errors="replace").strip()
-            raise DeviceError(f"{where}: the frame filter of passt: {reason or 'it has ended'}")
-        return guest.detach()
+        if not done.returncode and not _is_closed(stream):
+            break
+        stream.close()
+        why = _reason(named, done.stderr.decode(errors="replace"))
+        if named == net or attempt == TRIES - 1 or not why.endswith(IN_USE):
+            raise DeviceError(f"{where}: {why}")
+    return stream, named
+
+
+def _with_free_ports(net: UserNet) -> UserNet:
+    """The same network; where the host's port is 0, one that nobody has now."""
+    changes = {}
+    for field, kind in (("forward", socket.SOCK_STREAM), ("forward_udp", socket.SOCK_DGRAM)):
+        changes[field] = {
+            _free_port(outside, net.host_address, kind): inside
+            for outside, inside in getattr(net, field).items()
+        }
+    return replace(net, **changes)
+
+
+def _free_port(outside: int | str, host_address: str, kind: int) -> int | str:
+    address, colon, port = str(outside).rpartition(":")
+    if int(port):
+        return outside
+    with socket.socket(socket.AF_INET, kind) as probe:
+        try:
+            probe.bind((address or host_address, 0))
+        except OSError:  # passt will say so
+            return outside
+        found = probe.getsockname()[1]
+    return f"{address}:{found}" if colon else int(found)
+
+
+def _ports(net: UserNet) -> dict[int | str, int]:
+    return {
+        f"udp:{inside}" if option == "-u" else inside: port
+        for option, _, port, inside in _forwards(net)
+    }
+
+
+def _chosen(asked: UserNet, named: UserNet) -> Iterator[str]:
+    for before, (option, address, port, inside) in zip(
+        _forwards(asked), _forwards(named), strict=True
+    ):
+        if not before[2]:
+            protocol = "udp:" if option == "-u" else ""
+            yield f"{protocol}{address}:{port} -> {inside}"
+
+
+def _introduce(guest: socket.socket, net: UserNet, mac: bytes) -> bool:
+    """Ask passt for its MAC address, so that it knows the guest's; whether it has answered.
+
+    Until it has seen a frame of the guest's, it sends to 00:00:00:00:00:00, and a connection that
+    comes then waits for 10 s.
+    """
+    address = socket.inet_aton(net.address.partition("/")[0])
+    ask = bytes.fromhex("0001080006040001") + mac + address + bytes(6)
+    guest.settimeout(START_S)
+    try:
+        guest.send(b"\xff" * 6 + mac + b"\x08\x06" + ask + socket.inet_aton(net.gateway))
+        while answer := guest.recv(1 << 17):
+            if answer[12:14] == b"\x08\x06":
+                return True
+    except OSError:
+        pass
+    return False
 
 
 def _run(
@@ -79,7 +172,7 @@ def _run(
             raise DeviceError(f"{where}: passt is not installed: apt install passt") from None
         raise DeviceError(f"{where}: {words[0]} is missing: install ptender again") from None
     except OSError as error:
-        raise DeviceError(f"{where}: {words[0]}: {os.strerror(error.errno or 0)}") from None
+        raise DeviceError(f"{where}: {words[0]}: {reason(error.errno or 0)}") from None
     except subprocess.TimeoutExpired:
         raise DeviceError(f"{where}: {words[0]}: not ready after {START_S} s") from None
 
@@ -190,7 +283,7 @@ def _bind_error(option: str, address: str, port: int) -> str:
         except OSError as error:
             if error.errno == EACCES:
                 return _NOT_ALLOWED.format(first=_first_free_port())
-            return os.strerror(error.errno or 0)
+            return reason(error.errno or 0)
     return _NOT_ALLOWED.format(first=_first_free_port()) if port < _first_free_port() else ""
 
 

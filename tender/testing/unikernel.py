@@ -107,13 +107,13 @@ class Unikernel(Guest):
         **options: Unpack[GuestOptions],
     ) -> None:
         self.patience = patience
-        self.ports = [each for each in (net or {}).values() if isinstance(each, GuestPort)]
+        self.switch_ports = [each for each in (net or {}).values() if isinstance(each, GuestPort)]
         self.participant: Participant | None = None
         self.warnings: list[str] = []  # of the host's errors with its devices
         self.start_error_raised = False
         self.outcome_checked = False  # the test has been told how it ended
         self.kernel = str(kernel)
-        self._timeline = _shared_time(self.ports)
+        self._timeline = _shared_time(self.switch_ports)
         if self._timeline is not None and options.get("cpu") not in (None, "auto", "soft"):
             raise DeviceError(
                 f"a guest in virtual time runs on the software CPU, not on cpu={options['cpu']!r}"
@@ -124,7 +124,7 @@ class Unikernel(Guest):
     def start(self) -> Unikernel:
         """Start it; see Guest.start."""
         if self._timeline is not None:
-            self.participant = self._timeline.join(self.kernel, self.ports)
+            self.participant = self._timeline.join(self.kernel, self.switch_ports)
             clock = VirtualTime(VIRTUAL_START_NS + self._timeline.now_ns())
             self.config = replace(self.config, cpu="soft", clock=self.config.clock or clock)
         try:
@@ -259,12 +259,12 @@ class Unikernel(Guest):
 
     def block_link(self) -> None:
         """Cut the links of all its ports on switches."""
-        for port in self.ports:
+        for port in self.switch_ports:
             port.cut()
 
     def unblock_link(self) -> None:
         """Restore them."""
-        for port in self.ports:
+        for port in self.switch_ports:
             port.restore()
 
     def __repr__(self) -> str:

@@ -370,7 +370,7 @@ def test_the_methods_of_a_guest(pytester: pytest.Pytester, images: Path, cpu: st
             assert guest.crash().reason in ("killed", "stopped")
             assert not guest.running
             assert host.ping("10.0.0.2", timeout=0.1).received == 0
-            again = unikernel("ping.hvt", net={"service": guest.ports[0]}, mem_mib=8)
+            again = unikernel("ping.hvt", net={"service": guest.switch_ports[0]}, mem_mib=8)
             assert host.ping("10.0.0.2", count=3).received == 3
             assert unikernel.guests == [guest, again]
 
@@ -468,7 +468,7 @@ def test_a_guest_on_two_networks(pytester: pytest.Pytester, images: Path) -> Non
             outside.restore()
             assert far.ping("10.1.0.2", count=3).received == 3
             assert inside.now == pytest.approx(outside.now, abs=1)
-            macs = {port.mac for port in guest.ports} | {near.mac, far.mac}
+            macs = {port.mac for port in guest.switch_ports} | {near.mac, far.mac}
             assert len(macs) == 4
             assert "10.1.0.2" not in "".join(inside.lines())
             assert far.ping("10.1.0.2").received == 2
@@ -662,7 +662,8 @@ def test_methods_in_virtual_time(pytester: pytest.Pytester, images: Path) -> Non
             switch.clear_faults()
             guest.crash()
             assert host.ping("10.0.0.2", count=2).received == 0
-            again = unikernel("ping.hvt", "--limit=1", net={"service": guest.ports[0]}, mem_mib=8)
+            net = {"service": guest.switch_ports[0]}
+            again = unikernel("ping.hvt", "--limit=1", net=net, mem_mib=8)
             assert host.ping("10.0.0.2").received == 1
             assert again.wait().status == 0
             assert "answered 1" in again.console.text

@@ -39,7 +39,7 @@ def needs_passt() -> None:
         pytest.skip("passt is not installed: apt install passt")
     needs("unshare", "--user")  # passt does
     try:
-        passt.wait_for_end(passt.start(UserNet(), WHERE))
+        passt.wait_for_end(passt.start(UserNet(), WHERE).device.fd)
     except DeviceError as error:
         if "default route" in str(error):
             pytest.skip("this machine has no default route, which passt needs")
@@ -215,6 +215,50 @@ def test_another_address_of_both_sides(guest: Build) -> None:
         assert "request 1." in page(port, "127.0.0.2")
 
 
+def test_a_free_port_is_found_and_reported(guest: Build) -> None:
+    net = "service=user:0:80,0.0.0.0:0:81,udp:0:7,addr=10.0.2.15/24"
+    words = ["--mem=8", "--net", net, guest("web"), "--ipv4=10.0.2.15/24"]
+    with command(PTENDER, *words) as process:
+        assert process.stderr
+        ports = [int(process.stderr.readline().split()[-3].rpartition(":")[2]) for _ in range(3)]
+        assert "request 1." in page(ports[0])
+        assert echo(ports[2], b"hello") == b"hello"
+        process.terminate()
+        rest = process.stderr.read()
+    assert rest == "ptender: Exiting on signal 15\n"
+    user_net = UserNet({0: 80}, {0: 7})
+    with Guest(guest("web"), mem_mib=8, net={"service": user_net}) as running:
+        assert running.ports.keys() == {80, "udp:7"}
+        running.console.wait_for("listening", LONG)
+        assert "request 1." in page(running.ports[80])
+        assert echo(running.ports["udp:7"], b"hello") == b"hello"
+
+
+def test_the_lines_about_free_ports() -> None:
+    asked = UserNet({0: 80, 8080: 81, "0.0.0.0:0": 82}, {0: 7}, address="10.0.2.15/24")
+    started = passt.start(asked, WHERE)
+    passt.wait_for_end(started.device.fd)
+    tcp, _, other, udp = started.ports.values()
+    assert started.chosen == (
+        f"127.0.0.1:{tcp} -> 80",
+        f"0.0.0.0:{other} -> 82",
+        f"udp:127.0.0.1:{udp} -> 7",
+    )
+    assert started.ports[81] == 8080
+
+
+def test_a_free_port_that_is_taken_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports = [taken.getsockname()[1], taken.getsockname()[1], free_port()]
+        monkeypatch.setattr(passt, "_free_port", lambda *_: ports.pop(0))
+        started = passt.start(UserNet({0: 80}), WHERE)
+        passt.wait_for_end(started.device.fd)
+        assert not ports
+        ports = [taken.getsockname()[1]] * 100
+        with pytest.raises(DeviceError, match="already in use"):
+            passt.start(UserNet({0: 80}), WHERE)
+
+
 def test_what_bad_words_get(ptender: Run, guest: Build) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
@@ -228,7 +272,9 @@ def test_what_bad_words_get(ptender: Run, guest: Build) -> None:
             ("user:192.0.2.77:8080:80", "TCP port 8080 of 192.0.2.77: Cannot assign"),
             ("user:x", "'x' is not HOST:GUEST"),
             ("user:80", "'80' is not HOST:GUEST"),
-            ("user:0:80", "'0:80' is not HOST:GUEST"),
+            ("user:0:80,0:81", "port 0 is forwarded twice (of free ports, one for each address)"),
+            ("user:80:0", "'80:0' is not HOST:GUEST"),
+            ("user,addr=10.0.0.2/32", "addr=10.0.0.2/32 is not an address of a network with room"),
             ("user:[::1]:8080:80", "'[::1]:8080:80' is not HOST:GUEST (ports)"),
             ("user:80:65536", "'80:65536' is not HOST:GUEST"),
             ("user::80:80", "':80:80' is not HOST:GUEST"),
@@ -253,8 +299,8 @@ def test_a_passt_that_failed_is_told_where_nobody_has_its_status() -> None:
             port = taken.getsockname()[1]
             with pytest.raises(DeviceError, match=f"{WHERE}: TCP port {port} .* already in use"):
                 passt.start(UserNet(forward={port: 80}), WHERE)
-        link = passt.start(UserNet(forward={free_port(): 80}), WHERE)
-        passt.wait_for_end(link)
+        started = passt.start(UserNet(forward={free_port(): 80}), WHERE)
+        passt.wait_for_end(started.device.fd)
     finally:
         signal.signal(signal.SIGCHLD, before)
 
@@ -297,7 +343,7 @@ class Link:
     """The guest's end of a UserNet."""
 
     def __init__(self, net: UserNet) -> None:
-        self.end = socket.socket(fileno=passt.start(net, WHERE))
+        self.end = socket.socket(fileno=passt.start(net, WHERE).device.fd)
         self.end.settimeout(LONG)
 
     def send(self, frame: bytes) -> None:
@@ -388,7 +434,7 @@ def reach(link: Link, source: str, target: str, port: int, source_port: int = 40
     link.settle()
 
 
-NETS = [UserNet(), UserNet(forward_udp={18053: 7})]
+NETS = [UserNet(), UserNet(forward_udp={0: 7})]
 LOOPBACK = ["127.0.0.1", "127.0.0.2", "127.1.2.3", "127.255.255.254", "0.0.0.0", "0.0.0.1"]
 
 

@@ -15,7 +15,7 @@ import pytest
 from tender.cleanup import Cleanup
 from tender.config import BlockFile, Descriptor, Tap
 from tender.errors import DeviceError
-from tender.host import block, keep_descriptors, net
+from tender.host import block, keep_descriptors, net, random_mac
 from tender.image.manifest import Device
 from tender.modules.block import BlockDevice
 from tender.stop import Stop
@@ -167,6 +167,6 @@ def test_an_interface_that_is_no_tap(cleanup: Cleanup) -> None:
 
 
 def test_random_addresses_are_local_and_unicast() -> None:
-    addresses = {net.random_mac() for _ in range(100)}
+    addresses = {random_mac() for _ in range(100)}
     assert len(addresses) == 100
     assert all(mac[0] & 3 == 2 for mac in addresses)
