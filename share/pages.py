@@ -20,6 +20,7 @@ COMMANDS = {
     "image": "make a container image of a unikernel",
     "ps": "list the guests that run",
     "stats": "print what a running guest has done",
+    "metrics": "serve the numbers of all guests to Prometheus",
     "demo": "run the guest that comes with the package",
     "help": "print the options",
     "version": "print the version",
@@ -99,7 +100,7 @@ def manual() -> str:
         r".RI [ OPTIONS ]\ [\-\-]\  KERNEL\ [ ARGS ]",
         ".YS",
     ]
-    for name in ("inspect", "policy", "build", "image", "ps", "stats"):
+    for name in ("inspect", "policy", "build", "image", "ps", "stats", "metrics"):
         lines += [f".SY ptender\\ {name}", ".RI [ ... ]", ".YS"]
     lines += [TEXT.strip(), ".SH OPTIONS"]
     letters = {name: letter for letter, name in SHORT.items()}

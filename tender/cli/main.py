@@ -82,7 +82,7 @@ def _main(program: str, arguments: list[str]) -> int:
     return _run(program, line, arguments)
 
 
-_TOOLS = ("inspect", "policy", "build", "image", "trace", "ps", "stats")
+_TOOLS = ("inspect", "policy", "build", "image", "trace", "ps", "stats", "metrics")
 
 
 def _tool(name: str, arguments: list[str]) -> int:

@@ -23,6 +23,7 @@ TOOLS = """\
        {program} trace FILE [-o OUT.json] [--json]
        {program} ps [--json]
        {program} stats NAME|PID [--json]
+       {program} metrics [--listen HOST:PORT|PATH]
        {program} demo [ARGS]
 """
 
