@@ -22,10 +22,8 @@ from tender.errors import (
     HostError,
     ImageError,
     NotEmulated,
-    UsageError,
     bug_text,
     option,
-    setting,
 )
 from tender.host import keep_descriptors
 from tender.hypercalls import Dispatcher
@@ -241,7 +239,7 @@ def assemble(
     files = [file.info, *(os.fstat(disk.fd) for disk in devices.block.devices.values())]
     fds |= _open_trace(config, files, cleanup)
     fds |= _open_notify(config, cleanup)
-    fds |= _open_gdb(config, kind.name, warn, cleanup)
+    fds |= _open_gdb(config, warn, cleanup)
     pcaps = _open_pcaps(config, image.manifest, devices.net, fds, files, clock, warn, cleanup)
     page = None
     if publish:
@@ -280,7 +278,7 @@ def assemble(
         vcpu.count_in(page.activity)
     gdb = None
     if config.gdb is not None:
-        vcpu = gdb = _make_gdb(config, fds, vcpu, whole, stop)
+        vcpu = gdb = _make_gdb(config, kind, fds, vcpu, whole, stop)
     core_bytes = core.size(memory.size) if core else None
     fd_table = _fd_table(kind, fds, devices, pcaps, core_bytes)
     machine = Machine(
@@ -517,12 +515,9 @@ def _open_pcaps(
     return by_handle
 
 
-def _open_gdb(config: Config, accelerator: str, warn: Warn, cleanup: Cleanup) -> dict[str, int]:
+def _open_gdb(config: Config, warn: Warn, cleanup: Cleanup) -> dict[str, int]:
     if config.gdb is None:
         return {}
-    if accelerator == "native":
-        what = setting("--gdb", "gdb")
-        raise UsageError(f"{what} is not for the native CPU: use {option('cpu', 'soft')}")
     from tender.observe import gdb_link
 
     fds = gdb_link.open_link(config.gdb, cleanup)
@@ -532,16 +527,25 @@ def _open_gdb(config: Config, accelerator: str, warn: Warn, cleanup: Cleanup) ->
 
 
 def _make_gdb(
-    config: Config, fds: Mapping[str, int], vcpu: Any, memory: memoryview, stop: Stop
+    config: Config,
+    kind: Kind,
+    fds: Mapping[str, int],
+    vcpu: Any,
+    memory: memoryview,
+    stop: Stop,
 ) -> GdbVcpu:
     from tender.observe.gdb import GdbVcpu
     from tender.observe.gdb_link import Link
 
     debug = vcpu
-    if "vcpu" in fds:
+    if kind.name == "kvm":
         from tender.observe.gdb_kvm import KvmDebug
 
         debug = KvmDebug(vcpu, memory)
+    elif kind.name == "native":
+        from tender.observe.gdb_native import NativeDebug
+
+        debug = NativeDebug(vcpu, memory)
     return GdbVcpu(vcpu, debug, memory, config.kernel, Link(fds, stop), stop)
 
 

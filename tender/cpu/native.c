@@ -278,6 +278,7 @@ static int read_trap(struct native *native)
     native->cr2 = (uint64_t)from[REG_CR2];
     native->cs = (uint32_t)from[REG_CSGSFS] & 0xffff;
     native->signo = *(volatile int32_t *)&shared->signo;
+    native->code = *(volatile int32_t *)&shared->code;
     native->arch = *(volatile uint32_t *)&shared->arch;
     native->call = *(volatile uint64_t *)&shared->call;
     native->kind = NATIVE_TRAP;
@@ -359,6 +360,11 @@ int native_fpu(struct native *native, void *fxsave, int set)
     else
         memcpy(fxsave, there, FXSAVE_SIZE);
     return 0;
+}
+
+void native_pause(struct native *native)
+{
+    syscall(SYS_pidfd_send_signal, native->pidfd, SIGTRAP, NULL, 0);
 }
 
 int native_missing(void)

@@ -44,6 +44,7 @@ struct native_shared {
     int32_t signo;
     uint32_t arch;      /* of a SIGSYS */
     uint64_t call;      /* of a SIGSYS: si_call_addr */
+    int32_t code;       /* si_code */
     uint64_t context;   /* the address of its ucontext_t, which is on the signal stack */
     uint64_t fs_base;
     uint64_t gs_base;
@@ -90,6 +91,7 @@ struct native {
     uint32_t number;
     uint32_t gpa;
     int32_t signo;
+    int32_t code; /* si_code: 0 where it is native_pause() */
     uint32_t arch;
     uint64_t call;
     uint32_t vector;
@@ -124,6 +126,9 @@ void native_set_registers(struct native *native);
 
 /* Copy the FXSAVE area of the frame (512 bytes); -1 where the frame has none. `set`: write it. */
 int native_fpu(struct native *native, void *fxsave, int set);
+
+/* Let the guest, which runs, come back by a SIGTRAP. */
+void native_pause(struct native *native);
 
 /* End the process and wait for it. */
 void native_kill(struct native *native);

@@ -26,8 +26,21 @@ from tender.boot.x86_64 import (
     Table,
 )
 from tender.cpu.privileged import Privileged
-from tender.cpu.vcpu import Failure, Fault, Interrupted, IoOut
-from tender.cpu.x86_64 import AC, GP, IF, PF, PF_FETCH, PF_PRESENT, U64, UD, CpuException
+from tender.cpu.vcpu import Debug, Failure, Fault, Interrupted, IoOut
+from tender.cpu.x86_64 import (
+    AC,
+    BP,
+    DB,
+    GP,
+    IF,
+    PF,
+    PF_FETCH,
+    PF_PRESENT,
+    TF,
+    U64,
+    UD,
+    CpuException,
+)
 from tender.dataclass import replace
 from tender.errors import HostError, option
 from tender.host import process_name
@@ -108,6 +121,9 @@ class NativeCpu(Privileged):
         lib.native_filter(self._cell.shared)
         self.fds["guest-program"] = _program()
         self._started = False
+        # For a debugger, which has put int3 at `traps`.
+        self.debugged = self.single_step = False
+        self.traps: frozenset[int] = frozenset()
         self.cpu_cycle_freq = int(lib.tsc_hz())
         if len(os.sched_getaffinity(0)) > 1:
             self._cell.spin_cycles = int(SPIN_S * self.cpu_cycle_freq)
@@ -279,17 +295,48 @@ class NativeCpu(Privileged):
         """Let the guest run until something happens that is not its own."""
         cell = self._cell
         while True:
+            if self.single_step and not cell.is_guests_turn:
+                self._set_trap_flag(TF)
             error = lib.native_run(cell)
             if self._engine is not None:
                 self._engine.hand_over()
             if error:
                 return self._not_run(error)
+            if self.single_step:
+                self._set_trap_flag(0)
             if cell.kind == lib.NATIVE_HYPERCALL:
                 return IoOut(lib.HVT_HYPERCALL_PIO_BASE + cell.number, 4, cell.gpa)
             exit = self._on_trap()
+            if exit is None and self.single_step:
+                exit = Debug("step")
             lib.native_set_registers(cell)
             if exit is not None:
                 return exit
+
+    def _set_trap_flag(self, flag: int) -> None:
+        self._cell.registers[17] = self._cell.registers[17] & ~TF | flag
+        lib.native_set_registers(self._cell)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the guest executes now, after `run` was interrupted."""
+        return bool(self._cell.is_guests_turn)
+
+    def pause(self) -> None:
+        """Let it come back, by Debug("pause") or by what it does first."""
+        lib.native_pause(self._cell)
+
+    def _on_debugger(self) -> Exit | None:
+        """What a debugger has caused; None: it is the guest's own."""
+        cell, rip = self._cell, self._read("rip")
+        if cell.code == 0:
+            return Debug("pause")
+        if cell.vector == DB and self.single_step:
+            return Debug("step")
+        if cell.vector == BP and rip - 1 in self.traps:
+            self._write("rip", rip - 1)
+            return Debug("breakpoint")
+        return None
 
     def _not_run(self, error: int) -> Exit:
         if error == errno.EINTR:
@@ -306,6 +353,10 @@ class NativeCpu(Privileged):
         vector, code = int(cell.vector), int(cell.error_code) & 0xFFFF
         if cell.signo == signal.SIGSYS:
             return self._on_system_call()
+        if cell.signo == signal.SIGTRAP and self.debugged:
+            exit = self._on_debugger()
+            if exit is not None:
+                return exit
         if vector == GP:
             return self._on_privileged(code)
         if vector == PF:

@@ -66,6 +66,7 @@ __attribute__((used)) void on_trap(int signo, siginfo_t *info, void *context)
 {
     uint64_t base;
     shared->signo = signo;
+    shared->code = info->si_code;
     shared->arch = info->si_arch;
     shared->call = (uint64_t)info->si_call_addr;
     shared->context = (uint64_t)context;

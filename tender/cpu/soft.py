@@ -297,6 +297,9 @@ class SoftCpu:
         )
         check(error, "set breakpoints")
 
+    def pause(self) -> None:
+        """It stands when `run` has come back."""
+
     def debug_state(self) -> Any:
         """All of it."""
         return self.get_state()

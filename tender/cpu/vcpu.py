@@ -67,6 +67,10 @@ if TYPE_CHECKING:
 
         def enable_debug(self) -> None: ...
         def run(self) -> Exit: ...
+        def pause(self) -> None:
+            """Let the guest stand, which may still run when `run` was interrupted."""
+
+        def set_state(self, state: Any) -> None: ...
         def set_stops(self, stops: Stops) -> None:
             """Replace what it stops at; the instruction at which it stands does not stop it.
 

@@ -184,6 +184,7 @@ class GdbVcpu:
         if not self._link.accept():
             return False
         self._session = Session(self)
+        self._debug.pause()
         self._serve()
         self.joined = True  # the next one does
         return True
@@ -192,6 +193,7 @@ class GdbVcpu:
         """Report that the guest has stopped, and serve the debugger until it is to go on."""
         if self._session is None:
             return
+        self._debug.pause()
         self._state = state
         pc = self._vcpu.instruction_pointer() if reason == "breakpoint" else 0
         self._send(self._session.stopped(signal, reason, address, pc))
@@ -252,6 +254,7 @@ class GdbVcpu:
         self._link.disconnect()
         self._session = None
         if not self._ending:
+            self._debug.pause()
             self._debug.set_stops(Stops())
 
     def _end(self, signo: int) -> None:
@@ -269,7 +272,7 @@ class GdbVcpu:
     def _write_state(self, state: Any) -> None:
         if self._ending:
             raise NotSupported("the guest has ended")
-        self._vcpu.set_state(state)
+        self._debug.set_state(state)
         self._state = None
 
     def xml(self) -> bytes:

@@ -1,44 +1,38 @@
 """The debugger's side of a vCPU of KVM: debug registers, int3, steps.
 
 Breakpoints and watchpoints take the four debug registers as long as there are some; then
-breakpoints are int3 in guest memory, which is there only while the guest runs. Sources: Linux,
-Documentation/virt/kvm/api.rst, KVM_SET_GUEST_DEBUG; Intel SDM volume 3, chapter 18. What is written
-of a KVM that emulates the guest was seen on one (PVM).
+breakpoints are int3. Sources: Linux, Documentation/virt/kvm/api.rst, KVM_SET_GUEST_DEBUG; Intel SDM
+volume 3, chapter 18. What is written of a KVM that emulates the guest was seen on one (PVM).
 """
 
 from __future__ import annotations
 
 from tender import kvm
 from tender._native import lib
-from tender.cpu.vcpu import Debug, Failure, Interrupted, IoIn, IoOut, NotSupported, Stops
+from tender.cpu.vcpu import Debug, Failure, Interrupted, NotSupported
 from tender.cpu.x86_64 import BP
+from tender.observe.gdb_int3 import Int3Debug
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from tender.cpu.vcpu import Exit, Watchpoint
+    from tender.cpu.vcpu import Exit, Stops, Watchpoint
 
 REGISTERS = 4  # DR0 to DR3
-DR6_STEP = 1 << 14
 DR7_EXACT, DR7_ENABLE = 1 << 9, 2  # global, as all of these
 ON_EXECUTION, ON_WRITE, ON_ACCESS = 0, 1, 3
 _LENGTHS = {1: 0, 2: 1, 4: 3, 8: 2}
-INT3 = 0xCC
 
 
-class KvmDebug:
+class KvmDebug(Int3Debug):
     """The interface is cpu.vcpu.DebugCpu; `memory` is the guest's, code too is writable."""
 
     def __init__(self, vcpu: kvm.Vcpu, memory: memoryview) -> None:
+        super().__init__(vcpu, memory)
         self._vcpu = vcpu
-        self._memory = memory
         self._is_hardware = kvm.is_hardware()
-        self._stops = Stops()
         self._registers: list[Watchpoint | int] = []  # what DR0 to DR3 have: an int is a breakpoint
-        self._traps: list[int] = []  # the breakpoints that are int3
-        self._passing = False  # the breakpoint at which the guest stands does not stop it
-        self._in_step = False  # a step that is a hypercall has been answered
         self._applied: Any = None  # the last arguments of KVM_SET_GUEST_DEBUG
 
     def enable_debug(self) -> None:
@@ -48,8 +42,9 @@ class KvmDebug:
         """As cpu.vcpu.DebugCpu has it."""
         return self._vcpu.debug_state()
 
-    def forget_code(self) -> None:
-        """The CPU sees changes."""
+    def pause(self) -> None:
+        """It stands when it was interrupted."""
+        self._take_traps()
 
     def set_stops(self, stops: Stops) -> None:
         """As cpu.vcpu.DebugCpu has it."""
@@ -60,10 +55,7 @@ class KvmDebug:
             raise NotSupported(f"the CPU has {REGISTERS} hardware breakpoints and watchpoints")
         free = REGISTERS - len(wanted)
         self._registers = [*wanted, *stops.breakpoints[:free]]
-        self._traps = list(stops.breakpoints[free:])
-        self._stops = stops
-        self._passing = True
-        self._in_step = False
+        self._set_stops(stops, stops.breakpoints[free:])
 
     def _check(self, watch: Watchpoint) -> None:
         if not self._is_hardware:
@@ -73,41 +65,18 @@ class KvmDebug:
         if watch.size not in _LENGTHS or watch.address % watch.size:
             raise NotSupported("x86_64 watches 1, 2, 4 or 8 bytes at an address that they divide")
 
-    def run(self) -> Exit:
-        """Let the guest run until an exit, a stop among them."""
-        if self._in_step:
-            return self._end_of_hypercall()
-        if self._stops.step:
-            return self._step(Debug("step"))
-        if self._passing:
-            self._passing = False
-            if self._vcpu.instruction_pointer() in self._breakpoints():
-                exit = self._step(None)
-                if exit is not None:
-                    return exit
-        return self._continue()
-
-    def _breakpoints(self) -> set[int]:
-        return {*self._stops.breakpoints, *self._stops.hardware}
-
-    def _step(self, done: Exit | None) -> Exit:
-        """One instruction, without breakpoints; `done` where that is all that has happened."""
+    def _single_step(self) -> Exit:
         self._apply(lib.KVM_GUESTDBG_SINGLESTEP, watch_only=True)
         exit = self._vcpu.run()
         stopped = self._vcpu.debug_exit() if isinstance(exit, Failure) else None
-        if stopped is not None:
-            return self._watched(stopped[2]) or done  # type: ignore[return-value]
-        if isinstance(exit, Interrupted):
-            self._passing = True
-        elif isinstance(exit, (IoOut, IoIn)) and done is not None:
-            self._in_step = True
-        return exit
+        if stopped is None:
+            return exit
+        return self._watched(stopped[2]) or Debug("step")
 
     def _end_of_hypercall(self) -> Exit:
         """A hypercall is an exit from the middle of its instruction. KVM ends that in the next
         KVM_RUN, and then reports the step; an emulating KVM has ended it, and would do the next one
         as well. So KVM_RUN is to do no more than that, and whatever it says, the step is done."""
-        self._in_step = False
         self._vcpu.shared.immediate_exit = 1
         exit = self._vcpu.run()
         self._vcpu.shared.immediate_exit = 0
@@ -117,14 +86,7 @@ class KvmDebug:
 
     def _continue(self) -> Exit:
         self._apply(lib.KVM_GUESTDBG_USE_SW_BP if self._traps else 0)
-        before = [(address, self._memory[address]) for address in self._traps]
-        for address, _ in before:
-            self._memory[address] = INT3
-        try:
-            exit = self._vcpu.run()
-        finally:
-            for address, byte in before:
-                self._memory[address] = byte
+        exit = self._vcpu.run()
         if not isinstance(exit, Failure):
             return exit
         stopped = self._vcpu.debug_exit()

@@ -98,7 +98,7 @@ class FdTable:
         labels = self.by_label()
         modules = [self.cpu, "console", "poll", *(name for name in _DEVICES if name in labels)]
         gdb = ["gdb"] if "gdb-listen" in labels or "gdb-in" in labels else []
-        gdb += ["gdb-kvm"] if gdb and self.cpu == "kvm" else []
+        gdb += [f"gdb-{self.cpu}"] if gdb and self.cpu != "soft" else []
         return [*modules, *(name for name in _FIXED if name in labels), *gdb, "base"]
 
     def ring_policies(self) -> list[str]:

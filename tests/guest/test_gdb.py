@@ -33,12 +33,6 @@ def needs(program: str) -> str:
     return path
 
 
-@pytest.fixture(autouse=True)
-def has_gdb(request: pytest.FixtureRequest) -> None:
-    if "native" in request.node.name:
-        pytest.skip("--gdb is not for the native CPU yet")
-
-
 @pytest.fixture
 def breakpoints(cpu: str) -> None:
     """What a test needs that stops a guest anywhere."""
