@@ -15,7 +15,7 @@ from time import monotonic
 
 from tender import accel
 from tender.boot import layout
-from tender.config import Config
+from tender.config import Config, as_flag
 from tender.dataclass import replace
 from tender.embed import process, protocol, reactor, validation
 from tender.embed.console import Console
@@ -97,6 +97,8 @@ class Guest:
         user: Who the guest's process runs as if the program is root's: a name or a UID.
         name: Its name for `ptender ps`, `stats` and `metrics`: 1 to 64 letters, digits, ".", "_"
             and "-". The file name of the kernel if None; it need not be unique.
+        fresh: Execute a Python for this guest, in the place of a fork that has the addresses of the
+            program's other guests in it (docs/threat-model.md).
 
     Raises:
         UsageError: an argument has a wrong type or value. Whether a device can be had is found out
@@ -124,6 +126,7 @@ class Guest:
         sandbox: SandboxMode = "on",
         user: str | int | None = None,
         name: str | None = None,
+        fresh: bool = False,
     ) -> None:
         self.config = Config(
             kernel=kernel,
@@ -141,6 +144,7 @@ class Guest:
             user=user,
             name=name,
         )
+        self._fresh = as_flag("fresh", fresh)
         self.deadline = validation.seconds("deadline", deadline)
         self._net = validation.devices("net", net)
         self._block = validation.devices("block", block)
@@ -428,7 +432,8 @@ class Guest:
         try:
             descriptors = devices.descriptors
             numbers = protocol.numbers_in_child(descriptors)
-            self._process.start(devices.attached(config, numbers), descriptors, self.deadline)
+            attached = devices.attached(config, numbers)
+            self._process.start(attached, descriptors, self.deadline, fresh=self._fresh)
         finally:
             devices.handed_over()
 

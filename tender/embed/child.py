@@ -6,14 +6,16 @@ tender/embed/process.py.
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
+import sys
 
 from tender import accel, machine
 from tender.cleanup import Cleanup
 from tender.config import Config
 from tender.embed import protocol
-from tender.errors import HostError, TenderError, bug_text
+from tender.errors import HostError, TenderError, bug_text, serve_program
 from tender.host import guest_name, set_title
 from tender.sandbox.fdtable import FdTable
 from tender.stop import Stop, end_with, on_termination_signals
@@ -45,6 +47,8 @@ def run(sock: socket.socket, request: bytes, server_pid: int, namespaces: list[i
         set_title("ptender:ready", ["ptender", "ready"])
         on_termination_signals(interrupt=False)
         stop = Stop()
+        if protocol.take_fresh(sock):
+            _execute(sock, server_pid, namespaces)
         received = protocol.receive_job(sock)
         if received is not None:  # else the program has ended
             job, descriptors = received
@@ -81,6 +85,36 @@ def run(sock: socket.socket, request: bytes, server_pid: int, namespaces: list[i
         report.send(protocol.pack("bug", bug_text(error)))
     finally:
         os._exit(status)
+
+
+CODE = (
+    "import sys; sys.path[:] = {path!r}; from tender.embed import child; "
+    "child.resume({fd}, {server_pid}, {namespaces})"
+)
+
+
+def _execute(sock: socket.socket, server_pid: int, namespaces: list[int]) -> None:
+    """Begin anew as a Python of its own, with other addresses than the server and its children."""
+    fd = sock.fileno()
+    for each in (fd, *namespaces):
+        os.set_inheritable(each, True)
+    code = CODE.format(path=sys.path, fd=fd, server_pid=server_pid, namespaces=namespaces)
+    try:
+        os.execv(sys.executable, [sys.executable, "-IS", "-c", code])
+    except OSError as error:
+        text = "cannot start a process for the guest"
+        raise HostError(text, "execve", error.errno or 0) from None
+
+
+def resume(fd: int, server_pid: int, namespaces: list[int]) -> None:
+    """`run`, in a process that was executed."""
+    from socket import socket
+
+    serve_program()
+    gc.disable()
+    for each in (fd, *namespaces):
+        os.set_inheritable(each, False)
+    run(socket(fileno=fd), protocol.COLD, server_pid, namespaces)
 
 
 def descriptors_max() -> int:

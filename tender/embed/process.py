@@ -113,12 +113,18 @@ class Process:
         self._timers: list[Timer] = []
 
     def start(
-        self, config: Config, descriptors: list[int], deadline_s: float | None = None
+        self,
+        config: Config,
+        descriptors: list[int],
+        deadline_s: float | None = None,
+        *,
+        fresh: bool = False,
     ) -> None:
         """Have a child run the guest; return when the guest is about to run, or can't.
 
         `config` has the numbers of protocol.numbers_in_child(`descriptors`), which the caller
-        closes. Raises HostError where no process can be had.
+        closes. With `fresh`, the child executes a Python of its own first. Raises HostError where
+        no process can be had.
         """
         self._core_path = os.path.join(config.dumpcore or "", "core.solo5-hvt.")
         self._warm_request = _warm_request(config)
@@ -135,6 +141,8 @@ class Process:
             if deadline_s is not None:
                 self._call_later(deadline_s, self._pass_deadline)
             try:
+                if fresh:
+                    child.sock.send(protocol.FRESH)
                 protocol.send_job(child.sock, job, [*descriptors, folder])
                 while self._state is State.STARTING and self._receive():
                     pass

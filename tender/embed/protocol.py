@@ -45,7 +45,8 @@ EXITED = struct.Struct("=ii")  # a child's PID and wait status
 COLD, WARM_SOFT, WARM_KVM = b"c", b"s", b"k"
 
 JOB_MAX = 1 << 17  # bytes of a job in a message; a longer one comes in a memfd
-JOB_IN_FILE, MORE_FDS = b"f", b"+"  # no marshalled job is that short
+# Beside a job and before it; no marshalled job is that short.
+JOB_IN_FILE, MORE_FDS, FRESH = b"f", b"+", b"n"
 
 # What the sandbox's handler of SIGSYS writes: a zero byte, with which no JSON begins, three
 # letters, the number of the system call and of the architecture (seccomp's AUDIT_ARCH_*).
@@ -143,6 +144,11 @@ def send_job(sock: socket.socket, job: bytes, descriptors: list[int]) -> None:
     for start in range(0, len(descriptors), FDS_PER_MESSAGE):
         socket.send_fds(sock, [data], descriptors[start : start + FDS_PER_MESSAGE])
         data = MORE_FDS
+
+
+def take_fresh(sock: socket.socket) -> bool:
+    """Wait for what is sent first; whether it is FRESH, which comes before a job."""
+    return sock.recv(2, socket.MSG_PEEK) == FRESH and bool(sock.recv(1))
 
 
 def receive_job(sock: socket.socket) -> tuple[Job, list[int]] | None:

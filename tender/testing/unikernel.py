@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         deadline: float | None
         sandbox: SandboxMode
         user: str | int | None
+        fresh: bool
 
 
 LOOK_EVERY_S = 0.02

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from tender import BlockFile, Descriptor, Guest, Outcome
+from tender import BlockDescriptor, BlockFile, Descriptor, Guest, Outcome
 from tender.embed import process, server
 from tender.errors import HostError, SandboxViolation, TenderError
 from tests.guest.conftest import Build, Namespace, Run
@@ -764,3 +764,47 @@ def test_a_pidfd_outlives_its_process(guest: Build) -> None:
     if pidfd >= 0:
         assert select.select([pidfd], [], [], 10)[0]
         os.close(pidfd)
+
+
+# Processes that are executed.
+
+
+def addresses_of(pid: int | None) -> set[str]:
+    """Where the first bytes of libraries are, and heap and stack."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    maps = [line.split(maxsplit=5) for line in lines if line.count("/") or "[" in line]
+    wanted = ("/libc.so.6", "_native.abi3.so", "[heap]", "[stack]")
+    return {each[0] for each in maps if each[5].endswith(wanted)}
+
+
+def test_a_fresh_guest_shares_no_address_with_others(guest: Build) -> None:
+    def make(**options: Any) -> Guest:
+        return Guest(
+            guest("loop"), mem_mib=8, sandbox="off", warn=lambda _: None, **options
+        ).start()
+
+    guests = [make(), make(), make(fresh=True), make(fresh=True)]
+    forked, other, *fresh = [addresses_of(each.pid) for each in guests]
+    assert len(forked) > 8
+    assert forked == other
+    assert not fresh[0] & fresh[1]
+    assert not (fresh[0] | fresh[1]) & forked
+    assert [each.stop().reason for each in guests] == ["stopped"] * 4
+
+
+def test_a_fresh_guest_is_a_guest_like_any_other(guest: Build, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 16))
+    with open(image, "r+b") as file:
+        storage = BlockDescriptor(file.fileno())
+        running = Guest(guest("block"), mem_mib=8, block={"storage": storage}, fresh=True)
+        assert running.run().status == 0
+    assert "SUCCESS" in running.console.text
+    assert "seccomp" in running.layers
+    with Guest(guest("loop"), mem_mib=8, fresh=True) as running:
+        running.console.wait_for("looping", 60)
+        assert running.pid
+        os.kill(running.pid, signal.SIGKILL)
+        assert running.wait(60).reason == "killed"
+    with pytest.raises(TenderError, match="no-such-file"):
+        Guest("no-such-file", fresh=True).start()
