@@ -94,13 +94,13 @@ def _tool(name: str, arguments: list[str]) -> int:
 
 def _run(program: str, line: CommandLine, arguments: list[str]) -> int:
     from tender import machine
-    from tender.host import guest_name, set_title
+    from tender.host import set_guest_title
     from tender.stop import Stop, default_signals, on_termination_signals
 
     if line.config is None:
         raise UsageError(f"Missing KERNEL operand; see {program} --help")
     on_termination_signals(interrupt=True)
-    set_title(guest_name(program, line.config.kernel), [program, *arguments])
+    set_guest_title(program, line.config, arguments)
     config = line.config
     if "NOTIFY_SOCKET" in os.environ:
         config = replace(config, notify=os.environ["NOTIFY_SOCKET"])

@@ -16,7 +16,7 @@ from tender.cleanup import Cleanup
 from tender.config import Config
 from tender.embed import protocol
 from tender.errors import HostError, TenderError, bug_text, serve_program
-from tender.host import guest_name, set_title
+from tender.host import set_guest_title, set_title
 from tender.sandbox.fdtable import FdTable
 from tender.stop import Stop, end_with, on_termination_signals
 
@@ -54,7 +54,8 @@ def run(sock: socket.socket, request: bytes, server_pid: int, namespaces: list[i
             job, descriptors = received
             _take_context(job, descriptors)
             config = job.config
-            set_title(guest_name("ptender", config.kernel), ["ptender", config.kernel])
+            name = ["--name", config.name] if config.name else []
+            set_guest_title("ptender", config, [*name, config.kernel])
             if config.sandbox == "off":
                 report.warn("sandbox: off: a guest that takes over its process has all its rights")
             else:

@@ -7,6 +7,7 @@ import os
 import stat
 
 from tender._native import ffi
+from tender.config import guest_name
 from tender.dataclass import replace
 from tender.errors import DeviceError
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from tender.cleanup import Cleanup
+    from tender.config import Config
 
     Value = TypeVar("Value")
     Given = tuple[tuple["str | None", Value], ...]
@@ -69,6 +71,11 @@ def set_title(name: str, words: Sequence[str]) -> None:
         ffi.buffer(ffi.cast("char *", start), size)[:] = title.ljust(size, b"\0")
 
 
+def set_guest_title(program: str, config: Config, words: Sequence[str]) -> None:
+    """Show this process as the tender of a guest: PROGRAM:NAME, and its words."""
+    set_title(f"{program}:{guest_name(config).removesuffix('.hvt')}", [program, *words])
+
+
 def process_name() -> bytes:
     """The name of this process; empty where /proc is missing."""
     try:
@@ -76,11 +83,6 @@ def process_name() -> bytes:
             return file.read().rstrip(b"\n")
     except OSError:
         return b""
-
-
-def guest_name(program: str, kernel: str) -> str:
-    """The name of the process of a guest, for set_title."""
-    return f"{program}:{os.path.basename(kernel).removesuffix('.hvt')}"
 
 
 def random_mac() -> bytes:

@@ -42,12 +42,14 @@ def test_a_command_is_shown_as_it_was_typed(
 
 
 def test_a_program_has_a_process_for_each_guest(guest: Build, cpu: str) -> None:
-    looping = Guest(guest("loop"), "secret", mem_mib=8)
+    looping = Guest(guest("loop"), "secret", mem_mib=8, name="front")
     with looping as first, Guest(guest("sleep"), "100000", mem_mib=8) as second:
-        for running, kernel in ((first, "loop"), (second, "sleep")):
-            assert running.pid
-            assert name_of(running.pid) == f"ptender:{kernel}"
-            assert words_of(running.pid) == ["ptender", str(guest(kernel))]
+        assert first.pid
+        assert second.pid
+        assert name_of(first.pid) == "ptender:front"
+        assert words_of(first.pid) == ["ptender", "--name", "front", str(guest("loop"))]
+        assert name_of(second.pid) == "ptender:sleep"
+        assert words_of(second.pid) == ["ptender", str(guest("sleep"))]
         stat = Path(f"/proc/{first.pid}/stat").read_text()
         parent = int(stat.rpartition(")")[2].split()[1])
         assert name_of(parent) == "ptender:server"
