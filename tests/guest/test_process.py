@@ -667,7 +667,7 @@ import json, os, signal
 from tender import machine
 from tender.embed import forkserver, protocol
 
-def hostile(config, stop, warn, sandbox=None, started=None, created=None):
+def hostile(config, stop, warn, sandbox=None, started=None, created=None, publish=None):
     if sandbox is None:  # it warms up
         return
     send = lambda data: os.write(sandbox.report_fd, data)
