@@ -14,7 +14,7 @@ from tender._native import lib
 from tender.boot import bootinfo, layout
 from tender.cleanup import Cleanup
 from tender.clock import HostClock, VirtualClock
-from tender.config import Descriptor, usable_memory
+from tender.config import Descriptor, guest_name, usable_memory
 from tender.dataclass import dataclass, replace
 from tender.errors import (
     EXIT_FAILURE,
@@ -411,8 +411,7 @@ def _make_trace(
     from tender.observe.trace import Trace
 
     names = {device.handle: device.name for device in manifest.devices}
-    guest = os.path.basename(config.kernel)
-    return Trace(fds["trace"], guest, memory, names, clock.elapsed_ns, stop, warn)
+    return Trace(fds["trace"], guest_name(config), memory, names, clock.elapsed_ns, stop, warn)
 
 
 def _fd_table(

@@ -31,6 +31,7 @@ class CommandLine:
     help: bool = False
     version: bool = False
     verbose: bool = False
+    log: str = "text"
 
 
 def is_solo5_name(program: str) -> bool:
@@ -128,7 +129,7 @@ class _Line:
     """What has been read of a command line so far."""
 
     def __init__(self) -> None:
-        self.flags: dict[str, bool] = {}  # of CommandLine
+        self.flags: dict[str, Any] = {}  # of CommandLine
         self._fields: dict[str, Any] = {}  # of Config
         self._texts: dict[str, str] = {}  # what they were made of, for errors
         self._devices: dict[str, list[tuple[str | None, Any]]] = {
@@ -150,7 +151,7 @@ class _Line:
                 raise UsageError(f"name the device: {option.name} NAME={text}")
             self._of_devices[option.field][name] = written, value
         elif option.field in CommandLine.__annotations__:
-            self.flags[option.field] = True
+            self.flags[option.field] = value
         else:
             self._fields[option.field] = value
             self._texts[option.field] = f"{written}: {shown(text)}"

@@ -25,11 +25,13 @@ from tender.errors import (
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from tender.cli.commandline import CommandLine
+    from tender.cli.log import JsonLines
     from tender.config import Config
     from tender.outcome import Outcome
     from tender.sandbox.sandbox import Sandbox
 
 SIGINT = 2
+ERROR, WARNING, INFO = 3, 4, 6  # levels of a message, as syslog(3) numbers them
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,17 +46,19 @@ def main(argv: list[str] | None = None) -> int:
         from tender.cli import oci
 
         return oci.main(arguments)
+    log = Log(program)
     try:
-        return _main(program, arguments[1:])
+        return _main(program, arguments[1:], log)
     except TenderError as error:
-        _log(program, str(error))
-        return _status(program, error, arguments[1:])
+        status = _status(program, error, arguments[1:])
+        log.write(ERROR, "error", str(error), status=status)
+        return status
     except KeyboardInterrupt:
-        _log(program, f"Exiting on signal {SIGINT}")
+        log.write(INFO, "signal", f"Exiting on signal {SIGINT}", signal=SIGINT)
         return EXIT_FAILURE
 
 
-def _main(program: str, arguments: list[str]) -> int:
+def _main(program: str, arguments: list[str], log: Log) -> int:
     is_solo5 = commandline.is_solo5_name(
         program
     )  # which has no commands: `inspect` is a kernel there
@@ -79,7 +83,7 @@ def _main(program: str, arguments: list[str]) -> int:
 
             return show(usage.DEMO_USAGE.format(program=program))
         line = commandline.with_demo(line)
-    return _run(program, line, arguments)
+    return _run(program, line, arguments, log)
 
 
 _TOOLS = ("inspect", "policy", "build", "image", "trace", "ps", "stats", "metrics")
@@ -92,30 +96,32 @@ def _tool(name: str, arguments: list[str]) -> int:
     return 0 if output is None else show(output)
 
 
-def _run(program: str, line: CommandLine, arguments: list[str]) -> int:
+def _run(program: str, line: CommandLine, arguments: list[str], log: Log) -> int:
     from tender import machine
     from tender.host import set_guest_title
     from tender.stop import Stop, default_signals, on_termination_signals
 
     if line.config is None:
         raise UsageError(f"Missing KERNEL operand; see {program} --help")
+    if line.log == "json":
+        log.as_json(line.config)
     on_termination_signals(interrupt=True)
     set_guest_title(program, line.config, arguments)
     config = line.config
     if "NOTIFY_SOCKET" in os.environ:
         config = replace(config, notify=os.environ["NOTIFY_SOCKET"])
-    sandbox = _sandbox(program, config)
+    sandbox = _sandbox(config, log)
     logged = sandbox if line.verbose else None
     try:
         outcome = machine.run(
             config,
             Stop(),
-            lambda text: _log(program, text),
+            log.warn,
             sandbox,
-            started=lambda notice: _started(program, logged, notice),
+            started=lambda notice: _started(log, logged, notice),
             publish=True,
         )
-        return _report(program, line.verbose, outcome)
+        return _report(log, line.verbose, outcome)
     except DeviceError as error:
         misplaced = commandline.first_option(line.config.args)
         if misplaced is None:
@@ -127,53 +133,55 @@ def _run(program: str, line: CommandLine, arguments: list[str]) -> int:
         if isinstance(error, TenderError) or not (sandbox and sandbox.entered):
             raise
         for text in bug_text(error).split("\n"):
-            _log(program, text)
+            log.write(ERROR, "bug", text)
         return EXIT_FAILURE
     finally:
         if not (sandbox and sandbox.entered):
             default_signals()
 
 
-def _started(program: str, sandbox: Sandbox | None, notice: str) -> None:
+def _started(log: Log, sandbox: Sandbox | None, notice: str) -> None:
     """Log the notice on the CPU and the layers of the sandbox, and keep the garbage collector off
     what exists by now."""
     if notice:
-        _log(program, notice)
+        log.write(WARNING, "cpu", notice)
     if sandbox:
         for missing in sandbox.missing_layers:
-            _log(program, f"sandbox: no {missing}")
-        _log(program, f"sandbox: {', '.join(sandbox.layers)}")
+            log.write(WARNING, "sandbox", f"sandbox: no {missing}", missing=missing)
+        layers = sandbox.layers
+        log.write(INFO, "sandbox", f"sandbox: {', '.join(layers)}", layers=layers)
     gc.freeze()
     gc.enable()
 
 
-def _sandbox(program: str, config: Config) -> Sandbox | None:
+def _sandbox(config: Config, log: Log) -> Sandbox | None:
     """The sandbox of this process; None: it is off, which prints a warning every time."""
     mode, user = config.sandbox, config.user
     if mode == "off":
         if user is not None:
             raise UsageError(f"--user={user}: no effect with --sandbox=off")
-        _log(program, "sandbox: off: a guest that takes over the tender has all of its rights")
+        log.warn("sandbox: off: a guest that takes over the tender has all of its rights")
         return None
     from tender.sandbox.sandbox import Sandbox
 
-    return Sandbox(mode, user, lambda text: _log(program, text))
+    return Sandbox(mode, user, log.warn)
 
 
-def _report(program: str, verbose: bool, outcome: Outcome) -> int:
+def _report(log: Log, verbose: bool, outcome: Outcome) -> int:
+    how = {"reason": outcome.reason, "status": outcome.status}
     if outcome.reason == "stopped":
-        _log(program, f"Exiting on signal {outcome.signo}")
+        log.write(INFO, "signal", f"Exiting on signal {outcome.signo}", signal=outcome.signo, **how)
     elif outcome.error is not None:
-        _log(program, str(outcome.error))
+        log.write(ERROR, "error", str(outcome.error), **how)
     if outcome.core is not None:
-        _log(program, f"dumpcore: dumped guest core to: {outcome.core}")
+        path = outcome.core
+        log.write(INFO, "core", f"dumpcore: dumped guest core to: {path}", path=path)
     if verbose:
-        _log(program, f"guest {outcome.reason}, status {outcome.status}")
+        log.write(INFO, "ended", f"guest {outcome.reason}, status {outcome.status}", **how)
         for device, counters in outcome.stats.rows():
-            numbers = ", ".join(
-                f"{value} {name}" for name, value in counters.__dict__.items() if value
-            )
-            _log(program, f"  {device}: {numbers or 'not used'}")
+            done = {name: value for name, value in counters.__dict__.items() if value}
+            numbers = ", ".join(f"{value} {name}" for name, value in done.items())
+            log.write(INFO, "device", f"  {device}: {numbers or 'not used'}", device=device, **done)
     return outcome.status
 
 
@@ -225,12 +233,46 @@ _LOG_TRIES, _LOG_WAIT_MS = 10, 10
 _LOG_MAX = 4000  # bytes that fit into a pipe that has room at all
 
 
-def _log(program: str, text: str) -> None:
-    """Write one line to standard error; it is dropped where nobody reads it within 100 ms."""
-    from tender._native import lib
+class Log:
+    """The messages of the command `program`, each a line of standard error.
 
-    data = f"{program}: {one_line(text)}".encode(errors="surrogateescape")[:_LOG_MAX] + b"\n"
-    for _ in range(_LOG_TRIES):
-        if lib.host_events(2, lib.POLLOUT, _LOG_WAIT_MS) > 0:
-            lib.host_write(2, data, len(data))
-            return
+    One is dropped where nobody reads it within 100 ms.
+    """
+
+    def __init__(self, program: str) -> None:
+        self._program = program
+        self._is_journal = "JOURNAL_STREAM" in os.environ and _is_journal()
+        self._json: JsonLines | None = None
+
+    def as_json(self, config: Config) -> None:
+        """From here on, messages are lines of JSON about this guest."""
+        from tender.cli.log import JsonLines
+        from tender.config import guest_name
+
+        self._json = JsonLines(guest_name(config), _LOG_MAX)
+
+    def warn(self, text: str) -> None:
+        """A warning of a device, or of what this machine lacks."""
+        self.write(WARNING, "warning", text)
+
+    def write(self, level: int, event: str, text: str, **fields: object) -> None:
+        """Write one message; of `event` and `fields`, a text has what `text` says."""
+        from tender._native import lib
+
+        text = one_line(text)
+        if self._json:
+            data = self._json.line(level, event, text, fields)
+        else:
+            prefix = f"<{level}>" if self._is_journal else ""
+            data = f"{prefix}{self._program}: {text}".encode(errors="surrogateescape")[:_LOG_MAX]
+        data += b"\n"
+        for _ in range(_LOG_TRIES):
+            if lib.host_events(2, lib.POLLOUT, _LOG_WAIT_MS) > 0:
+                lib.host_write(2, data, len(data))
+                return
+
+
+def _is_journal() -> bool:
+    """Whether standard error is the journal, which reads levels (systemd.exec(5))."""
+    info = os.fstat(2)
+    return os.environ["JOURNAL_STREAM"] == f"{info.st_dev}:{info.st_ino}"

@@ -109,6 +109,8 @@ OPTIONS = (
     Option("--gdb-port", "N", "gdb_port", values.parse_number, ""),
     Option("--pcap", "[NAME=]FILE", "pcap", str,
            "write the packets of a network device there (pcapng),\nfor Wireshark and tcpdump"),
+    Option("--log", "text|json", "log", values.parse_log,
+           "json: the tender's own messages as lines of JSON"),
     Option("--verbose", "", "verbose", None,
            "show the layers of the sandbox, how the guest ended\nand what its devices did"),
     Option("--version", "", "version", None, "the version, and the ABI version"),

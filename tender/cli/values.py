@@ -65,6 +65,12 @@ def parse_trace(text: str) -> int | str:
     return 2 if text == "-" else _descriptor(text) if text[0] == "@" else text
 
 
+def parse_log(text: str) -> str:
+    if text not in ("text", "json"):
+        raise UsageError(f"{shown(text)} is neither text nor json")
+    return text
+
+
 def _descriptor(text: str) -> int:
     """`@3`."""
     try:
