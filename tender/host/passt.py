@@ -164,6 +164,7 @@ def _run(
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             cwd="/",
+            start_new_session=True,  # a Ctrl-C at the terminal is for the tender
             timeout=START_S,
             check=False,
         )

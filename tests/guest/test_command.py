@@ -534,6 +534,27 @@ def test_a_signal_that_was_ignored_at_the_start(guest: Build, number: signal.Sig
     assert (process.returncode, errors) == (1, f"ptender: Exiting on signal {int(number)}\n")
 
 
+def test_ctrl_c_at_any_moment_of_a_start(tmp_path: Path) -> None:
+    """At each system call that CPython makes while it has a handler of its own, or would have, and
+    at some of the others: nothing is printed, and the status is the signal's."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed: apt install strace")
+    log, command = tmp_path / "strace", [str(PTENDER), "--version"]
+    subprocess.run(["strace", "-qq", "-o", log, *command], check=True, capture_output=True)
+    calls = [line.partition("(")[0] for line in log.read_text().splitlines()]
+    handlers = [at for at, line in enumerate(log.read_text().splitlines()) if "SIGINT, {" in line]
+    default = handlers[-1]  # where Ctrl-C ends the process from here on
+    for at in sorted({*range(default - 60, default + 10, 2), *range(0, len(calls) - 1, 40)}):
+        count = calls[: at + 1].count(calls[at])
+        inject = f"inject={calls[at]}:signal=SIGINT:when={count}"
+        words = ["strace", "-qq", "-o", "/dev/null", "-e", inject, *command]
+        done = subprocess.run(words, capture_output=True, text=True)
+        ended = done.returncode == -signal.SIGINT and not done.stdout
+        ignored = done.returncode == 0 and at < default
+        assert ended or ignored, (at, calls[at], done)
+        assert done.stderr == ""
+
+
 @pytest.mark.usefixtures("kvm")
 def test_a_signal_is_not_lost_before_the_guest_runs(guest: Build) -> None:
     code = (

@@ -318,6 +318,28 @@ def test_a_port_that_is_taken_beside_a_dump_core(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ctrl_c_while_passt_starts(guest: Build, tmp_path: Path) -> None:
+    script = tmp_path / "passt"  # the whole group of the tender's gets it, as from a terminal
+    script.write_text(
+        f"#!{sys.executable} -IS\n"
+        "import os, sys\n"
+        "os.killpg(os.getppid(), 2)\n"
+        f"os.execv({shutil.which('passt')!r}, sys.argv)\n"
+    )
+    script.chmod(0o755)
+    port = free_port()
+    done = subprocess.run(
+        [PTENDER, "--mem=8", "--net", f"user:{port}:80", guest("web")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        start_new_session=True,
+        timeout=LONG,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "ptender: Exiting on signal 2\n")
+    wait_until_gone(port)
+
+
 def test_without_passt(ptender: Run, guest: Build, tmp_path: Path) -> None:
     done = ptender("--mem=8", "--net", "user", guest("web"), env={**os.environ, "PATH": "/none"})
     assert done.returncode == 1
