@@ -263,6 +263,13 @@ def choice(config: Config) -> str:
     return wanted
 
 
+def likely(cpu: str) -> str:
+    """What will run most guests with this `cpu`, for what can be prepared: kvm, native or soft."""
+    if cpu != "auto":
+        return cpu
+    return "soft" if emulated() else "kvm"
+
+
 def emulated() -> bool:
     """Whether this machine's KVM has no hardware to run guests on.
 

@@ -41,9 +41,10 @@ def run(sock: socket.socket, request: bytes, server_pid: int, namespaces: list[i
     status = 1
     try:
         end_with(server_pid)
-        if request != protocol.COLD:
-            warm_up("kvm" if request == protocol.WARM_KVM else "soft")
-        created = _create_vm() if request == protocol.WARM_KVM else None
+        for cpu, warm in protocol.WARM.items():
+            if request == warm:
+                warm_up(cpu)
+        created = _create_vm() if request == protocol.WARM["kvm"] else None
         set_title("ptender:ready", ["ptender", "ready"])
         on_termination_signals(interrupt=False)
         stop = Stop()
@@ -176,7 +177,7 @@ class _Report:
 
 
 def warm_up(cpu: str) -> None:
-    """Start a guest that comes with the package, without devices; in software, run it as well.
+    """Start a guest that comes with the package, without devices; without KVM, run it as well.
 
     A page that is written to for the first time after a fork is copied, and a start writes to
     hundreds of pages: a child that has warmed up has its copies before it gets a job.
@@ -188,7 +189,7 @@ def warm_up(cpu: str) -> None:
             inputs = machine.open_inputs(config, cleanup)
             guest = machine.assemble(config, inputs, Stop(), lambda _: None, cleanup)
             _compile_filter(guest.fd_table)
-        if cpu == "soft":
+        if cpu != "kvm":
             machine.run(config, Stop(), lambda _: None)
     except TenderError:
         pass  # this machine has no such CPU: a guest that needs it gets the error

@@ -16,7 +16,7 @@ import socket
 from errno import EAGAIN
 
 from tender.embed import child
-from tender.embed.protocol import EXITED, FORKED
+from tender.embed.protocol import EXITED, FORKED, WARM
 from tender.errors import TenderError, serve_program
 from tender.host import set_title
 
@@ -124,7 +124,7 @@ def main(requests: int, exits: int, program: int) -> None:
     limit = child.descriptors_max()
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))  # one for each child
     namespaces = _import_all()
-    for cpu in ("soft", "kvm"):
+    for cpu in WARM:
         child.warm_up(cpu)
     gc.collect()
     gc.freeze()  # what the children share stays shared
@@ -158,6 +158,7 @@ def _import_all() -> list[int]:
         pass  # a guest that needs it gets the error
     try:
         from tender import kvm  # noqa: F401
+        from tender.cpu import native  # noqa: F401
         from tender.engine import engine  # noqa: F401
         from tender.spt import process  # noqa: F401
     except ImportError:

@@ -361,13 +361,8 @@ def _current_folder() -> int:
 
 def _warm_request(config: Config) -> bytes:
     """The request for a child that is warmed up for a guest like this one."""
-    is_soft = (
-        config.cpu == "soft"
-        or config.clock is not None
-        or config.instructions is not None
-        or (config.cpu == "auto" and accel.emulated())
-    )
-    return protocol.WARM_SOFT if is_soft else protocol.WARM_KVM
+    virtual = config.clock is not None or config.instructions is not None
+    return protocol.WARM["soft" if virtual else accel.likely(config.cpu)]
 
 
 def _syscall_name(number: int) -> str:

@@ -42,7 +42,8 @@ FDS_PER_MESSAGE = 250  # Linux takes 253 (SCM_MAX_FD)
 FORKED = struct.Struct("=ii")  # a child: its PID and 0, or 0 and an errno
 EXITED = struct.Struct("=ii")  # a child's PID and wait status
 # Requests for a child: one that does not warm up, or one that does, for this CPU.
-COLD, WARM_SOFT, WARM_KVM = b"c", b"s", b"k"
+COLD = b"c"
+WARM = {"kvm": b"k", "native": b"n", "soft": b"s"}
 
 JOB_MAX = 1 << 17  # bytes of a job in a message; a longer one comes in a memfd
 # Beside a job and before it; no marshalled job is that short.
