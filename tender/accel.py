@@ -1,7 +1,7 @@
 """The accelerators: what runs a guest's vCPU, KVM, the native or the software CPU.
 
-`auto` takes KVM where it can be had and runs guests in hardware, else the software CPU, with a
-notice of one line. A run on KVM does not load the software CPU.
+`auto` takes KVM where it can be had and runs guests in hardware, else the native CPU, else the
+software CPU, with a notice of one line. A run loads only the CPU that it takes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tender.cleanup import Cleanup
 from tender.config import as_cpu
 from tender.dataclass import dataclass
 from tender.errors import HostError, UsageError, option, setting
-from tender.image.elf import EM_AARCH64, MACHINES
+from tender.image.elf import EM_AARCH64, EM_X86_64, MACHINES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -75,8 +75,8 @@ KINDS = {
 class KvmAccelerator:
     """A virtual machine with its vCPU. It can be created before there is a guest.
 
-    With `hardware`, a KVM that emulates what a guest executes is refused where the software CPU can
-    be had, which is faster. Raises HostError.
+    With `hardware`, a KVM that emulates what a guest executes is refused where the native or the
+    software CPU can be had, which are faster. Raises HostError.
     """
 
     kind = KINDS["kvm"]
@@ -88,7 +88,7 @@ class KvmAccelerator:
             from tender import kvm
 
             opened = kvm.Kvm(self._cleanup)
-            if hardware and emulated() and soft_usable():
+            if hardware and emulated() and (native_usable() or soft_usable()):
                 raise HostError("KVM: this machine emulates what a guest executes (no VMX, no SVM)")
             self.vm = kvm.Vm(opened, self._cleanup)
             self._vcpu = kvm.Vcpu(self.vm, self._cleanup)
@@ -126,15 +126,10 @@ class NativeAccelerator:
     """The guest's code in a process of its own, on this machine's CPU. Raises HostError."""
 
     kind = KINDS["native"]
-    notice = ""
 
-    def __init__(self, image: Image) -> None:
-        from tender.cpu import native
-
-        here, guest = os.uname().machine, MACHINES[image.machine]
-        reason = native.missing()
-        if guest != here:
-            reason = f"this guest is for {guest}, the machine {here}"
+    def __init__(self, image: Image, notice: str = "") -> None:
+        self.notice = notice
+        reason = _not_native(image)
         if reason:
             raise HostError(f"native CPU: {reason}: use {option('cpu', 'soft')}")
 
@@ -209,21 +204,37 @@ def choose(
     wanted = choice(config)
     if wanted == "native":
         return NativeAccelerator(image)
-    notice = ""
-    if wanted != "soft":
-        try:
-            kvm = _kvm(image, created, wanted)
-        except HostError as error:
-            if wanted == "kvm":
-                raise HostError(
-                    f"{error}, or use {option('cpu', 'soft')}", error.syscall, 0
-                ) from None
-            _check_soft(error)
-            notice = f"{error}; taking the software CPU (to say nothing: {option('cpu', 'soft')})"
-        else:
-            cleanup.callback(kvm.close)
-            return kvm
-    return SoftAccelerator(image, clock, config.instructions, notice)
+    if wanted == "soft":
+        return SoftAccelerator(image, clock, config.instructions)
+    try:
+        kvm = _kvm(image, created, wanted)
+    except HostError as error:
+        if wanted == "kvm":
+            raise HostError(f"{error}, or use {option('cpu', 'soft')}", error.syscall, 0) from None
+        return _without_kvm(error, image, clock)
+    cleanup.callback(kvm.close)
+    return kvm
+
+
+def _without_kvm(why: HostError, image: Image, clock: HostClock) -> Accelerator:
+    """What `auto` takes where there is no KVM for this image; its notice says why."""
+    reason = _not_native(image)
+    if not reason:
+        quiet = option("cpu", "native")
+        return NativeAccelerator(image, f"{why}; taking the native CPU (to say nothing: {quiet})")
+    text = f"{why}; native CPU: {reason}" if image.machine == EM_X86_64 else str(why)
+    _check_soft(text)
+    quiet = option("cpu", "soft")
+    notice = f"{text}; taking the software CPU (to say nothing: {quiet})"
+    return SoftAccelerator(image, clock, None, notice)
+
+
+def _not_native(image: Image) -> str:
+    """Why the native CPU can't run this image; empty: it can."""
+    from tender.cpu import native
+
+    here, guest = os.uname().machine, MACHINES[image.machine]
+    return native.missing() if guest == here else f"this guest is for {guest}, the machine {here}"
 
 
 def _kvm(image: Image, created: KvmAccelerator | None, wanted: str) -> KvmAccelerator:
@@ -235,7 +246,7 @@ def _kvm(image: Image, created: KvmAccelerator | None, wanted: str) -> KvmAccele
     return created or KvmAccelerator(hardware=wanted == "auto")
 
 
-def _check_soft(why: HostError) -> None:
+def _check_soft(why: str) -> None:
     from tender.cpu import soft
 
     try:
@@ -267,7 +278,9 @@ def likely(cpu: str) -> str:
     """What will run most guests with this `cpu`, for what can be prepared: kvm, native or soft."""
     if cpu != "auto":
         return cpu
-    return "soft" if emulated() else "kvm"
+    if not emulated():
+        return "kvm"
+    return "native" if native_usable() else "soft"
 
 
 def emulated() -> bool:
@@ -279,6 +292,13 @@ def emulated() -> bool:
     from tender import kvm
 
     return not kvm.is_hardware()
+
+
+def native_usable() -> bool:
+    """Whether the native CPU can run an x86_64 guest here."""
+    from tender.cpu import native
+
+    return not native.missing()
 
 
 def soft_usable() -> bool:

@@ -86,7 +86,7 @@ class Guest:
         warn: Called with one line of text when the host has a problem with a device, from any
             thread; it must not block. Standard error if None.
         cpu: "kvm", "native" (a process of its own runs the guest's code, without KVM), "soft" (the
-                software CPU) or "auto".
+            software CPU) or "auto": the first of these that this machine can have.
         clock: Gives the guest a virtual time; on the software CPU.
         instructions: How many instructions the guest may execute; on the software CPU.
         exec_heap: Let the guest execute its heap, as a JIT does. On KVM it always can; on the other

@@ -73,9 +73,9 @@ OPTIONS = (
            "drop what the guest prints beyond so many bytes per\nsecond, as in 64K or 1M"),
     Option("--dumpcore", "DIR", "dumpcore", str, "write a core file there if the guest aborts"),
     Option("--cpu", "auto|kvm|native|soft", "cpu", str,
-           "what runs the guest: KVM where it is, else a CPU in\n"
-           "software (default: auto, or what PTENDER_CPU says);\n"
-           "native: a process of its own, without KVM"),
+           "what runs the guest: KVM where it is, else a process\n"
+           "of its own (native), else a CPU in software\n"
+           "(default: auto, or what PTENDER_CPU says)"),
     Option("--clock", "virtual", "clock", values.parse_clock,
            "the guest's time advances only as the guest reads it", values.CLOCK),
     Option("--instructions", "N", "instructions", values.parse_number,

@@ -75,13 +75,20 @@ def missing() -> str:
             "the kernel or the CPU lacks FSGSBASE (Linux 5.9)",
             "a signal frame is too large",
         )[what]
-    try:
-        with open("/proc/sys/vm/mmap_min_addr", encoding="ascii") as file:
-            if int(file.read()) > READ_ONLY_FROM:
-                return "vm.mmap_min_addr is above 0x10000"
-    except OSError:
-        pass  # the start tells
+    if _sysctl("vm/mmap_min_addr") > READ_ONLY_FROM:
+        return "vm.mmap_min_addr is above 65536"
+    if _sysctl("vm/memfd_noexec") > 1:
+        return "vm.memfd_noexec is 2: it forbids to execute a memfd"
     return "" if os.path.exists(PROGRAM) else f"it was installed without {PROGRAM}"
+
+
+def _sysctl(name: str) -> int:
+    """0 where there is no such setting, or no /proc: then the start says what is wrong."""
+    try:
+        with open(f"/proc/sys/{name}", encoding="ascii") as file:
+            return int(file.read())
+    except OSError:
+        return 0
 
 
 class NativeCpu(Privileged):

@@ -33,6 +33,8 @@ def choose(wanted: Cpu) -> tuple[Cpu, str]:
     why = _why_not_kvm()
     if not why:
         return "auto", NAMES["kvm"]
+    if accel.native_usable():
+        return "native", f"{NAMES['native']} ({why})"
     try:
         soft.load()
     except soft.NoEmulator as error:

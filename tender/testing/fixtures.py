@@ -14,7 +14,7 @@ from tender.errors import ImageError
 from tender.image.elf import TARGETS
 from tender.image.file import open_image
 from tender.testing.disk import DiskImage
-from tender.testing.unikernel import Unikernel
+from tender.testing.unikernel import Unikernel, needs_software
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ class UnikernelFactory:
         session = self._session
         image = session.find(kernel)
         if not _is_spt(image):  # such a guest has neither
-            options.setdefault("cpu", session.cpu)
+            if not needs_software(net or {}, options):
+                options.setdefault("cpu", session.cpu)
             if session.trace:
                 options.setdefault("trace", session.scratch() / f"{len(session.guests)}.trace")
         session.add_switches((net or {}).values())

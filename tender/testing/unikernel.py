@@ -272,6 +272,12 @@ class Unikernel(Guest):
         return f"<{self.kernel}, {'running' if self.running else 'not running'}>"
 
 
+def needs_software(net: Mapping[str, NetSpec], options: GuestOptions) -> bool:
+    """Whether only the software CPU runs a guest with these devices and options."""
+    ports = [each for each in net.values() if isinstance(each, GuestPort)]
+    return "clock" in options or "instructions" in options or _shared_time(ports) is not None
+
+
 def _shared_time(ports: list[GuestPort]) -> VirtualTimeline | None:
     """The virtual time of a guest with these ports; None: real time."""
     timelines = {id(port.switch.timeline): port.switch.timeline for port in ports}

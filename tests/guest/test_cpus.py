@@ -15,12 +15,21 @@ from typing import Any
 import pytest
 
 from tender import Guest, VirtualTime, accel
+from tender.cpu import native
 from tests.guest.conftest import PTENDER, Build, Run
 from tests.needs import needs
 from tests.unit import elves
 from tests.waiting import wait_until_asleep
 
 pytest.importorskip("unicorn", reason="the software CPU needs unicorn")
+
+# What auto takes where there is no KVM in hardware.
+INSTEAD = "soft" if native.missing() else "native"
+TAKING = {
+    "native": "taking the native CPU (to say nothing: --cpu=native)",
+    "soft": "taking the software CPU (to say nothing: --cpu=soft)",
+}
+NO_NATIVE = "native.missing = lambda: 'there is none'"
 
 needs_kvm = pytest.mark.skipif(
     not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="no access to /dev/kvm"
@@ -39,7 +48,7 @@ def command(
 ) -> subprocess.CompletedProcess[str]:
     """The command, after a change of its modules."""
     code = (
-        "import os, sys; from tender import accel; from tender.cpu import soft; "
+        "import os, sys; from tender import accel; from tender.cpu import native, soft; "
         f"from tender.cli import main; {change}; os._exit(main.main(['ptender', *sys.argv[1:]]))"
     )
     environment = {key: value for key, value in os.environ.items() if key != "PTENDER_CPU"}
@@ -97,7 +106,7 @@ def test_without_any_device_or_right(bare: list[str], guest: Build, tmp_path: Pa
     assert hello.returncode == 0, hello
     assert "Hello" in hello.stdout
     line = "ptender: KVM: Could not open /dev/kvm: this machine offers no KVM [^\n]*; "
-    line += re.escape("taking the software CPU (to say nothing: --cpu=soft)\n")
+    line += re.escape(TAKING[INSTEAD] + "\n")
     assert re.fullmatch(line, hello.stderr), hello
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(64 * 4096))
@@ -207,7 +216,7 @@ def test_a_kvm_that_makes_no_machine(
         assert re.fullmatch(line + ", or use --cpu=soft\n", done.stderr), done
     else:
         assert (done.returncode, "Hello" in done.stdout) == (0, True), done
-        assert re.fullmatch(line + "; taking the software CPU [^\n]*\n", done.stderr), done
+        assert re.fullmatch(f"{line}; {re.escape(TAKING[INSTEAD])}\n", done.stderr), done
 
 
 def test_the_environment_says_what_auto_means() -> None:
@@ -219,18 +228,37 @@ def test_the_environment_says_what_auto_means() -> None:
 
 @needs_kvm
 @pytest.mark.skipif(not accel.emulated(), reason="this machine's KVM runs guests in hardware")
-def test_auto_prefers_software_to_a_kvm_that_emulates(guest: Build) -> None:
+def test_auto_prefers_others_to_a_kvm_that_emulates(guest: Build) -> None:
     done = run("--mem=8", guest("fp"))
     assert done.returncode == 0, done
     assert "SUCCESS" in done.stdout
-    assert re.fullmatch(r"ptender: KVM: this machine emulates [^\n]*\n", done.stderr)
-    assert run("--cpu=soft", "--mem=8", guest("fp")).stderr == ""
+    line = r"ptender: KVM: this machine emulates [^;]*; " + re.escape(TAKING[INSTEAD] + "\n")
+    assert re.fullmatch(line, done.stderr), done
+    assert run(f"--cpu={INSTEAD}", "--mem=8", guest("fp")).stderr == ""
+
+
+@pytest.mark.skipif(INSTEAD == "soft", reason="no native CPU")
+def test_auto_says_why_it_is_neither_kvm_nor_native(guest: Build) -> None:
+    done = command(f"{NO_NATIVE}; accel.emulated = lambda: True", "--mem=8", guest("exit"))
+    assert done.returncode == 0, done
+    line = "ptender: KVM: [^\n]*; native CPU: there is none; " + re.escape(TAKING["soft"] + "\n")
+    assert re.fullmatch(line, done.stderr), done
+
+
+@pytest.mark.parametrize("option", ["--clock=virtual", "--instructions=100000000"])
+def test_auto_is_soft_in_silence_for_what_only_that_can_do(guest: Build, option: str) -> None:
+    done = run(option, "--mem=8", guest("exit"))
+    assert (done.returncode, done.stderr) == (0, "")
+    done = run("--cpu=native", option, "--mem=8", guest("exit"))
+    assert done.returncode == 2
+    assert "is for the software CPU: use --cpu=soft" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_notice_on_the_cpu_is_for_a_guest_that_runs(bare: list[str], tmp_path: Path) -> None:
     done = run_bare(bare, "--mem=8", "--block", "/nonexistent.img", str(demo()))
     assert done.returncode == 1
-    assert "taking the software CPU" not in done.stderr
+    assert "taking the " not in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -314,7 +342,16 @@ def test_memory_that_a_programs_guest_cannot_have(guest: Build, what: str) -> No
 @pytest.mark.skipif(not accel.emulated(), reason="this machine's KVM runs guests in hardware")
 @pytest.mark.parametrize("what", ["address space", "W+X"])
 def test_auto_takes_kvm_where_the_emulator_has_no_memory(guest: Build, what: str) -> None:
-    done = command(deny(what), "--cpu=auto", "--mem=8", guest("exit"))
+    done = command(f"{NO_NATIVE}; {deny(what)}", "--cpu=auto", "--mem=8", guest("exit"))
+    if "AssertionError" in done.stderr:
+        pytest.skip("this kernel has no PR_SET_MDWE (Linux 6.3)")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(INSTEAD == "soft", reason="no native CPU")
+@pytest.mark.parametrize("what", ["address space", "W+X"])
+def test_the_native_cpu_needs_no_such_memory(guest: Build, what: str) -> None:
+    done = command(deny(what), "--cpu=native", "--mem=8", guest("exit"))
     if "AssertionError" in done.stderr:
         pytest.skip("this kernel has no PR_SET_MDWE (Linux 6.3)")
     assert (done.returncode, done.stderr) == (0, "")
