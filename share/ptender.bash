@@ -20,10 +20,11 @@ _ptender() {
     --trace) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
     --gdb) mapfile -t COMPREPLY < <(true) && return ;;
     --pcap) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
+    --log) mapfile -t COMPREPLY < <(compgen -W 'text json' -- "$word") && return ;;
     esac
     case $word in
     -*)
-        mapfile -t COMPREPLY < <(compgen -W '--name --mem --net --block --console-limit --dumpcore --cpu --clock --instructions --x-exec-heap --sandbox --user --hugepages --no-net-ring --net-ring --engine --trace --gdb --pcap --verbose --version --help -v -h' -- "$word")
+        mapfile -t COMPREPLY < <(compgen -W '--name --mem --net --block --console-limit --dumpcore --cpu --clock --instructions --x-exec-heap --sandbox --user --hugepages --no-net-ring --net-ring --engine --trace --gdb --pcap --log --verbose --version --help -v -h' -- "$word")
         return
         ;;
     esac
