@@ -79,7 +79,7 @@ class Guest:
             BlockDevice or BlockAttachable.
         console: Gets the console output, in addition to the attribute `console`: a callable that
             takes bytes, a stream, a file or a descriptor. The guest waits for a slow one.
-        console_limit: Bytes per second of console output; what exceeds it is dropped.
+        console_limit: Bytes per second of console output; lines that exceed it are dropped.
         dumpcore: A folder for the core file of a guest that aborts.
         trace: A file for one line of JSON per hypercall.
         pcap: Files for the packets of network devices (pcapng), by the devices' names.

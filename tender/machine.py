@@ -112,6 +112,7 @@ def run(
         if machine.page:
             machine.page.stats.state = lib.STATS_RUNNING
         outcome = replace(_run_to_end(machine, stop, warn), stats=machine.statistics())
+        machine.console.report_dropped()
         if machine.gdb:
             machine.gdb.ended(outcome)
         machine.vcpu.end()

@@ -59,24 +59,77 @@ def rig(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Rig]:
     value.close()
 
 
-def test_the_rest_is_dropped_counted_and_told_once(rig: Rig, clock: Clock) -> None:
-    rig.console = Console(rig.console.fd, rig.stop, rig.warnings.append, 5000)
-    text = bytes(index % 251 for index in range(3000))
-    rig.memory.view[DATA : DATA + len(text)] = text
-    engine = rig.renew_engine()
-    for _ in range(4):
-        block = rig.put("PUTS", data_gpa=DATA, len=len(text))
-        assert not engine.answer(NUMBERS["PUTS"], ARGS)  # one implementation: Python's
-        rig.console.puts(rig.memory, block)
-    assert os.read(rig.output, 1 << 20) == text + text[:2000]
-    assert (rig.console.counters.calls, rig.console.counters.drops) == (4, 3)
-    assert rig.warnings == [
+class Limited:
+    """A console with a limit of 5000 bytes per second."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.rig = rig
+        rig.console = Console(rig.console.fd, rig.stop, rig.warnings.append, 5000)
+        self.engine = rig.renew_engine()
+
+    def __call__(self, text: bytes) -> bytes:
+        """Print it; returns what came through."""
+        self.rig.memory.view[DATA : DATA + len(text)] = text
+        block = self.rig.put("PUTS", data_gpa=DATA, len=len(text))
+        assert not self.engine.answer(NUMBERS["PUTS"], ARGS)  # one implementation: Python's
+        self.rig.console.puts(self.rig.memory, block)
+        try:
+            return os.read(self.rig.output, 1 << 20)
+        except BlockingIOError:
+            return b""
+
+
+@pytest.fixture
+def limited(rig: Rig, clock: Clock) -> Limited:
+    os.set_blocking(rig.output, False)
+    return Limited(rig)
+
+
+def test_whole_lines_are_dropped_counted_and_told(limited: Limited, clock: Clock) -> None:
+    lines = [b"%04d " % number + b"x" * 94 + b"\n" for number in range(200)]
+    assert limited(b"".join(lines[:40])) == b"".join(lines[:40])
+    assert limited(b"".join(lines[40:90])) == b"".join(lines[40:50])
+    assert limited(lines[90]) == b""
+    console = limited.rig.console
+    assert (console.counters.calls, console.counters.drops) == (3, 2)
+    clock.now_ns += SECOND // 100  # 50 bytes: no line
+    assert limited(lines[91]) == b""
+    clock.now_ns += SECOND // 100
+    assert limited(lines[92]) == lines[92]
+    console.report_dropped()
+    assert limited.rig.warnings == [
         "console: output beyond 5000 bytes per second is dropped (--console-limit); "
-        "the guest goes on"
+        "the guest goes on",
+        "console: 4200 bytes of output were dropped (--console-limit)",
     ]
-    clock.now_ns += SECOND
-    rig.console.puts(rig.memory, block)
-    assert os.read(rig.output, 1 << 20) == text
+
+
+def test_a_line_that_comes_in_pieces_is_dropped_to_its_end(limited: Limited, clock: Clock) -> None:
+    assert limited(b"begun ") == b"begun "
+    assert limited(b"x" * 6000) == b"\n"  # which ends what was begun
+    assert limited(b"more of it") == b""
+    clock.now_ns += SECOND // 10
+    assert limited(b"and more, the end\nthe next ") == b"the next "
+    assert limited(b"line\n") == b"line\n"
+
+
+def test_a_line_without_end_goes_on_after_a_second(limited: Limited, clock: Clock) -> None:
+    assert limited(b"." * 5000) == b"." * 5000
+    assert limited(b".") == b"\n"
+    clock.now_ns += SECOND // 2
+    assert limited(b".") == b""
+    clock.now_ns += SECOND // 2
+    assert limited(b".") == b"."
+
+
+def test_no_output_is_lost_without_being_said(limited: Limited, clock: Clock) -> None:
+    through = 0
+    for number in range(400):
+        clock.now_ns += SECOND // 50
+        through += len(limited(b"x" * (number % 37) + b"\n" * (number % 3) + b"y" * (number * 7)))
+    total = limited.rig.console.counters.bytes
+    dropped = limited.rig.console.dropped_bytes
+    assert total <= through + dropped <= total + 400  # with the ends of lines that were begun
 
 
 @pytest.mark.parametrize(
