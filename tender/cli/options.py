@@ -43,7 +43,7 @@ OPTIONS = (
     Option("--name", "NAME", "name", str,
            "the guest's name for ptender ps, stats and metrics\n"
            "(default: the kernel's file name)"),
-    Option("--mem", "SIZE", "mem_bytes", values.parse_size,
+    Option("--mem", "SIZE", "mem_bytes", values.parse_mem,
            "guest memory: MiB, or with a unit as in 64M, 1G\n"
            "(default 512; a multiple of 2 MiB, at most 4G)"),
     Option("--net", "[NAME=]TAP", "net", values.parse_net,

@@ -52,6 +52,13 @@ def parse_size(text: str) -> int:
         ) from None
 
 
+def parse_mem(text: str) -> int:
+    try:
+        return parse_size(text)
+    except UsageError as error:  # with solo5-hvt's words, which its users' scripts look for
+        raise UsageError(f"{error}: Malformed argument to --mem") from None
+
+
 def parse_rate(text: str) -> int:
     try:
         return conf.parse_size(text, unit="B")

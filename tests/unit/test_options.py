@@ -165,7 +165,7 @@ def test_sizes(text: str, size: int) -> None:
             "521 is not a power of two from 512 to 32768: "
             "Block size must be a multiple of 2 greater than or equal 512$",
         ),
-        ("--mem=0 k", "--mem: '0' is not a size: a number of MiB"),
+        ("--mem=0 k", "--mem: '0' is not a size: a number of MiB.*: Malformed argument to --mem$"),
         ("--mem=-5 k", "--mem: '-5' is not a size"),
         ("--mem=x k", "'x' is not a size"),
         ("--mem=5X k", "'5X' is not a size"),
