@@ -22,6 +22,7 @@ from tender.embed.console import Console
 from tender.embed.devices import Devices, describe
 from tender.embed.latch import Latch
 from tender.embed.process import Process
+from tender.errors import InvalidValue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 STOP_EVERY_S = 0.01  # between two stop requests to a guest that has not ended
 STOP_EVERY_MAX_S = 0.1  # the same for asyncio, after some
 GRACE_S = 5.0
+GDB_PORT = 1234  # gdb's own custom, and Solo5's
 
 
 class State(Enum):
@@ -209,6 +211,29 @@ class Guest:
         return f"<Guest {self.config.kernel}: {state}>"
 
     # Starting and ending.
+
+    def debug(self, at: int | str = GDB_PORT) -> str:
+        """Let it wait for gdb or lldb before its first instruction, when it is started.
+
+        `start` does not wait for the debugger. A deadline does not, either.
+
+        Args:
+            at: A port of 127.0.0.1, or the path of a Unix socket (with a "/").
+
+        Returns:
+            The command of gdb that connects to it.
+
+        Raises:
+            UsageError: `at` is neither.
+            RuntimeError: it was started already.
+        """
+        from tender.observe.gdb_link import STDIO, command
+
+        self._check_new()
+        if at == STDIO:
+            raise InvalidValue("at", at, "a port number, or the path of a socket (with a /)")
+        self.config = replace(self.config, gdb=at)
+        return command(at, self.config.kernel)
 
     def start(self) -> Self:
         """Start it; returns when all its devices are attached and it is about to run.

@@ -66,6 +66,9 @@ class UnikernelFactory:
         session.add_switches((net or {}).values())
         seconds = session.patience if patience is None else patience
         guest = Unikernel(image, *args, net=net, patience=seconds, **options)
+        if session.gdb is not None and not _is_spt(image):
+            at = _next(session.gdb, len(session.guests))
+            session.say(f"ptender: a guest waits for a debugger: {guest.debug(at)}")
         session.guests.append(guest)
         if start:
             guest.start()
@@ -102,6 +105,13 @@ class UnikernelFactory:
         """Open a Python shell with the test's names, if --ptender-interactive is given."""
         frame = sys._getframe(1)
         self._shell({**frame.f_globals, **frame.f_locals})
+
+
+def _next(at: int | str, number: int) -> int | str:
+    """Where guest `number` of a test waits for a debugger."""
+    if isinstance(at, int):
+        return at + number
+    return f"{at}.{number}" if number else at
 
 
 def _is_spt(path: Path | str) -> bool:

@@ -39,6 +39,12 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _gdb(text: str) -> int | str:
+    if not text.isdigit() and "/" not in text:
+        raise ArgumentTypeError(f"{text!r} is not a port, nor the path of a socket (with a /)")
+    return int(text) if text.isdigit() else text
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("ptender", "unikernels in tests")
     group.addoption(
@@ -71,6 +77,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="do not record hypercalls, which makes guests on KVM faster",
     )
     group.addoption(
+        "--ptender-gdb",
+        nargs="?",
+        const="1234",
+        type=_gdb,
+        metavar="PORT|PATH",
+        help="each guest waits for gdb before its first instruction, at this port of 127.0.0.1 "
+        "(default: 1234) or Unix socket; further guests of a test at the next one. Waits have no "
+        "timeout",
+    )
+    group.addoption(
         "--ptender-interactive",
         action="store_true",
         help="open a Python shell, with the guests still running, where a test fails or calls "
@@ -79,8 +95,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if config.getoption("--ptender-interactive") and config.getoption("numprocesses", None):
-        raise pytest.UsageError("--ptender-interactive cannot be used with -n: leave one out")
+    for name in ("--ptender-interactive", "--ptender-gdb"):
+        if config.getoption(name) and config.getoption("numprocesses", None):
+            raise pytest.UsageError(f"{name} cannot be used with -n: leave one out")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -103,7 +120,7 @@ def _ptender(
     from tender.testing.session import Session
 
     option = request.config.getoption
-    given = option("--ptender-artifacts")
+    given, gdb = option("--ptender-artifacts"), option("--ptender-gdb")
 
     def artifacts() -> Path:
         if given:
@@ -116,9 +133,11 @@ def _ptender(
         artifacts,
         lambda: tmp_path_factory.mktemp("ptender-guests"),
         cpu=_cpu(request.config)[0],
-        patience=option("--ptender-timeout"),
+        patience=SECONDS_MAX if gdb else option("--ptender-timeout"),
         seed=option("--ptender-seed"),
         trace=not option("--ptender-no-trace"),
+        gdb=gdb,
+        say=lambda text: _say(request.config, text),
     )
     if given:
         session.remove_artifacts()
@@ -264,6 +283,16 @@ def _interact(config: pytest.Config, title: str, names: dict[str, Any]) -> None:
     finally:
         if capture is not None:
             capture.resume_global_capture()
+
+
+def _say(config: pytest.Config, text: str) -> None:
+    """Print a line where it is seen now."""
+    capture = config.pluginmanager.getplugin("capturemanager")
+    if capture is None:
+        print(text, flush=True)
+        return
+    with capture.global_and_fixture_disabled():
+        print(f"\n{text}", flush=True)
 
 
 def _own(names: dict[str, Any]) -> list[str]:

@@ -48,11 +48,15 @@ class Session:
         patience: float,
         seed: str | None,
         trace: bool,
+        gdb: int | str | None = None,
+        say: Callable[[str], None] = print,
     ) -> None:
         self.name = name
         self.cpu = cpu
         self.patience = patience
         self.trace = trace
+        self.gdb = gdb  # where the first guest waits for a debugger
+        self.say = say  # a line for whoever runs the test
         self.seed = name if seed is None else seed
         self.guests: list[Unikernel] = []
         self.switches: list[Switch] = []

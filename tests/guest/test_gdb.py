@@ -8,12 +8,15 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tender import Guest
 from tender.cpu import soft
+from tender.errors import UsageError
 from tests.guest.conftest import PTENDER, Build, builder, shared_folder
 from tests.waiting import wait_until, wait_until_asleep
 
@@ -23,7 +26,9 @@ Gdb = Callable[..., str]
 @pytest.fixture(scope="session")
 def debug_guest(tmp_path_factory: pytest.TempPathFactory) -> Build:
     """Build a guest with debug information."""
-    return builder(shared_folder(tmp_path_factory, "debug-guests"), "-g", "-O", "1")
+    kept = os.environ.get("PTENDER_TEST_GUESTS")  # see conftest.guest
+    folder = Path(kept, "debug") if kept else shared_folder(tmp_path_factory, "debug-guests")
+    return builder(folder, "-g", "-O", "1")
 
 
 def needs(program: str) -> str:
@@ -398,3 +403,52 @@ def test_a_guest_of_another_machine(any_cpu: str, tmp_path: Path) -> None:
     assert "Old value = 0\nNew value = 1" in text
     assert "Old value = 1\nNew value = 3" in text
     assert "exited with code 016" in text  # 7 and 3 and 4
+
+
+def test_a_guest_of_a_program(cpu: str, debug_guest: Build, tmp_path: Path) -> None:
+    guest = Guest(debug_guest("debug"), mem_mib=8, warn=lambda _: None)
+    command = guest.debug(str(tmp_path / "gdb.sock"))
+    with guest:
+        with pytest.raises(RuntimeError):
+            guest.debug()
+        assert command == f"gdb {debug_guest('debug')} -ex 'target remote {tmp_path}/gdb.sock'"
+        text = gdb(f"target remote {tmp_path}/gdb.sock", "stepi", "print counter", "detach")
+        assert "$1 = 0" in text
+        assert guest.wait().status == 10
+    stopped = Guest(debug_guest("debug"), mem_mib=8, warn=lambda _: None)
+    stopped.debug(str(tmp_path / "gdb.sock"))
+    with stopped:
+        assert stopped.stop().reason == "stopped"
+    with pytest.raises(UsageError, match="at='-' is not a port number"):
+        Guest(debug_guest("debug")).debug("-")
+
+
+def test_a_guest_of_a_test(any_cpu: str, debug_guest: Build, tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(
+        "def test(unikernel):\n"
+        f"    for _ in range(2):\n"
+        f"        assert unikernel({str(debug_guest('debug'))!r}).wait().status == 10\n"
+    )
+    path = tmp_path / "socket"
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "tender.testing.plugin",
+        "-p",
+        "no:cacheprovider",
+    ]
+    with subprocess.Popen(
+        [*words, f"--ptender-gdb={path}", tmp_path / "test_it.py"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        cwd=tmp_path,
+    ) as run:
+        for each in (path, Path(f"{path}.1")):
+            wait_until(each.exists)
+            assert "0x100000" in gdb(f"target remote {each}", "info registers pc", "detach")
+        output, _ = run.communicate(timeout=100)
+    assert run.returncode == 0, output
+    assert f"a guest waits for a debugger: gdb {debug_guest('debug')} -ex" in output
