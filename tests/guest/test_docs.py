@@ -24,7 +24,16 @@ from tender.cli import options
 from tests.guest.conftest import PTENDER, ROOT, Namespace, open_namespace
 from tests.needs import needs
 
-GUIDES = "operators", "observing", "debugging", "guests", "library", "devices", "testing", "from-solo5"
+GUIDES = (
+    "operators",
+    "observing",
+    "debugging",
+    "guests",
+    "library",
+    "devices",
+    "testing",
+    "from-solo5",
+)
 DOCUMENTS = ["README.md", *(f"docs/guide-{who}.md" for who in GUIDES)]
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ENDED = "--ended--"

@@ -881,11 +881,37 @@ def a_program(suite: Suite, cpu: str) -> None:
         suite.program(cpu, ("net",), VIRTUAL, sync=True)
 
 
+def a_debugger(suite: Suite, cpu: str) -> None:
+    path = suite.folder / "gdb.sock"
+
+    def debugged(process: subprocess.Popen[str]) -> None:
+        assert process.stderr
+        assert any("waiting for a debugger" in line for line in process.stderr)
+        with socket.socket(socket.AF_UNIX) as sock, socket.socket(socket.AF_UNIX) as second:
+            sock.connect(str(path))
+            for asked in (b"$g#67", b"$P0=0000000000000000#bd", b"$vCont;c#a8"):
+                sock.sendall(asked)
+            second.connect(str(path))
+            assert second.recv(1) == b""
+            sock.sendall(b"\x03")
+            answers = b""
+            while b"$T02" not in answers:
+                answers += sock.recv(10000)
+            assert b"$OK#" in answers
+        assert process.stdout
+        assert any("looping" in line for line in process.stdout)
+
+    suite.run("--mem=8", f"--gdb={path}", suite.guest("loop"), status=1, until=debugged)
+    (suite.folder / "packets").write_bytes(b"$?#3f$D#44")
+    with open(suite.folder / "packets") as packets:
+        suite.run("--mem=8", "--gdb=-", suite.guest("exit"), stdin=packets)
+
+
 SCENARIOS = {
     function.__name__: function
     for function in (
         the_usual_ends, much_memory, exceptions, disks, networks, cores_and_traces,
-        a_wait_that_was_stopped, the_ring, a_program,
+        a_wait_that_was_stopped, the_ring, a_program, a_debugger,
     )
 }  # fmt: skip
 
