@@ -12,7 +12,7 @@ FREESTANDING = [
     *("-fcf-protection=none", "-U_FORTIFY_SOURCE", "-I."),
     "-Wl,-z,noexecstack,-z,norelro,--build-id=none",
 ]
-# What runs in the processes of guests: its output, its source and how it is linked. The native
+# What runs in the processes of guests: its output, its sources and how it is linked. The native
 # CPU's program is at an address that leaves the low 4 GiB to the guest (tender/cpu/native.h); the
 # code of an spt guest's process is bytes that are copied.
 PROGRAMS = [
@@ -21,7 +21,11 @@ PROGRAMS = [
         "tender/cpu/native_guest.c",
         "-s -Wl,-Ttext-segment=0x500000000000",
     ),
-    ("tender/spt/code", "tender/spt/code.c", "-Wl,-T,tender/spt/code.lds,--oformat=binary"),
+    (
+        "tender/spt/code",
+        " ".join(f"tender/spt/{name}.c" for name in ("code", "message", "core", "overlay")),
+        "-Wl,-T,tender/spt/code.lds,--oformat=binary",
+    ),
 ]
 # What keeps a guest from the host's loopback, beside passt.
 FRAME_FILTER = [
@@ -44,8 +48,8 @@ class BuildExt(build_ext):  # type: ignore[misc]
         self._program("tender/host/frame-filter", FRAME_FILTER)
         if platform.machine() != "x86_64":
             return
-        for program, source, linking in PROGRAMS:
-            self._program(program, [*FREESTANDING, source, *linking.split()])
+        for program, sources, linking in PROGRAMS:
+            self._program(program, [*FREESTANDING, *sources.split(), *linking.split()])
 
     def _program(self, program: str, words: list[str]) -> None:
         output = program if self.inplace else os.path.join(self.build_lib, program)

@@ -177,6 +177,7 @@ class _Lib:
     SPT_CONSOLE_FD: int
     SPT_GUEST_START: int
     SPT_MESSAGE_MAX: int
+    SPT_OVERLAYS: int
     SPT_PLAN: int
     SPT_PROGRAM_MAX: int
     SPT_RANGES: int

@@ -14,6 +14,7 @@ import textwrap
 
 from tender._native import lib
 from tender.accel import KINDS, choice, choose
+from tender.boot.layout import PAGE_SIZE
 from tender.cleanup import Cleanup
 from tender.cli import commandline
 from tender.clock import HostClock
@@ -129,7 +130,7 @@ def show(config: Config) -> Shown:
     nets = assign(image.manifest, lib.MFT_DEV_NET_BASIC, config.net)
     blocks = assign(image.manifest, lib.MFT_DEV_BLOCK_BASIC, config.block)
     check_all_attached(image.manifest, [*nets, *blocks])
-    table = _spt_table(nets, blocks) if is_spt else _table(config, image, nets, blocks)
+    table = _spt_table(config, nets, blocks) if is_spt else _table(config, image, nets, blocks)
     specs: dict[int, NetValue | BlockValue] = {**nets, **blocks}
     devices = table.devices
     numbers = {fdtable.FIXED[name]: (name, MEANINGS[name]) for name in table.fixed}
@@ -149,9 +150,26 @@ def show(config: Config) -> Shown:
     )
 
 
-def _spt_table(nets: Mapping[int, NetValue], blocks: Mapping[int, BlockValue]) -> FdTable:
-    disks = {handle: (_capacity(spec), spec.sector_size) for handle, spec in blocks.items()}
-    return fdtable.spt_table(("console", "stderr", "epoll", "timer"), nets, disks)
+def _spt_table(
+    config: Config, nets: Mapping[int, NetValue], blocks: Mapping[int, BlockValue]
+) -> FdTable:
+    disks = {
+        handle: (_capacity(spec), spec.sector_size, _overlay_bytes(spec))
+        for handle, spec in blocks.items()
+    }
+    fixed, core = ["console", "stderr", "epoll", "timer"], None
+    if config.dumpcore is not None:
+        fixed += ["core", "core-helper"]
+        core = Target.size(config.mem_bytes // PAGE_SIZE * PAGE_SIZE)
+    return fdtable.spt_table(tuple(fixed), nets, disks, core)
+
+
+def _overlay_bytes(spec: BlockValue) -> int:
+    if not isinstance(spec, BlockFile) or not spec.overlay:
+        return 0
+    from tender.host import overlay
+
+    return overlay.size(spec.overlay, _capacity(spec))
 
 
 def _table(

@@ -69,7 +69,7 @@ TRANSITIONS: dict[State, dict[str, State]] = {
         **_LAST,
         "exit": State.ENDED,
     },
-    State.RUNNING: {"warning": State.RUNNING, **_LAST, "exit": State.ENDED},
+    State.RUNNING: {"warning": State.RUNNING, "core": State.RUNNING, **_LAST, "exit": State.ENDED},
     State.REPORTED: {"exit": State.ENDED},
     State.ENDED: {},
 }
@@ -99,7 +99,7 @@ class Process:
         self._lock = threading.RLock()
         self._child: Child | None = None  # while its descriptors are open
         self._server: ForkServer | None = None
-        self._core_path = ""  # without the process's PID
+        self._core_folder = ""
         self._warm_request = protocol.COLD
         self._signals: list[int] = []  # that are sent as soon as there is a process
         self._is_stop_requested = self._is_overdue = False
@@ -108,6 +108,7 @@ class Process:
         self._violation: int | None = None
         self._is_guest = False  # an spt guest: how it ends is how the process ends
         self._exception = ""  # of its CPU
+        self._core: str | None = None
         self._status: int | None = None  # as waitpid() gives it
         self._warnings = 0
         self._timers: list[Timer] = []
@@ -126,7 +127,7 @@ class Process:
         closes. With `fresh`, the child executes a Python of its own first. Raises HostError where
         no process can be had.
         """
-        self._core_path = os.path.join(config.dumpcore or "", "core.solo5-hvt.")
+        self._core_folder = config.dumpcore or ""
         self._warm_request = _warm_request(config)
         cpus = tuple(os.sched_getaffinity(0))
         job = protocol.pack_job(Job(config, len(descriptors) + 1, cpus, server.umask()))
@@ -193,19 +194,21 @@ class Process:
         if not os.WIFSIGNALED(status):
             code = os.WEXITSTATUS(status)
             if self._is_guest:
-                return Outcome("halted", code)
+                return Outcome("halted", code, core=self._core)
             text = f"the guest's process exited without a report (exit status {code})"
             return _host(HostError(text))
         signo = os.WTERMSIG(status)
         if signo == signal.SIGSYS:
             number = self._violation
             name = None if number is None else _syscall_name(number)
-            return Outcome("sandbox", EXIT_FAILURE, signo, SandboxViolation(name, number))
+            return Outcome(
+                "sandbox", EXIT_FAILURE, signo, SandboxViolation(name, number), core=self._core
+            )
         if self._is_overdue:
             return Outcome("deadline", EXIT_FAILURE, signo)
         if self._is_guest and signo in EXCEPTIONS:
             text = self._exception or f"a CPU exception ({signal.Signals(signo).name})"
-            return Outcome("fault", EXIT_FAILURE, signo, GuestFault(text))
+            return Outcome("fault", EXIT_FAILURE, signo, GuestFault(text), core=self._core)
         if self._is_guest and signo in REQUESTS and not self._is_stop_requested:
             return Outcome("stopped", EXIT_FAILURE, signo)
         if self._is_stop_requested and signo == signal.SIGTERM:  # it had no handler yet
@@ -268,6 +271,8 @@ class Process:
             self._violation = value
         elif kind == "exception":
             self._exception = value
+        elif kind == "core":
+            self._core = self._own_core(os.path.join(self._core_folder, value))
         elif kind == "bug":
             self._report = RuntimeError(f"in the guest's process:\n{value}")
         elif kind == "outcome":
@@ -279,7 +284,8 @@ class Process:
 
     def _own_core(self, path: str | None) -> str | None:
         """The path of a core file, if this process can have written it."""
-        own = rf"{re.escape(self._core_path)}{self.pid}(\.[0-9]+)?"
+        path_of = re.escape(os.path.join(self._core_folder, "core.solo5-"))
+        own = rf"{path_of}(hvt|spt)\.{self.pid}(\.[0-9]+)?"
         return path if path is not None and re.fullmatch(own, path) else None
 
     # On the reactor's thread.

@@ -54,12 +54,13 @@ JOB_IN_FILE, MORE_FDS, FRESH = b"f", b"+", b"n"
 VIOLATION = struct.Struct("=4siI")
 VIOLATION_MAGIC = b"\0SYS"
 # What the process of an spt guest writes (tender/spt/code.c): this, and a line on a CPU exception.
-EXCEPTION_MAGIC, EXCEPTION_MAX = b"\0CPU", 128
+# Before that, with DUMP_MAGIC, the name of a core file; empty where it could not be written.
+EXCEPTION_MAGIC, DUMP_MAGIC, EXCEPTION_MAX = b"\0CPU", b"\0DMP", 128
 
 REASONS = ("halted", "stopped", "fault", "host")
 _I32, _U64 = range(-(1 << 31), 1 << 31), range(1 << 64)
 _SIGNALS = range(65)
-_CORE = re.compile(r"core\.solo5-hvt\.[0-9]{1,10}(\.[0-9]{1,2})?")
+_CORE = re.compile(r"core\.solo5-(?:hvt|spt)\.[0-9]{1,10}(\.[0-9]{1,2})?")
 
 # The errors that a child may report.
 _ERRORS: dict[str, type[TenderError]] = {
@@ -239,6 +240,8 @@ def parse(data: bytes) -> tuple[str, Any]:
     """The kind and the value of a message; raises Malformed."""
     if data.startswith(EXCEPTION_MAGIC):
         return "exception", _exception(data)
+    if data.startswith(DUMP_MAGIC):
+        return "core", _exception(data)
     if data[:1] == b"\0":
         return "violation", _violation(data)
     if len(data) > MESSAGE_MAX:

@@ -47,8 +47,8 @@ class OverlayBlock(BlockDevice):
         cleanup: Cleanup,
     ) -> None:
         super().__init__(name, fd, capacity, disk.sector_size, False, stop, warn)
-        limit = default_limit() if disk.overlay is True else disk.overlay
-        self._pages = min(limit, -(-capacity // PAGE) * PAGE) // PAGE
+        self.overlay_bytes = size(disk.overlay, capacity)
+        self._pages = self.overlay_bytes // PAGE
         self._full = f"its overlay of {self._pages * PAGE} bytes is full"
         self._slots: dict[int, int] = {}  # where each written page is in the overlay
         try:
@@ -125,6 +125,12 @@ class OverlayBlock(BlockDevice):
         copied: bool = self._all(lib.host_pread, piece, start, self.fd) == lib.HVT_R_OK
         self.counters.bytes = before
         return copied
+
+
+def size(overlay: bool | int, capacity: int) -> int:
+    """How much memory an overlay has for a disk of this capacity: whole pages, in bytes."""
+    limit = default_limit() if overlay is True else overlay
+    return min(limit, -(-capacity // PAGE) * PAGE) // PAGE * PAGE
 
 
 def default_limit() -> int:

@@ -29,6 +29,7 @@ class BlockDevice:
     """An open image: `capacity` bytes in sectors of `sector_size`."""
 
     in_engine = True  # it is a plain descriptor, which engine.c serves as well
+    overlay_bytes = 0  # of memory that keeps what the guest writes, if that is not the file
 
     def __init__(
         self,

@@ -45,20 +45,22 @@ MEMORY_OFFSET = PAGE_SIZE  # of guest memory in the file
 class Target:
     """The place where a core file will be written: opened at the start, used at an abort.
 
-    `memory_fd` is the file of the guest's memory where it has one. `fds` are the descriptors for
-    writing it, by their labels in the policies.
+    `memory_fd` is the file of the guest's memory where it has one, `target` is Solo5's. `fds` are
+    the descriptors for writing it, by their labels in the policies.
     """
 
-    def __init__(self, folder: str, memory_fd: int = -1) -> None:
+    def __init__(self, folder: str, memory_fd: int = -1, target: str = "hvt") -> None:
         self._folder = folder
         self.fds: dict[str, int] = {}
         folder_fd = _open_folder(folder)
         try:
-            if memory_fd >= 0:  # the guest's process touches pages that this one does not
+            if target == "spt":
+                pass  # the guest itself looks at its memory
+            elif memory_fd >= 0:  # the guest's process touches pages that this one does not
                 self.fds["memory-file"] = os.dup(memory_fd)
             else:  # to root's descriptor the kernel would show where in its memory a page is
                 self.fds["pagemap"] = open_as_anyone("/proc/self/pagemap")
-            file = CoreFile(folder_fd)
+            file = CoreFile(folder_fd, target)
             self.fds["core"] = file.fd
             self.fds["core-helper"], self._helper_pid = start_helper(file)
         except OSError as error:
@@ -111,9 +113,18 @@ def _open_folder(folder: str) -> int:
 def header(mem_bytes: int, state: Any) -> bytes:
     """All of the core file that comes before the guest's memory."""
     is_x86 = "rip" in state.registers
-    status = prstatus(_x86_registers(state) if is_x86 else _aarch64_registers(state))
+    registers = _x86_registers(state) if is_x86 else _aarch64_registers(state)
+    return header_of(mem_bytes, EM_X86_64 if is_x86 else EM_AARCH64, registers)
+
+
+# Where the registers are in the header.
+REGISTERS_OFFSET = EHDR.size + 2 * PHDR.size + 20 + PRSTATUS_REGISTERS
+
+
+def header_of(mem_bytes: int, machine: int, registers: list[int]) -> bytes:
+    """The same of registers in the order of the machine's prstatus."""
+    status = prstatus(registers)
     note = struct.pack("<III8s", 5, len(status), NT_PRSTATUS, b"CORE") + status
-    machine = EM_X86_64 if is_x86 else EM_AARCH64
     note_offset = EHDR.size + 2 * PHDR.size
     ehdr = EHDR.pack(
         IDENT, ET_CORE, machine, 1, 0, EHDR.size, 0, 0, EHDR.size, PHDR.size, 2, 0, 0, 0

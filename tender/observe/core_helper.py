@@ -21,9 +21,9 @@ _TENDER, _CORE, _FOLDER = 3, 4, 5  # descriptors of the helper
 class CoreFile:
     """A file in the folder `folder_fd` that has no name; where there are none, a hidden name."""
 
-    def __init__(self, folder_fd: int) -> None:
+    def __init__(self, folder_fd: int, target: str = "hvt") -> None:
         self.folder_fd = folder_fd
-        self._base = f"core.solo5-hvt.{os.getpid()}"
+        self._base = f"core.solo5-{target}.{os.getpid()}"
         self._hidden: str | None = None
         flags = os.O_WRONLY | os.O_CLOEXEC
         try:

@@ -24,6 +24,7 @@ FIXED = {
     "notify": 83,
 }  # fmt: skip
 START_LABELS = ("guest-program", "guest-shared", "guest-memory")  # closed before the guest runs
+MFT_MAX_ENTRIES = 64
 FIRST_DEVICE = 16  # the device with handle 0
 FIRST_PCAP = FIRST_DEVICE + 64 + 4  # the packets of the device with handle 0
 FDS_END = FIRST_PCAP + 64
@@ -93,9 +94,10 @@ class FdTable:
 
     def policies(self) -> list[str]:
         """The files of seccomp/ for the guest's thread."""
-        if self.cpu == "spt":
-            return ["spt"]
         labels = self.by_label()
+        if self.cpu == "spt":
+            overlay = ["spt-overlay"] if "overlay-memory" in labels else []
+            return ["spt", *overlay, "spt-core" if "core" in labels else "spt-exit"]
         modules = [self.cpu, "console", "poll", *(name for name in _DEVICES if name in labels)]
         gdb = ["gdb"] if "gdb-listen" in labels or "gdb-in" in labels else []
         gdb += [f"gdb-{self.cpu}"] if gdb and self.cpu != "soft" else []
@@ -106,15 +108,28 @@ class FdTable:
         return ["ring"] if "kick" in self.fixed else []
 
 
+def overlay_handle(handle: int) -> int:
+    """The place of the memory of a disk's overlay: behind those of all devices."""
+    return handle + MFT_MAX_ENTRIES
+
+
 def spt_table(
-    labels: tuple[str, ...], nets: Iterable[int], disks: Mapping[int, tuple[int, int]]
+    labels: tuple[str, ...],
+    nets: Iterable[int],
+    disks: Mapping[int, tuple[int, int, int]],
+    core: int | None = None,
 ) -> FdTable:
-    """What an spt guest holds: `disks` has the capacity and block size of each, by handle."""
-    devices = dict.fromkeys(disks, ("block",)) | dict.fromkeys(nets, ("net",))
-    return FdTable(
-        "spt",
-        labels,
-        devices,
-        {device_fd(handle): capacity for handle, (capacity, _) in disks.items()},
-        {device_fd(handle): block_size for handle, (_, block_size) in disks.items()},
-    )
+    """What an spt guest holds: `disks` has the capacity, block size and the size of the overlay's
+    memory (0: it has none) of each, by handle; `core` is the length of a core file."""
+    devices: dict[int, tuple[str, ...]] = dict.fromkeys(nets, ("net",))
+    sizes, block_sizes = {}, {}
+    for handle, (capacity, block_size, overlay) in disks.items():
+        devices[handle] = ("overlay-image",) if overlay else ("block",)
+        sizes[device_fd(handle)], block_sizes[device_fd(handle)] = capacity, block_size
+        if overlay:
+            memory = overlay_handle(handle)
+            devices[memory] = ("overlay-memory",)
+            sizes[device_fd(memory)], block_sizes[device_fd(memory)] = overlay, block_size
+    if core is not None:
+        sizes[FIXED["core"]] = core
+    return FdTable("spt", labels, devices, sizes, block_sizes)

@@ -7,163 +7,30 @@
  * The rule here: no libc, no data, nothing outside the region. The guest can read and write the
  * plan at any time and may jump into this text: what holds is the filter.
  */
-#include <asm/unistd.h>
 #include <linux/filter.h>
 #include <linux/mman.h>
 #include <linux/prctl.h>
 #include <linux/seccomp.h>
 
 #include <asm/prctl.h>
-#include <asm/sigcontext.h>
-#include <asm/siginfo.h>
-#include <asm/signal.h>
-#include <asm/ucontext.h>
 
 #include "abi/spt.h"
-#include "spt.h"
+#include "code.h"
 
-#define PAGE 4096ul
 #define USER_END 0x7ffffffff000ul
 #define LAST_SIGNAL 64
 #define SA_RESTORER_FLAG 0x04000000
 #define ARCH_SHSTK_DISABLE_CODE 0x5002 /* asm/prctl.h of Linux 6.6 */
 #define EXIT_FAILURE 1
+#define ABORT 255
 #define EXIT_SIGNAL 128 /* what a shell adds to the number of a signal */
 #define MXCSR_DEFAULT 0x1f80
 #define FCW_DEFAULT 0x37f
-#define PF 14
-#define PF_WRITE 2
-#define PF_EXECUTE 16
-
-extern char code_start[] __attribute__((visibility("hidden")));
-
-static inline long call(long number, long a, long b, long c, long d, long e)
-{
-    register long r10 __asm__("r10") = d;
-    register long r8 __asm__("r8") = e;
-    long result;
-    __asm__ volatile("syscall"
-                     : "=a"(result)
-                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8)
-                     : "rcx", "r11", "memory");
-    return result;
-}
-
-static struct spt_plan *plan_here(void) { return (struct spt_plan *)(code_start + SPT_PLAN); }
-
-/* A message of one line. */
-struct message {
-    unsigned length;
-    char text[SPT_MESSAGE_MAX];
-};
-
-static void put(struct message *to, const char *text)
-{
-    while (*text && to->length < SPT_MESSAGE_MAX - 1)
-        to->text[to->length++] = *text++;
-}
-
-static void put_number(struct message *to, uint64_t value, unsigned base)
-{
-    char digits[21];
-    unsigned at = sizeof digits - 1;
-    digits[at] = 0;
-    do {
-        unsigned digit = value % base;
-        digits[--at] = (char)(digit < 10 ? '0' + digit : 'a' + digit - 10);
-        value /= base;
-    } while (value);
-    put(to, base == 16 ? "0x" : "");
-    put(to, digits + at);
-}
-
-static void begin(const struct spt_plan *plan, struct message *to)
-{
-    static const char report[4] = {0, 'C', 'P', 'U'}; /* embed/protocol.py */
-    to->length = 0;
-    if (!plan->is_report) {
-        put(to, plan->program);
-        put(to, ": ");
-        return;
-    }
-    for (; to->length < sizeof report; to->length++)
-        to->text[to->length] = report[to->length];
-}
-
-static void send(const struct spt_plan *plan, struct message *message)
-{
-    if (!plan->is_report)
-        message->text[message->length++] = '\n';
-    call(__NR_write, plan->message_fd, (long)message->text, message->length, 0, 0);
-}
 
 static void exit_with(int status)
 {
     for (;;)
         call(__NR_exit_group, status, 0, 0, 0, 0);
-}
-
-static const char *exception(uint64_t vector)
-{
-    switch (vector) {
-    case 0: return "divide error";
-    case 1: return "debug exception";
-    case 3: return "breakpoint";
-    case 4: return "overflow";
-    case 6: return "invalid opcode";
-    case 12: return "stack-segment fault";
-    case 13: return "general protection fault";
-    case PF: return "page fault";
-    case 16: return "floating-point exception";
-    case 17: return "alignment check";
-    case 19: return "SIMD floating-point exception";
-    default: return "CPU exception";
-    }
-}
-
-static const char *name(int signo)
-{
-    switch (signo) {
-    case SIGSEGV: return "SIGSEGV";
-    case SIGBUS: return "SIGBUS";
-    case SIGILL: return "SIGILL";
-    case SIGFPE: return "SIGFPE";
-    default: return "SIGTRAP";
-    }
-}
-
-static void describe_exception(struct message *to, int signo, const struct sigcontext *cpu)
-{
-    put(to, exception(cpu->trapno));
-    put(to, " (");
-    put(to, name(signo));
-    put(to, ")");
-    if (cpu->trapno == PF) {
-        put(to, cpu->err & PF_EXECUTE ? ", execute" : cpu->err & PF_WRITE ? ", write" : ", read");
-        put(to, " at address=");
-        put_number(to, cpu->cr2, 16);
-    }
-    put(to, ", rip=");
-    put_number(to, cpu->rip, 16);
-}
-
-/* What sandbox.c reports of a tender: struct sandbox_violation. */
-static void report_violation(const struct spt_plan *plan, const siginfo_t *info)
-{
-    const struct {
-        char magic[4];
-        int32_t number;
-        uint32_t arch;
-    } report = {{0, 'S', 'Y', 'S'}, info->si_syscall, info->si_arch};
-    call(__NR_write, plan->message_fd, (long)&report, sizeof report, 0, 0);
-}
-
-static void describe_violation(struct message *to, const siginfo_t *info)
-{
-    put(to, "the guest made a system call that is not allowed: ");
-    put_number(to, (uint32_t)info->si_syscall, 10);
-    put(to, ", rip=");
-    put_number(to, (uint64_t)info->si_call_addr, 16);
 }
 
 /* End by this signal. It is blocked in the handler: what would raise it again ends the process. */
@@ -184,28 +51,41 @@ __attribute__((noreturn)) static void die(int signo)
         }
 }
 
+/* The guest ends: a core file is written of an abort, if one was asked for. */
+static void end(const struct spt_plan *plan, int status, const struct sigcontext *cpu)
+{
+    if (status == ABORT)
+        core_dump(plan, cpu);
+    for (;;)
+        call(__NR_exit, status, 0, 0, 0, 0);
+}
+
 __attribute__((used)) void on_signal(int signo, siginfo_t *info, void *context)
 {
-    const struct spt_plan *plan = plan_here();
+    struct spt_plan *plan = plan_here();
+    struct sigcontext *cpu = &((struct ucontext *)context)->uc_mcontext;
     struct message message;
 
-    begin(plan, &message);
     if (signo == SIGTERM || signo == SIGINT) {
-        put(&message, "Exiting on signal ");
-        put_number(&message, (unsigned)signo, 10);
+        message_begin(plan, &message);
+        message_put(&message, "Exiting on signal ");
+        message_put_number(&message, (unsigned)signo, 10);
         if (!plan->is_report)
-            send(plan, &message);
+            message_send(plan, &message);
         exit_with(EXIT_SIGNAL + signo);
     }
-    if (signo == SIGSYS && plan->is_report) {
-        report_violation(plan, info);
-    } else {
-        if (signo == SIGSYS)
-            describe_violation(&message, info);
-        else
-            describe_exception(&message, signo, &((struct ucontext *)context)->uc_mcontext);
-        send(plan, &message);
-    }
+    if (signo == SIGSYS && overlay_answer(plan, info, cpu))
+        return;
+    if (signo == SIGSYS && plan->has_core && info->si_syscall == __NR_exit_group)
+        end(plan, (uint8_t)cpu->rdi, cpu);
+    if (plan->is_report) /* a program takes nothing after the words on the end */
+        core_dump(plan, cpu);
+    if (signo == SIGSYS)
+        message_violation(plan, info);
+    else
+        message_exception(plan, signo, cpu);
+    if (!plan->is_report)
+        core_dump(plan, cpu);
     die(signo);
 }
 
@@ -226,12 +106,12 @@ __asm__(".globl handler, restorer\n"
 __attribute__((noreturn)) static void fail(const struct spt_plan *plan, const char *what, long error)
 {
     struct message message;
-    begin(plan, &message);
-    put(&message, "cannot ");
-    put(&message, what);
-    put(&message, ": errno ");
-    put_number(&message, (uint64_t)-error, 10);
-    send(plan, &message);
+    message_begin(plan, &message);
+    message_put(&message, "cannot ");
+    message_put(&message, what);
+    message_put(&message, ": errno ");
+    message_put_number(&message, (uint64_t)-error, 10);
+    message_send(plan, &message);
     for (;;)
         exit_with(EXIT_FAILURE);
 }
@@ -368,11 +248,14 @@ __attribute__((used, noreturn)) void become(struct spt_plan *plan)
     __builtin_unreachable();
 }
 
+#define TEXT(value) TEXT_OF(value)
+#define TEXT_OF(value) #value
+
 __asm__(".section .entry, \"ax\"\n"
         ".globl code_start\n"
         "code_start:\n"
         "    lea code_start(%rip), %rdi\n"
-        "    add $0x2000, %rdi\n" /* SPT_PLAN */
+        "    add $" TEXT(SPT_PLAN) ", %rdi\n"
         "    mov 16(%rdi), %rsp\n" /* stack_end */
         "    xor %ebp, %ebp\n"
         "    call become\n"

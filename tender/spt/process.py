@@ -10,10 +10,8 @@ may be in the plan or among the descriptors but what is the guest's own.
 
 from __future__ import annotations
 
-import mmap
 import os
 import struct
-import sys
 from _signal import (  # type: ignore[import-not-found]  # without the enums of `signal`
     SIG_BLOCK,
     SIG_IGN,
@@ -31,16 +29,16 @@ from tender.boot.layout import PAGE_SIZE
 from tender.errors import DeviceError, HostError, UsageError, option
 from tender.image.elf import MACHINES
 from tender.image.manifest import Attached, encode
-from tender.memory import PROT_EXEC, PROT_READ, PROT_WRITE, GuestMemory
+from tender.memory import GuestMemory
 from tender.sandbox import confine
-from tender.sandbox.fdtable import FIXED, spt_table
-from tender.sandbox.seccomp import FILTER_MAX, INSTRUCTION
+from tender.sandbox.fdtable import overlay_handle, spt_table
 from tender.spt import refusals
+from tender.spt.region import Overlay, Region, protections
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any, NoReturn
+    from typing import NoReturn
 
     from tender.cleanup import Cleanup
     from tender.config import Config
@@ -48,13 +46,10 @@ if TYPE_CHECKING:
     from tender.image.file import ImageFile
     from tender.modules.block import Block
     from tender.modules.net import Net
+    from tender.observe.core import Target
     from tender.sandbox.sandbox import Sandbox
     from tender.stop import Stop
 
-CODE = os.path.join(os.path.dirname(__file__), "code")
-SIGNAL_STACK = 16 << 10  # beside the frame: what the handlers use of it, and the start
-FRAME_MAX = 32 << 10  # where the kernel does not say: with AVX-512 and AMX
-FILTER = lib.SPT_PLAN + ffi.sizeof("struct spt_plan")  # its offset in the region
 READ_IMPLIES_EXEC, GET_PERSONALITY = 0x0400000, 0xFFFFFFFF  # linux/personality.h
 EPOLL_CTL_ADD, EPOLLIN = 1, 1  # linux/eventpoll.h
 EPOLL_EVENT = struct.Struct("<IQ")  # packed on x86_64
@@ -117,18 +112,29 @@ def become(
     for disk in block.devices.values():
         if disk.readonly:
             disk.fd = _read_only(disk.name, disk.fd, cleanup)
+    overlays = [
+        Overlay(handle, disk) for handle, disk in block.devices.items() if disk.overlay_bytes
+    ]
+    core = _open_core(config.dumpcore, cleanup)
     fds = {
         **inherited,
         "epoll": confine.call(lib.SYS_epoll_create1, CLOEXEC),
         "timer": confine.call(lib.SYS_timerfd_create, lib.CLOCK_MONOTONIC, CLOEXEC | NONBLOCK),
     }
-    fds = sandbox.move_descriptors(fds, {**block.devices, **net.devices}, {})
+    if core:
+        fds |= core.fds
+    memories = {overlay_handle(each.handle): each for each in overlays}
+    fds = sandbox.move_descriptors(fds, {**block.devices, **net.devices, **memories}, {})
     cleanup.forget()
     _watch(fds["epoll"], fds["timer"], lib.SPT_TIMER_DATA)
     for handle, port in net.devices.items():
         _watch(fds["epoll"], port.fd, handle)
     attached = {
-        handle: Attached(capacity=disk.capacity, block_size=disk.sector_size, hostfd=disk.fd)
+        handle: Attached(
+            capacity=disk.capacity,
+            block_size=disk.sector_size,
+            hostfd=Overlay.guest_fd(handle) if disk.overlay_bytes else disk.fd,
+        )
         for handle, disk in block.devices.items()
     } | {
         handle: Attached(mac=port.mac, mtu=port.mtu, hostfd=port.fd)
@@ -139,20 +145,26 @@ def become(
         lib.SPT_BOOT_INFO,
         boot_info(memory.size, image.kernel_end, join_cmdline(config.args), manifest, fds),
     )
-    disks = {handle: (disk.capacity, disk.sector_size) for handle, disk in block.devices.items()}
-    table = spt_table(tuple(fds), net.devices, disks)
+    disks = {
+        handle: (disk.capacity, disk.sector_size, disk.overlay_bytes)
+        for handle, disk in block.devices.items()
+    }
+    core_bytes = core.size(memory.size) if core else None
+    table = spt_table(tuple(fds), net.devices, disks, core_bytes)
     ranges = protections(image, memory.size if config.exec_heap else 0)
-    region = make_region(memory, image.entry, ranges, is_report=sandbox.report_fd is not None)
+    region = Region(memory, image.entry, ranges, overlays, is_report=sandbox.report_fd is not None)
+    if core:
+        region.set_core(memory.size)
 
     def leave(filter: bytes) -> NoReturn:
-        set_filter(region, filter)
+        region.set_filter(filter)
         if started:
             started("")
         # A request to end from here on waits until its handler is the guest's process's.
         pthread_sigmask(SIG_BLOCK, (SIGTERM, SIGINT))
         stop.check()
         signal(SIGPIPE, SIG_IGN)  # a guest outlives the reader of its console
-        lib.spt_become(region)
+        lib.spt_become(region.start)
         raise HostError("spt: its code cannot be made executable", "mprotect", ffi.errno)
 
     sandbox.enter(table, become=leave)
@@ -178,62 +190,6 @@ def boot_info(
     return bytes(ffi.buffer(head)) + manifest + cmdline + b"\0"
 
 
-def make_region(
-    memory: GuestMemory, entry: int, ranges: list[tuple[int, int, int]], *, is_report: bool
-) -> Any:
-    """The region of code.c with its plan (spt.h), but for the filter; `ranges` as protections()."""
-    with open(CODE, "rb") as file:
-        code = file.read()
-    stack_size = SIGNAL_STACK + (lib.spt_frame_size() or FRAME_MAX)
-    size = -(-(FILTER + FILTER_MAX + stack_size) // PAGE_SIZE) * PAGE_SIZE
-    mapping = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    mapping[: len(code)] = code
-    region = ffi.from_buffer(mapping)
-    start = int(ffi.cast("uintptr_t", region))
-    plan = _plan(region)
-    plan.region, plan.region_size = start, size
-    plan.stack_end, plan.stack_size = start + size, stack_size
-    plan.memory, plan.mem_size, plan.entry = memory.base, memory.size, entry
-    plan.range_count = len(ranges)
-    for at, (first, end, prot) in zip(plan.ranges, ranges, strict=False):
-        at.start, at.end, at.prot = first, end, prot
-    plan.is_report = is_report
-    plan.message_fd = FIXED["report" if is_report else "stderr"]
-    plan.is_init = os.getpid() == 1
-    program = os.path.basename(sys.argv[0]).encode(errors="surrogateescape")
-    plan.program = program[: lib.SPT_PROGRAM_MAX - 1]
-    return region
-
-
-def set_filter(region: Any, filter: bytes) -> None:
-    """Put the system call filter into a region."""
-    plan = _plan(region)
-    ffi.memmove(region + FILTER, filter, len(filter))
-    plan.filter, plan.filter_length = plan.region + FILTER, len(filter) // INSTRUCTION
-
-
-def _plan(region: Any) -> Any:
-    return ffi.cast("struct spt_plan *", region + lib.SPT_PLAN)
-
-
-def protections(image: Image, heap_end: int = 0) -> list[tuple[int, int, int]]:
-    """What of guest memory is not to be read and written: start, end and PROT_*.
-
-    With `heap_end`, heap and stack up to there can be executed as well.
-    """
-    wanted = [
-        (
-            each.start,
-            each.end,
-            PROT_READ * each.readable | PROT_WRITE * each.writable | PROT_EXEC * each.executable,
-        )
-        for each in image.segments
-    ]
-    if heap_end > image.kernel_end:
-        wanted.append((image.kernel_end, heap_end, PROT_READ | PROT_WRITE | PROT_EXEC))
-    return [each for each in wanted if each[2] != PROT_READ | PROT_WRITE]
-
-
 def _watch(epoll: int, fd: int, data: int) -> None:
     """The guest's epoll set reports `data` when there is something to read."""
     event = ffi.new("char[]", EPOLL_EVENT.pack(EPOLLIN, data))
@@ -254,3 +210,13 @@ def _read_only(name: str, fd: int, cleanup: Cleanup) -> int:
     cleanup.callback(lambda: os.close(reader))
     flock(reader, LOCK_SH | LOCK_NB)
     return reader
+
+
+def _open_core(folder: str | None, cleanup: Cleanup) -> Target | None:
+    if folder is None:
+        return None
+    from tender.observe.core import Target
+
+    target = Target(folder, target="spt")
+    cleanup.callback(target.close)
+    return target

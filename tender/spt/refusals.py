@@ -5,7 +5,7 @@ There is no tender beside a running spt guest: what needs one between guest and 
 
 from __future__ import annotations
 
-from tender.config import BlockFile, BlockRemote, Descriptor, UserNet
+from tender.config import BlockRemote, Descriptor
 from tender.errors import DeviceError, UsageError, option, setting
 
 TYPE_CHECKING = False
@@ -45,12 +45,8 @@ def check(config: Config) -> None:
 
 
 def _why_not(spec: object) -> str:
-    if isinstance(spec, UserNet):
-        return "an spt guest can't have a network through passt"
     if isinstance(spec, BlockRemote):
         return "an spt guest can't have a disk that a program serves"
     if isinstance(spec, Descriptor) and spec.sync_fd is not None:
         return "an spt guest can't have virtual time"
-    if isinstance(spec, BlockFile) and spec.overlay:
-        return "an spt guest can't have an overlay"
     return ""

@@ -8,10 +8,11 @@
 #include <stdint.h>
 
 /* All that stays mapped beside guest memory is one region: code, the plan, and what it points to. */
-#define SPT_CODE_SIZE 0x2000
-#define SPT_PLAN SPT_CODE_SIZE /* offset in the region */
+#define SPT_CODE_SIZE 0x3000
+#define SPT_PLAN 0x3000 /* offset in the region */
 
 #define SPT_RANGES 65 /* as many as an image has segments, and the heap */
+#define SPT_OVERLAYS 64
 #define SPT_PROGRAM_MAX 32
 #define SPT_MESSAGE_MAX 128 /* bytes */
 
@@ -19,6 +20,17 @@ struct spt_range {
     uint64_t start;
     uint64_t end;
     uint64_t prot; /* PROT_*, of the guest */
+};
+
+struct spt_overlay {
+    int32_t fd;        /* what the guest has for it; no descriptor is open there */
+    int32_t image_fd;  /* for reading */
+    int32_t memory_fd; /* room for `blocks` blocks */
+    uint32_t block_size;
+    uint64_t capacity; /* bytes */
+    uint64_t slots;    /* uint32_t per block: 1 + where it is in the memory, or 0 */
+    uint32_t blocks;
+    uint32_t used;
 };
 
 /* Addresses are the process's own. */
@@ -37,6 +49,13 @@ struct spt_plan {
     int32_t message_fd;                  /* standard error, or the report of a program's child */
     uint32_t is_report;
     uint32_t is_init;            /* it is PID 1, which the kernel does not end by SIGTERM */
+    uint32_t has_core;           /* a core file is written when it aborts or takes an exception */
+    int32_t core_fd;
+    int32_t core_helper_fd;
+    uint64_t core_header; /* a page, in which the registers are at `core_registers` */
+    uint64_t core_registers;
+    uint32_t overlay_count;
+    struct spt_overlay overlays[SPT_OVERLAYS];
     char program[SPT_PROGRAM_MAX]; /* what a line begins with */
 };
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from tests.guest.conftest import PTENDER, Build, Run, builder, shared_folder
+from tests.guest.conftest import BINDINGS, PTENDER, Build, Run, builder, shared_folder
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="spt guests run on x86_64")
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 ABORT = 255
-EBADF, EFAULT, EAGAIN = 9, 14, 11
+EFAULT, EINVAL, ENOSPC = 14, 22, 28
 DISK_FD = 17  # the first device
 
 
@@ -154,6 +155,95 @@ def test_a_tap(ptender: Run, guest: Build) -> None:
         cwd=guest("ping").parent,
     )
     assert "5 received, 0% packet loss" in done.stdout, done.stdout + done.stderr
+
+
+def test_an_overlay_keeps_what_is_written_in_memory(ptender: Run, guest: Build, disk: Path) -> None:
+    for sector_size in (512, 4096):
+        done = ptender("--block", f"{disk},overlay,sector-size={sector_size}", guest("block"))
+        assert "SUCCESS" in done.stdout, done.stdout + done.stderr
+    assert disk.read_bytes() == bytes(1 << 16)
+
+
+def test_an_overlay_is_as_large_as_it_may_be(ptender: Run, guest: Build, disk: Path) -> None:
+    """The file in memory has room for 16 blocks, whatever the guest calls."""
+    write = [f"18,{0x1001},b,512,{block * 512}" for block in range(17)]
+    beyond = f"18,{80 + 1},b,512,{8192 - 512}"
+    done = ptender(
+        "--block", f"{disk},overlay=8K", guest("syscall"), *write, write[3], beyond, "39"
+    )
+    results = [line for line in done.stdout.splitlines() if line.startswith("result")]
+    assert results == ["result 512"] * 16 + [f"result {-ENOSPC}"] + ["result 512"] * 2
+    past = f"18,{80 + 1},b,512,8192"
+    done = ptender("--block", f"{disk},overlay=8K", guest("syscall"), past)
+    assert done.returncode == -signal.SIGSYS
+
+
+@pytest.mark.parametrize(
+    "call", ["1024,0", "512,1", "512,65536", "512,-512", "0,0"], ids=lambda call: call
+)
+def test_a_call_of_an_overlay_that_makes_no_sense(
+    ptender: Run, guest: Build, disk: Path, call: str
+) -> None:
+    done = ptender("--block", f"{disk},overlay", guest("syscall"), f"17,{0x1001},b,{call}")
+    assert f"result {-EINVAL}" in done.stdout, done.stderr
+    done = ptender("--block", f"{disk},overlay", guest("syscall"), f"17,{0x1002},b,512,0")
+    assert done.returncode == -signal.SIGSYS
+
+
+# Core files and debuggers.
+
+
+def with_debug_information(folder: Path, name: str) -> Path:
+    source, output = BINDINGS / "tests" / f"{name}.c", folder / f"{name}.spt"
+    manifest = source.with_suffix(".json")
+    devices = ["--manifest", manifest] if manifest.exists() else []
+    words = ["build", "--target=spt", "-g", source, "-o", output, *devices]
+    subprocess.run([str(PTENDER), *map(str, words)], check=True)
+    return output
+
+
+def gdb(*words: object) -> str:
+    if not shutil.which("gdb"):
+        pytest.skip("needs gdb")
+    command = ["gdb", "-nx", "-batch", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100).stdout
+
+
+def test_a_core_file_of_an_abort(ptender: Run, tmp_path: Path) -> None:
+    kernel = with_debug_information(tmp_path, "dumpcore")
+    done = ptender("--dumpcore", tmp_path, kernel)
+    assert done.returncode == ABORT, done.stderr
+    (core,) = tmp_path.glob("core.solo5-spt.*")
+    assert done.stderr == f"ptender: dumpcore: dumped guest core to: {core.name}\n"
+    assert core.stat().st_size == 4096 + (4 << 20)
+    assert core.stat().st_blocks * 512 < 1 << 20, "sparse"
+    shown = gdb("-ex", "backtrace", kernel, core)
+    assert "solo5_abort" in shown
+    assert "solo5_app_main" in shown
+
+
+def test_a_core_file_of_an_exception(ptender: Run, guest: Build, tmp_path: Path) -> None:
+    done = ptender("--dumpcore", tmp_path, guest("exception"), "gp")
+    assert done.returncode == -signal.SIGSEGV
+    (core,) = tmp_path.glob("core.solo5-spt.*")
+    rip = done.stderr.partition("rip=")[2].split()[0]
+    shown = gdb("-ex", "print/x $pc", guest("exception"), core)
+    assert f" = {rip}\n" in shown
+
+
+def test_no_core_file_of_a_guest_that_ends_well(ptender: Run, guest: Build, tmp_path: Path) -> None:
+    for status in (0, 1, 254):
+        assert ptender("--dumpcore", tmp_path, guest("exit"), status).returncode == status
+    assert not list(tmp_path.iterdir())
+
+
+@needs_root
+def test_gdb_attaches_to_a_guest(disk: Path, tmp_path: Path) -> None:
+    kernel = with_debug_information(tmp_path, "hold")
+    with running(kernel, "--block", str(disk)) as process:
+        shown = gdb("-p", process.pid, kernel, "-ex", "backtrace", "-ex", "print info->heap_start")
+        assert "solo5_app_main" in shown
+        assert "hvt_start" in shown
 
 
 # How a guest dies.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import signal
 import threading
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
@@ -87,6 +89,23 @@ def test_disks(guest: Build, tmp_path: Path) -> None:
     assert image.read_bytes() == bytes(1 << 16)
 
 
+def test_an_overlay(guest: Build, tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 16))
+    with made(guest("block"), block={"storage": BlockFile(image, overlay=True)}) as running:
+        assert running.wait(LONG).status == 0, running.console.text
+    assert image.read_bytes() == bytes(1 << 16)
+
+
+def test_core_files(guest: Build, tmp_path: Path) -> None:
+    for name, reason in (("abort", "halted"), ("exception", "fault")):
+        with made(guest(name), dumpcore=tmp_path) as running:
+            outcome = running.wait(LONG)
+            assert outcome.reason == reason
+            assert outcome.core == f"{tmp_path}/core.solo5-spt.{running.pid}"
+            assert Path(outcome.core).stat().st_size == 4096 + (4 << 20)
+
+
 def test_a_port_of_a_switch(guest: Build) -> None:
     with Switch() as switch, made(guest("ping"), net={"service": switch.port()}) as running:
         host = switch.host("10.0.0.1/24")
@@ -110,6 +129,15 @@ def test_a_network_device_in_python(guest: Build) -> None:
     assert any(frame[12:14] == b"\x08\x00" for frame in frames)
 
 
+@pytest.mark.skipif(not shutil.which("passt"), reason="needs passt")
+def test_a_network_through_passt(guest: Build) -> None:
+    net = UserNet(forward={0: 80})
+    with made(guest("web"), net={"service": net}) as running:
+        running.console.wait_for("listening", LONG)
+        with urlopen(f"http://127.0.0.1:{running.ports[80]}/", timeout=LONG) as page:
+            assert b"request 1." in page.read()
+
+
 class _Disk:
     size = 4096
 
@@ -123,13 +151,10 @@ class _Disk:
         ("hello", {"trace": "t"}, "trace: an spt guest can't have it"),
         ("hello", {"cpu": "soft"}, "cpu='soft': an spt guest runs as a process"),
         ("hello", {"sandbox": "off"}, "sandbox='off' is not for an spt guest"),
-        ("ping", {"net": {"service": UserNet()}}, "device 'service': .*passt"),
         ("block", {"block": {"storage": _Disk()}}, "device 'storage': .*that a program serves"),
     ],
 )
 def test_what_is_refused(guest: Build, name: str, options: Any, message: str) -> None:
-    if "net" in options:
-        pytest.importorskip("tender.host.passt")
     with pytest.raises(TenderError, match=message):
         made(guest(name), **options).start()
 

@@ -34,7 +34,13 @@ TABLES = {
     "kvm with everything": FdTable("kvm", tuple(fdtable.FIXED), DEVICES, SIZES),
     "soft": FdTable("soft", USUAL, DEVICES, SIZES),
     "spt": fdtable.spt_table(
-        (*USUAL, "epoll", "timer"), [1, 2], {3: (5 << 30, 512), 4: (512, 512)}
+        (*USUAL, "epoll", "timer"), [1, 2], {3: (5 << 30, 512, 0), 4: (512, 512, 0)}
+    ),
+    "spt with everything": fdtable.spt_table(
+        (*USUAL, "epoll", "timer", "core", "core-helper"),
+        [1],
+        {3: (5 << 30, 4096, 1 << 20)},
+        (8 << 20) + 4096,
     ),
     "a child on KVM": FdTable("kvm", ("console", "vcpu", "report"), OTHERS, {}),
     "a child on the software CPU": FdTable("soft", ("console", "report"), {}, {}),

@@ -39,7 +39,10 @@ def test_every_file_of_a_data_folder_is_packaged(package: str, folder: str) -> N
 def test_every_c_file_is_compiled() -> None:
     modules = (ffi_build.native, ffi_build.soft)
     compiled = [file for ffi in modules for file in ffi._assigned_source[3]["sources"]]
-    programs = ["tender/cpu/native_guest.c", "tender/spt/code.c"]  # by setup.py
+    programs = [
+        "tender/cpu/native_guest.c",
+        *(f"tender/spt/{name}.c" for name in ("code", "message", "core", "overlay")),
+    ]  # by setup.py
     assert sorted([*compiled, *programs]) == [
         file for file in ffi_build.SOURCES if file.endswith(".c")
     ]

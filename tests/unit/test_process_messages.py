@@ -175,7 +175,7 @@ def test_a_core_file_is_of_this_process(
     process: Process, signals: list[int], path: str, is_own: bool
 ) -> None:
     process.pid = 7
-    process._core_path = "/cores/core.solo5-hvt."
+    process._core_folder = "/cores"
     process._take(pack("outcome", {**OUTCOME, "core": path}))
     assert process.outcome().core == (path if is_own else None)
 

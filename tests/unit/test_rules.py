@@ -146,9 +146,12 @@ def test_each_file_is_somebodys_and_the_other_way_round() -> None:
     for cpu in ("kvm", "native", "soft", "spt"):
         whole = fdtable.FdTable(cpu, tuple(fdtable.FIXED), devices, {}, pcaps=(0,))
         used |= {*whole.policies(), *whole.ring_policies()}
+    overlay = fdtable.spt_table(("console",), [], {1: (512, 512, 4096)})
+    used |= set(overlay.policies())
     assert used == set(FILES)
     names = {name for file in FILES for entry in seccomp.entries(file) for name in entry.labels}
-    assert names <= {*fdtable.FIXED, "pcap", *(name for each in devices.values() for name in each)}
+    held = {name for each in [*kinds, *overlay.devices.values()] for name in each}
+    assert names <= {*fdtable.FIXED, "pcap", *held}
 
 
 def test_what_a_device_is_called() -> None:

@@ -19,7 +19,7 @@ from tests.unit import elves
 if platform.machine() != "x86_64":
     pytest.skip("spt guests run on x86_64", allow_module_level=True)
 
-from tender.spt import process, refusals
+from tender.spt import process, refusals, region
 
 PLAIN = Config("k.spt")
 
@@ -35,7 +35,6 @@ PLAIN = Config("k.spt")
         ({"engine": "python"}, "--engine: an spt guest can't"),
         ({"gdb": 1234}, "--gdb: an spt guest is a process: attach"),
         ({"cpu": "soft"}, "--cpu=soft: an spt guest runs as a process"),
-        ({"net": (("net0", UserNet()),)}, "device 'net0': .*passt"),
         ({"block": ((None, BlockRemote(3, 512)),)}, "a device: .*that a program serves"),
         ({"net": (("a", Descriptor(3, sync_fd=4)),)}, "device 'a': .*virtual time"),
     ],
@@ -46,7 +45,7 @@ def test_what_is_refused(change: dict[str, Any], message: str) -> None:
 
 
 def test_what_is_not() -> None:
-    net = (("a", Tap("tap0")), ("b", Descriptor(3)))
+    net = (("a", Tap("tap0")), ("b", Descriptor(3)), ("d", UserNet()))
     refusals.check(replace(PLAIN, net=net, block=(("c", BlockFile("x", readonly=True)),)))
     refusals.check(replace(PLAIN, net_ring=False, hugepages=True, user="nobody"))
 
@@ -75,7 +74,7 @@ def test_protections() -> None:
     parsed = elves.parse(elves.image(notes=notes))
     assert parsed.target == lib.ABI_TARGET_SPT
     wanted = {"r--": 1, "r-x": 5, "--x": 4}
-    assert process.protections(parsed) == [
+    assert region.protections(parsed) == [
         (each.start, each.end, wanted[each.protection])
         for each in parsed.segments
         if each.protection != "rw-"

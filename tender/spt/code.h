@@ -1,0 +1,57 @@
+/*
+ * What the files of an spt guest's own code know of each other; spt.h has the plan.
+ */
+#pragma once
+
+#include <asm/unistd.h>
+
+#include <asm/sigcontext.h>
+#include <asm/siginfo.h>
+#include <asm/signal.h>
+#include <asm/ucontext.h>
+
+#include "spt.h"
+
+#define PAGE 4096ul
+
+#pragma GCC visibility push(hidden)
+
+extern char code_start[];
+
+static inline long call(long number, long a, long b, long c, long d, long e)
+{
+    register long r10 __asm__("r10") = d;
+    register long r8 __asm__("r8") = e;
+    long result;
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+
+static inline struct spt_plan *plan_here(void)
+{
+    return (struct spt_plan *)(code_start + SPT_PLAN);
+}
+
+/* message.c: a message of one line, to standard error or to the program. */
+struct message {
+    unsigned length;
+    char text[SPT_MESSAGE_MAX];
+};
+
+void message_begin(const struct spt_plan *plan, struct message *to);
+void message_put(struct message *to, const char *text);
+void message_put_number(struct message *to, uint64_t value, unsigned base);
+void message_send(const struct spt_plan *plan, struct message *message);
+void message_exception(const struct spt_plan *plan, int signo, const struct sigcontext *cpu);
+void message_violation(const struct spt_plan *plan, const siginfo_t *info);
+
+/* core.c: write and name the core file, if one is wanted, and say its name. */
+void core_dump(const struct spt_plan *plan, const struct sigcontext *cpu);
+
+/* overlay.c: whether the call is a read or write of an overlay's disk; then it is answered. */
+int overlay_answer(struct spt_plan *plan, const siginfo_t *info, struct sigcontext *cpu);
+
+#pragma GCC visibility pop
