@@ -10,6 +10,8 @@ import contextlib
 import json
 from pathlib import Path
 
+from tender.errors import one_line
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,4 +146,6 @@ def _tail(title: str, lines: list[str], shorten: Callable[[str], str] = str) -> 
 
 
 def _cut(line: str) -> str:
+    """A guest may have printed it: nothing in it controls the terminal that shows the report."""
+    line = one_line(line.expandtabs())
     return line if len(line) <= LINE_MAX else f"{line[:LINE_MAX]}..."

@@ -167,6 +167,19 @@ def test_a_report_has_no_empty_parts(pytester: pytest.Pytester, images: Path) ->
     assert not list(folder.glob("*.pcapng"))
 
 
+def test_a_report_does_not_control_the_terminal(pytester: pytest.Pytester, images: Path) -> None:
+    source = r"""
+        def test_fails(unikernel):
+            unikernel("hello.hvt", "\x1b[2J\x1b]0;title\x07\ttab", mem_mib=8).wait()
+            assert False
+    """
+    result = run(pytester, source, "--color=no")
+    result.assert_outcomes(failed=1)
+    output = result.stdout.str()
+    assert r"\x1b[2J\x1b]0;title\x07" in output
+    assert not {"\x1b", "\x07"} & {*output}
+
+
 def test_a_traceback_ends_in_the_test(pytester: pytest.Pytester, images: Path) -> None:
     source = """
         def test_address(switch):
