@@ -38,7 +38,7 @@ static void on_signal(int signo)
 {
     struct stop *stop = here;
     int saved = errno;
-    int termination = signo != STOP_KICK && signo != SIGALRM;
+    int termination = signo != STOP_KICK && signo != SIGALRM && signo != SIGCHLD;
 
     if (termination && !stop)
         early = signo;
@@ -48,6 +48,8 @@ static void on_signal(int signo)
             stop->requested = 1;
             repeat();
         }
+        if (signo == SIGCHLD)
+            repeat();
         /* A kick, and each tick of the timer, only brings the thread back. */
         set_immediate_exit(stop);
         void (*kick)(void *) = (void (*)(void *))stop->kick;
@@ -59,7 +61,7 @@ static void on_signal(int signo)
 
 static int handle(int signo)
 {
-    struct sigaction action = {.sa_handler = on_signal};
+    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_NOCLDSTOP};
     sigfillset(&action.sa_mask);
     return sigaction(signo, &action, NULL);
 }
@@ -98,6 +100,18 @@ int stop_on_termination(int interrupt)
     if (handle(SIGALRM) || (interrupt && handle(SIGINT)))
         return -1;
     return handle(SIGTERM);
+}
+
+int stop_on_child(void)
+{
+    sigset_t ours;
+
+    sigemptyset(&ours);
+    sigaddset(&ours, SIGCHLD);
+    sigaddset(&ours, SIGALRM);
+    if (pthread_sigmask(SIG_UNBLOCK, &ours, NULL) || handle(SIGALRM))
+        return -1;
+    return handle(SIGCHLD);
 }
 
 void stop_tick(int on)

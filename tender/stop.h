@@ -36,6 +36,9 @@ int stop_enter(struct stop *stop);
  */
 int stop_on_termination(int interrupt);
 
+/* The end of a child interrupts this process as a kick does, every 10 ms. 0, or -1 and errno. */
+int stop_on_child(void);
+
 /* Interrupt this process every 10 ms as a kick does, or no more. */
 void stop_tick(int on);
 

@@ -30,6 +30,7 @@ class Stop:
         self._entered = False
         # Called where the guest was interrupted, or a hypercall of it was: a debugger may want it.
         self.on_interrupt: Callable[[], None] | None = None
+        self.check_cpu: Callable[[], None] | None = None  # raises where the CPU can't go on
         self._lock = allocate_lock()  # a request must not touch a vCPU that is being closed
 
     @property
@@ -74,6 +75,8 @@ class Stop:
         """Raise Stopped if the guest is to end."""
         if self.cell.requested:
             raise Stopped
+        if self.check_cpu is not None:
+            self.check_cpu()
         if self.on_interrupt is not None:
             self.on_interrupt()
 

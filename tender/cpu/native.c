@@ -170,6 +170,12 @@ int native_start(int program_fd, int shared_fd, int memory_fd)
     return pidfd;
 }
 
+int native_has_ended(const struct native *native)
+{
+    struct pollfd process = {native->pidfd, POLLIN, 0};
+    return poll(&process, 1, 0) > 0;
+}
+
 void native_kill(struct native *native)
 {
     siginfo_t info;
@@ -238,7 +244,6 @@ static int wait_for_guest(struct native *native)
         return 0;
     shared->tender_sleeps = 1;
     for (uint32_t turn; !error && (turn = shared->turn) != NATIVE_TURN_TENDER;) {
-        struct pollfd process = {native->pidfd, POLLIN, 0};
         if (native->immediate_exit)
             error = EINTR;
         else if (turn != NATIVE_TURN_GUEST)
@@ -246,7 +251,7 @@ static int wait_for_guest(struct native *native)
         else if (syscall(SYS_futex, &shared->turn, FUTEX_WAIT, NATIVE_TURN_GUEST, &look, NULL, 0)) {
             if (errno == EINTR)
                 error = EINTR;
-            else if (errno == ETIMEDOUT && poll(&process, 1, 0) > 0)
+            else if (errno == ETIMEDOUT && native_has_ended(native))
                 error = ESRCH;
         }
     }

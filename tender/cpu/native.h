@@ -130,6 +130,9 @@ int native_fpu(struct native *native, void *fxsave, int set);
 /* Let the guest, which runs, come back by a SIGTRAP. */
 void native_pause(struct native *native);
 
+/* Whether the process has ended. */
+int native_has_ended(const struct native *native);
+
 /* End the process and wait for it. */
 void native_kill(struct native *native);
 

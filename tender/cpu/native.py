@@ -42,7 +42,7 @@ from tender.cpu.x86_64 import (
     CpuException,
 )
 from tender.dataclass import replace
-from tender.errors import HostError, option
+from tender.errors import GuestFault, HostError, option
 from tender.host import process_name
 from tender.memory import PROT_EXEC, PROT_READ, PROT_WRITE, regions
 
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from tender.memory import GuestMemory
     from tender.stop import Stop
 
+HAS_ENDED = "native CPU: the guest's process has ended"
 PROGRAM = os.path.join(os.path.dirname(__file__), "native-guest")
 SPIN_S = 30e-6  # about what it takes to sleep and to be woken
 ALIGNMENT_CHECK = 1 << 18
@@ -100,7 +101,7 @@ class NativeCpu(Privileged):
     def __init__(
         self, memory: GuestMemory, executable: list[tuple[int, int]], stop: Stop, cleanup: Cleanup
     ) -> None:
-        self._memory = memory
+        self._memory, self._stop = memory, stop
         self._state = State(
             registers=dict.fromkeys(REGISTERS, 0),
             segments=dict.fromkeys(SEGMENTS, Segment()),
@@ -139,6 +140,8 @@ class NativeCpu(Privileged):
 
     def _close(self) -> None:
         lib.native_kill(self._cell)
+        if self._cell.pidfd >= 0:
+            lib.stop_tick(0)  # which that end has begun
         if self._shared:
             lib.native_unmap(self._shared, lib.NATIVE_SHARED_SIZE)
         for fd in self.fds.values():
@@ -180,6 +183,8 @@ class NativeCpu(Privileged):
         """Start the guest's process, which ends with this thread. Raises HostError."""
         fds, cell = self.fds, self._cell
         cell.shared.parent = os.getpid()
+        if lib.stop_on_child():
+            raise HostError("cannot handle signals", "sigaction", ffi.errno)
         pidfd = lib.native_start(fds["guest-program"], fds["guest-shared"], fds["guest-memory"])
         if pidfd < 0:
             raise HostError("native CPU: cannot start the guest's process", "execve", ffi.errno)
@@ -190,7 +195,8 @@ class NativeCpu(Privileged):
             os.close(fd)
         self.fds = {"guest-process": cell.pidfd}
         error = lib.native_run(cell)
-        while error == errno.EINTR:
+        while error == errno.EINTR and not lib.native_has_ended(cell):
+            cell.immediate_exit = 0  # a stop request is looked at before the guest runs
             error = lib.native_run(cell)
         failed = cell.shared.failed
         if error or failed:
@@ -199,9 +205,15 @@ class NativeCpu(Privileged):
                 f"native CPU: the guest's process could not start: {reason} "
                 f"({option('cpu', 'soft')} may run it)"
             )
-        cell.shared.parent = 0
+        cell.shared.parent, cell.shared.comm = 0, b""  # nothing of the host is the guest's to read
+        self._stop.check_cpu = self._check
         self._started = True
         self.set_state(self._state)
+
+    def _check(self) -> None:
+        """For a hypercall that waits: nobody is left to wait for its answer."""
+        if lib.native_has_ended(self._cell):
+            raise GuestFault(HAS_ENDED)
 
     def end(self) -> None:
         """Kill the guest's process: if its tender ended first, init would have to reap it."""
@@ -350,7 +362,7 @@ class NativeCpu(Privileged):
             self._cell.immediate_exit = 0
             return Interrupted()
         if error == errno.ESRCH:
-            return Failure("native CPU: the guest's process has ended")
+            return Failure(HAS_ENDED)
         return Failure("native CPU: the guest has forged what its process shares with the tender")
 
     def _on_trap(self) -> Exit | None:

@@ -15,6 +15,7 @@ import pytest
 
 from tender._native import lib
 from tender.cpu import native
+from tests.waiting import children, wait_until_asleep
 
 from .conftest import PTENDER, Build
 
@@ -76,6 +77,21 @@ def test_its_end_is_the_guests(looping: tuple[subprocess.Popen[str], int]) -> No
     assert tender.wait(60) == 1
     assert tender.stderr
     assert "native CPU: the guest's process has ended" in tender.stderr.read()
+
+
+@pytest.mark.skipif(not ROOT, reason="its user is another")
+def test_its_end_is_the_guests_that_waits(guest: Build) -> None:
+    """In POLL, where the tender does not wait for the process."""
+    words = [str(PTENDER), "--cpu=native", "--mem=8", str(guest("sleep")), "3600000"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as tender:
+        assert tender.stdout
+        assert tender.stderr
+        tender.stdout.readline()  # what the guest says of itself comes after its start
+        (child,) = children(tender.pid)
+        wait_until_asleep(tender.pid)
+        os.kill(child, signal.SIGKILL)
+        assert tender.wait(60) == 1
+        assert tender.stderr.read() == b"ptender: native CPU: the guest's process has ended\n"
 
 
 def test_a_signal_ends_a_loop(looping: tuple[subprocess.Popen[str], int]) -> None:
