@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tender._native import lib
+from tender._native import ffi, lib
 from tender.boot import layout, x86_64
 from tender.cleanup import Cleanup
 from tender.cpu import native
@@ -38,8 +38,10 @@ TEXT, DATA = 0x100000, 0x200000
 U64 = 1 << 64
 FUTEX, FUTEX_WAKE = 202, 1
 
-# Offsets in struct native_shared, in ucontext_t (as the kernel has it), and in that of a register.
-TURN, GUEST_SLEEPS, SIGNO, ARCH, CALL, CONTEXT, FS_BASE, GS_BASE = 0, 4, 24, 28, 32, 40, 48, 56
+# Offsets in what the two share, in ucontext_t (as the kernel has it), and in that of a register.
+TURN, SIGNO, CONTEXT = (
+    ffi.offsetof("struct native_shared", name) for name in ("turn", "signo", "context")
+)
 GREGS, FPREGS, FRAME = 40, 224, 936
 RAX, RSP, RIP, RFLAGS, CS, ERROR, TRAPNO, CR2 = 13, 15, 16, 17, 18, 19, 20, 22
 

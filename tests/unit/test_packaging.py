@@ -41,6 +41,7 @@ def test_every_c_file_is_compiled() -> None:
     compiled = [file for ffi in modules for file in ffi._assigned_source[3]["sources"]]
     programs = [
         "tender/cpu/native_guest.c",
+        "tender/host/frame_filter.c",
         *(f"tender/spt/{name}.c" for name in ("code", "message", "core", "overlay")),
     ]  # by setup.py
     assert sorted([*compiled, *programs]) == [
