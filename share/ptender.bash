@@ -17,6 +17,7 @@ _ptender() {
     --sandbox) mapfile -t COMPREPLY < <(compgen -W 'on require off' -- "$word") && return ;;
     --user) mapfile -t COMPREPLY < <(true) && return ;;
     --engine) mapfile -t COMPREPLY < <(compgen -W 'c python' -- "$word") && return ;;
+    --report) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
     --trace) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
     --gdb) mapfile -t COMPREPLY < <(true) && return ;;
     --pcap) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
@@ -24,7 +25,7 @@ _ptender() {
     esac
     case $word in
     -*)
-        mapfile -t COMPREPLY < <(compgen -W '--name --mem --net --block --console-limit --dumpcore --cpu --clock --instructions --x-exec-heap --sandbox --user --hugepages --no-net-ring --net-ring --engine --trace --gdb --pcap --log --verbose --version --help -v -h' -- "$word")
+        mapfile -t COMPREPLY < <(compgen -W '--name --mem --net --block --console-limit --dumpcore --cpu --clock --instructions --x-exec-heap --sandbox --user --hugepages --no-net-ring --net-ring --engine --report --trace --gdb --pcap --log --verbose --version --help -v -h' -- "$word")
         return
         ;;
     esac

@@ -311,11 +311,15 @@ class Vcpu:
         names = {lib.KVM_EXIT_HLT: " (HLT)", lib.KVM_EXIT_SHUTDOWN: " (triple fault)"}
         return Failure(f"KVM: unhandled exit: exit_reason={reason:#x}{names.get(reason, '')}")
 
-    def instruction_pointer(self) -> int:
-        """RIP, for messages; raises HostError."""
+    def registers(self) -> dict[str, int]:
+        """The general registers; raises HostError."""
         regs = ffi.new("struct kvm_regs *")
         _ioctl_at(self.fd, "KVM_GET_REGS", regs)
-        return int(regs.rip)
+        return {name: getattr(regs, name) for name in REGISTERS}
+
+    def instruction_pointer(self) -> int:
+        """RIP, for messages; raises HostError."""
+        return self.registers()["rip"]
 
     def get_state(self) -> State:
         """All registers (KVM_GET_REGS, _SREGS, _FPU, _MSRS)."""
@@ -323,11 +327,10 @@ class Vcpu:
 
     def core_state(self) -> State:
         """The general and the system registers, which a core file has; no FPU, no MSRs."""
-        regs, sregs = ffi.new("struct kvm_regs *"), ffi.new("struct kvm_sregs *")
-        _ioctl_at(self.fd, "KVM_GET_REGS", regs)
+        sregs = ffi.new("struct kvm_sregs *")
         _ioctl_at(self.fd, "KVM_GET_SREGS", sregs)
         return State(
-            {name: getattr(regs, name) for name in REGISTERS},
+            self.registers(),
             {name: _segment(getattr(sregs, name)) for name in SEGMENTS},
             {name: getattr(sregs, name) for name in CONTROL},
             Table(sregs.gdt.base, sregs.gdt.limit),

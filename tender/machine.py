@@ -118,6 +118,10 @@ def run(
         machine.vcpu.end()
         if machine.trace:
             machine.trace.end(outcome)
+        if machine.report is not None:
+            from tender.observe import report
+
+            report.write_report(machine.report, outcome, warn)
         if machine.notify is not None:
             notify.stopping(machine.notify, outcome.reason, outcome.status)
         return outcome
@@ -239,6 +243,7 @@ def assemble(
     fds |= vcpu.fds | (core.fds if core else {})
     files = [file.info, *(os.fstat(disk.fd) for disk in devices.block.devices.values())]
     fds |= _open_trace(config, files, cleanup)
+    fds |= _open_report(config, files, cleanup)
     fds |= _open_notify(config, cleanup)
     fds |= _open_gdb(config, warn, cleanup)
     pcaps = _open_pcaps(config, image.manifest, devices.net, fds, files, clock, warn, cleanup)
@@ -299,6 +304,7 @@ def assemble(
         page,
         gdb,
         fds.get("notify"),
+        fds.get("report-file"),
     )
     if gdb:
         gdb.statistics = machine.statistics
@@ -325,6 +331,7 @@ class Machine:
     page: Page | None
     gdb: GdbVcpu | None
     notify: int | None  # the descriptor to the manager of services
+    report: int | None  # the descriptor that --report is written to
 
     def statistics(self) -> Statistics:
         """What the devices have done until now."""
@@ -485,6 +492,14 @@ def _open_trace(config: Config, inputs: list[os.stat_result], cleanup: Cleanup) 
     return {"trace": open_output(config.trace, "trace", inputs, cleanup)}
 
 
+def _open_report(config: Config, inputs: list[os.stat_result], cleanup: Cleanup) -> dict[str, int]:
+    if config.report is None:
+        return {}
+    from tender.observe.report import open_report
+
+    return {"report-file": open_report(config.report, inputs, cleanup)}
+
+
 def _open_pcaps(
     config: Config,
     manifest: Manifest,
@@ -607,7 +622,14 @@ def _run_to_end(machine: Machine, stop: Stop, warn: Warn) -> Outcome:
         return Outcome("host", EXIT_FAILURE, error=HostError(text))
     if machine.gdb:
         machine.gdb.failed(fault)
-    return Outcome("fault", EXIT_FAILURE, error=fault)
+    return Outcome("fault", EXIT_FAILURE, error=fault, registers=_registers(machine))
+
+
+def _registers(machine: Machine) -> dict[str, int] | None:
+    try:
+        return machine.vcpu.registers()
+    except HostError:
+        return None
 
 
 def _dump_core(machine: Machine, halt: Halt, stop: Stop, warn: Warn) -> str | None:

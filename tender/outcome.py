@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from tender.dataclass import dataclass
 from tender.errors import TenderError
 
@@ -88,6 +90,7 @@ class Outcome:
         error: What went wrong, if something did.
         trap: The registers of a CPU exception (cr2, ec, rip, cs, rflags, rsp, ss), if the guest
             reports them.
+        registers: The general registers at a fault, by name.
         core: The path of the core file that was written.
         stats: What each device did.
     """
@@ -99,3 +102,30 @@ class Outcome:
     trap: Mapping[str, int] | None = None
     core: str | None = None
     stats: Statistics = Statistics()
+    registers: Mapping[str, int] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as dicts, lists, strings and numbers, as `--report` writes it in JSON.
+
+        Without what does not apply: `signal`, `error`, `trap`, `registers` and `core` are missing
+        then. `error` has its `type` and `text`, and the fields that its type has.
+        """
+        found: dict[str, Any] = {"reason": self.reason, "status": self.status}
+        if self.signo:
+            found["signal"] = self.signo
+        if self.error is not None:
+            fields = {key: each for key, each in self.error.__dict__.items() if each is not None}
+            found["error"] = {
+                "type": type(self.error).__name__, "text": str(self.error), **fields
+            }  # fmt: skip
+        for name in ("trap", "registers"):
+            if getattr(self, name) is not None:
+                found[name] = dict(getattr(self, name))
+        if self.core is not None:
+            found["core"] = self.core
+        found["statistics"] = self.stats.as_dict()
+        found["versions"] = {
+            "ptender": sys.modules["tender"].__version__,  # importing it would be a circle
+            "python": sys.version.split()[0],
+        }
+        return found

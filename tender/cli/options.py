@@ -98,6 +98,9 @@ OPTIONS = (
     Option("--engine", "c|python", "engine", str,
            "what answers most hypercalls: compiled code (default)\n"
            "or the Python handlers, which are the reference"),
+    Option("--report", "FILE", "report", str,
+           "write a JSON object there when the guest has ended:\n"
+           "how, with its registers at a fault, and what it did"),
     Option("--trace", "FILE", "trace", values.parse_trace,
            "write a line of JSON there for each hypercall; - is\n"
            "standard error, @FD an open descriptor"),

@@ -67,6 +67,7 @@ MEANINGS = {
     "memory-file": "the guest's memory, of which it touched what is no hole",
     "core-helper": "the process that gives the core file its name",
     "trace": "the trace",
+    "report-file": "the report on the guest's end",
     "gdb-listen": "where a debugger connects",
     "gdb": "the debugger, while there is one",
     "gdb-in": "the debugger: standard input",
@@ -184,6 +185,7 @@ def _table(
     fixed += ["kick"] if ring_bytes else []
     fixed += ["stats"] if counters.folder() else []
     fixed += ["trace"] if config.trace is not None else []
+    fixed += ["report-file"] if config.report is not None else []
     if config.gdb is not None:
         fixed += ["gdb-in", "gdb-out"] if config.gdb == "-" else ["gdb-listen", "gdb"]
     core_bytes = None

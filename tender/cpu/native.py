@@ -260,6 +260,10 @@ class NativeCpu(Privileged):
             return address
         return super()._translate(address, write)
 
+    def registers(self) -> dict[str, int]:
+        """As kvm.Vcpu has it."""
+        return {name: self._read(name) for name in REGISTERS}
+
     def instruction_pointer(self) -> int:
         """As kvm.Vcpu has it."""
         return int(self._cell.registers[_NUMBERS["rip"]])
@@ -269,9 +273,11 @@ class NativeCpu(Privileged):
         segments = dict(self._state.segments)
         for name in ("fs", "gs"):
             segments[name] = replace(segments[name], base=self._get_base(name))
-        registers = {name: self._read(name) for name in REGISTERS}
         return replace(
-            self._state, registers=registers, segments=segments, control=dict(self._state.control)
+            self._state,
+            registers=self.registers(),
+            segments=segments,
+            control=dict(self._state.control),
         )
 
     def get_state(self) -> State:

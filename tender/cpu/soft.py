@@ -352,6 +352,10 @@ class SoftCpu:
         cell = ffi.new("uint64_t *", value)
         check(lib.soft_reg_write(self._soft, number, cell), f"write register {number}")
 
+    def registers(self) -> dict[str, int]:
+        """As kvm.Vcpu has it."""
+        return dict(self.get_state().registers)
+
     def instruction_pointer(self) -> int:
         """As kvm.Vcpu has it."""
         return self.read_register(self.pc)

@@ -57,6 +57,9 @@ if TYPE_CHECKING:
             """As much of it as a core file has."""
 
         def set_state(self, state: State) -> None: ...
+        def registers(self) -> dict[str, int]:
+            """The general registers by their names, and the instruction pointer."""
+
         def instruction_pointer(self) -> int: ...
 
     class DebugCpu(Protocol):

@@ -324,7 +324,7 @@ def _outcome(value: Any) -> Outcome:
     value = _dict(value, 16)
     if value.get("reason") not in REASONS:
         raise Malformed("unknown reason of an outcome")
-    trap, error = value.get("trap"), value.get("error")
+    trap, error, registers = (value.get(name) for name in ("trap", "error", "registers"))
     return Outcome(
         value["reason"],
         _integer(value.get("status"), _I32),
@@ -333,6 +333,7 @@ def _outcome(value: Any) -> Outcome:
         None if trap is None else _integers(trap),
         _core(value.get("core")),
         _statistics(value.get("stats")),
+        None if registers is None else _integers(registers),
     )
 
 

@@ -116,6 +116,10 @@ class GdbVcpu:
         """As kvm.Vcpu has it."""
         self._vcpu.set_state(state)
 
+    def registers(self) -> dict[str, int]:
+        """As kvm.Vcpu has it."""
+        return self._vcpu.registers()
+
     def instruction_pointer(self) -> int:
         """As kvm.Vcpu has it."""
         return self._vcpu.instruction_pointer()

@@ -1,4 +1,4 @@
-"""Opening a file that a tender writes while its guest runs: a trace, packets.
+"""Opening a file that a tender writes: a trace, packets, a report.
 
 The rule here: such a file is never one that the guest reads, and root's tender harms nobody by it.
 """
@@ -18,13 +18,21 @@ if TYPE_CHECKING:
     from tender.cleanup import Cleanup
 
 
-def open_output(path: str, what: str, inputs: Iterable[os.stat_result], cleanup: Cleanup) -> int:
+def open_output(
+    path: str,
+    what: str,
+    inputs: Iterable[os.stat_result],
+    cleanup: Cleanup,
+    *,
+    private: bool = False,
+) -> int:
     """Open the file that `what` is written to, which must be none of the guest's `inputs`.
 
-    A file that root makes is for root only. Root follows no symbolic link, and overwrites no file
-    of another user, in a folder that others may write to. Raises ConfigError.
+    A new file that root makes, or that is `private`, is for its owner only. Root follows no
+    symbolic link, and overwrites no file of another user, in a folder that others may write to.
+    Raises ConfigError.
     """
-    fd = _open(path, what)
+    fd = _open(path, what, private or not os.geteuid())
     cleanup.callback(lambda: os.close(fd))
     info = os.fstat(fd)
     if any(os.path.samestat(info, each) for each in inputs):
@@ -51,7 +59,7 @@ def _is_shared(path: str) -> bool:
     return bool(info.st_uid or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
 
 
-def _open(path: str, what: str) -> int:
+def _open(path: str, what: str, private: bool) -> int:
     # Not blocking while it is opened: a FIFO that nobody reads must not hang the command.
     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
     is_shared = _is_shared(path)
@@ -59,7 +67,7 @@ def _open(path: str, what: str) -> int:
         return os.open(
             path,
             flags | (os.O_NOFOLLOW if is_shared else 0),
-            0o666 if os.geteuid() else 0o600,
+            0o600 if private else 0o666,
         )
     except (OSError, ValueError) as error:
         reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)

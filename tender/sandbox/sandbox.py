@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 
 NOBODY = 65534
+REPORT_MAX = 1 << 16  # bytes of --report: seccomp/report-file.policy
 FIRST_USER = 0x70000000  # of root's tenders: plus its PID, which no other process has
 # Bytes by which the memory of the tender itself may grow; on the software CPU, the translated code.
 MALLOC_BYTES = 64 << 20
@@ -263,4 +264,7 @@ def _file_limit(table: FdTable) -> int | None:
     logs = [FIXED[label] for label in ("console", "stderr", "trace") if label in table.fixed]
     logs += table.by_label().get("pcap", [])
     regular = any(stat.S_ISREG(os.fstat(fd).st_mode) for fd in logs)
-    return None if regular else max(table.sizes.values(), default=0)
+    if regular:
+        return None
+    report = REPORT_MAX if "report-file" in table.fixed else 0
+    return max(report, *table.sizes.values(), 0)

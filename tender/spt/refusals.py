@@ -18,6 +18,7 @@ NO_TENDER = "no tender is beside a running spt guest"
 def check(config: Config) -> None:
     """Raise UsageError or DeviceError for what no spt guest can have."""
     refused = {
+        ("--report", "report"): config.report is not None,
         ("--trace", "trace"): config.trace is not None,
         ("--pcap", "pcap"): bool(config.pcap),
         ("--console-limit", "console_limit"): config.console_limit is not None,

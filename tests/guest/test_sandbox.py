@@ -675,6 +675,7 @@ def test_the_filter_that_is_shown_is_the_one_that_is_installed(
         "main.main(['ptender', *sys.argv[1:]])"
     )
     line = ["--mem=8", f"--dumpcore={tmp_path}", f"--trace={tmp_path}/trace"]
+    line += [f"--report={tmp_path}/report"]
     line += ["--block", str(image), str(guest("block"))]
     done = subprocess.run([sys.executable, "-c", code, *line], capture_output=True, text=True)
     raw = subprocess.run([str(PTENDER), "policy", "--bpf", *line], capture_output=True)
@@ -843,7 +844,8 @@ def networks(suite: Suite, cpu: str) -> None:
 def cores_and_traces(suite: Suite, cpu: str) -> None:
     core = [f"--dumpcore={suite.folder}", "--mem=8", suite.guest("dumpcore")]
     suite.run(*core, status=255)
-    suite.run(f"--trace={suite.folder}/trace", "--mem=8", suite.guest("exit"))
+    files = f"--trace={suite.folder}/trace", f"--report={suite.folder}/report"
+    suite.run(*files, "--mem=8", suite.guest("exit"))
     assert any(path.name.startswith("core.") for path in suite.folder.iterdir())
 
 
