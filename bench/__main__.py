@@ -31,6 +31,7 @@ from bench import (
     program,
     report,
     softcpu,
+    spt,
     start,
     tenders,
 )
@@ -48,6 +49,7 @@ ROWS = [
     *network.ROWS,
     *memory.ROWS,
     *softcpu.ROWS,
+    *spt.ROWS,
     *container.ROWS,
 ]
 

@@ -89,9 +89,9 @@ def _wait_until_idle(pid: int) -> None:
 
 
 @contextmanager
-def sleeping(session: Session, tender: Tender) -> Iterator[int]:
+def sleeping(tender: Tender, kernel: Path) -> Iterator[int]:
     """A guest that has printed its banner, and sleeps; the PID of its tender."""
-    command = tender.command_line(session.guest("sleep"), "600000")
+    command = tender.command_line(kernel, "600000")
     process = start(command)
     assert process.stdout
     try:
@@ -107,7 +107,8 @@ def sleeping(session: Session, tender: Tender) -> Iterator[int]:
 def pss_of(session: Session, count: int, tender: Tender) -> float:
     """KiB per guest, of `count` that run at the same time."""
     with ExitStack() as stack:
-        pids = [stack.enter_context(sleeping(session, tender)) for _ in range(count)]
+        kernel = session.guest("sleep")
+        pids = [stack.enter_context(sleeping(tender, kernel)) for _ in range(count)]
         _wait_until_idle(pids[-1])
         return sum(tender_pss_kib(pid) for pid in pids) / count
 

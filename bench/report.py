@@ -9,7 +9,7 @@ import re
 import textwrap
 from typing import Any
 
-from bench.results import REFERENCE, Result, Skipped, Spread, is_met, ratios, spread
+from bench.results import Result, Skipped, Spread, is_met, ratios, spread
 
 Found = Result | Skipped
 
@@ -128,5 +128,5 @@ def _as_json(found: Found) -> dict[str, Any]:
             }
             for tender, samples in found.samples.items()
         },
-        "reference": REFERENCE if REFERENCE in found.samples else None,
+        "reference": found.reference if found.reference in found.samples else None,
     }

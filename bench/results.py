@@ -40,6 +40,7 @@ class Result:
     targets: dict[str, Target] = field(default_factory=dict)  # by tender
     more_is_better: bool = False
     note: str = ""
+    reference: str = REFERENCE
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ def spread(samples: list[float]) -> Spread:
 
 def ratios(result: Result, tender: str) -> list[float]:
     """The ratio of each pair; empty without the reference, and for the reference itself."""
-    reference = result.samples.get(REFERENCE, [])
-    if tender == REFERENCE:
+    reference = result.samples.get(result.reference, [])
+    if tender == result.reference:
         return []
     pairs = zip(result.samples[tender], reference, strict=False)
     if result.more_is_better:

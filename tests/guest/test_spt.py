@@ -9,12 +9,15 @@ import shutil
 import signal
 import socket
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.guest.conftest import BINDINGS, PTENDER, Build, Run, builder, shared_folder
+from tests.needs import needs
+from tests.waiting import children
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="spt guests run on x86_64")
 
@@ -346,8 +349,8 @@ def test_calls_that_are_allowed(ptender: Run, guest: Build, disk: Path) -> None:
 class running:
     """A guest of the command that prints "held" and does not end."""
 
-    def __init__(self, kernel: Path, *words: str) -> None:
-        command = [str(PTENDER), "--mem=4", *words, str(kernel)]
+    def __init__(self, kernel: Path, *words: str, before: Sequence[str] = ()) -> None:
+        command = [*before, str(PTENDER), "--mem=4", *words, str(kernel)]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True)
 
@@ -411,6 +414,18 @@ def test_it_ends_by_a_signal(guest: Build, disk: Path, signo: int) -> None:
         process.send_signal(signo)
         process.communicate(timeout=100)
         assert process.returncode == -signo
+
+
+def test_it_ends_by_sigterm_as_pid_1(guest: Build, disk: Path) -> None:
+    """The kernel does not end PID 1 of a container by a signal that it does not handle."""
+    needs("unshare", "--user", "--map-root-user", "--pid", "--fork")
+    words = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
+    with running(guest("hold"), "--block", str(disk), before=words) as process:
+        (child,) = children(process.pid)
+        os.kill(child, signal.SIGTERM)
+        _, messages = process.communicate(timeout=100)
+        assert process.returncode == 128 + signal.SIGTERM
+        assert "Exiting on signal 15\n" in messages
 
 
 def test_the_policy_is_what_the_guest_runs_behind(ptender: Run, guest: Build, disk: Path) -> None:
