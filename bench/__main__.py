@@ -24,13 +24,13 @@ if find_spec("tender") is None:
 
 from bench import (
     container,
+    cpus,
     disk,
     hypercalls,
     memory,
     network,
     program,
     report,
-    softcpu,
     spt,
     start,
     tenders,
@@ -48,7 +48,7 @@ ROWS = [
     *program.ROWS,
     *network.ROWS,
     *memory.ROWS,
-    *softcpu.ROWS,
+    *cpus.ROWS,
     *spt.ROWS,
     *container.ROWS,
 ]

@@ -30,7 +30,7 @@ def measure_tender(name: str, call: str, size: int, session: Session) -> list[Re
         command = tender.command_line(session.guest("disk"), disk=session.disk())
         return size * 1000 / standin.run(command, scenario, session.folder).median_ns
 
-    return [Result(name, "MB/s", in_turn(session.tenders, session.pairs, one), more_is_better=True)]
+    return [Result(name, "MB/s", in_turn(session.on_kvm, session.pairs, one), more_is_better=True)]
 
 
 def measure_guest(name: str, size: int, session: Session) -> list[Result]:

@@ -56,14 +56,14 @@ def measure_call(name: str, call: Call, session: Session) -> list[Result]:
         own.append(figures.own_ns)
         return figures.median_ns
 
-    samples = in_turn(session.tenders, session.pairs, one)
+    samples = in_turn(session.on_kvm, session.pairs, one)
     note = f"the stand-in's own {min(own):.1f} to {max(own):.1f} ns are taken off"
     return [Result(name, "ns", samples, _targets(session, call), note=note)]
 
 
 def _targets(session: Session, call: Call) -> dict[str, Target]:
     by_engine = {"c": Target(ratio=call.ratio), "python": Target(value=PYTHON_NS)}
-    return {tender.name: by_engine[tender.engine] for tender in session.tenders if tender.engine}
+    return {tender.name: by_engine[tender.engine] for tender in session.on_kvm if tender.engine}
 
 
 ROWS = [

@@ -57,11 +57,22 @@ def guest_memory(mappings: list[Mapping], size: int) -> list[Mapping]:
 
 
 def tender_pss_kib(pid: int) -> int:
-    """PSS of a process that runs a guest of MEM_MIB, without the guest's memory."""
+    """PSS of a tender with a guest of MEM_MIB, without the guest's memory."""
     guest = guest_memory(parse_smaps(Path(f"/proc/{pid}/smaps").read_text()), MEM_MIB << 20)
     if not guest:
         raise Unavailable(f"process {pid}: no mapping of {MEM_MIB} MiB")
-    return pss_kib(pid) - sum(mapping.pss_kib for mapping in guest)
+    own = pss_kib(pid) - sum(mapping.pss_kib for mapping in guest)
+    return own + sum(map(_guest_process_kib, _children(pid)))
+
+
+def _children(pid: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def _guest_process_kib(pid: int) -> int:
+    """PSS of a guest's process on the native CPU, without guest memory, which is at its start."""
+    mappings = parse_smaps(Path(f"/proc/{pid}/smaps").read_text())
+    return sum(each.pss_kib for each in mappings if each.start > MEM_MIB << 20)
 
 
 def pss_kib(pid: int) -> int:

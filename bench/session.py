@@ -48,6 +48,11 @@ class Session:
         self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=parent))
         self._namespace: Namespace | None = None
 
+    @property
+    def on_kvm(self) -> list[Tender]:
+        """Those that the stand-in for KVM_RUN can measure."""
+        return [tender for tender in self.tenders if tender.kvm]
+
     def close(self) -> None:
         if self._namespace:
             self._namespace.close()

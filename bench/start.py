@@ -53,7 +53,7 @@ def measure_bare(session: Session) -> list[Result]:
     def one(tender: Tender) -> float:
         return spawn_ms(tender.command_line(HELLO), env)
 
-    samples = in_turn(session.tenders, session.pairs * PAIRS, one)
+    samples = in_turn(session.on_kvm, session.pairs * PAIRS, one)
     return [Result("hello-bare", "ms", samples)]
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.results import REFERENCE
+from tender import accel
 
 MEM_MIB = 34  # odd enough to be found among the mappings of a process
 ENGINES = ("c", "python")
@@ -20,11 +21,12 @@ ENGINES = ("c", "python")
 
 @dataclass(frozen=True)
 class Tender:
-    """A command; `engine` is None for the reference."""
+    """A command; `engine` is None for the reference. `kvm`: its guests run on KVM."""
 
     name: str
     command: tuple[str, ...]
     engine: str | None
+    kvm: bool = True
 
     def command_line(
         self,
@@ -54,14 +56,18 @@ def installed() -> Path:
 
 
 def find_all(ptender: Path, engines: list[str]) -> list[Tender]:
-    """The reference where SOLO5_HVT names it, then ptender with each engine that it has."""
+    """The reference where SOLO5_HVT names it, then ptender with each engine that it has, and on
+    the native CPU where that can be had."""
     found = [_reference()] if os.environ.get("SOLO5_HVT") else []
     if "--engine" not in _help(ptender):
         return [*found, Tender("ptender python", (str(ptender),), "python")]
-    return found + [
+    found += [
         Tender(f"ptender {engine}", (str(ptender), "--cpu=kvm", f"--engine={engine}"), engine)
         for engine in engines
     ]
+    if "c" in engines and accel.native_usable():
+        found.append(Tender("ptender native", (str(ptender), "--cpu=native"), "c", kvm=False))
+    return found
 
 
 def _reference() -> Tender:

@@ -1,11 +1,13 @@
 """Instructions per second, and times of a store, a random number and a hypercall: each CPU.
 
-CPU time of this process is measured, because others may use the machine. The time of a start is
-subtracted: the guest runs with little and with much to do.
+CPU time is measured, because others may use the machine; of the native CPU, whose two processes
+take turns, the time that passes. The time of a start is subtracted: the guest runs with little and
+with much to do.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -16,12 +18,13 @@ from pathlib import Path
 from bench.results import Result, Target
 from bench.rows import Row
 from bench.session import Session, Unavailable
-from tender import machine
+from tender import accel, machine
 from tender.config import Config
 from tender.errors import TenderError
 from tender.stop import Stop
 
 ROUNDS = 5
+NATIVE_CALL_US, NATIVE_CALL_1_US = 6, 15  # with two CPUs, and with one
 SOURCE = """\
 #include <solo5.h>
 
@@ -100,25 +103,33 @@ def seconds(kernel: Path, cpu: str, letter: str, count: int, console: int) -> fl
     config = Config(
         str(kernel), (letter, str(count)), mem_bytes=8 << 20, console_fd=console, cpu=cpu
     )
-    start = time.process_time()
+    now = time.perf_counter if cpu == "native" else time.process_time
+    start = now()
     outcome = machine.run(config, Stop(), lambda _: None)
     if outcome.reason != "halted" or outcome.status:
         raise SystemExit(f"{cpu}: the guest did not end well: {outcome}")
-    return time.process_time() - start
+    return now() - start
 
 
 def per_turn(kernel: Path, cpu: str, loop: Loop, console: int) -> float:
     """Seconds per turn; a KVM that is slow gets less to do."""
-    slow = cpu != "soft" and seconds(kernel, cpu, loop.letter, loop.few, console) >= 0.05
+    slow = cpu == "kvm" and seconds(kernel, cpu, loop.letter, loop.few, console) >= 0.05
     count = loop.few if slow else loop.many
     none = seconds(kernel, cpu, loop.letter, 1, console)
     return max(seconds(kernel, cpu, loop.letter, count, console) - none, 1e-9) / count
 
 
+def _native_target(loop: Loop, names: dict[str, str]) -> dict[str, Target]:
+    is_call = loop.name == "cpu-call" and "native" in names
+    return {names["native"]: Target(value=NATIVE_CALL_US)} if is_call else {}
+
+
 def measure(session: Session) -> list[Result]:
-    """All loops, of the software CPU and of KVM, for the table."""
+    """All loops, of each CPU, for the table; a call on the native one with a single CPU, too."""
     kernel = build(session.folder)
-    names = {"soft": "ptender --cpu=soft", "kvm": "ptender --cpu=kvm"}
+    cpus = ("soft", "native", "kvm") if accel.native_usable() else ("soft", "kvm")
+    names = {cpu: f"ptender --cpu={cpu}" for cpu in cpus}
+    single: list[float] = []
     samples = {loop: {name: list[float]() for name in names.values()} for loop in LOOPS}
     with open("/dev/null", "wb") as null:
         for _ in range(2 if session.quick else ROUNDS):
@@ -129,16 +140,33 @@ def measure(session: Session) -> list[Result]:
                     except TenderError as error:
                         raise Unavailable(str(error)) from None
                     samples[loop][name].append(loop.value(turn))
-    return [
+            if "native" in names:
+                single.append(_on_one_cpu(kernel, null.fileno()))
+    found = [
         Result(
             loop.name,
             loop.unit,
             samples[loop],
-            {names["soft"]: Target(value=loop.target)},
+            {names["soft"]: Target(value=loop.target)} | _native_target(loop, names),
             more_is_better=loop.more_is_better,
         )
         for loop in LOOPS
     ]
+    if single:
+        target = {names["native"]: Target(value=NATIVE_CALL_1_US)}
+        found.append(Result("cpu-call-1", "us", {names["native"]: single}, target))
+    return found
+
+
+def _on_one_cpu(kernel: Path, console: int) -> float:
+    """A call on the native CPU, in us, where tender and guest have one CPU of the machine."""
+    (call,) = (loop for loop in LOOPS if loop.name == "cpu-call")
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cpus)})
+    try:
+        return call.value(per_turn(kernel, "native", call, console))
+    finally:
+        os.sched_setaffinity(0, cpus)
 
 
 ROWS = [Row("cpu", "rates and times of instructions, and of a WALLTIME, of each CPU", measure)]
