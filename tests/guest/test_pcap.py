@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from tender import Descriptor, Guest
 from tests.guest.conftest import PTENDER, Build, Run
 from tests.unit.test_pcapng import read
+from tests.waiting import wait_until, wait_until_asleep
 
 IN, OUT = 1, 2
 ASKED, ANSWERED = bytes(range(60)), bytes([0x55]) * 60  # guest-bindings/tests/frames.c
@@ -89,8 +91,34 @@ def test_a_frame_that_found_no_room(
 
 
 @pytest.mark.parametrize("engine", ["c", "python"])
+def test_a_full_disk(cpu: str, guest: Build, tmp_path: Path, engine: str) -> None:
+    """One line, and the guest goes on: here a file may get longer by a part of a packet only."""
+    file = tmp_path / "packets.pcapng"
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        fd = theirs.fileno()
+        options = ["--mem=8", f"--engine={engine}", f"--pcap={file}", f"--net=@{fd}"]
+        options.append("--sandbox=off")  # so that its limit can be set from here
+        process = subprocess.Popen(
+            [str(PTENDER), *options, str(guest("frames"))],
+            pass_fds=[fd], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        wait_until(lambda: file.exists() and file.stat().st_size)
+        wait_until_asleep(process.pid)
+        room = file.stat().st_size + 40
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (room, room))
+        ours.send(ASKED)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, (output, errors)
+    assert "SUCCESS" in output
+    assert errors.splitlines()[1:] == [
+        "ptender: packets of network device 'service': they end here: write: File too large; "
+        "the guest goes on"
+    ]
+
+
+@pytest.mark.parametrize("engine", ["c", "python"])
 def test_a_reader_that_goes_away(ptender: Run, guest: Build, tmp_path: Path, engine: str) -> None:
-    """As a full disk: one line, and the guest goes on."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
@@ -98,19 +126,18 @@ def test_a_reader_that_goes_away(ptender: Run, guest: Build, tmp_path: Path, eng
 
     def leave() -> None:
         os.set_blocking(reader, True)
-        while not os.read(reader, 1 << 16):
-            os.sched_yield()  # nobody writes yet
+        wait_until(lambda: bool(os.read(reader, 1 << 16)))  # the end, while nobody writes yet
         os.close(reader)
         ours.send(ASKED)
 
     with ours, theirs:
         fd = theirs.fileno()
-        thread = threading.Thread(target=leave)
+        thread = threading.Thread(target=leave, daemon=True)
         thread.start()
         options = ["--mem=8", f"--engine={engine}", f"--pcap={fifo}", f"--net=@{fd}"]
         done = ptender(*options, guest("frames"), pass_fds=[fd])
+        assert done.returncode == 0, done
         thread.join()
-    assert done.returncode == 0, done
     assert "SUCCESS" in done.stdout
     assert done.stderr == (
         "ptender: packets of network device 'service': they end here: write: Broken pipe; "
