@@ -21,6 +21,7 @@ from .conftest import PTENDER, Build
 
 pytestmark = pytest.mark.skipif(bool(native.missing()), reason=native.missing() or "-")
 ROOT = os.geteuid() == 0
+HEADER = Path(native.__file__).with_name("native.h")
 
 
 @pytest.fixture
@@ -107,6 +108,7 @@ def test_a_signal_ends_a_loop(looping: tuple[subprocess.Popen[str], int]) -> Non
 
 GUEST = """
 #include <solo5.h>
+#include "{header}"
 static void attack(void) {{ {body} }}
 int solo5_app_main(const struct solo5_start_info *info) {{ (void)info; attack(); return 0; }}
 """
@@ -138,7 +140,7 @@ ATTACKS = {
     "no turn": SHARED + " *(volatile unsigned *)at = 2; for (;;) ;",
     "one call for ever": "solo5_clock_wall();"
     + SHARED
-    + " unsigned long *rip = (unsigned long *)(*(unsigned long *)(at + 40) + 168);"
+    + " unsigned long *rip = (unsigned long *)(((struct native_shared *)at)->context + 168);"
     + " unsigned long call = *rip - 1;"
     + " for (;;) { *rip = call; *(volatile unsigned *)at = 1; }",
 }
@@ -147,7 +149,7 @@ ATTACKS = {
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_ends_the_guest_only(tmp_path: Path, name: str) -> None:
     source, image = tmp_path / "attack.c", tmp_path / "attack.hvt"
-    source.write_text(GUEST.format(body=ATTACKS[name]))
+    source.write_text(GUEST.format(body=ATTACKS[name], header=HEADER))
     subprocess.run([PTENDER, "build", source, "-o", image], check=True)
     with subprocess.Popen(
         [PTENDER, "--cpu=native", "--mem=8", image],

@@ -39,8 +39,8 @@ U64 = 1 << 64
 FUTEX, FUTEX_WAKE = 202, 1
 
 # Offsets in what the two share, in ucontext_t (as the kernel has it), and in that of a register.
-TURN, SIGNO, CONTEXT = (
-    ffi.offsetof("struct native_shared", name) for name in ("turn", "signo", "context")
+TURN, SIGNO, CODE, CONTEXT = (
+    ffi.offsetof("struct native_shared", name) for name in ("turn", "signo", "code", "context")
 )
 GREGS, FPREGS, FRAME = 40, 224, 936
 RAX, RSP, RIP, RFLAGS, CS, ERROR, TRAPNO, CR2 = 13, 15, 16, 17, 18, 19, 20, 22
@@ -124,6 +124,7 @@ class Guest:
             context = word(chance)
         signo = chance.choice((11, 11, 11, 7, 4, 8, 5, 31, chance.getrandbits(31)))
         struct.pack_into("<iIQ", self.shared, SIGNO, signo, chance.getrandbits(32), word(chance))
+        struct.pack_into("<i", self.shared, CODE, chance.choice((0, 1, 0x80)))
         struct.pack_into("<3Q", self.shared, CONTEXT, context, word(chance), word(chance))
         for index in range(23):
             self._set_register(index, word(chance))
