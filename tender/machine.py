@@ -181,7 +181,16 @@ def _become(
     sandbox = process.check_sandbox(sandbox)
     devices = open_devices(image.manifest, inputs.nets, inputs.blocks, stop, warn, cleanup)
     process.become(
-        config, inputs.file, inputs.fds, devices.block, devices.net, stop, sandbox, started, cleanup
+        config,
+        inputs.file,
+        inputs.fds,
+        devices.block,
+        devices.net,
+        stop,
+        warn,
+        sandbox,
+        started,
+        cleanup,
     )
 
 

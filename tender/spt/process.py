@@ -11,6 +11,7 @@ may be in the plan or among the descriptors but what is the guest's own.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from _signal import (  # type: ignore[import-not-found]  # without the enums of `signal`
     SIG_BLOCK,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from tender.config import Config
     from tender.image.elf import Image
     from tender.image.file import ImageFile
+    from tender.modules import Warn
     from tender.modules.block import Block
     from tender.modules.net import Net
     from tender.observe.core import Target
@@ -98,6 +100,7 @@ def become(
     block: Block,
     net: Net,
     stop: Stop,
+    warn: Warn,
     sandbox: Sandbox,
     started: Callable[[str], None] | None,
     cleanup: Cleanup,
@@ -118,6 +121,7 @@ def become(
     core = _open_core(config.dumpcore, cleanup)
     fds = {
         **inherited,
+        "console": _blocking(inherited["console"], warn, cleanup),
         "epoll": confine.call(lib.SYS_epoll_create1, CLOEXEC),
         "timer": confine.call(lib.SYS_timerfd_create, lib.CLOCK_MONOTONIC, CLOEXEC | NONBLOCK),
     }
@@ -194,6 +198,27 @@ def _watch(epoll: int, fd: int, data: int) -> None:
     """The guest's epoll set reports `data` when there is something to read."""
     event = ffi.new("char[]", EPOLL_EVENT.pack(EPOLLIN, data))
     confine.call(lib.SYS_epoll_ctl, epoll, EPOLL_CTL_ADD, fd, int(ffi.cast("uintptr_t", event)))
+
+
+def _blocking(fd: int, warn: Warn, cleanup: Cleanup) -> int:
+    """The console, opened again where O_NONBLOCK is set: guests take no notice of a full pipe.
+
+    The flag is not cleared, because others may share the open file.
+    """
+    if not fcntl(fd, F_GETFL) & NONBLOCK:
+        return fd
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        try:
+            again = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NOCTTY | CLOEXEC)
+        except OSError:
+            pass
+        else:
+            cleanup.callback(lambda: os.close(again))
+            return again
+    if not stat.S_ISREG(mode):
+        warn("console: O_NONBLOCK is set: output is lost where its reader is slow")
+    return fd
 
 
 def _read_only(name: str, fd: int, cleanup: Cleanup) -> int:

@@ -17,7 +17,7 @@ import pytest
 
 from tests.guest.conftest import BINDINGS, PTENDER, Build, Run, builder, shared_folder
 from tests.needs import needs
-from tests.waiting import children
+from tests.waiting import children, wait_until_blocked
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="spt guests run on x86_64")
 
@@ -406,6 +406,21 @@ def test_what_it_holds_and_may(guest: Build, disk: Path) -> None:
         assert os.listdir(proc / "root") == []
         limits = (proc / "limits").read_text()
         assert "Max core file size        0 " in limits
+
+
+def test_no_output_is_lost_in_a_pipe_that_does_not_block(guest: Build) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with subprocess.Popen([str(PTENDER), str(guest("flood"))], stdout=writer) as process:
+        try:
+            wait_until_blocked(process.pid, reader)
+            assert not os.get_blocking(writer), "others still have it as it was"
+            with open(reader) as file:
+                lines = [file.readline() for _ in range(50000)]
+        finally:
+            process.kill()
+            os.close(writer)
+    assert lines[2:] == [f"flood {number}\n" for number in range(len(lines) - 2)]
 
 
 @pytest.mark.parametrize("signo", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
