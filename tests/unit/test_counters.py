@@ -100,6 +100,25 @@ def test_a_list_shows_and_keeps_no_unlocked_file(page: counters.Page, folder: Pa
     (folder / "fifo.1.1").unlink()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root sees the guests of others")
+def test_root_sees_all(page: counters.Page, folder: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "users" / "1000"
+    theirs.parent.mkdir()
+    folder.rename(theirs)
+    dead = theirs / "dead.4194999.1"
+    dead.touch()
+    assert [each.name for each in guests.running()] == ["web"]
+    os.chown(theirs, 1000, 1000)
+    assert [each.name for each in guests.running()] == ["web"]
+    assert not dead.exists(), "it was root's when it was listed first"
+    dead.touch()
+    assert [each.name for each in guests.running()] == ["web"]
+    assert dead.exists(), "what is another user's stays"
+    dead.unlink()
+    theirs.rename(folder)
+    os.chown(folder, 0, 0)
+
+
 def test_a_folder_that_others_may_write_to_is_not_used(folder: Path) -> None:
     folder.mkdir()
     folder.chmod(0o777)
