@@ -36,12 +36,18 @@ static inline void guest_enter(struct activity *activity)
         add_ticks(activity, -ticks());
 }
 
-/* The guest has been left. */
-static inline void guest_exit(struct activity *activity)
+static inline void count_exit(struct activity *activity)
 {
     if (!activity)
         return;
-    add_ticks(activity, ticks());
     const uint64_t exits = atomic_load_explicit(&activity->exits, memory_order_relaxed);
     atomic_store_explicit(&activity->exits, exits + 1, memory_order_relaxed);
+}
+
+/* The guest has been left. */
+static inline void guest_exit(struct activity *activity)
+{
+    if (activity)
+        add_ticks(activity, ticks());
+    count_exit(activity);
 }
