@@ -174,10 +174,13 @@ def _become(
     started: Callable[[str], None] | None,
 ) -> NoReturn:
     """Run an spt guest, which this process becomes."""
-    from tender.spt import process
+    from tender.spt import refusals
 
     image = inputs.file.image
-    process.check(config, image)
+    refusals.check(config, image.machine)
+    from tender.spt import process  # which is for this machine
+
+    process.check()
     sandbox = process.check_sandbox(sandbox)
     devices = open_devices(image.manifest, inputs.nets, inputs.blocks, stop, warn, cleanup)
     process.become(

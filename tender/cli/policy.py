@@ -127,7 +127,7 @@ def show(config: Config) -> Shown:
     if is_spt:
         from tender.spt import refusals
 
-        refusals.check(config)
+        refusals.check(config, image.machine)
     nets = assign(image.manifest, lib.MFT_DEV_NET_BASIC, config.net)
     blocks = assign(image.manifest, lib.MFT_DEV_BLOCK_BASIC, config.block)
     check_all_attached(image.manifest, [*nets, *blocks])

@@ -28,12 +28,10 @@ from tender._native import ffi, lib
 from tender.boot.bootinfo import join_cmdline
 from tender.boot.layout import PAGE_SIZE
 from tender.errors import DeviceError, HostError, UsageError, option
-from tender.image.elf import MACHINES
 from tender.image.manifest import Attached, encode
 from tender.memory import GuestMemory
 from tender.sandbox import confine
 from tender.sandbox.fdtable import overlay_handle, spt_table
-from tender.spt import refusals
 from tender.spt.region import Overlay, Region, protections
 
 TYPE_CHECKING = False
@@ -43,7 +41,6 @@ if TYPE_CHECKING:
 
     from tender.cleanup import Cleanup
     from tender.config import Config
-    from tender.image.elf import Image
     from tender.image.file import ImageFile
     from tender.modules import Warn
     from tender.modules.block import Block
@@ -58,12 +55,8 @@ EPOLL_EVENT = struct.Struct("<IQ")  # packed on x86_64
 CLOEXEC, NONBLOCK = os.O_CLOEXEC, os.O_NONBLOCK
 
 
-def check(config: Config, image: Image) -> None:
-    """Refuse what no spt guest can have; raises UsageError, DeviceError or HostError."""
-    refusals.check(config)
-    here, guest = os.uname().machine, MACHINES[image.machine]
-    if not here == guest == "x86_64":
-        raise HostError(f"spt: x86_64 guests on x86_64; this guest is for {guest}, here is {here}")
+def check() -> None:
+    """Raise HostError where this process can't become a guest."""
     if confine.call(lib.SYS_personality, GET_PERSONALITY) & READ_IMPLIES_EXEC:
         raise HostError("spt: this process has READ_IMPLIES_EXEC (see setarch -X): memory of the "
                         "guest would be executable")  # fmt: skip

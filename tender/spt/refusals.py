@@ -5,8 +5,11 @@ There is no tender beside a running spt guest: what needs one between guest and 
 
 from __future__ import annotations
 
+import os
+
 from tender.config import BlockRemote, Descriptor
-from tender.errors import DeviceError, UsageError, option, setting
+from tender.errors import DeviceError, HostError, UsageError, option, setting
+from tender.image.elf import MACHINES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,8 +18,14 @@ if TYPE_CHECKING:
 NO_TENDER = "no tender is beside a running spt guest"
 
 
-def check(config: Config) -> None:
-    """Raise UsageError or DeviceError for what no spt guest can have."""
+def check(config: Config, machine: int) -> None:
+    """Raise UsageError or DeviceError for what no spt guest can have, HostError for a guest for
+    another machine (EM_*) than this one."""
+    here, guest = os.uname().machine, MACHINES[machine]
+    if not here == guest == "x86_64":
+        raise HostError(
+            f"spt: x86_64 guests run on x86_64; this guest is for {guest}, this machine is {here}"
+        )
     refused = {
         ("--report", "report"): config.report is not None,
         ("--trace", "trace"): config.trace is not None,

@@ -11,8 +11,9 @@ import pytest
 from tender._native import lib
 from tender.config import BlockFile, BlockRemote, Config, Descriptor, Tap, UserNet, VirtualTime
 from tender.dataclass import replace
-from tender.errors import TenderError, UsageError
+from tender.errors import HostError, TenderError, UsageError
 from tender.image import manifest
+from tender.image.elf import EM_AARCH64, EM_X86_64
 from tender.image.manifest import Attached, Device, Manifest
 from tests.unit import elves
 
@@ -41,13 +42,20 @@ PLAIN = Config("k.spt")
 )
 def test_what_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(TenderError, match=message):
-        refusals.check(replace(PLAIN, **change))
+        refusals.check(replace(PLAIN, **change), EM_X86_64)
 
 
 def test_what_is_not() -> None:
     net = (("a", Tap("tap0")), ("b", Descriptor(3)), ("d", UserNet()))
-    refusals.check(replace(PLAIN, net=net, block=(("c", BlockFile("x", readonly=True)),)))
-    refusals.check(replace(PLAIN, net_ring=False, hugepages=True, user="nobody"))
+    refusals.check(
+        replace(PLAIN, net=net, block=(("c", BlockFile("x", readonly=True)),)), EM_X86_64
+    )
+    refusals.check(replace(PLAIN, net_ring=False, hugepages=True, user="nobody"), EM_X86_64)
+
+
+def test_a_guest_for_another_machine() -> None:
+    with pytest.raises(HostError, match="this guest is for aarch64, this machine is x86_64"):
+        refusals.check(PLAIN, EM_AARCH64)
 
 
 def test_there_is_no_run_without_a_sandbox() -> None:
