@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 PACKET_MAX = 0x4000  # bytes of a packet's data, as they are sent
 WAITING_MAX = 1 << 18  # bytes that a debugger may send ahead
 _ESCAPED = b"#$}*"
+CTRL_C, DOLLAR, MINUS = b"\x03$-"
 
 
 class ProtocolError(Exception):
@@ -55,39 +56,38 @@ class Decoder:
     """What a debugger sends, cut into packets."""
 
     def __init__(self) -> None:
-        self._waiting = b""
+        self._waiting, self._at = b"", 0
 
     def feed(self, data: bytes) -> Iterator[Packet | Interrupt | Again]:
         """What is complete with `data`. Raises ProtocolError for a packet that is too long."""
-        self._waiting += data
-        while self._waiting:
-            begin = self._waiting[:1]
-            if begin != b"$":
-                self._waiting = self._waiting[1:].lstrip(b"+")
-                if begin == b"\x03":
-                    yield Interrupt()
-                elif begin == b"-":
-                    yield Again()
+        self._waiting = self._waiting[self._at :] + data
+        self._at = 0
+        while self._at < len(self._waiting):
+            begin = self._waiting[self._at]
+            if begin == DOLLAR:
+                packet = self._packet()
+                if packet is None:
+                    return
+                yield packet
                 continue
-            packet = self._packet()
-            if packet is None:
-                return
-            yield packet
+            self._at += 1
+            if begin == CTRL_C:
+                yield Interrupt()
+            elif begin == MINUS:
+                yield Again()
 
     def _packet(self) -> Packet | None:
         """Take the packet at the beginning, if all of it is there."""
-        end = self._waiting.find(b"#")
-        data = self._waiting[1 : end if end >= 0 else None]
-        again = data.rfind(b"$")  # data has none: a packet was cut, and here is another one
-        if again >= 0:
-            self._waiting = self._waiting[1 + again :]
-            return self._packet()
+        end = self._waiting.find(b"#", self._at)
+        # Data has no $: a packet was cut, and here is another one.
+        self._at = self._waiting.rfind(b"$", self._at, end if end >= 0 else None)
+        data = self._waiting[self._at + 1 : end if end >= 0 else None]
         if len(data) > PACKET_MAX:
             raise ProtocolError("a packet that is too long")
         if end < 0 or len(self._waiting) < end + 3:
             return None
         digits = self._waiting[end + 1 : end + 3]
-        self._waiting = self._waiting[end + 3 :]
+        self._at = end + 3
         intact = digits.lower() == b"%02x" % (sum(data) & 0xFF)
         return Packet(_decode(data) if intact else b"", intact)
 

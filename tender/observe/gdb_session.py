@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 SIGINT, SIGILL, SIGTRAP, SIGABRT, SIGSEGV, SIGSYS = 2, 4, 5, 6, 11, 12  # gdb's own numbers
 STOPS_MAX = 4096  # breakpoints and watchpoints
 NO_MEMORY = b"E14"
+_PACKET_BYTES = 100  # what a packet takes beside its data
 OK = b"OK"
 _DATA_MAX = PACKET_MAX // 2 - 16  # bytes of memory in one packet
 _FEATURES = (
@@ -83,6 +84,7 @@ class Session:
         self._target = target
         self._decoder = Decoder()
         self._waiting: deque[Packet] = deque()
+        self._waiting_bytes = 0
         self._acknowledges = True
         self._last = b""  # the last packet that was sent
         self._reason = b"T05thread:1;"
@@ -102,7 +104,8 @@ class Session:
                 sent += self._acknowledge(each)
                 if each.intact:
                     self._waiting.append(each)
-            if sum(len(packet.data) + 16 for packet in self._waiting) > WAITING_MAX:
+                    self._waiting_bytes += len(each.data) + _PACKET_BYTES
+            if self._waiting_bytes > WAITING_MAX:
                 raise ProtocolError("packets that do not wait for the guest to stop")
             sent += self._answers()
         return sent
@@ -115,7 +118,9 @@ class Session:
     def _answers(self) -> bytes:
         sent = b""
         while self._waiting and self.action is None:
-            answer = self._answer(self._waiting.popleft().data)
+            data = self._waiting.popleft().data
+            self._waiting_bytes -= len(data) + _PACKET_BYTES
+            answer = self._answer(data)
             if answer is not None:
                 self._last = encode(answer)
                 sent += self._last
