@@ -197,7 +197,6 @@ class _Lib:
     SYS_landlock_create_ruleset: int
     SYS_landlock_restrict_self: int
     SYS_mount: int
-    SYS_personality: int
     SYS_pivot_root: int
     SYS_prctl: int
     SYS_prlimit64: int

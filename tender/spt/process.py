@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from tender.sandbox.sandbox import Sandbox
     from tender.stop import Stop
 
-READ_IMPLIES_EXEC, GET_PERSONALITY = 0x0400000, 0xFFFFFFFF  # linux/personality.h
 EPOLL_CTL_ADD, EPOLLIN = 1, 1  # linux/eventpoll.h
 EPOLL_EVENT = struct.Struct("<IQ")  # packed on x86_64
 CLOEXEC, NONBLOCK = os.O_CLOEXEC, os.O_NONBLOCK
@@ -57,9 +56,6 @@ CLOEXEC, NONBLOCK = os.O_CLOEXEC, os.O_NONBLOCK
 
 def check() -> None:
     """Raise HostError where this process can't become a guest."""
-    if confine.call(lib.SYS_personality, GET_PERSONALITY) & READ_IMPLIES_EXEC:
-        raise HostError("spt: this process has READ_IMPLIES_EXEC (see setarch -X): memory of the "
-                        "guest would be executable")  # fmt: skip
     lowest = _lowest_address()
     if lowest > lib.SPT_GUEST_START:
         raise HostError(
