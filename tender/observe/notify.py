@@ -19,13 +19,14 @@ def open_socket(path: str, cleanup: Cleanup) -> int:
     Raises HostError.
     """
     manager = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK)
-    cleanup.callback(manager.close)
     try:
         manager.connect(f"\0{path[1:]}" if path.startswith("@") else path)
     except (OSError, ValueError) as error:
         errno = error.errno if isinstance(error, OSError) else None
         raise HostError(f"NOTIFY_SOCKET={path}", "connect", errno or 0) from None
-    return manager.fileno()
+    fd = manager.detach()
+    cleanup.callback(lambda: os.close(fd))
+    return fd
 
 
 def ready(fd: int, kernel: str) -> None:
