@@ -13,7 +13,6 @@ from enum import Enum
 from math import inf
 from time import monotonic
 
-from tender import accel
 from tender.boot import layout
 from tender.config import Config, as_flag
 from tender.dataclass import replace
@@ -451,7 +450,7 @@ class Guest:
 
     def _launch(self) -> None:
         """Open the devices, and hand them to a process with what it is to run."""
-        config = replace(self.config, cpu=accel.from_environment(self.config.cpu))
+        config = self.config
         devices = Devices(self._net, self._block, self._sink, self._report, self._console)
         self._devices = devices
         try:

@@ -138,6 +138,7 @@ def _take_context(job: protocol.Job, descriptors: list[int]) -> None:
         os.close(fd)
     os.fchdir(folder)
     os.close(folder)
+    os.environ[accel.ENVIRONMENT] = job.default_cpu
     if job.umask is not None:
         os.umask(job.umask)
     try:

@@ -130,7 +130,15 @@ class Process:
         self._core_folder = config.dumpcore or ""
         self._warm_request = _warm_request(config)
         cpus = tuple(os.sched_getaffinity(0))
-        job = protocol.pack_job(Job(config, len(descriptors) + 1, cpus, server.umask()))
+        job = protocol.pack_job(
+            Job(
+                config,
+                len(descriptors) + 1,
+                cpus,
+                server.umask(),
+                os.environ.get(accel.ENVIRONMENT, ""),
+            )
+        )
         folder = _current_folder()
         try:
             self._server, child = _program_here().take(self)
@@ -368,7 +376,7 @@ def _current_folder() -> int:
 def _warm_request(config: Config) -> bytes:
     """The request for a child that is warmed up for a guest like this one."""
     virtual = config.clock is not None or config.instructions is not None
-    return protocol.WARM["soft" if virtual else accel.likely(config.cpu)]
+    return protocol.WARM["soft" if virtual else accel.likely(accel.from_environment(config.cpu))]
 
 
 def _syscall_name(number: int) -> str:

@@ -89,7 +89,7 @@ class Malformed(Exception):
 
 @dataclass
 class Job:
-    """What a child does: run a guest, with the CPU affinity and the umask of its program.
+    """What a child does: run a guest, with what is the program's own of its process.
 
     `descriptors` is the number of those that come with it, the current directory last.
     """
@@ -98,6 +98,7 @@ class Job:
     descriptors: int
     cpus: tuple[int, ...]
     umask: int | None = None  # None: the server's
+    default_cpu: str = ""  # PTENDER_CPU of the program
 
 
 def receive(sock: socket.socket, size: int, flags: int = 0) -> bytes | None:
@@ -177,7 +178,8 @@ def numbers_in_child(descriptors: Iterable[int]) -> dict[int, int]:
 
 def pack_job(job: Job) -> bytes:
     """The bytes of a job whose Config has the child's descriptors; raises ConfigError."""
-    return marshal.dumps((_plain(job.config), job.descriptors, job.cpus, job.umask))
+    _, *rest = job.__dict__.values()
+    return marshal.dumps((_plain(job.config), *rest))
 
 
 def unpack_job(data: bytes) -> Job:
