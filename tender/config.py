@@ -47,7 +47,7 @@ _INTERFACE_NAME_MAX = 15  # bytes: IFNAMSIZ with its NUL
 _FD_MAX = (1 << 31) - 1
 _INT64_MAX = (1 << 63) - 1
 _HEX_DIGITS = frozenset("0123456789abcdefABCDEF")
-_NAME_MAX = 64  # letters of a guest's name
+NAME_MAX = 64  # letters of a guest's name
 _NAME_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -117,8 +117,8 @@ def as_interface_name(name: str, value: Any) -> str:
 def as_guest_name(name: str, value: Any) -> str:
     """A name for lists of guests."""
     text = _text(value) or ""
-    if not 0 < len(text) <= _NAME_MAX or not _NAME_LETTERS.issuperset(text):
-        expected = f"a name of 1 to {_NAME_MAX} letters, digits, '.', '_' and '-'"
+    if not 0 < len(text) <= NAME_MAX or not _NAME_LETTERS.issuperset(text):
+        expected = f"a name of 1 to {NAME_MAX} letters, digits, '.', '_' and '-'"
         raise InvalidValue(name, value, expected)
     return text
 
@@ -529,7 +529,7 @@ def guest_name(config: Config) -> str:
     name = "".join(
         letter if letter in _NAME_LETTERS else "_" for letter in os.path.basename(config.kernel)
     )
-    return name[:_NAME_MAX] or "guest"
+    return name[:NAME_MAX] or "guest"
 
 
 def is_number(text: str) -> bool:

@@ -15,6 +15,7 @@ import socket
 import termios
 import time
 
+from tender.config import NAME_MAX
 from tender.errors import ConfigError, HostError, TenderError
 from tender.oci import cgroups, hooks, network
 from tender.oci.guest import memory, tender_command
@@ -52,7 +53,8 @@ def create(
     try:
         hooks.run(bundle, "prestart", id, "creating")
         hooks.run(bundle, "createRuntime", id, "creating")
-        process = _Process(states.path(id, FIFO), bundle, guest, tender, mem_mib, console_socket)
+        named = [*tender, f"--name={id.replace('+', '_')[:NAME_MAX]}"]
+        process = _Process(states.path(id, FIFO), bundle, guest, named, mem_mib, console_socket)
         container = Container(
             id,
             bundle.folder,

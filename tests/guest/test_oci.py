@@ -126,6 +126,8 @@ def test_its_life(runtime: Runtime, make: Any) -> None:
     assert "cannot delete a container that is running" in runtime.refuses("delete", "one")
     assert pid in json.loads(runtime("ps", "--format", "json", "one").stdout)
     assert runtime("list", "-q").stdout == "one\n"
+    listed = subprocess.run([PTENDER, "ps", "--json"], capture_output=True, text=True, check=True)
+    assert [each["name"] for each in json.loads(listed.stdout) if each["pid"] == pid] == ["one"]
     assert "no processes beside its own" in runtime.refuses("exec", "--tty", "one", "sh")
     runtime("kill", "one", "TERM")
     wait_until(lambda: runtime.status() == "stopped")
