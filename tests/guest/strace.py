@@ -81,7 +81,7 @@ def used(shown: Shown, threads: dict[str, list[Call]]) -> tuple[set[Entry], list
     entries: set[Entry] = set()
     strange = []
     for calls in threads.values():
-        rules: list[Rule] = shown.ring if is_ring(calls) else shown.main
+        rules: list[Rule] = shown.ring if shown.ring and is_ring(calls) else shown.main
         for name, given in calls:
             arguments = (os.getpid(), *given[1:]) if name == "tgkill" else given  # as PID is here
             found = [rule.entry for rule in rules if rule.allows(name, (*arguments, *[0] * 6))]

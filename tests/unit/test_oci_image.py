@@ -50,7 +50,7 @@ class Layout:
         assert self.config["rootfs"] == {"type": "layers", "diff_ids": [layer["digest"]]}
         self.root = folder / "root"
         with tarfile.open(self._path(layer)) as tar:
-            tar.extractall(self.root, filter="data")
+            tar.extractall(self.root)
 
     def _path(self, descriptor: Any) -> Path:
         algorithm, name = str(descriptor["digest"]).split(":")
@@ -65,7 +65,7 @@ class Layout:
 
 def unpacked(archive: str) -> Layout:
     with tarfile.open(archive) as tar:
-        tar.extractall("unpacked", filter="data")
+        tar.extractall("unpacked")
     return Layout(Path("unpacked"))
 
 
