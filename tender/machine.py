@@ -14,8 +14,9 @@ from tender._native import lib
 from tender.boot import bootinfo, layout
 from tender.cleanup import Cleanup
 from tender.clock import HostClock, VirtualClock
-from tender.config import Descriptor, guest_name, usable_memory
+from tender.config import usable_memory
 from tender.dataclass import dataclass, replace
+from tender.devices import open_devices
 from tender.errors import (
     EXIT_FAILURE,
     GuestFault,
@@ -29,45 +30,37 @@ from tender.host import keep_descriptors
 from tender.hypercalls import Dispatcher
 from tender.image.elf import EM_AARCH64, TARGETS
 from tender.image.file import ImageFile
-from tender.image.manifest import Attached, encode
+from tender.image.manifest import encode
 from tender.memory import GuestMemory
 from tender.modules import counters_value
-from tender.modules.assign import assign, assign_pcaps, check_all_attached
-from tender.modules.block import Block
 from tender.modules.console import Console
-from tender.modules.net import Net
 from tender.modules.poll import Poll
 from tender.modules.time import Time
 from tender.outcome import NetCounters, Outcome, Statistics
 from tender.sandbox import fdtable
-from tender.sandbox.fdtable import START_LABELS, FdTable, device_labels
+from tender.sandbox.fdtable import START_LABELS, FdTable
 from tender.stop import Stopped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from typing import Any, NoReturn, TypeAlias
+    from typing import Any, NoReturn
 
     from tender.accel import Kind, KvmAccelerator
-    from tender.config import BlockValue, Config, NetValue
+    from tender.config import Config
     from tender.cpu.vcpu import Vcpu
+    from tender.devices import Devices, Given
     from tender.engine.ring import Ring
     from tender.hypercalls import Halt, Module
     from tender.image.elf import Image
-    from tender.image.manifest import Manifest
     from tender.modules import Warn
-    from tender.modules.block import BlockDevice
-    from tender.modules.net import NetDevice
     from tender.observe.core import Target
     from tender.observe.counters import Page
     from tender.observe.gdb import GdbVcpu
     from tender.observe.pcap import Pcap
     from tender.observe.trace import Trace
-    from tender.rendezvous import Rendezvous
     from tender.sandbox.sandbox import Sandbox
     from tender.stop import Stop
-
-    Given: TypeAlias = tuple[tuple[str | None, Any], ...]
 
 
 def run(
@@ -141,7 +134,11 @@ def open_inputs(config: Config, cleanup: Cleanup, sandbox: Sandbox | None = None
     # First of all the descriptors: a number that was not passed must not be open by then.
     nets = keep_descriptors(config.net, "Could not attach interface", cleanup)
     blocks = keep_descriptors(config.block, "Could not open block device", cleanup)
-    fds = {"console": config.console_fd, "stderr": 2, **_trace_descriptor(config, cleanup)}
+    fds = {"console": config.console_fd, "stderr": 2}
+    if isinstance(config.trace, int):
+        from tender.observe import trace
+
+        fds["trace"] = trace.keep(config.trace, cleanup)
     path = config.kernel
     file = sandbox.read_image(ImageFile, path) if sandbox else ImageFile(path)
     cleanup.callback(file.close)
@@ -253,12 +250,16 @@ def assemble(
     memory.put(layout.BOOT_INFO, bootinfo.build(boot_info))
 
     fds |= vcpu.fds | (core.fds if core else {})
-    files = [file.info, *(os.fstat(disk.fd) for disk in devices.block.devices.values())]
-    fds |= _open_trace(config, files, cleanup)
-    fds |= _open_report(config, files, cleanup)
-    fds |= _open_notify(config, cleanup)
-    fds |= _open_gdb(config, warn, cleanup)
-    pcaps = _open_pcaps(config, image.manifest, devices.net, fds, files, clock, warn, cleanup)
+    pcaps: Mapping[int, Pcap] = {}
+    if _is_observed(config):
+        from tender.observe import observers
+
+        files = [file.info, *(os.fstat(disk.fd) for disk in devices.block.devices.values())]
+        fds |= observers.open_outputs(config, files, cleanup)
+        fds |= observers.open_gdb(config, warn, cleanup)
+        pcaps = observers.open_pcaps(
+            config, image.manifest, devices.net, fds, files, clock, warn, cleanup
+        )
     page = None
     if publish:
         from tender.observe import counters
@@ -276,12 +277,14 @@ def assemble(
             sandbox.report_missing(layer, reason)
 
     console = Console(fds["console"], stop, warn, config.console_limit)
-    poll = Poll(devices.net, stop, clock, _rendezvous(fds, clock, stop, devices.net))
+    poll = Poll(devices.net, stop, clock, devices.rendezvous(fds, clock, stop))
     modules: list[Module] = [console, Time(clock), poll, devices.block, devices.net]
     if page:
         console.counters, poll.counters = page.console, page.poll
     dispatcher = Dispatcher(memory, modules, image.machine)
-    trace = _make_trace(config, fds, memory, image.manifest, clock, stop, warn)
+    trace = None
+    if "trace" in fds:
+        trace = observers.make_trace(config, fds, memory, image.manifest, clock, stop, warn)
     ring_ = None
     if uses_engine(config, kind):
         from tender.engine.engine import Engine
@@ -296,7 +299,7 @@ def assemble(
         vcpu.count_in(page.activity)
     gdb = None
     if config.gdb is not None:
-        vcpu = gdb = _make_gdb(config, kind, fds, vcpu, whole, stop)
+        vcpu = gdb = observers.make_gdb(config, kind, fds, vcpu, whole, stop)
     core_bytes = core.size(memory.size) if core else None
     fd_table = _fd_table(kind, fds, devices, pcaps, core_bytes)
     machine = Machine(
@@ -361,79 +364,6 @@ class Machine:
         )
 
 
-@dataclass
-class Devices:
-    """The guest's devices, attached. `labels` is what the policies call them, by handle; `fds` are
-    descriptors that belong to no single device, by label."""
-
-    block: Block
-    net: Net
-    labels: Mapping[int, tuple[str, ...]]
-    fds: Mapping[str, int]
-
-    def by_handle(self) -> dict[int, BlockDevice | NetDevice]:
-        """All of them."""
-        return {**self.block.devices, **self.net.devices}
-
-    def attached(self) -> dict[int, Attached]:
-        """What the guest's manifest has of each, by handle."""
-        return {
-            handle: Attached(capacity=disk.capacity, block_size=disk.sector_size)
-            for handle, disk in self.block.devices.items()
-        } | {
-            handle: Attached(mac=port.mac, mtu=port.mtu)
-            for handle, port in self.net.devices.items()
-        }
-
-
-def open_devices(
-    manifest: Manifest, nets: Given, blocks: Given, stop: Stop, warn: Warn, cleanup: Cleanup
-) -> Devices:
-    """Open the devices that the manifest declares, all of them."""
-    by_handle = {device.handle: device for device in manifest.devices}
-    net_specs: dict[int, NetValue] = assign(manifest, lib.MFT_DEV_NET_BASIC, nets)
-    block_specs: dict[int, BlockValue] = assign(manifest, lib.MFT_DEV_BLOCK_BASIC, blocks)
-    specs = {**net_specs, **block_specs}
-    check_all_attached(manifest, specs)
-    synchronised = [
-        spec.sync_fd
-        for spec in net_specs.values()
-        if isinstance(spec, Descriptor) and spec.sync_fd is not None
-    ]
-    disks, ports = {}, {}
-    for handle, block_spec in block_specs.items():
-        from tender.host import block
-
-        disks[handle] = block.attach(by_handle[handle], block_spec, cleanup, stop, warn)
-    for handle, net_spec in net_specs.items():
-        from tender.host import net
-
-        ports[handle] = net.attach(by_handle[handle], net_spec, cleanup, warn)
-    return Devices(
-        Block(disks),
-        Net(ports),
-        {handle: device_labels(spec) for handle, spec in specs.items()},
-        {"sync": synchronised[-1]} if synchronised else {},
-    )
-
-
-def _make_trace(
-    config: Config,
-    fds: Mapping[str, int],
-    memory: GuestMemory,
-    manifest: Manifest,
-    clock: HostClock,
-    stop: Stop,
-    warn: Warn,
-) -> Trace | None:
-    if "trace" not in fds:
-        return None
-    from tender.observe.trace import Trace
-
-    names = {device.handle: device.name for device in manifest.devices}
-    return Trace(fds["trace"], guest_name(config), memory, names, clock.elapsed_ns, stop, warn)
-
-
 def _fd_table(
     kind: Kind,
     fds: Mapping[str, int],
@@ -448,6 +378,11 @@ def _fd_table(
     capacities = {handle: disk.capacity for handle, disk in devices.block.devices.items()}
     sizes = fdtable.sizes(devices.labels, capacities, core_bytes)
     return FdTable(kind.name, tuple(labels), devices.labels, sizes, pcaps=tuple(pcaps))
+
+
+def _is_observed(config: Config) -> bool:
+    outputs = (config.trace, config.report, config.notify, config.gdb)
+    return bool(config.pcap) or any(each is not None for each in outputs)
 
 
 def uses_engine(config: Config, kind: Kind) -> bool:
@@ -488,102 +423,6 @@ def _boot(machine: int) -> Any:
     return x86_64
 
 
-def _trace_descriptor(config: Config, cleanup: Cleanup) -> dict[str, int]:
-    if not isinstance(config.trace, int):
-        return {}
-    from tender.observe import trace
-
-    return {"trace": trace.keep(config.trace, cleanup)}
-
-
-def _open_trace(config: Config, inputs: list[os.stat_result], cleanup: Cleanup) -> dict[str, int]:
-    if not isinstance(config.trace, str):
-        return {}
-    from tender.observe.output import open_output
-
-    return {"trace": open_output(config.trace, "trace", inputs, cleanup)}
-
-
-def _open_report(config: Config, inputs: list[os.stat_result], cleanup: Cleanup) -> dict[str, int]:
-    if config.report is None:
-        return {}
-    from tender.observe.report import open_report
-
-    return {"report-file": open_report(config.report, inputs, cleanup)}
-
-
-def _open_pcaps(
-    config: Config,
-    manifest: Manifest,
-    net: Net,
-    fds: Mapping[str, int],
-    inputs: list[os.stat_result],
-    clock: HostClock,
-    warn: Warn,
-    cleanup: Cleanup,
-) -> dict[int, Pcap]:
-    """Where the packets of network devices are written to, by handle."""
-    if not config.pcap:
-        return {}
-    from tender.observe.pcap import open_pcaps
-
-    files = assign_pcaps(manifest, config.pcap)
-    others = [*inputs, os.fstat(fds["trace"])] if "trace" in fds else inputs
-    pcaps = open_pcaps(
-        {net.devices[handle].name: path for handle, path in files.items()},
-        others,
-        clock,
-        warn,
-        cleanup,
-    )
-    by_handle = {handle: pcaps[net.devices[handle].name] for handle in files}
-    for handle, pcap in by_handle.items():
-        net.devices[handle].pcap = pcap
-    return by_handle
-
-
-def _open_gdb(config: Config, warn: Warn, cleanup: Cleanup) -> dict[str, int]:
-    if config.gdb is None:
-        return {}
-    from tender.observe import gdb_link
-
-    fds = gdb_link.open_link(config.gdb, cleanup)
-    if "gdb-listen" in fds:
-        warn(f"waiting for a debugger: {gdb_link.command(config.gdb, config.kernel)}")
-    return fds
-
-
-def _make_gdb(
-    config: Config,
-    kind: Kind,
-    fds: Mapping[str, int],
-    vcpu: Any,
-    memory: memoryview,
-    stop: Stop,
-) -> GdbVcpu:
-    from tender.observe.gdb import GdbVcpu
-    from tender.observe.gdb_link import Link
-
-    debug = vcpu
-    if kind.name == "kvm":
-        from tender.observe.gdb_kvm import KvmDebug
-
-        debug = KvmDebug(vcpu, memory)
-    elif kind.name == "native":
-        from tender.observe.gdb_native import NativeDebug
-
-        debug = NativeDebug(vcpu, memory)
-    return GdbVcpu(vcpu, debug, memory, config.kernel, Link(fds, stop), stop)
-
-
-def _open_notify(config: Config, cleanup: Cleanup) -> dict[str, int]:
-    if config.notify is None:
-        return {}
-    from tender.observe import notify
-
-    return {"notify": notify.open_socket(config.notify, cleanup)}
-
-
 def _open_core(config: Config, memory: GuestMemory, cleanup: Cleanup) -> Target | None:
     if config.dumpcore is None:
         return None
@@ -592,20 +431,6 @@ def _open_core(config: Config, memory: GuestMemory, cleanup: Cleanup) -> Target 
     target = Target(config.dumpcore, memory.fd)
     cleanup.callback(target.close)
     return target
-
-
-def _rendezvous(
-    fds: Mapping[str, int], clock: HostClock, stop: Stop, net: Net
-) -> Rendezvous | None:
-    """Where this guest's virtual time is agreed on with others, if it is."""
-    if "sync" not in fds:
-        return None
-    from tender.rendezvous import open_rendezvous
-
-    rendezvous = open_rendezvous(fds["sync"], clock, stop)
-    for port in net.devices.values():
-        port.wait_for_room = rendezvous.wait_for_room
-    return rendezvous
 
 
 def _run_to_end(machine: Machine, stop: Stop, warn: Warn) -> Outcome:

@@ -23,7 +23,7 @@ PLAIN = {
     "tender.boot.layout", "tender.boot.x86_64", "tender.cleanup", "tender.cli",
     "tender.cli.commandline", "tender.cli.main", "tender.cli.options", "tender.cli.values",
     "tender.clock", "tender.config", "tender.cpu", "tender.cpu.cpuid",
-    "tender.cpu.vcpu", "tender.dataclass", "tender.engine", "tender.engine.engine",
+    "tender.cpu.vcpu", "tender.dataclass", "tender.devices", "tender.engine", "tender.engine.engine",
     "tender.errors", "tender.host", "tender.hypercalls", "tender.image", "tender.image.elf",
     "tender.image.file", "tender.image.manifest", "tender.kvm", "tender.loop", "tender.machine",
     "tender.memory", "tender.modules", "tender.modules.assign",
