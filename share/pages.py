@@ -30,7 +30,7 @@ TEXT = r"""
 .B ptender
 runs
 .IR KERNEL ,
-a unikernel for the hvt target of Solo5: it gives the guest its memory and a CPU, answers its
+a unikernel for the hvt or spt target of Solo5: it gives the guest its memory and a CPU, answers its
 hypercalls, attaches its networks and disks, and confines itself before the guest runs.
 .I ARGS
 are the guest's command line, with all that follows
