@@ -91,6 +91,7 @@ class _Process:
         mem_mib: int,
         console_socket: str | None,
     ) -> None:
+        self.cgroups: tuple[str, ...] = ()
         ours, theirs = socket.socketpair()
         self.pid = os.fork()
         if not self.pid:
@@ -104,7 +105,7 @@ class _Process:
             self.kill()
             raise HostError("the container's process ended before it was ready")
         value = json.loads(answer)
-        self.cgroups: tuple[str, ...] = tuple(value.get("cgroups", ()))
+        self.cgroups = tuple(value.get("cgroups", ()))
         if "error" in value:
             self.kill()
             raise ConfigError(value["error"])
@@ -119,7 +120,7 @@ class _Process:
         self._report.close()
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
-        cgroups.remove(getattr(self, "cgroups", ()))
+        cgroups.remove(self.cgroups)
 
 
 def _become_tender(

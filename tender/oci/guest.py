@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from tender.oci.bundle import Bundle
 
 OVERHEAD_MIB = 32  # of a tender beside its guest's memory, at most
-DEFAULT_MEM_MIB = 512
 ROOT_FILE_MAX = 1 << 20
 
 
@@ -95,7 +94,7 @@ def memory(mem_mib: int | None, limit: int | str | None) -> int:
     if isinstance(limit, int) and limit > 0:
         most = min(most, limit // layout.MIB - OVERHEAD_MIB)
     if mem_mib is None:
-        mem_mib = min(DEFAULT_MEM_MIB, most)
+        mem_mib = min(layout.MEM_DEFAULT // layout.MIB, most)
     least = layout.MEM_MIN // layout.MIB
     if mem_mib > most or mem_mib < least:
         raise ConfigError(

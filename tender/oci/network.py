@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tender.cleanup import Cleanup
 
 TAP = "ptender0"
+IFF_UP, IFF_LOOPBACK = 0x1, 0x8  # linux/if.h
+AF_INET = 2
 INGRESS, ALL_PROTOCOLS = 0xFFFF0000, 0x0003  # linux/pkt_sched.h, linux/if_ether.h
 TC_H_ROOT_OF_U32 = 0x10000  # any class: the action takes the frame
 
@@ -90,9 +92,6 @@ def _interface(ipr: Any) -> Any:
     return next((link for link in links if link["flags"] & IFF_UP), None)
 
 
-IFF_UP, IFF_LOOPBACK = 0x1, 0x8  # linux/if.h
-
-
 def _redirect(ipr: Any, index: int, to: int) -> None:
     if any(
         qdisc["index"] == index and qdisc.get_attr("TCA_KIND") == "ingress"
@@ -124,6 +123,3 @@ def _gateway(ipr: Any, index: int) -> str:
         if route.get_attr("RTA_OIF") == index:
             return route.get_attr("RTA_GATEWAY") or ""
     return ""
-
-
-AF_INET = 2
