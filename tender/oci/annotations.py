@@ -22,7 +22,7 @@ URUNC = "com.urunc.unikernel."
 OURS = "ptender."
 ROOT_FILE = "urunc.json"  # the same in the root file system; each value in base64
 
-TARGETS = ("hvt",)
+TARGETS = ("hvt", "spt")
 MEM_MIB_MAX = layout.MEM_MAX // layout.MIB
 GUESTS = ("mirage", "rumprun", "ptender", "none")
 """By whose conventions a guest takes its address and gateway; "none": it takes none."""

@@ -6,6 +6,7 @@ import array
 import base64
 import json
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.guest.conftest import PTENDER, Build, Namespace, open_namespace
+from tests.guest.conftest import PTENDER, Build, Namespace, builder, open_namespace
 from tests.waiting import children, marked, state_of, wait_until
 
 OCI = PTENDER.with_name("ptender-oci")
@@ -110,6 +111,17 @@ def test_a_container_runs(runtime: Runtime, make: Any) -> None:
     assert "My command line: foo bar" in done.stdout
     assert runtime("run", "--bundle", make("exit", "42"), "one", check=False).returncode == 42
     assert not runtime.log.exists()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="spt guests are for x86_64")
+def test_an_spt_guest_runs(runtime: Runtime, make: Any, tmp_path: Path) -> None:
+    values = {f"{URUNC}binary": KERNEL, f"{URUNC}hypervisor": "spt"}
+    bundle = make("hello", "foo", annotations=values)
+    kernel = builder(tmp_path / "spt", "--target=spt")("hello")
+    shutil.copy(kernel, bundle / f"rootfs{KERNEL}")
+    done = runtime("run", "--bundle", bundle, "one")
+    assert "spt ABI 2" in done.stdout
+    assert "My command line: foo" in done.stdout
 
 
 def test_its_life(runtime: Runtime, make: Any) -> None:
