@@ -8,6 +8,8 @@ cgroup-v2.rst and cgroup-v1/; for the weight of shares, the runtime specificatio
 from __future__ import annotations
 
 import os
+import time
+from errno import EBUSY
 
 from tender.errors import HostError
 
@@ -68,13 +70,24 @@ def join(path: str, limits: Limits) -> tuple[str, ...]:
     return tuple(made)
 
 
-def remove(folders: tuple[str, ...]) -> None:
-    """Remove the groups; one that is gone, or has other processes, stays as it is."""
+def remove(folders: tuple[str, ...], wait_s: float = 0) -> None:
+    """Remove the groups; one that is gone, or has other processes, stays as it is.
+
+    A process that was killed leaves its groups a moment after it can be seen no more, and so does
+    its child, the guest's process: they have up to `wait_s` seconds, together.
+    """
+    deadline = time.monotonic() + wait_s
     for folder in folders:
-        try:
-            os.rmdir(folder)
-        except OSError:
-            pass
+        while not _removed(folder) and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+
+def _removed(folder: str) -> bool:
+    try:
+        os.rmdir(folder)
+    except OSError as error:
+        return error.errno != EBUSY
+    return True
 
 
 def processes(folders: tuple[str, ...]) -> list[int]:

@@ -100,7 +100,7 @@ def delete(states: States, id: str, force: bool) -> None:
             if status == "running" and not force:
                 raise ConfigError(f"cannot delete a container that is running: {id}")
             _end(container)
-            cgroups.remove(container.cgroups)
+            cgroups.remove(container.cgroups, END_S)
             states.remove(id)
     except ConfigError:
         if not force or states.has(id):
@@ -114,7 +114,7 @@ def delete(states: States, id: str, force: bool) -> None:
     return None
 
 
-END_S = 10
+END_S = 10  # for what was killed to be gone, on a busy machine
 
 
 def _end(container: Container) -> None:
