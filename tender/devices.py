@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tender._native import lib
-from tender.config import Descriptor
+from tender.backends import Descriptor
 from tender.dataclass import dataclass
 from tender.image.manifest import Attached
 from tender.modules.assign import assign, check_all_attached
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any, TypeAlias
 
+    from tender.backends import BlockValue, NetValue
     from tender.cleanup import Cleanup
     from tender.clock import HostClock
-    from tender.config import BlockValue, NetValue
     from tender.image.manifest import Manifest
     from tender.modules import Warn
     from tender.modules.block import BlockDevice

@@ -14,7 +14,8 @@ from math import inf
 from time import monotonic
 
 from tender.boot import layout
-from tender.config import Config, as_flag
+from tender.checks import as_flag
+from tender.config import Config
 from tender.dataclass import replace
 from tender.embed import process, protocol, reactor, validation
 from tender.embed.console import Console

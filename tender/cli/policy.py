@@ -14,11 +14,12 @@ import textwrap
 
 from tender._native import lib
 from tender.accel import KINDS, choice, choose
+from tender.backends import BlockFile
 from tender.boot.layout import PAGE_SIZE
 from tender.cleanup import Cleanup
 from tender.cli import commandline
 from tender.clock import HostClock
-from tender.config import BlockFile, usable_memory
+from tender.config import usable_memory
 from tender.dataclass import dataclass
 from tender.errors import UsageError
 from tender.image.file import open_image
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from tender.accel import Kind
-    from tender.config import BlockValue, Config, NetValue
+    from tender.backends import BlockValue, NetValue
+    from tender.config import Config
     from tender.image.elf import Image
     from tender.sandbox.policy import Rule
 

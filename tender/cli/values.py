@@ -1,12 +1,13 @@
-"""What an option's text means: text -> a value of tender.config.
+"""What an option's text means: text -> a value of tender.config or tender.backends.
 
 Pure. What a value may be is checked where it is made; an error says what would be right.
 """
 
 from __future__ import annotations
 
-from tender import config as conf
-from tender.config import BlockDescriptor, BlockFile, Descriptor, Tap, UserNet, VirtualTime
+from tender import checks
+from tender.backends import BlockDescriptor, BlockFile, Descriptor, Tap, UserNet, as_forwards
+from tender.config import VirtualTime
 from tender.dataclass import dataclass
 from tender.errors import InvalidValue, UsageError, shown
 
@@ -40,12 +41,12 @@ class Suboption:
 
 
 def parse_number(text: str) -> int | str:
-    return int(text) if conf.is_number(text) else text
+    return int(text) if checks.is_number(text) else text
 
 
 def parse_size(text: str) -> int:
     try:
-        return conf.parse_size(text)
+        return checks.parse_size(text)
     except ValueError:
         raise UsageError(
             f"{shown(text)} is not a size: a number of MiB, or one with a unit, as in 64M"
@@ -61,7 +62,7 @@ def parse_mem(text: str) -> int:
 
 def parse_rate(text: str) -> int:
     try:
-        return conf.parse_size(text, unit="B")
+        return checks.parse_size(text, unit="B")
     except ValueError:
         raise UsageError(
             f"{shown(text)} is not a rate: bytes per second, as in 64K or 1M"
@@ -81,7 +82,7 @@ def parse_log(text: str) -> str:
 def _descriptor(text: str) -> int:
     """`@3`."""
     try:
-        number: int = conf.as_descriptor("fd", parse_number(text[1:]))
+        number: int = checks.as_descriptor("fd", parse_number(text[1:]))
     except InvalidValue as error:
         raise UsageError(f"{shown(text)}: {text[1:]!r} is not {error.expected}") from None
     return number
@@ -97,7 +98,7 @@ def parse_clock(text: str) -> VirtualTime | None:
 
 def _instant(text: str) -> int:
     """Seconds since the epoch, or a date in ISO 8601 (UTC if it names no zone) -> nanoseconds."""
-    if conf.is_number(text):
+    if checks.is_number(text):
         seconds = int(text)
     else:
         from datetime import datetime, timezone
@@ -153,7 +154,7 @@ def _forward(text: str, forwards: dict[int | str, int]) -> None:
     """`8080:80` or `0.0.0.0:8080:80`."""
     outside, _, inside = text.rpartition(":")
     try:
-        one: dict[int | str, int] = conf.as_forwards("", {outside: inside})
+        one: dict[int | str, int] = as_forwards("", {outside: inside})
     except InvalidValue:
         raise UsageError(
             f"{shown(text)} is not HOST:GUEST (ports), ADDRESS:HOST:GUEST, udp:HOST:GUEST, "

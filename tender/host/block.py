@@ -10,15 +10,15 @@ import fcntl
 import os
 import stat
 
-from tender.config import BlockDescriptor, BlockFile, BlockRemote, check_capacity
+from tender.backends import BlockDescriptor, BlockFile, BlockRemote, check_capacity
 from tender.errors import DeviceError, HostError, setting
 from tender.host import socket_type
 from tender.modules.block import BlockDevice
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from tender.backends import BlockValue
     from tender.cleanup import Cleanup
-    from tender.config import BlockValue
     from tender.image.manifest import Device
     from tender.modules import Warn
     from tender.stop import Stop

@@ -13,7 +13,7 @@ import os
 from errno import ENOMEM
 
 from tender._native import lib
-from tender.config import OVERLAY_MAX
+from tender.backends import OVERLAY_MAX
 from tender.errors import HostError
 from tender.memory import MAP_NORESERVE
 from tender.modules.block import BlockDevice
@@ -22,8 +22,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tender.backends import BlockFile
     from tender.cleanup import Cleanup
-    from tender.config import BlockFile
     from tender.modules import Warn
     from tender.stop import Stop
 

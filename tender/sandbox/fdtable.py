@@ -6,14 +6,14 @@ command line has one filter, and `ptender policy` can show it without attaching 
 
 from __future__ import annotations
 
-from tender.config import BlockFile, BlockRemote, Descriptor, Tap, UserNet
+from tender.backends import BlockFile, BlockRemote, Descriptor, Tap, UserNet
 from tender.dataclass import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from tender.config import BlockValue, NetValue
+    from tender.backends import BlockValue, NetValue
 
 FIXED = {
     "console": 1, "stderr": 2, "vcpu": 3, "kick": 4, "core": 5, "pagemap": 6, "core-helper": 7,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from tender.config import BlockRemote, Descriptor
+from tender.backends import BlockRemote, Descriptor
 from tender.errors import DeviceError, HostError, UsageError, option, setting
 from tender.image.elf import MACHINES
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tender import BlockFile, Guest, Tap, UserNet, VirtualTime
-from tender.config import BlockDescriptor, BlockRemote, Descriptor
+from tender.backends import BlockDescriptor, BlockRemote, Descriptor
 from tender.dataclass import replace
 from tender.embed import validation
 from tender.errors import DeviceError, TenderError, UsageError

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tender.backends import BlockFile, Descriptor, Tap
 from tender.cleanup import Cleanup
-from tender.config import BlockFile, Descriptor, Tap
 from tender.errors import DeviceError
 from tender.host import block, keep_descriptors, net, random_mac
 from tender.image.manifest import Device

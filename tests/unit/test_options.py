@@ -9,19 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tender._native import lib
+from tender.backends import BlockDescriptor, BlockFile, Descriptor, Tap, UserNet
+from tender.checks import as_mac, parse_size
 from tender.cleanup import Cleanup
 from tender.cli import commandline, usage
-from tender.config import (
-    BlockDescriptor,
-    BlockFile,
-    Config,
-    Descriptor,
-    Tap,
-    UserNet,
-    as_mac,
-    parse_size,
-    usable_memory,
-)
+from tender.config import Config, usable_memory
 from tender.errors import DeviceError, TenderError, UsageError
 from tender.host import block
 from tender.image.manifest import Device, Manifest

@@ -6,14 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tender.config import (
-    BlockDescriptor,
-    BlockFile,
-    BlockRemote,
-    Descriptor,
-    Tap,
-    UserNet,
-)
+from tender.backends import BlockDescriptor, BlockFile, BlockRemote, Descriptor, Tap, UserNet
 from tender.modules import STEP
 from tender.sandbox import fdtable, policy, seccomp
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tender._native import lib
-from tender.config import BlockFile, BlockRemote, Config, Descriptor, Tap, UserNet, VirtualTime
+from tender.backends import BlockFile, BlockRemote, Descriptor, Tap, UserNet
+from tender.config import Config, VirtualTime
 from tender.dataclass import replace
 from tender.errors import HostError, TenderError, UsageError
 from tender.image import manifest
