@@ -10,7 +10,13 @@ import fcntl
 import os
 import stat
 
-from tender.backends import BlockDescriptor, BlockFile, BlockRemote, check_capacity
+from tender.backends import (
+    SECTOR_SIZE,
+    BlockDescriptor,
+    BlockFile,
+    BlockRemote,
+    check_capacity,
+)
 from tender.errors import DeviceError, HostError, setting
 from tender.host import socket_type
 from tender.modules.block import BlockDevice
@@ -24,6 +30,17 @@ if TYPE_CHECKING:
     from tender.stop import Stop
 
 _COMMAND_MAX = 160  # letters of a command in a message
+# What files begin with whose bytes are not those of a disk: offset and bytes. Sources: QEMU,
+# docs/interop/qcow2.txt; VMware, Virtual Disk Format 5.0; Microsoft, Virtual Hard Disk Image Format
+# and [MS-VHDX]; VirtualBox, include/VBox/vd.h.
+_FORMATS = {
+    "qcow2": (0, b"QFI\xfb"),
+    "VMDK": (0, b"KDMV"),
+    "VHD": (0, b"conectix"),
+    "VHDX": (0, b"vhdxfile"),
+    "VDI": (64, b"\x7f\x10\xda\xbe"),
+}
+_VMDK_TEXT = b"# Disk DescriptorFile"
 
 
 def attach(
@@ -45,6 +62,7 @@ def attach(
         readonly = disk.readonly or bool(disk.overlay)
         fd = _open(where, disk.path, readonly)
         cleanup.callback(lambda: os.close(fd))
+        _check_raw(where, fd, disk.path)
     capacity = _capacity(where, fd)
     try:
         check_capacity(capacity, disk.sector_size)
@@ -117,6 +135,26 @@ def _capacity(where: str, fd: int) -> int:
     except OSError as error:
         reason = os.strerror(error.errno or 0)
         raise DeviceError(f"{where}: it has no size: {reason}") from None
+
+
+def _check_raw(where: str, fd: int, path: str) -> None:
+    """Refuse a file in another format than raw; a guest would take its headers for its disk."""
+    try:
+        head = os.pread(fd, SECTOR_SIZE, 0)
+    except OSError:  # a FIFO, which _capacity refuses, or an error that reads will meet
+        return
+    found = [name for name, (at, magic) in _FORMATS.items() if head.startswith(magic, at)]
+    if head.startswith(_VMDK_TEXT):
+        found = ["VMDK"]
+    if found:
+        import shlex
+
+        stem, extension = os.path.splitext(path)
+        raw = path + ".raw" if extension == ".raw" else stem + ".raw"
+        command = f"qemu-img convert -O raw {shlex.quote(path)} {shlex.quote(raw)}"
+        raise DeviceError(
+            f"{where}: a {found[0]} image, and a disk is a raw image; to make one: {command}"
+        )
 
 
 def _lock(where: str, fd: int, readonly: bool, warn: Warn) -> None:

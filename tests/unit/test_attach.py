@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tender.backends import BlockFile, Descriptor, Tap
+from tender.backends import BlockDescriptor, BlockFile, Descriptor, Tap
 from tender.cleanup import Cleanup
 from tender.errors import DeviceError
 from tender.host import block, keep_descriptors, net, random_mac
@@ -68,6 +68,34 @@ def test_images_that_cannot_be_opened(cleanup: Cleanup, tmp_path: Path) -> None:
         with pytest.raises(DeviceError, match=message) as raised:
             attach(cleanup, path)
         assert "'storage'" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("qcow2", b"QFI\xfb\0\0\0\3"),
+        ("VMDK", b"KDMV\1\0\0\0"),
+        ("VMDK", b"# Disk DescriptorFile\nversion=1\n"),
+        ("VHD", b"conectix\0\0\0\2"),
+        ("VHDX", b"vhdxfile"),
+        (
+            "VDI",
+            b"<<< Oracle VM VirtualBox Disk Image >>>\n".ljust(64, b"\0") + b"\x7f\x10\xda\xbe",
+        ),
+    ],
+)
+def test_images_in_other_formats(cleanup: Cleanup, tmp_path: Path, name: str, head: bytes) -> None:
+    path = tmp_path / "a disk.raw"
+    path.write_bytes(head.ljust(8192, b"\0"))
+    for options in ({}, {"readonly": True}, {"overlay": True}):
+        with pytest.raises(DeviceError) as raised:
+            attach(cleanup, path, **options)
+        assert str(raised.value) == (
+            f"block device 'storage', {path}: a {name} image, and a disk is a raw image; to make "
+            f"one: qemu-img convert -O raw '{path}' '{path}.raw'"
+        )
+    with open(path, "rb+") as file:  # the program knows what it passes
+        assert block.attach(DISK, BlockDescriptor(file.fileno()), cleanup, Stop(), pytest.fail)
 
 
 def test_a_writable_image_has_one_user(image: Path) -> None:
