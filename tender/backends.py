@@ -19,6 +19,7 @@ from tender.checks import (
     as_mtu,
     as_path,
     is_ipv4,
+    one_of,
     optional,
     port_number,
     whole,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 SECTOR_SIZE = 512
 SECTOR_SIZE_MAX = 1 << 15  # the largest power of two that the manifest's u16 holds
+SYNCS = ("none", "fsync", "always")
 OVERLAY_MIN, OVERLAY_MAX = 4096, 1 << 30  # bytes; the second is that of the default
 
 
@@ -83,6 +85,12 @@ def check_capacity(capacity: int, size: int) -> None:
         )
 
 
+def _check_sync(sync: str, readonly: bool) -> None:
+    if readonly and sync != "none":
+        raise UsageError(f"a read-only disk is not written to: leave out sync={sync}")
+
+
+as_sync = one_of(SYNCS)
 _overlay_size = whole(OVERLAY_MIN, INT64_MAX, f"a size of at least {OVERLAY_MIN} bytes")
 
 
@@ -205,6 +213,10 @@ class BlockFile:
         overlay: Leave the file as it was: what the guest writes is in memory, and gone with it.
             A number is how many bytes that may be, in pages of 4096; True: a quarter of the
             machine's memory, at most 1 GiB. A write for which there is no room fails.
+        sync: What a write that has returned to the guest outlives. "none": the guest and its
+            tender, and not a crash of the host, which may have it in its page cache only. "fsync":
+            the same, and when the guest has ended, all is written to the disk of the host.
+            "always": a crash of the host (O_DSYNC); each write waits for the disk.
 
     Raises:
         UsageError: as for Tap.
@@ -214,10 +226,16 @@ class BlockFile:
     readonly: bool = field(as_flag, default=False)
     sector_size: int = field(as_sector_size, default=SECTOR_SIZE)  # bytes
     overlay: bool | int = field(as_overlay, default=False)
+    sync: str = field(as_sync, default=SYNCS[0])
 
     def __post_init__(self) -> None:
         if self.readonly and self.overlay:
             raise UsageError("a read-only disk needs no overlay: leave out one of the two")
+        _check_sync(self.sync, self.readonly)
+        if self.overlay and self.sync != "none":
+            raise UsageError(
+                f"an overlay in memory ends with the guest: leave out sync={self.sync}"
+            )
 
 
 @dataclass
@@ -228,6 +246,7 @@ class BlockDescriptor:
         fd: It stays the program's: the guest has a copy.
         readonly: Whether the guest may only read.
         sector_size: In bytes, a power of two from 512 on.
+        sync: As for BlockFile; "always" takes a descriptor that was opened with O_DSYNC.
 
     Raises:
         UsageError: as for Tap.
@@ -236,6 +255,10 @@ class BlockDescriptor:
     fd: int = field(as_descriptor)
     readonly: bool = field(as_flag, default=False)
     sector_size: int = field(as_sector_size, default=SECTOR_SIZE)
+    sync: str = field(as_sync, default=SYNCS[0])
+
+    def __post_init__(self) -> None:
+        _check_sync(self.sync, self.readonly)
 
 
 @dataclass

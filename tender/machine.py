@@ -104,7 +104,9 @@ def run(
             started(machine.notice)
         if machine.page:
             machine.page.stats.state = lib.STATS_RUNNING
-        outcome = replace(_run_to_end(machine, stop, warn), stats=machine.statistics())
+        outcome = _run_to_end(machine, stop, warn)
+        machine.devices.block.end()
+        outcome = replace(outcome, stats=machine.statistics())
         machine.console.report_dropped()
         if machine.gdb:
             machine.gdb.ended(outcome)

@@ -244,8 +244,11 @@ BLOCK: Suboptions = {
                          "in memory, at most SIZE, and gone with it (default:\n"
                          "a quarter of the machine's memory, at most 1G)", is_flag=True),
     "sector-size": Suboption("N", "sector_size", parse_number, "block size in bytes (default 512)"),
+    "sync": Suboption("none|fsync|always", "sync", str,
+                      "write it to the host's disk: when the kernel does\n"
+                      "(default), at the guest's end, or at each write"),
 }
-BLOCK_DESCRIPTOR: Suboptions = {key: BLOCK[key] for key in ("ro", "sector-size")}
+BLOCK_DESCRIPTOR: Suboptions = {key: BLOCK[key] for key in ("ro", "sector-size", "sync")}
 CLOCK: Suboptions = {
     "start": Suboption("WHEN", "start_ns", _instant,
                        "from this date (as 2026-01-01T12:00:00) or second on"),

@@ -60,7 +60,7 @@ def attach(
         fd, readonly = _check_access(where, disk), disk.readonly
     else:
         readonly = disk.readonly or bool(disk.overlay)
-        fd = _open(where, disk.path, readonly)
+        fd = _open(where, disk.path, readonly, disk.sync)
         cleanup.callback(lambda: os.close(fd))
         _check_raw(where, fd, disk.path)
     capacity = _capacity(where, fd)
@@ -73,7 +73,9 @@ def attach(
         from tender.host.overlay import OverlayBlock
 
         return OverlayBlock(device.name, fd, capacity, disk, stop, warn, cleanup)
-    return BlockDevice(device.name, fd, capacity, disk.sector_size, disk.readonly, stop, warn)
+    attached = BlockDevice(device.name, fd, capacity, disk.sector_size, disk.readonly, stop, warn)
+    attached.syncs_at_end = disk.sync == "fsync"
+    return attached
 
 
 def _where(device: Device, disk: BlockValue) -> str:
@@ -90,6 +92,8 @@ def _check_access(where: str, disk: BlockDescriptor) -> int:
     if access == os.O_RDONLY and not disk.readonly:
         hint = f"to attach it read-only, {_read_only()}"
         raise DeviceError(f"{where}: it is open for reading only ({hint})")
+    if disk.sync == "always" and not fcntl.fcntl(disk.fd, fcntl.F_GETFL) & os.O_DSYNC:
+        raise DeviceError(f"{where}: it is open without O_DSYNC, which sync=always takes")
     return disk.fd
 
 
@@ -97,9 +101,10 @@ def _read_only() -> str:
     return setting("add ,ro", "give readonly=True")
 
 
-def _open(where: str, path: str, readonly: bool) -> int:
+def _open(where: str, path: str, readonly: bool, sync: str) -> int:
     # Not blocking: a FIFO in the place of an image must not hang the command.
     flags = (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK
+    flags |= os.O_DSYNC if sync == "always" else 0
     try:
         return os.open(path, flags)
     except OSError as error:
@@ -117,7 +122,7 @@ def _hint(path: str, readonly: bool) -> str:
     before, comma, _ = path.rpartition(",")
     while comma:
         if os.path.exists(before):
-            take = "takes: ro, overlay[=SIZE], sector-size=N"
+            take = "takes: ro, overlay[=SIZE], sector-size=N, sync=WHEN"
             command = f"after a comma, --block NAME={before} {take}"
             return f" ({setting(command, f'BlockFile({before!r}, ...) {take}')})"
         before, comma, _ = before.rpartition(",")

@@ -31,7 +31,7 @@ FDS_END = FIRST_PCAP + 64
 FIRST_NAMESPACE = FDS_END  # namespaces that are still to be joined
 
 # Files of seccomp/ that have the name of a label, the busiest first.
-_DEVICES = ("net", "block", "block-remote")
+_DEVICES = ("net", "block", "block-remote", "block-fsync")
 _FIXED = ("pcap", "sync", "core", "trace", "report", "report-file", "notify")
 
 
@@ -64,7 +64,10 @@ def device_labels(spec: NetValue | BlockValue) -> tuple[str, ...]:
     if isinstance(spec, (Tap, Descriptor, UserNet)):
         return ("net",)
     overlay = isinstance(spec, BlockFile) and spec.overlay
-    return ("block",) if spec.readonly or overlay else ("block", "block-writable")
+    if spec.readonly or overlay:
+        return ("block",)
+    synced = ("block-fsync",) if spec.sync == "fsync" else ()
+    return ("block", "block-writable", *synced)
 
 
 @dataclass

@@ -207,7 +207,7 @@ def test_an_overlay_has_a_limit(ptender: Run, guest: Build, tmp_path: Path, engi
     ("words", "message"),
     [
         (["--block", "x,ro,overlay"], "a read-only disk needs no overlay"),
-        (["--block", "@9,overlay"], "'overlay' is not one of ro, sector-size=N"),
+        (["--block", "@9,overlay"], "'overlay' is not one of ro, sector-size=N, sync="),
         (["--block", "@99"], "@99: Could not open block device: no such descriptor"),
         (["--block", "storage=@1", "--block", "storage=@1"], "@1: .* it is given twice"),
         (["--block", "@1"], "block device 'storage': "),

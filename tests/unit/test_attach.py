@@ -14,6 +14,7 @@ import pytest
 
 from tender.backends import BlockDescriptor, BlockFile, Descriptor, Tap
 from tender.cleanup import Cleanup
+from tender.dataclass import replace
 from tender.errors import DeviceError
 from tender.host import block, keep_descriptors, net, random_mac
 from tender.image.manifest import Device
@@ -96,6 +97,38 @@ def test_images_in_other_formats(cleanup: Cleanup, tmp_path: Path, name: str, he
         )
     with open(path, "rb+") as file:  # the program knows what it passes
         assert block.attach(DISK, BlockDescriptor(file.fileno()), cleanup, Stop(), pytest.fail)
+
+
+def test_what_a_returned_write_means(cleanup: Cleanup, image: Path) -> None:
+    """By the flags of the open file (fcntl_getfl(2)), and by what fsync(2) answers."""
+    with Cleanup() as opened:
+        assert not flags(attach(opened, image)) & os.O_DSYNC
+    with Cleanup() as opened:
+        assert flags(attach(opened, image, sync="always")) & os.O_DSYNC == os.O_DSYNC
+    fd = os.open(image, os.O_RDWR | os.O_DSYNC)
+    cleanup.callback(lambda: os.close(fd))
+    always = BlockDescriptor(fd, sync="always")
+    assert block.attach(DISK, always, cleanup, Stop(), pytest.fail).fd == fd
+    other = os.open(image, os.O_RDWR)
+    cleanup.callback(lambda: os.close(other))
+    with pytest.raises(DeviceError, match="^block device 'storage': it is open without O_DSYNC"):
+        block.attach(DISK, replace(always, fd=other), cleanup, Stop(), pytest.fail)
+    warnings: list[str] = []
+    ends = os.pipe()
+    for end in ends:
+        cleanup.callback(lambda end=end: os.close(end))  # type: ignore[misc]
+    pipe = BlockDevice("storage", ends[1], 512, 512, False, Stop(), warnings.append)
+    pipe.syncs_at_end = True
+    pipe.end()
+    assert pipe.counters.errors == 1
+    assert warnings == [
+        "block device 'storage': cannot write it out: Invalid argument; what the guest wrote may "
+        "be lost"
+    ]
+
+
+def flags(device: BlockDevice) -> int:
+    return fcntl.fcntl(device.fd, fcntl.F_GETFL)
 
 
 def test_a_writable_image_has_one_user(image: Path) -> None:

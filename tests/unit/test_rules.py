@@ -133,6 +133,7 @@ def test_each_file_is_somebodys_and_the_other_way_round() -> None:
         fdtable.device_labels(Tap("tap0")),
         fdtable.device_labels(BlockFile("disk.img")),
         fdtable.device_labels(remote),
+        fdtable.device_labels(BlockFile("disk.img", sync="fsync")),
     ]
     devices = dict(enumerate(kinds))
     used = set()
