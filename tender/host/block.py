@@ -1,7 +1,4 @@
-"""Block devices: files, block devices and descriptors of the host, opened, checked and locked.
-
-A file that a guest writes to has one user at a time; the lock ends with the open file.
-"""
+"""Block devices: files, block devices and descriptors of the host, opened, checked and locked."""
 
 from __future__ import annotations
 
@@ -17,8 +14,9 @@ from tender.backends import (
     BlockRemote,
     check_capacity,
 )
-from tender.errors import DeviceError, HostError, setting
+from tender.errors import DeviceError, setting
 from tender.host import socket_type
+from tender.host.lock import lock
 from tender.modules.block import BlockDevice
 
 TYPE_CHECKING = False
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from tender.modules import Warn
     from tender.stop import Stop
 
-_COMMAND_MAX = 160  # letters of a command in a message
 # What files begin with whose bytes are not those of a disk: offset and bytes. Sources: QEMU,
 # docs/interop/qcow2.txt; VMware, Virtual Disk Format 5.0; Microsoft, Virtual Hard Disk Image Format
 # and [MS-VHDX]; VirtualBox, include/VBox/vd.h.
@@ -68,7 +65,7 @@ def attach(
         check_capacity(capacity, disk.sector_size)
     except DeviceError as error:
         raise DeviceError(f"{where}: {error}") from None
-    _lock(where, fd, readonly, warn)
+    lock(where, fd, readonly, warn)
     if isinstance(disk, BlockFile) and disk.overlay:
         from tender.host.overlay import OverlayBlock
 
@@ -160,52 +157,3 @@ def _check_raw(where: str, fd: int, path: str) -> None:
         raise DeviceError(
             f"{where}: a {found[0]} image, and a disk is a raw image; to make one: {command}"
         )
-
-
-def _lock(where: str, fd: int, readonly: bool, warn: Warn) -> None:
-    """One writer, or any number of readers: a lock of the open file, which ends with it."""
-    try:
-        fcntl.flock(fd, (fcntl.LOCK_SH if readonly else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # EACCES is SMB's answer to a conflict
-        raise DeviceError(f"{where}: locked by {_holder(fd)}") from None
-    except OSError as error:
-        # A file system without locks: Solo5's own tender never locks, so the guest runs.
-        reason = HostError("cannot be locked", "flock", error.errno or 0)
-        warn(f"{where}: {reason}; make sure that no other process writes to it")
-
-
-def _holder(fd: int) -> str:
-    """Who holds the lock, from /proc/locks and /proc/PID/cmdline: best effort, for a message."""
-    info = os.fstat(fd)
-    inode = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
-    try:
-        with open("/proc/locks") as locks:
-            rows = [line.split() for line in locks]
-        locks_of = {row[5]: row[4] for row in rows if row[1] == "FLOCK"}
-        # On an overlay, fstat() and the lock name different devices with one inode number.
-        alike = [pid for where, pid in locks_of.items() if where.endswith(f":{info.st_ino}")]
-        pid = locks_of.get(inode) or alike[0]
-    except (OSError, IndexError):
-        return "another process"
-    if pid == str(os.getpid()):
-        return "this guest itself or another one of this program"
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as cmdline:
-            command = _command(cmdline.read(4096).decode(errors="replace").rstrip("\0").split("\0"))
-    except OSError:
-        return f"process {pid}"
-    return f"process {pid} ({command})"
-
-
-def _command(argv: list[str]) -> str:
-    """A command as it was typed: where it is ours, without the interpreter and its options."""
-    program = 0
-    if os.path.basename(argv[0]).startswith("python"):
-        program = 1
-        while program < len(argv) and argv[program].startswith("-"):
-            program += 1
-    name = os.path.basename(argv[program]) if program < len(argv) else ""
-    if name.startswith(("ptender", "solo5-hvt")):
-        argv = [name, *argv[program + 1 :]]
-    text = " ".join(argv)
-    return text if len(text) <= _COMMAND_MAX else f"{text[:_COMMAND_MAX]}..."
