@@ -6,6 +6,8 @@ host can provide what it describes is found out where it is opened (tender/host/
 
 from __future__ import annotations
 
+import os
+
 from tender.checks import (
     INT64_MAX,
     MTU,
@@ -21,6 +23,7 @@ from tender.checks import (
     is_ipv4,
     one_of,
     optional,
+    parse_size,
     port_number,
     whole,
 )
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any, TypeAlias
 
-    from tender.checks import PathField
+    from tender.checks import Path, PathField
     from tender.dataclass import Converted
 
     NetValue: TypeAlias = "Tap | Descriptor | UserNet"
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 
     MacField: TypeAlias = Converted[str | bytes | None, bytes | None]
     AddressesField: TypeAlias = Converted[str | Sequence[str], tuple[str, ...]]
+    OverlayField: TypeAlias = Converted[bool | int | Path, bool | int | str]
     GatewayField: TypeAlias = Converted[str | None, str]
 
 SECTOR_SIZE = 512
@@ -71,9 +75,21 @@ def as_sector_size(name: str, value: Any) -> int:
     return int(value)
 
 
-def as_overlay(name: str, value: Any) -> bool | int:
-    """True or False, or a size in bytes."""
-    return value if isinstance(value, bool) else _overlay_size(name, value)
+def as_overlay(name: str, value: Any) -> bool | int | str:
+    """True or False, a size in bytes, or a path."""
+    if isinstance(value, str) and _is_size(value):
+        expected = f"a size in bytes (a number) or a path (a file of this name is './{value}')"
+        raise InvalidValue(name, value, expected)
+    if isinstance(value, (str, bytes, os.PathLike)):
+        return as_path(name, value)
+    return value if isinstance(value, bool) else int(_overlay_size(name, value))
+
+
+def _is_size(text: str) -> bool:
+    try:
+        return bool(parse_size(text))
+    except ValueError:
+        return False
 
 
 def check_capacity(capacity: int, size: int) -> None:
@@ -212,7 +228,8 @@ class BlockFile:
         sector_size: In bytes, a power of two from 512 on.
         overlay: Leave the file as it was: what the guest writes is in memory, and gone with it.
             A number is how many bytes that may be, in pages of 4096; True: a quarter of the
-            machine's memory, at most 1 GiB. A write for which there is no room fails.
+            machine's memory, at most 1 GiB. A write for which there is no room fails. A path: what
+            the guest writes is in that file and outlives it; the file is made if there is none.
         sync: What a write that has returned to the guest outlives. "none": the guest and its
             tender, and not a crash of the host, which may have it in its page cache only. "fsync":
             the same, and when the guest has ended, all is written to the disk of the host.
@@ -225,14 +242,14 @@ class BlockFile:
     path: PathField = field(as_path)
     readonly: bool = field(as_flag, default=False)
     sector_size: int = field(as_sector_size, default=SECTOR_SIZE)  # bytes
-    overlay: bool | int = field(as_overlay, default=False)
+    overlay: OverlayField = field(as_overlay, default=False)
     sync: str = field(as_sync, default=SYNCS[0])
 
     def __post_init__(self) -> None:
         if self.readonly and self.overlay:
             raise UsageError("a read-only disk needs no overlay: leave out one of the two")
         _check_sync(self.sync, self.readonly)
-        if self.overlay and self.sync != "none":
+        if self.overlay and not isinstance(self.overlay, str) and self.sync != "none":
             raise UsageError(
                 f"an overlay in memory ends with the guest: leave out sync={self.sync}"
             )

@@ -271,7 +271,7 @@ def assemble(
         )
         fds |= {"stats": page.fd} if page else {}
     if sandbox:
-        fds = sandbox.move_descriptors(fds, devices.by_handle(), pcaps)
+        fds = sandbox.move_descriptors(fds, devices.held(), pcaps)
         cleanup.forget()  # the numbers are others' now, and this process ends with its guest
         for each in (vcpu, core) if core else (vcpu,):
             each.fds = {label: fds[label] for label in each.fds}
@@ -377,8 +377,7 @@ def _fd_table(
     labels = [label for label in fds if label not in START_LABELS]
     labels += [label for label in kind.labels if label not in labels]
     labels += ["gdb"] if "gdb-listen" in labels else []
-    capacities = {handle: disk.capacity for handle, disk in devices.block.devices.items()}
-    sizes = fdtable.sizes(devices.labels, capacities, core_bytes)
+    sizes = fdtable.sizes(devices.labels, devices.capacities(), core_bytes)
     return FdTable(kind.name, tuple(labels), devices.labels, sizes, pcaps=tuple(pcaps))
 
 

@@ -53,6 +53,16 @@ def parse_size(text: str) -> int:
         ) from None
 
 
+def parse_overlay(text: str) -> int | str:
+    """A size, or else the path of a file."""
+    if not text[0].isdigit():
+        return text
+    try:
+        return parse_size(text)
+    except UsageError as error:
+        raise UsageError(f"{error}; for a file of this name: ./{text}") from None
+
+
 def parse_mem(text: str) -> int:
     try:
         return parse_size(text)
@@ -239,10 +249,11 @@ USER: Suboptions = {
 NET_DESCRIPTOR: Suboptions = {"mtu": _MTU, "mac": _MAC}
 BLOCK: Suboptions = {
     "ro": Suboption("", "readonly", None, "read-only (a writable image is locked)"),
-    "overlay": Suboption("SIZE", "overlay", parse_size,
+    "overlay": Suboption("SIZE|FILE", "overlay", parse_overlay,
                          "the image stays as it is; what the guest writes is\n"
                          "in memory, at most SIZE, and gone with it (default:\n"
-                         "a quarter of the machine's memory, at most 1G)", is_flag=True),
+                         "a quarter of the machine's memory, at most 1G), or\n"
+                         "in FILE, which is made if there is none", is_flag=True),
     "sector-size": Suboption("N", "sector_size", parse_number, "block size in bytes (default 512)"),
     "sync": Suboption("none|fsync|always", "sync", str,
                       "write it to the host's disk: when the kernel does\n"

@@ -66,11 +66,20 @@ def attach(
     except DeviceError as error:
         raise DeviceError(f"{where}: {error}") from None
     lock(where, fd, readonly, warn)
-    if isinstance(disk, BlockFile) and disk.overlay:
+    attached: BlockDevice
+    if not isinstance(disk, BlockFile) or not disk.overlay:
+        attached = BlockDevice(
+            device.name, fd, capacity, disk.sector_size, disk.readonly, stop, warn
+        )
+    elif isinstance(disk.overlay, str):
+        from tender.host.overlay_file import OverlayFileBlock, open_overlay
+
+        file = open_overlay(disk, fd, capacity, where, warn, cleanup)
+        attached = OverlayFileBlock(device.name, fd, capacity, disk, file, stop, warn)
+    else:
         from tender.host.overlay import OverlayBlock
 
-        return OverlayBlock(device.name, fd, capacity, disk, stop, warn, cleanup)
-    attached = BlockDevice(device.name, fd, capacity, disk.sector_size, disk.readonly, stop, warn)
+        attached = OverlayBlock(device.name, fd, capacity, disk, stop, warn, cleanup)
     attached.syncs_at_end = disk.sync == "fsync"
     return attached
 
@@ -119,7 +128,7 @@ def _hint(path: str, readonly: bool) -> str:
     before, comma, _ = path.rpartition(",")
     while comma:
         if os.path.exists(before):
-            take = "takes: ro, overlay[=SIZE], sector-size=N, sync=WHEN"
+            take = "takes: ro, overlay[=SIZE|FILE], sector-size=N, sync=WHEN"
             command = f"after a comma, --block NAME={before} {take}"
             return f" ({setting(command, f'BlockFile({before!r}, ...) {take}')})"
         before, comma, _ = before.rpartition(",")

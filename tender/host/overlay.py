@@ -127,9 +127,9 @@ class OverlayBlock(BlockDevice):
         return copied
 
 
-def size(overlay: bool | int, capacity: int) -> int:
+def size(overlay: bool | int | str, capacity: int) -> int:
     """How much memory an overlay has for a disk of this capacity: whole pages, in bytes."""
-    limit = default_limit() if overlay is True else overlay
+    limit = default_limit() if overlay is True else int(overlay)
     return min(limit, -(-capacity // PAGE) * PAGE) // PAGE * PAGE
 
 

@@ -16,9 +16,15 @@ from tender.modules import STEP, DeviceErrors, new_counters
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Protocol
 
     Transfer = Callable[[int, Any, int, int], int]
+
+    class OverlayFile(Protocol):
+        """The file that keeps what a guest writes: `capacity` is its maximum length in bytes."""
+
+        fd: int
+        capacity: int
 
     from tender.hypercalls import Handler
     from tender.memory import GuestMemory
@@ -32,6 +38,7 @@ class BlockDevice:
     in_engine = True  # it is a plain descriptor, which engine.c serves as well
     syncs_at_end = False  # all is written to the host's disk when the guest has ended
     overlay_bytes = 0  # of memory that keeps what the guest writes, if that is not the file
+    overlay_file: OverlayFile | None = None  # the same for a file
 
     def __init__(
         self,
@@ -72,7 +79,7 @@ class BlockDevice:
         """What is left to do when the guest has ended; a failure is a warning."""
         if self.syncs_at_end:
             try:
-                os.fsync(self.fd)
+                os.fsync(self.overlay_file.fd if self.overlay_file else self.fd)
             except OSError as error:
                 self.counters.errors += 1
                 why = HostError("cannot write it out", "fsync", error.errno or 0)

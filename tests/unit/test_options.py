@@ -111,6 +111,11 @@ def test_net(text: str, expected: object) -> None:
         ("--block a,b.img,ro k", (None, BlockFile("a,b.img", True))),
         ("--block a.img,overlay k", (None, BlockFile("a.img", overlay=True))),
         ("--block a.img,overlay=64K k", (None, BlockFile("a.img", overlay=64 << 10))),
+        (
+            "--block a.img,overlay=o,sync=fsync k",
+            (None, BlockFile("a.img", overlay="o", sync="fsync")),
+        ),
+        ("--block a.img,overlay=./1 k", (None, BlockFile("a.img", overlay="./1"))),
         ("--block a.img,overlay=1 k", (None, BlockFile("a.img", overlay=1 << 20))),
         ("--block a.img,sync=fsync k", (None, BlockFile("a.img", sync="fsync"))),
         ("--block @3,sync=always k", (None, BlockDescriptor(3, sync="always"))),
@@ -204,7 +209,7 @@ def test_sizes(text: str, size: int) -> None:
         ("--block-sector-size:a=512 k", "nothing is attached with --block:a"),
         ("--block a=f,sector-size=x k", "--block: sector-size=x is not a power of two"),
         ("--block a=f --block-sector-size:a=513 k", "--block-sector-size:a: 513 is not a power of"),
-        ("--block a=f,overlay=some k", "--block: overlay: 'some' is not a size"),
+        ("--block a=f,overlay=64Q k", "--block: overlay: '64Q' is not a size"),
         ("--block a=f,overlay=1KB k", "--block: overlay=1KB is not a size of at least 4096 bytes"),
         ("--block a=f,sync=on k", "--block: sync=on is not none, fsync or always"),
         (
@@ -341,7 +346,7 @@ def test_the_error_names_the_suboptions(tmp_path: Path, wrong: str) -> None:
         block.attach(Device("disk", BLOCK, 1), spec, cleanup, Stop(), pytest.fail)
     assert str(raised.value).endswith(
         f": No such file or directory (after a comma, --block NAME={image} takes: "
-        "ro, overlay[=SIZE], sector-size=N, sync=WHEN)"
+        "ro, overlay[=SIZE|FILE], sector-size=N, sync=WHEN)"
     )
 
 

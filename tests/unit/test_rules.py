@@ -154,6 +154,10 @@ def test_what_a_device_is_called() -> None:
     assert fdtable.device_labels(BlockFile("x")) == ("block", "block-writable")
     assert fdtable.device_labels(BlockFile("x", readonly=True)) == ("block",)
     assert fdtable.device_labels(BlockFile("x", overlay=True)) == ("block",)
+    assert fdtable.labels({3: BlockFile("x", overlay="o", sync="fsync")}) == {
+        3: ("block",),
+        fdtable.overlay_handle(3): ("block", "block-writable", "block-fsync"),
+    }
     assert fdtable.device_labels(BlockDescriptor(3, readonly=True)) == ("block",)
     assert fdtable.device_labels(BlockDescriptor(3)) == ("block", "block-writable")
 
