@@ -11,6 +11,7 @@ import os
 import time
 from errno import EBUSY
 
+from tender.dataclass import dataclass
 from tender.errors import HostError
 
 TYPE_CHECKING = False
@@ -36,47 +37,62 @@ V1: Mapping[str, Mapping[str, str]] = {
     "cpuacct": {},
     "freezer": {},
 }
+LEAVE_S = 10  # for a killed process to leave its groups, on a busy machine
 OPTIONAL = ("memory.memsw.limit_in_bytes", "memory.swap.max")  # a kernel without swap accounting
 
 
-def join(path: str, limits: Limits) -> tuple[str, ...]:
-    """Make the group `path` in each hierarchy, limit it, and move this process there.
+@dataclass
+class Group:
+    """A control group in one hierarchy."""
 
-    `limits` are those of bundle.LIMITS. Returns the folders. Raises HostError, and leaves nothing.
-    """
+    mount: str  # of the hierarchy
+    folder: str
+    controllers: tuple[str, ...]  # of version 1; none in version 2
+
+
+def find(path: str) -> tuple[Group, ...]:
+    """Where the group `path` is, or is to be, in each hierarchy. Raises HostError."""
     if path.count(":") == 2:
         raise HostError(f"cgroup {path}: systemd's groups are not supported: use cgroupfs")
-    made: list[str] = []
-    try:
-        for mount, controllers in _hierarchies():
-            folder = os.path.normpath(os.path.join(mount, path.strip("/")))
-            if not folder.startswith(f"{mount.rstrip('/')}/"):
-                raise HostError(f"cgroup {path}: not below {mount}")
-            os.makedirs(folder, exist_ok=True)
-            made.append(folder)
-            if not controllers:
-                _pass_controllers_on(mount, folder)
-            if "cpuset" in controllers:
-                _inherit_cpus(mount, folder)
-            files = _files_v1(controllers, limits) if controllers else _files_v2(limits)
-            for name, value in files.items():
-                _write(os.path.join(folder, name), value)
-            _write(os.path.join(folder, "cgroup.procs"), str(os.getpid()))
-    except (HostError, OSError) as error:
-        remove(tuple(made))
-        if isinstance(error, HostError):
-            raise
-        raise HostError(f"cgroup {path}", "mkdir", error.errno or 0) from None
-    return tuple(made)
+    groups = []
+    for mount, controllers in _hierarchies():
+        folder = os.path.normpath(os.path.join(mount, path.strip("/")))
+        if not folder.startswith(f"{mount.rstrip('/')}/"):
+            raise HostError(f"cgroup {path}: not below {mount}")
+        groups.append(Group(mount, folder, controllers))
+    return tuple(groups)
 
 
-def remove(folders: tuple[str, ...], wait_s: float = 0) -> None:
+def make(groups: tuple[Group, ...], limits: Limits) -> None:
+    """Make the groups, with these limits of bundle.LIMITS. Raises HostError."""
+    for group in groups:
+        try:
+            os.makedirs(group.folder, exist_ok=True)
+            if not group.controllers:
+                _pass_controllers_on(group.mount, group.folder)
+            if "cpuset" in group.controllers:
+                _inherit_cpus(group.mount, group.folder)
+        except OSError as error:
+            raise HostError(f"cgroup {group.folder}", "mkdir", error.errno or 0) from None
+        version_1 = group.controllers
+        files = _files_v1(version_1, limits) if version_1 else _files_v2(limits)
+        for name, value in files.items():
+            _write(os.path.join(group.folder, name), value)
+
+
+def join(folders: tuple[str, ...]) -> None:
+    """Move this process to the groups. Raises HostError."""
+    for folder in folders:
+        _write(os.path.join(folder, "cgroup.procs"), str(os.getpid()))
+
+
+def remove(folders: tuple[str, ...]) -> None:
     """Remove the groups; one that is gone, or has other processes, stays as it is.
 
-    A process that was killed leaves its groups a moment after it can be seen no more, and so does
-    its child, the guest's process: they have up to `wait_s` seconds, together.
+    A process that was killed leaves its groups a moment after it can be seen no more, even after
+    wait(2), and so does its child, the guest's process: they have LEAVE_S, together.
     """
-    deadline = time.monotonic() + wait_s
+    deadline = time.monotonic() + LEAVE_S
     for folder in folders:
         while not _removed(folder) and time.monotonic() < deadline:
             time.sleep(0.001)

@@ -16,6 +16,7 @@ import termios
 import time
 
 from tender.config import NAME_MAX
+from tender.dataclass import replace
 from tender.errors import ConfigError, HostError, TenderError
 from tender.oci import cgroups, hooks, network
 from tender.oci.guest import memory, tender_command
@@ -23,7 +24,7 @@ from tender.oci.state import FIFO, Container, started
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import NoReturn
 
     from tender.oci.bundle import Bundle
@@ -48,55 +49,56 @@ def create(
     mem_mib = memory(guest.unikernel.mem_mib, bundle.limits.get("memory.limit"))
     if bundle.terminal and not console_socket:
         raise ConfigError("process.terminal takes --console-socket")
+    groups = cgroups.find(bundle.cgroup) if bundle.cgroup is not None else ()
+    folders = tuple(each.folder for each in groups)
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    container = Container(id, bundle.folder, now, folders)
+    name = id.replace("+", "_")[:NAME_MAX]
+    command = [*tender, f"--name={name}", f"--mem={mem_mib}"]
     states.make(id)
     process = None
     try:
+        # Before there is anything that outlives this process: `delete` then finds all of it.
+        states.save(container)
+        cgroups.make(groups, bundle.limits)
         hooks.run(bundle, "prestart", id, "creating")
         hooks.run(bundle, "createRuntime", id, "creating")
-        named = [*tender, f"--name={id.replace('+', '_')[:NAME_MAX]}"]
-        process = _Process(states.path(id, FIFO), bundle, guest, named, mem_mib, console_socket)
-        container = Container(
-            id,
-            bundle.folder,
-            process.pid,
-            started(process.pid) or "",
-            time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            process.cgroups,
+        fifo = states.path(id, FIFO)
+        process = _Process(
+            lambda report: _become_tender(
+                report, fifo, folders, bundle, guest, command, console_socket
+            )
         )
-        states.save(container)
+        states.save(replace(container, pid=process.pid, pid_started=started(process.pid) or ""))
         if pid_file:
-            with open(f"{pid_file}.new", "w") as file:
-                file.write(str(process.pid))
-            os.replace(f"{pid_file}.new", pid_file)
+            _write_pid(pid_file, process.pid)
         process.release()
         return process.pid
     except BaseException as error:
         if process:
             process.kill()
+        cgroups.remove(folders)
         states.remove(id)
         if isinstance(error, OSError):
             raise HostError(f"create {id}", None, error.errno or 0) from None
         raise
 
 
+def _write_pid(path: str, pid: int) -> None:
+    with open(f"{path}.new", "w") as file:
+        file.write(str(pid))
+    os.replace(f"{path}.new", path)
+
+
 class _Process:
     """The process that `create` leaves behind, which waits until it may become the tender."""
 
-    def __init__(
-        self,
-        fifo: str,
-        bundle: Bundle,
-        guest: Guest,
-        tender: Sequence[str],
-        mem_mib: int,
-        console_socket: str | None,
-    ) -> None:
-        self.cgroups: tuple[str, ...] = ()
+    def __init__(self, run: Callable[[socket.socket], NoReturn]) -> None:
         ours, theirs = socket.socketpair()
         self.pid = os.fork()
         if not self.pid:
             ours.close()
-            _become_tender(theirs, fifo, bundle, guest, tender, mem_mib, console_socket)
+            run(theirs)
         theirs.close()
         self._report = ours
         with ours.makefile("rb") as file:
@@ -104,11 +106,9 @@ class _Process:
         if not answer:
             self.kill()
             raise HostError("the container's process ended before it was ready")
-        value = json.loads(answer)
-        self.cgroups = tuple(value.get("cgroups", ()))
-        if "error" in value:
+        if error := json.loads(answer):
             self.kill()
-            raise ConfigError(value["error"])
+            raise ConfigError(error)
 
     def release(self) -> None:
         """Let it wait for `start`; until then it ends with this process."""
@@ -116,40 +116,37 @@ class _Process:
         self._report.close()
 
     def kill(self) -> None:
-        """End it, and its cgroup with it."""
+        """End it."""
         self._report.close()
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
-        cgroups.remove(self.cgroups)
 
 
 def _become_tender(
     report: socket.socket,
     fifo: str,
+    groups: tuple[str, ...],
     bundle: Bundle,
     guest: Guest,
     tender: Sequence[str],
-    mem_mib: int,
     console_socket: str | None,
 ) -> NoReturn:
     """Prepare, report, wait for `start`, and execute the tender."""
-    joined: tuple[str, ...] = ()
     try:
         os.setsid()
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         if bundle.oom_score_adj is not None:
             with open("/proc/self/oom_score_adj", "w") as file:
                 file.write(str(bundle.oom_score_adj))
-        if bundle.cgroup is not None:
-            joined = cgroups.join(bundle.cgroup, bundle.limits)
+        cgroups.join(groups)
         if bundle.terminal:
             _take_terminal(console_socket or "")
         if bundle.network is not None:
             network.enter(bundle.network)
-        command = tender_command(bundle, guest, tender, mem_mib)
+        command = tender_command(bundle, guest, tender)
         # For reading and writing: to open it and to read from it then need no writer.
         wait = os.open(fifo, os.O_RDWR | os.O_CLOEXEC)
-        report.send(json.dumps({"cgroups": joined}).encode() + b"\n")
+        report.send(json.dumps("").encode() + b"\n")
         if not report.recv(1):
             os._exit(1)  # `create` has failed or was killed
         report.close()
@@ -158,7 +155,7 @@ def _become_tender(
     except BaseException as error:
         text = str(error) if isinstance(error, TenderError) else f"{type(error).__name__}: {error}"
         try:
-            report.send(json.dumps({"cgroups": joined, "error": text}).encode() + b"\n")
+            report.send(json.dumps(text).encode() + b"\n")
         except OSError:
             os.write(2, f"ptender-oci: {text}\n".encode())
     os._exit(1)

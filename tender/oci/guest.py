@@ -104,9 +104,9 @@ def memory(mem_mib: int | None, limit: int | str | None) -> int:
     return mem_mib
 
 
-def tender_command(bundle: Bundle, guest: Guest, tender: Sequence[str], mem_mib: int) -> list[str]:
+def tender_command(bundle: Bundle, guest: Guest, tender: Sequence[str]) -> list[str]:
     """The tender's command line. Every device is a descriptor, which it inherits."""
-    command = [*tender, f"--mem={mem_mib}"]
+    command = [*tender]
     disks = {**guest.unikernel.disks}
     names = [each.name for each in guest.image.manifest.devices if each.type_name == "BLOCK_BASIC"]
     if "" in disks and len(names) == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 
+from tender._native import lib
 from tender.errors import ConfigError
 
 TYPE_CHECKING = False
@@ -40,6 +41,7 @@ def _run(bundle: Bundle, hook: Hook, step: str, id: str, status: str, pid: int) 
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             timeout=hook.timeout_s,
+            preexec_fn=lib.host_end_with_parent,  # it holds up a command: it ends with that
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -53,7 +53,7 @@ def state(states: States, id: str) -> dict[str, object]:
         "created": container.created,
         "owner": "",
     }
-    value["pid"] = 0 if status == "stopped" else container.pid
+    value["pid"] = container.pid if status in ("created", "running") else 0
     try:
         value["annotations"] = dict(bundles.load(container.bundle).annotations)
     except ConfigError:
@@ -65,10 +65,13 @@ def kill(states: States, id: str, signo: int, everything: bool) -> None:
     """Send a signal to the container's process. Raises ConfigError where it has ended."""
     container = states.load(id)
     if not _send(container, signo) and not everything:
-        raise ConfigError(f"cannot kill a container that is stopped: {id}")
+        status = states.status(container)
+        raise ConfigError(f"cannot kill a container that is {status}: {id}")
 
 
 def _send(container: Container, signo: int) -> bool:
+    if not container.pid:
+        return False
     try:
         fd = os.pidfd_open(container.pid)
     except OSError as error:
@@ -95,12 +98,12 @@ def delete(states: States, id: str, force: bool) -> None:
             except ConfigError:
                 if not force:
                     raise
-                return states.remove(id)  # `create` was killed
+                return states.remove(id)  # `create` was killed at its first step
             status = states.status(container)
-            if status == "running" and not force:
-                raise ConfigError(f"cannot delete a container that is running: {id}")
+            if status in ("creating", "running") and not force:
+                raise ConfigError(f"cannot delete a container that is {status}: {id}")
             _end(container)
-            cgroups.remove(container.cgroups, END_S)
+            cgroups.remove(container.cgroups)
             states.remove(id)
     except ConfigError:
         if not force or states.has(id):
@@ -128,6 +131,6 @@ def _end(container: Container) -> None:
 def processes(states: States, id: str) -> list[int]:
     """The PIDs of the container: the tender and what it has started."""
     container = states.load(id)
-    if states.status(container) == "stopped":
+    if states.status(container) not in ("created", "running"):
         return []
     return cgroups.processes(container.cgroups) or [container.pid]

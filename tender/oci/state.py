@@ -10,8 +10,7 @@ import fcntl
 import json
 import os
 import re
-import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from tender.dataclass import dataclass
 from tender.errors import ConfigError, HostError, shown
@@ -29,10 +28,10 @@ class Container:
 
     id: str
     bundle: str
-    pid: int
-    pid_started: str  # field 22 of /proc/PID/stat: a PID alone may be another process by now
     created: str
     cgroups: tuple[str, ...]
+    pid: int = 0  # until `create` has made the process
+    pid_started: str = ""  # field 22 of /proc/PID/stat: a PID alone may be another process by now
 
 
 class States:
@@ -74,8 +73,15 @@ class States:
             raise HostError(self.path(id), "mkdir", error.errno or 0) from None
 
     def remove(self, id: str) -> None:
-        """Remove the folder; one that is gone is no error."""
-        shutil.rmtree(self.path(id), ignore_errors=True)
+        """Remove the folder; one that is gone is no error.
+
+        The state goes last: whoever is killed before that has left a container to delete.
+        """
+        for name in (FIFO, f"{STATE}.new", STATE):
+            with suppress(FileNotFoundError):
+                os.unlink(self.path(id, name))
+        with suppress(OSError):
+            os.rmdir(self.path(id))
 
     def save(self, container: Container) -> None:
         """Write the state: whole, or not at all."""
@@ -96,7 +102,9 @@ class States:
             raise ConfigError(f"{self.path(id, STATE)}: {error}") from None
 
     def status(self, container: Container) -> str:
-        """ "created", "running" or "stopped"."""
+        """One of runtime.md: "creating", "created", "running" or "stopped"."""
+        if not container.pid:
+            return "creating"
         if started(container.pid) != container.pid_started:
             return "stopped"
         return "created" if os.path.exists(self.path(container.id, FIFO)) else "running"

@@ -1,0 +1,87 @@
+"""What images and engines give that is wrong: one line of error, and nothing is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.guest.oci.conftest import KERNEL, URUNC, Runtime, disk
+
+
+@pytest.mark.parametrize("path", ["../outside", "/../outside", "link", "folder/../../../outside"])
+def test_no_path_of_an_image_leaves_its_root(
+    runtime: Runtime, make: Any, tmp_path: Path, path: str
+) -> None:
+    values = {f"{URUNC}binary": KERNEL, "ptender.block.storage": path}
+    bundle = make("disk", annotations=values)
+    outside = disk(bundle / "outside")
+    (bundle / "rootfs/folder").mkdir()
+    (bundle / "rootfs/link").symlink_to(outside)
+    error = runtime.refuses("create", "-b", bundle, "one")
+    assert "in the root file system: No such file or directory" in error
+
+
+BAD = [
+    ({"root": {}}, "root.path: missing"),
+    ({"root": []}, "root: not an object"),
+    ({"root__path": "a\0b"}, "root.path: 'a\\x00b' is not a text"),
+    ({"process__args": [1]}, "process.args.0: 1 is not a text"),
+    ({"process__args": "x"}, "process.args: 'x' is not a list"),
+    ({"process__terminal": True}, "process.terminal takes --console-socket"),
+    ({"mounts": [{"source": "x"}]}, "mounts[0].destination: missing"),
+    ({"annotations": {"x": None}}, "annotations.x: missing"),
+    (
+        {"annotations": {f"{URUNC}binary": "/nowhere"}},
+        "'/nowhere' in the root file system: No such",
+    ),
+    (
+        {"annotations": {f"{URUNC}binary": "/unikernel"}},
+        "'/unikernel' in the root file system: not",
+    ),
+    (
+        {"annotations": {f"{URUNC}binary": KERNEL, f"{URUNC}hypervisor": "qemu"}},
+        "hypervisor: 'qemu' is not hvt",
+    ),
+    (
+        {"annotations": {f"{URUNC}binary": KERNEL, f"{URUNC}unikernelType": "--block"}},
+        "unikernelType: '--block' is not one of mirage,",
+    ),
+    (
+        {"annotations": {f"{URUNC}binary": KERNEL, "ptender.mem": "512 --sandbox=off"}},
+        "ptender.mem: '512 --sandbox=off' is not a number of MiB",
+    ),
+    ({"linux": {"resources": {"memory": {"limit": "1"}}}}, "memory.limit: '1' is not an integer"),
+    ({"linux": {"resources": {"memory": {"limit": 1 << 20}}}}, "memory limit is too low"),
+    (
+        {"linux": {"namespaces": [{"type": "network", "path": "/nowhere"}]}},
+        "network namespace /nowhere: No such file",
+    ),
+    ({"linux": {"cgroupsPath": "a:b:c"}}, "systemd's groups are not supported"),
+    ({"hooks": {"prestart": [{}]}}, "hooks.prestart[0].path: missing"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD)
+def test_a_malformed_bundle(
+    runtime: Runtime, make: Any, changes: dict[str, Any], message: str
+) -> None:
+    assert message in runtime.refuses("create", "-b", make("hello", **changes), "one")
+
+
+def test_files_that_are_no_bundle(runtime: Runtime, make: Any) -> None:
+    bundle = make("hello")
+    (bundle / "config.json").write_text("[" * 100_000)
+    assert "config.json: not JSON" in runtime.refuses("create", "-b", bundle, "one")
+    (bundle / "config.json").unlink()
+    assert "config.json: No such file" in runtime.refuses("create", "-b", bundle, "one")
+    for id in ("..", "a/b", ""):
+        assert "is not a container's ID" in runtime.refuses("create", "-b", bundle, id)
+
+
+def test_an_annotation_is_no_option(runtime: Runtime, make: Any) -> None:
+    """What the image says of its command line is the guest's."""
+    values = {f"{URUNC}binary": KERNEL, f"{URUNC}cmdline": "--sandbox=off @3"}
+    bundle = make("hello", annotations=values, process__args=[])
+    assert "My command line: --sandbox=off @3" in runtime("run", "-b", bundle, "one").stdout
