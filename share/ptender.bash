@@ -21,11 +21,12 @@ _ptender() {
     --trace) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
     --gdb) mapfile -t COMPREPLY < <(true) && return ;;
     --pcap) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
+    --pidfile) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
     --log) mapfile -t COMPREPLY < <(compgen -W 'text json' -- "$word") && return ;;
     esac
     case $word in
     -*)
-        mapfile -t COMPREPLY < <(compgen -W '--name --mem --net --block --console-limit --dumpcore --cpu --clock --instructions --x-exec-heap --sandbox --user --hugepages --no-net-ring --net-ring --engine --report --trace --gdb --pcap --log --verbose --version --help -v -h' -- "$word")
+        mapfile -t COMPREPLY < <(compgen -W '--name --mem --net --block --console-limit --dumpcore --cpu --clock --instructions --x-exec-heap --sandbox --user --hugepages --no-net-ring --net-ring --engine --report --trace --gdb --pcap --pidfile --log --verbose --version --help -v -h' -- "$word")
         return
         ;;
     esac

@@ -29,6 +29,7 @@ complete -c ptender -l report -r -d 'write a JSON object there when the guest ha
 complete -c ptender -l trace -r -d 'write a line of JSON there for each hypercall'
 complete -c ptender -l gdb -x -d 'wait for gdb before the guests first instruction: at this port of 127.0.0.1 (default 1234), at a Unix socket (a path with a /), or on standard input and output (then the guest prints on standard error)'
 complete -c ptender -l pcap -r -d 'write the packets of a network device there (pcapng), for Wireshark and tcpdump'
+complete -c ptender -l pidfile -r -d 'write the tenders PID there'
 complete -c ptender -l log -x -a 'text json' -d 'json: the tenders own messages as lines of JSON'
 complete -c ptender -l verbose -s v -d 'show the layers of the sandbox, how the guest ended and what its devices did'
 complete -c ptender -l version -d 'the version, and the ABI version'

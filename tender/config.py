@@ -498,6 +498,8 @@ class Config:
     # Files for the packets of network devices.
     pcap: tuple[tuple[str | None, str], ...] = field(_pcap, default=())
     report: OptionalPathField = field(optional(as_path), default=None)
+    # Where the command writes its PID: see tender/observe/pidfile.py.
+    pidfile: OptionalPathField = field(optional(as_path), default=None)
     # Offer the network ring; None: where it helps.
     net_ring: bool | None = field(optional(as_flag), default=None)
     # What answers hypercalls whose device is a plain descriptor.

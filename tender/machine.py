@@ -139,6 +139,10 @@ def open_inputs(config: Config, cleanup: Cleanup, sandbox: Sandbox | None = None
         from tender.observe import trace
 
         fds["trace"] = trace.keep(config.trace, cleanup)
+    if config.pidfile is not None:
+        from tender.observe import pidfile
+
+        fds["pidfile"] = pidfile.hold(config.pidfile, cleanup)
     path = config.kernel
     file = sandbox.read_image(ImageFile, path) if sandbox else ImageFile(path)
     cleanup.callback(file.close)

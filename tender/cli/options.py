@@ -112,6 +112,9 @@ OPTIONS = (
     Option("--gdb-port", "N", "gdb_port", values.parse_number, ""),
     Option("--pcap", "[NAME=]FILE", "pcap", str,
            "write the packets of a network device there (pcapng),\nfor Wireshark and tcpdump"),
+    Option("--pidfile", "FILE", "pidfile", str,
+           "write the tender's PID there; the file is locked as\n"
+           "long as it runs, and stays when it has ended"),
     Option("--log", "text|json", "log", values.parse_log,
            "json: the tender's own messages as lines of JSON"),
     Option("--verbose", "", "verbose", None,

@@ -67,6 +67,7 @@ MEANINGS = {
     "memory-file": "the guest's memory, of which it touched what is no hole",
     "core-helper": "the process that gives the core file its name",
     "trace": "the trace",
+    "pidfile": "the PID file, which is locked as long as it is open",
     "report-file": "the report on the guest's end",
     "gdb-listen": "where a debugger connects",
     "gdb": "the debugger, while there is one",
@@ -159,6 +160,7 @@ def _spt_table(
         for handle, spec in blocks.items()
     }
     fixed, core = ["console", "stderr", "epoll", "timer"], None
+    fixed += ["pidfile"] if config.pidfile is not None else []
     if config.dumpcore is not None:
         fixed += ["core", "core-helper"]
         core = Target.size(config.mem_bytes // PAGE_SIZE * PAGE_SIZE)
@@ -186,6 +188,7 @@ def _table(
     fixed += ["stats"] if counters.folder() else []
     fixed += ["trace"] if config.trace is not None else []
     fixed += ["report-file"] if config.report is not None else []
+    fixed += ["pidfile"] if config.pidfile is not None else []
     if config.gdb is not None:
         fixed += ["gdb-in", "gdb-out"] if config.gdb == "-" else ["gdb-listen", "gdb"]
     core_bytes = None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FIXED = {
     "console": 1, "stderr": 2, "vcpu": 3, "kick": 4, "core": 5, "pagemap": 6, "core-helper": 7,
-    "trace": 8, "report": 9, "sync": 10, "stats": 11, "report-file": 12,
+    "trace": 8, "report": 9, "sync": 10, "stats": 11, "report-file": 12, "pidfile": 13,
     "guest-program": 0, "guest-shared": 3, "guest-memory": 4, "guest-process": 3,
     "memory-file": 6, "epoll": 3, "timer": 4,
     "gdb": 0, "gdb-listen": 80, "gdb-in": 81, "gdb-out": 82,
