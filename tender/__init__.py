@@ -9,11 +9,11 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from tender.config import BlockDescriptor as BlockDescriptor
-    from tender.config import BlockFile as BlockFile
-    from tender.config import Descriptor as Descriptor
-    from tender.config import Tap as Tap
-    from tender.config import UserNet as UserNet
+    from tender.backends import BlockDescriptor as BlockDescriptor
+    from tender.backends import BlockFile as BlockFile
+    from tender.backends import Descriptor as Descriptor
+    from tender.backends import Tap as Tap
+    from tender.backends import UserNet as UserNet
     from tender.config import VirtualTime as VirtualTime
     from tender.embed.block_memory import BlockMemory as BlockMemory
     from tender.embed.console import Console as Console
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "BlockAttachable": "tender.embed.interfaces",
-    "BlockDescriptor": "tender.config",
+    "BlockDescriptor": "tender.backends",
     "BlockDevice": "tender.embed.interfaces",
-    "BlockFile": "tender.config",
+    "BlockFile": "tender.backends",
     "BlockMemory": "tender.embed.block_memory",
     "Console": "tender.embed.console",
     "ConsoleSink": "tender.embed.interfaces",
     "Counters": "tender.outcome",
-    "Descriptor": "tender.config",
+    "Descriptor": "tender.backends",
     "Guest": "tender.guest",
     "GuestEnded": "tender.errors",
     "Image": "tender.image.elf",
@@ -52,9 +52,9 @@ _MODULES = {
     "NetSender": "tender.embed.interfaces",
     "Outcome": "tender.outcome",
     "Statistics": "tender.outcome",
-    "Tap": "tender.config",
+    "Tap": "tender.backends",
     "TenderError": "tender.errors",
-    "UserNet": "tender.config",
+    "UserNet": "tender.backends",
     "VirtualTime": "tender.config",
     "open_image": "tender.image.file",
 }

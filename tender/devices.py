@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 from tender._native import lib
-from tender.config import Descriptor
+from tender.backends import Descriptor
 from tender.dataclass import dataclass
 from tender.image.manifest import Attached
 from tender.modules.assign import assign, check_all_attached
 from tender.modules.block import Block
 from tender.modules.net import Net
-from tender.sandbox.fdtable import device_labels
+from tender.sandbox import fdtable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any, TypeAlias
 
+    from tender.backends import BlockValue, NetValue
     from tender.cleanup import Cleanup
     from tender.clock import HostClock
-    from tender.config import BlockValue, NetValue
     from tender.image.manifest import Manifest
     from tender.modules import Warn
-    from tender.modules.block import BlockDevice
+    from tender.modules.block import BlockDevice, OverlayFile
     from tender.modules.net import NetDevice
     from tender.rendezvous import Rendezvous
     from tender.stop import Stop
 
+    Held: TypeAlias = BlockDevice | NetDevice | OverlayFile
     Given: TypeAlias = tuple[tuple[str | None, Any], ...]
 
 
@@ -42,6 +43,22 @@ class Devices:
     def by_handle(self) -> dict[int, BlockDevice | NetDevice]:
         """All of them."""
         return {**self.block.devices, **self.net.devices}
+
+    def held(self) -> dict[int, Held]:
+        """What has descriptors: the devices by handle, files of overlays by `overlay_handle`."""
+        return {**self.by_handle(), **self._overlays()}
+
+    def capacities(self) -> dict[int, int]:
+        """The length in bytes of each disk, and the maximum of an overlay's file, as in `held`."""
+        disks = {**self.block.devices, **self._overlays()}
+        return {handle: disk.capacity for handle, disk in disks.items()}
+
+    def _overlays(self) -> dict[int, OverlayFile]:
+        return {
+            fdtable.overlay_handle(handle): disk.overlay_file
+            for handle, disk in self.block.devices.items()
+            if disk.overlay_file
+        }
 
     def attached(self) -> dict[int, Attached]:
         """What the guest's manifest has of each, by handle."""
@@ -72,7 +89,7 @@ def open_devices(
     by_handle = {device.handle: device for device in manifest.devices}
     net_specs: dict[int, NetValue] = assign(manifest, lib.MFT_DEV_NET_BASIC, nets)
     block_specs: dict[int, BlockValue] = assign(manifest, lib.MFT_DEV_BLOCK_BASIC, blocks)
-    specs = {**net_specs, **block_specs}
+    specs: dict[int, NetValue | BlockValue] = {**net_specs, **block_specs}
     check_all_attached(manifest, specs)
     synchronised = [
         spec.sync_fd
@@ -91,6 +108,6 @@ def open_devices(
     return Devices(
         Block(disks),
         Net(ports),
-        {handle: device_labels(spec) for handle, spec in specs.items()},
+        fdtable.labels(specs),
         {"sync": synchronised[-1]} if synchronised else {},
     )

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
-from enum import Enum
 from math import inf
 from time import monotonic
 
 from tender.boot import layout
-from tender.config import Config, as_flag
+from tender.checks import as_flag
+from tender.config import Config
 from tender.dataclass import replace
-from tender.embed import process, protocol, reactor, validation
+from tender.embed import reactor, validation
 from tender.embed.console import Console
-from tender.embed.devices import Devices, describe
-from tender.embed.latch import Latch
-from tender.embed.process import Process
+from tender.embed.lifecycle import Lifecycle, State
 from tender.errors import InvalidValue
 
 TYPE_CHECKING = False
@@ -37,27 +34,6 @@ STOP_EVERY_S = 0.01  # between two stop requests to a guest that has not ended
 STOP_EVERY_MAX_S = 0.1  # the same for asyncio, after some
 GRACE_S = 5.0
 GDB_PORT = 1234  # gdb's own custom, and Solo5's
-
-
-class State(Enum):
-    """The states of a guest."""
-
-    NEW = "not started"
-    STARTING = "starting"  # its devices are opened, and its process is started
-    RUNNING = "running"  # it has a process
-    DEAD = "dead"  # its process ended while another thread was still starting it
-    CLOSING = "closing"  # its process has ended, or there was none; its devices are closed
-    ENDED = "ended"
-
-
-_NEXT = {
-    State.NEW: {State.STARTING},
-    State.STARTING: {State.RUNNING, State.DEAD, State.CLOSING},
-    State.RUNNING: {State.CLOSING},
-    State.DEAD: {State.CLOSING},
-    State.CLOSING: {State.ENDED},
-    State.ENDED: set(),
-}
 
 
 class Guest:
@@ -145,39 +121,33 @@ class Guest:
             user=user,
             name=name,
         )
-        self._fresh = as_flag("fresh", fresh)
-        self.deadline = validation.seconds("deadline", deadline)
-        self._net = validation.devices("net", net)
-        self._block = validation.devices("block", block)
-        self._sink = console
-        self._warn = _guarded(validation.warn(warn) or _print)
         self._console = self._new_console()
-        self._devices: Devices | None = None
-        self._process = Process(self._warn, self._process_ended)
-        self._lock = threading.Lock()  # of the state
-        self._state = State.NEW
-        self._program = os.getpid()  # the process that has started it
-        self._worker = 0  # the thread that starts it or closes its devices, meanwhile
-        self._ended = Latch()
-        self._on_end: set[Callable[[], object]] = set()  # called when it has ended
-        self._result: Outcome | BaseException | None = None  # an error: it could not start
+        self.deadline = validation.seconds("deadline", deadline)
+        self._life = Lifecycle(
+            validation.devices("net", net),
+            validation.devices("block", block),
+            console,
+            self._console,
+            _guarded(validation.warn(warn) or _print),
+            fresh=as_flag("fresh", fresh),
+        )
 
     # What it is.
 
     @property
     def running(self) -> bool:
         """Whether it was started and has not ended."""
-        return self._state not in (State.NEW, State.ENDED)
+        return self._life.state not in (State.NEW, State.ENDED)
 
     @property
     def outcome(self) -> Outcome | None:
         """How it ended; None before that, and if it could not start."""
-        return None if isinstance(self._result, BaseException) else self._result
+        return None if isinstance(self._life.result, BaseException) else self._life.result
 
     @property
     def pid(self) -> int | None:
         """The PID of the process that it runs in, or ran in; None before it has one."""
-        return self._process.pid
+        return self._life.process.pid
 
     @property
     def ports(self) -> dict[int | str, int]:
@@ -185,29 +155,30 @@ class Guest:
 
         UDP ports are "udp:53". Empty before the guest is started.
         """
-        return dict(self._devices.ports) if self._devices is not None else {}
+        return dict(self._life.ports)
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers of its sandbox, named as by `ptender -v`; empty before it runs."""
-        return self._process.layers
+        return self._life.process.layers
 
     @property
     def missing_layers(self) -> tuple[str, ...]:
         """The layers of the sandbox that this machine can't provide, each with its reason, such as
         "namespaces: Operation not permitted". With sandbox="require" they are an error instead."""
-        return self._process.missing_layers
+        return self._life.process.missing_layers
 
     @property
     def console(self) -> Console:
         """Its console output; RuntimeError if it was not started."""
-        if self._state is State.NEW:
+        if self._life.state is State.NEW:
             raise RuntimeError("this guest was not started")
         return self._console
 
     def __repr__(self) -> str:
-        state = f"process {self.pid}" if self._state is State.RUNNING else self._state.value
-        return f"<Guest {self.config.kernel}: {state}>"
+        state = self._life.state
+        what = f"process {self.pid}" if state is State.RUNNING else state.value
+        return f"<Guest {self.config.kernel}: {what}>"
 
     # Starting and ending.
 
@@ -228,7 +199,7 @@ class Guest:
         """
         from tender.observe.gdb_link import STDIO, command
 
-        self._check_new()
+        self._life.check_new()
         if at == STDIO:
             raise InvalidValue("at", at, "a port number, or the path of a socket (with a /)")
         self.config = replace(self.config, gdb=at)
@@ -245,10 +216,7 @@ class Guest:
                 tender.errors for the classes.
             RuntimeError: it was started already.
         """
-        if threading.current_thread() is threading.main_thread():
-            self._start_on_thread()
-        else:
-            self._start()
+        self._life.start(self.config, self.deadline)
         return self
 
     def run(self) -> Outcome:
@@ -261,12 +229,12 @@ class Guest:
             TenderError: it can't start.
             RuntimeError: it was started already.
         """
-        self._check_new()
+        self._life.check_new()
         try:
             self.start()
             return self.wait()
         except BaseException:
-            self._process.kill()
+            self._life.process.kill()
             raise
 
     def wait(self, timeout: float | None = None) -> Outcome:
@@ -283,8 +251,8 @@ class Guest:
             TenderError: it could not start.
             RuntimeError: it was not started, or this thread is one that the guest waits for.
         """
-        self._check_can_wait()
-        if not self._ended.wait(validation.seconds("timeout", timeout)):
+        self._life.check_can_wait()
+        if not self._life.ended.wait(validation.seconds("timeout", timeout)):
             raise TimeoutError(f"the guest still runs after {timeout} s")
         return self._get_result()
 
@@ -301,10 +269,10 @@ class Guest:
             TenderError: it could not start.
             RuntimeError: as `wait`.
         """
-        self._check_can_wait()
+        self._life.check_can_wait()
         kill_at = _kill_at(grace)
-        self._process.request_stop()
-        while not self._ended.wait(STOP_EVERY_S):
+        self._life.process.request_stop()
+        while not self._life.ended.wait(STOP_EVERY_S):
             self._ask_or_kill(kill_at)
         return self._get_result()
 
@@ -318,17 +286,17 @@ class Guest:
             TenderError: it could not start.
             RuntimeError: as `wait`; the process is killed all the same.
         """
-        self._check_started()
-        self._process.kill()
-        self._check_can_wait()
-        self._ended.wait()
+        self._life.check_started()
+        self._life.process.kill()
+        self._life.check_can_wait()
+        self._life.ended.wait()
         return self._get_result()
 
     def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, exc_type: object, *_: object) -> None:
-        if self._program != os.getpid():
+        if self._life.program != os.getpid():
             return  # a fork of the program leaves the block as well
         try:
             self.stop()
@@ -346,42 +314,42 @@ class Guest:
         try:
             return await asyncio.get_running_loop().run_in_executor(None, self.start)
         except asyncio.CancelledError:
-            self._process.kill()
+            self._life.process.kill()
             raise
 
     async def run_async(self) -> Outcome:
         """`run` for asyncio. If its task is cancelled, the guest is killed."""
-        self._check_new()
+        self._life.check_new()
         try:
             await self.start_async()
             return await self.wait_async()
         except BaseException:
-            self._process.kill()
+            self._life.process.kill()
             raise
 
     async def wait_async(self, timeout: float | None = None) -> Outcome:
         """`wait` for asyncio."""
-        self._check_started()
-        if not await self._wait_async(validation.seconds("timeout", timeout)):
+        self._life.check_started()
+        if not await self._life.wait_async(validation.seconds("timeout", timeout)):
             raise TimeoutError(f"the guest still runs after {timeout} s")
         return self._get_result()
 
     async def stop_async(self, grace: float = GRACE_S) -> Outcome:
         """`stop` for asyncio."""
-        self._check_started()
+        self._life.check_started()
         kill_at = _kill_at(grace)
         wait_s = STOP_EVERY_S
-        self._process.request_stop()
-        while not await self._wait_async(wait_s):
+        self._life.process.request_stop()
+        while not await self._life.wait_async(wait_s):
             self._ask_or_kill(kill_at)
             wait_s = min(STOP_EVERY_MAX_S, 2 * wait_s)
         return self._get_result()
 
     async def kill_async(self) -> Outcome:
         """`kill` for asyncio."""
-        self._check_started()
-        self._process.kill()
-        await self._wait_async(None)
+        self._life.check_started()
+        self._life.process.kill()
+        await self._life.wait_async(None)
         return self._get_result()
 
     async def __aenter__(self) -> Self:
@@ -395,182 +363,26 @@ class Guest:
             if exc_type is None:
                 raise
 
-    async def _wait_async(self, timeout_s: float | None) -> bool:
-        """Wait for its end; False: it has not ended after `timeout_s` (None: no limit)."""
-        from tender.embed.aio import Flag
-
-        ended = Flag()
-        self._on_end.add(ended.set)
-        try:
-            return self._ended.is_set or await ended.wait(timeout_s)
-        finally:
-            self._on_end.discard(ended.set)
-
-    # From start to end. These steps are not on the main thread, where Ctrl-C would raise in the
-    # middle of one: what is half done would be a guest that nobody can end.
-
-    def _start_on_thread(self) -> None:
-        """`_start` on a thread of its own, and wait for that."""
-        errors: list[BaseException] = []
-        done = Latch()
-
-        def start() -> None:
-            try:
-                self._start()
-            except BaseException as error:
-                errors.append(error)
-            finally:
-                done.set()
-
-        try:
-            threading.Thread(target=start, name="ptender start", daemon=True).start()
-            done.wait()
-        except BaseException:
-            self._process.kill()
-            raise
-        if errors:
-            raise errors[0]
-
-    def _start(self) -> None:
-        with self._lock:
-            self._check_new()
-            self._enter(State.STARTING)
-            self._program = os.getpid()
-            self._worker = threading.get_ident()
-        try:
-            self._launch()
-        except BaseException as error:
-            self._launched(error)
-            raise
-        self._launched()
-        if not self._process.started:
-            self._ended.wait()
-            if isinstance(self._result, BaseException):
-                raise self._result
-
-    def _launch(self) -> None:
-        """Open the devices, and hand them to a process with what it is to run."""
-        config = self.config
-        devices = Devices(self._net, self._block, self._sink, self._report, self._console)
-        self._devices = devices
-        try:
-            descriptors = devices.descriptors
-            numbers = protocol.numbers_in_child(descriptors)
-            attached = devices.attached(config, numbers)
-            self._process.start(attached, descriptors, self.deadline, fresh=self._fresh)
-        finally:
-            devices.handed_over()
-
-    def _launched(self, error: BaseException | None = None) -> None:
-        with self._lock:
-            self._worker = 0
-            if self._process.pid is None:
-                self._result = error
-            elif self._state is State.STARTING:
-                self._enter(State.RUNNING)
-                return
-            self._enter(State.CLOSING)
-        self._close_on_thread()
-
-    def _process_ended(self) -> None:
-        """Called when its process has ended, by a thread that must not wait."""
-        with self._lock:
-            if self._state is State.STARTING:
-                self._enter(State.DEAD)  # the thread that starts it goes on from here
-                return
-            self._enter(State.CLOSING)
-        self._close_on_thread()
-
-    def _close_on_thread(self) -> None:
-        if not process.program_ends():
-            try:
-                threading.Thread(target=self._close, name="ptender end", daemon=True).start()
-                return
-            except RuntimeError:  # no thread can be started
-                pass
-        self._close()
-
-    def _close(self) -> None:
-        """Find out how it ended, read its last output and close its devices."""
-        self._worker = threading.get_ident()
-        if self._result is None:
-            self._result = self._read_outcome()
-        how = _summary(self._result)
-        try:
-            if self._devices is not None:
-                self._devices.close(how)
-        except Exception as error:
-            self._report("its devices", error)
-        finally:
-            self._console.end(how)
-            with self._lock:
-                self._enter(State.ENDED)
-                self._worker = 0
-            self._ended.set()
-        for call in list(self._on_end):
-            call()
-
-    def _read_outcome(self) -> Outcome | BaseException:
-        try:
-            return self._process.outcome()
-        except BaseException as error:
-            return error
-
-    def _enter(self, state: State) -> None:
-        """Change the state, with the lock held."""
-        if state not in _NEXT[self._state]:
-            raise RuntimeError(f"a guest that is {self._state.value} can't be {state.value}")
-        self._state = state
-
     def _ask_or_kill(self, kill_at: float) -> None:
         if monotonic() < kill_at:
-            self._process.request_stop()
+            self._life.process.request_stop()
         else:
-            self._process.kill()
+            self._life.process.kill()
 
     def _kill_if_interrupted(self, error: BaseException) -> None:
         if not isinstance(error, Exception):
-            self._process.kill()
-
-    def _check_new(self) -> None:
-        if self._state is not State.NEW:
-            raise RuntimeError("this guest was started already")
-
-    def _check_started(self) -> None:
-        if self._state is State.NEW:
-            raise RuntimeError("this guest was not started")
-        if self._program != os.getpid():
-            raise RuntimeError("this guest is that of the process which this one was forked from")
-
-    def _check_can_wait(self) -> None:
-        self._check_started()
-        if not self._ended.is_set and self._is_own_thread():
-            raise RuntimeError("a guest's own thread can't wait for its end")
-
-    def _is_own_thread(self) -> bool:
-        if reactor.reactor().is_here() or threading.get_ident() == self._worker:
-            return True
-        return self._devices is not None and self._devices.serves_here()
+            self._life.process.kill()
 
     def _get_result(self) -> Outcome:
-        if isinstance(self._result, BaseException):
-            raise self._result
-        if self._result is None:
+        if isinstance(self._life.result, BaseException):
+            raise self._life.result
+        if self._life.result is None:
             raise RuntimeError("this guest has no outcome")
-        return self._result
+        return self._life.result
 
     def _new_console(self) -> Console:
         """The guest's console; a subclass may have one of its own."""
         return Console()
-
-    def _report(self, device: str, problem: BaseException | str) -> None:
-        self._warn(f"{device}: {describe(problem)}")
-
-
-def _summary(result: Outcome | BaseException) -> str:
-    if isinstance(result, BaseException):
-        return "it could not start"
-    return f"{result.reason}, status {result.status}"
 
 
 def _kill_at(grace: float) -> float:

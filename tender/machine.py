@@ -104,7 +104,9 @@ def run(
             started(machine.notice)
         if machine.page:
             machine.page.stats.state = lib.STATS_RUNNING
-        outcome = replace(_run_to_end(machine, stop, warn), stats=machine.statistics())
+        outcome = _run_to_end(machine, stop, warn)
+        machine.devices.block.end()
+        outcome = replace(outcome, stats=machine.statistics())
         machine.console.report_dropped()
         if machine.gdb:
             machine.gdb.ended(outcome)
@@ -273,7 +275,7 @@ def assemble(
         )
         fds |= {"stats": page.fd} if page else {}
     if sandbox:
-        fds = sandbox.move_descriptors(fds, devices.by_handle(), pcaps)
+        fds = sandbox.move_descriptors(fds, devices.held(), pcaps)
         cleanup.forget()  # the numbers are others' now, and this process ends with its guest
         for each in (vcpu, core) if core else (vcpu,):
             each.fds = {label: fds[label] for label in each.fds}
@@ -379,8 +381,7 @@ def _fd_table(
     labels = [label for label in fds if label not in START_LABELS]
     labels += [label for label in kind.labels if label not in labels]
     labels += ["gdb"] if "gdb-listen" in labels else []
-    capacities = {handle: disk.capacity for handle, disk in devices.block.devices.items()}
-    sizes = fdtable.sizes(devices.labels, capacities, core_bytes)
+    sizes = fdtable.sizes(devices.labels, devices.capacities(), core_bytes)
     return FdTable(kind.name, tuple(labels), devices.labels, sizes, pcaps=tuple(pcaps))
 
 

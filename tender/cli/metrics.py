@@ -10,9 +10,9 @@ from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any, NoReturn
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
+from tender.checks import as_port
 from tender.cli.argparser import Parser
 from tender.cli.main import show
-from tender.config import as_port
 from tender.errors import ConfigError, HostError, InvalidValue, UsageError
 from tender.observe.guests import RunningGuest, running
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from tender.backends import BlockFile
 from tender.cli import values
-from tender.config import BlockFile
 from tender.dataclass import dataclass
 
 TYPE_CHECKING = False

@@ -14,11 +14,12 @@ import textwrap
 
 from tender._native import lib
 from tender.accel import KINDS, choice, choose
+from tender.backends import BlockFile
 from tender.boot.layout import PAGE_SIZE
 from tender.cleanup import Cleanup
 from tender.cli import commandline
 from tender.clock import HostClock
-from tender.config import BlockFile, usable_memory
+from tender.config import usable_memory
 from tender.dataclass import dataclass
 from tender.errors import UsageError
 from tender.image.file import open_image
@@ -27,7 +28,7 @@ from tender.modules.assign import assign, assign_pcaps, check_all_attached
 from tender.observe import counters
 from tender.observe.core import Target
 from tender.sandbox import fdtable, seccomp
-from tender.sandbox.fdtable import FdTable, device_labels
+from tender.sandbox.fdtable import FdTable, overlay_handle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from tender.accel import Kind
-    from tender.config import BlockValue, Config, NetValue
+    from tender.backends import BlockValue, NetValue
+    from tender.config import Config
     from tender.image.elf import Image
     from tender.sandbox.policy import Rule
 
@@ -141,6 +143,13 @@ def show(config: Config) -> Shown:
             kind = "network" if device.handle in nets else "block"
             what = f"{kind} device '{device.name}': {_what(specs[device.handle])}"
             numbers[fdtable.device_fd(device.handle)] = ("/".join(devices[device.handle]), what)
+        overlay = overlay_handle(device.handle)
+        if overlay in devices and not is_spt:
+            file = getattr(specs[device.handle], "overlay", None)
+            numbers[fdtable.device_fd(overlay)] = (
+                "/".join(devices[overlay]),
+                f"what the guest writes to '{device.name}': {file}",
+            )
         if device.handle in table.pcaps:
             what = f"the packets of '{device.name}'"
             numbers[fdtable.pcap_fd(device.handle)] = ("pcap", what)
@@ -180,7 +189,7 @@ def _table(
 ) -> FdTable:
     kind = _kind(config, image)
     specs: dict[int, NetValue | BlockValue] = {**nets, **blocks}
-    devices = {handle: device_labels(spec) for handle, spec in specs.items()}
+    devices = fdtable.labels(specs)
     fixed = ["console", "stderr", *kind.labels]
     mem_bytes = usable_memory(config.mem_bytes)
     ring_bytes = ring_region(config, image, mem_bytes, kind, devices)
@@ -196,6 +205,11 @@ def _table(
         fixed += ["memory-file" if kind.shares_memory else "pagemap", "core", "core-helper"]
         core_bytes = Target.size(mem_bytes - ring_bytes)
     capacities = {handle: _capacity(spec) for handle, spec in blocks.items()}
+    capacities |= {
+        overlay_handle(handle): _overlay_capacity(capacity)
+        for handle, capacity in capacities.items()
+        if overlay_handle(handle) in devices
+    }
     sizes = fdtable.sizes(devices, capacities, core_bytes)
     pcaps = tuple(assign_pcaps(image.manifest, config.pcap))
     return FdTable(kind.name, tuple(fixed), devices, sizes, pcaps=pcaps)
@@ -224,6 +238,12 @@ def _capacity(spec: BlockValue) -> int:
         finally:
             os.close(fd)
     return OFFSET_MAX
+
+
+def _overlay_capacity(capacity: int) -> int:
+    from tender.host.overlay_file import Layout
+
+    return min(Layout(capacity).size, OFFSET_MAX)
 
 
 def _what(spec: Any) -> str:

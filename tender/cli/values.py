@@ -1,12 +1,13 @@
-"""What an option's text means: text -> a value of tender.config.
+"""What an option's text means: text -> a value of tender.config or tender.backends.
 
 Pure. What a value may be is checked where it is made; an error says what would be right.
 """
 
 from __future__ import annotations
 
-from tender import config as conf
-from tender.config import BlockDescriptor, BlockFile, Descriptor, Tap, UserNet, VirtualTime
+from tender import checks
+from tender.backends import BlockDescriptor, BlockFile, Descriptor, Tap, UserNet, as_forwards
+from tender.config import VirtualTime
 from tender.dataclass import dataclass
 from tender.errors import InvalidValue, UsageError, shown
 
@@ -40,16 +41,26 @@ class Suboption:
 
 
 def parse_number(text: str) -> int | str:
-    return int(text) if conf.is_number(text) else text
+    return int(text) if checks.is_number(text) else text
 
 
 def parse_size(text: str) -> int:
     try:
-        return conf.parse_size(text)
+        return checks.parse_size(text)
     except ValueError:
         raise UsageError(
             f"{shown(text)} is not a size: a number of MiB, or one with a unit, as in 64M"
         ) from None
+
+
+def parse_overlay(text: str) -> int | str:
+    """A size, or else the path of a file."""
+    if not text[0].isdigit():
+        return text
+    try:
+        return parse_size(text)
+    except UsageError as error:
+        raise UsageError(f"{error}; for a file of this name: ./{text}") from None
 
 
 def parse_mem(text: str) -> int:
@@ -61,7 +72,7 @@ def parse_mem(text: str) -> int:
 
 def parse_rate(text: str) -> int:
     try:
-        return conf.parse_size(text, unit="B")
+        return checks.parse_size(text, unit="B")
     except ValueError:
         raise UsageError(
             f"{shown(text)} is not a rate: bytes per second, as in 64K or 1M"
@@ -81,7 +92,7 @@ def parse_log(text: str) -> str:
 def _descriptor(text: str) -> int:
     """`@3`."""
     try:
-        number: int = conf.as_descriptor("fd", parse_number(text[1:]))
+        number: int = checks.as_descriptor("fd", parse_number(text[1:]))
     except InvalidValue as error:
         raise UsageError(f"{shown(text)}: {text[1:]!r} is not {error.expected}") from None
     return number
@@ -97,7 +108,7 @@ def parse_clock(text: str) -> VirtualTime | None:
 
 def _instant(text: str) -> int:
     """Seconds since the epoch, or a date in ISO 8601 (UTC if it names no zone) -> nanoseconds."""
-    if conf.is_number(text):
+    if checks.is_number(text):
         seconds = int(text)
     else:
         from datetime import datetime, timezone
@@ -153,7 +164,7 @@ def _forward(text: str, forwards: dict[int | str, int]) -> None:
     """`8080:80` or `0.0.0.0:8080:80`."""
     outside, _, inside = text.rpartition(":")
     try:
-        one: dict[int | str, int] = conf.as_forwards("", {outside: inside})
+        one: dict[int | str, int] = as_forwards("", {outside: inside})
     except InvalidValue:
         raise UsageError(
             f"{shown(text)} is not HOST:GUEST (ports), ADDRESS:HOST:GUEST, udp:HOST:GUEST, "
@@ -238,13 +249,17 @@ USER: Suboptions = {
 NET_DESCRIPTOR: Suboptions = {"mtu": _MTU, "mac": _MAC}
 BLOCK: Suboptions = {
     "ro": Suboption("", "readonly", None, "read-only (a writable image is locked)"),
-    "overlay": Suboption("SIZE", "overlay", parse_size,
+    "overlay": Suboption("SIZE|FILE", "overlay", parse_overlay,
                          "the image stays as it is; what the guest writes is\n"
                          "in memory, at most SIZE, and gone with it (default:\n"
-                         "a quarter of the machine's memory, at most 1G)", is_flag=True),
+                         "a quarter of the machine's memory, at most 1G), or\n"
+                         "in FILE, which is made if there is none", is_flag=True),
     "sector-size": Suboption("N", "sector_size", parse_number, "block size in bytes (default 512)"),
+    "sync": Suboption("none|fsync|always", "sync", str,
+                      "write it to the host's disk: when the kernel does\n"
+                      "(default), at the guest's end, or at each write"),
 }
-BLOCK_DESCRIPTOR: Suboptions = {key: BLOCK[key] for key in ("ro", "sector-size")}
+BLOCK_DESCRIPTOR: Suboptions = {key: BLOCK[key] for key in ("ro", "sector-size", "sync")}
 CLOCK: Suboptions = {
     "start": Suboption("WHEN", "start_ns", _instant,
                        "from this date (as 2026-01-01T12:00:00) or second on"),

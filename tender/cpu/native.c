@@ -13,7 +13,6 @@
 #include <linux/filter.h>
 #include <linux/futex.h>
 #include <linux/seccomp.h>
-#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stddef.h>
@@ -172,8 +171,11 @@ int native_start(int program_fd, int shared_fd, int memory_fd)
 
 int native_has_ended(const struct native *native)
 {
-    struct pollfd process = {native->pidfd, POLLIN, 0};
-    return poll(&process, 1, 0) > 0;
+    siginfo_t info = {.si_pid = 0}; /* which stays where there is nothing to report */
+    const int options = WEXITED | WNOHANG | WNOWAIT;
+    if (waitid(P_PIDFD, (id_t)native->pidfd, &info, options) || !info.si_pid)
+        return 0;
+    return info.si_code == CLD_EXITED ? -1 : info.si_status;
 }
 
 void native_kill(struct native *native)

@@ -130,7 +130,7 @@ int native_fpu(struct native *native, void *fxsave, int set);
 /* Let the guest, which runs, come back by a SIGTRAP. */
 void native_pause(struct native *native);
 
-/* Whether the process has ended. */
+/* Whether the process has ended: the signal that has killed it; -1: it has exited. */
 int native_has_ended(const struct native *native);
 
 /* End the process and wait for it. */

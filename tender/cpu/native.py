@@ -55,7 +55,6 @@ if TYPE_CHECKING:
     from tender.memory import GuestMemory
     from tender.stop import Stop
 
-HAS_ENDED = "native CPU: the guest's process has ended"
 PROGRAM = os.path.join(os.path.dirname(__file__), "native-guest")
 SPIN_S = 30e-6  # about what it takes to sleep and to be woken
 ALIGNMENT_CHECK = 1 << 18
@@ -213,7 +212,12 @@ class NativeCpu(Privileged):
     def _check(self) -> None:
         """For a hypercall that waits: nobody is left to wait for its answer."""
         if lib.native_has_ended(self._cell):
-            raise GuestFault(HAS_ENDED)
+            raise GuestFault(self._how_it_ended())
+
+    def _how_it_ended(self) -> str:
+        signo = lib.native_has_ended(self._cell)
+        how = f"was killed by signal {signo}" if signo > 0 else "has ended"
+        return f"native CPU: the guest's process {how}"
 
     def end(self) -> None:
         """Kill the guest's process: if its tender ended first, init would have to reap it."""
@@ -368,7 +372,7 @@ class NativeCpu(Privileged):
             self._cell.immediate_exit = 0
             return Interrupted()
         if error == errno.ESRCH:
-            return Failure(HAS_ENDED)
+            return Failure(self._how_it_ended())
         return Failure("native CPU: the guest has forged what its process shares with the tender")
 
     def _on_trap(self) -> Exit | None:

@@ -91,7 +91,8 @@ static int64_t hz_measured(void)
 
 int64_t tsc_hz(void)
 {
-    int64_t hz = hz_of_perf();
+    static int64_t hz; /* which a forked child has from its parent */
+    hz = hz ? hz : hz_of_perf();
     hz = hz ? hz : hz_of_cpuid();
-    return hz ? hz : hz_measured();
+    return hz = hz ? hz : hz_measured();
 }

@@ -10,7 +10,7 @@ import os
 import threading
 import weakref
 
-from tender.config import SECTOR_SIZE, BlockDescriptor, BlockRemote
+from tender.backends import SECTOR_SIZE, BlockDescriptor, BlockRemote
 from tender.embed import validation
 from tender.errors import DeviceError, HostError, shown
 

@@ -12,14 +12,7 @@ import threading
 import weakref
 from io import FileIO
 
-from tender.config import (
-    BlockDescriptor,
-    BlockFile,
-    BlockRemote,
-    Descriptor,
-    Tap,
-    UserNet,
-)
+from tender.backends import BlockDescriptor, BlockFile, BlockRemote, Descriptor, Tap, UserNet
 from tender.dataclass import replace
 from tender.embed import validation
 from tender.embed.block_memory import BlockMemory
@@ -36,7 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-    from tender.config import BlockValue, Config, NetValue
+    from tender.backends import BlockValue, NetValue
+    from tender.config import Config
     from tender.embed.console import Console
     from tender.embed.interfaces import BlockSpec, NetSpec, Sink
     from tender.embed.python_devices import Service

@@ -10,14 +10,7 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, Protocol, TypeAlias
 
-from tender.config import (
-    BlockDescriptor,
-    BlockFile,
-    BlockRemote,
-    Descriptor,
-    Tap,
-    UserNet,
-)
+from tender.backends import BlockDescriptor, BlockFile, BlockRemote, Descriptor, Tap, UserNet
 
 
 class NetSender(Protocol):

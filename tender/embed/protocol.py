@@ -18,8 +18,8 @@ import struct
 import termios
 from array import array
 
-from tender import config as conf
-from tender import errors
+from tender import backends, errors
+from tender.config import Config, VirtualTime
 from tender.dataclass import dataclass
 from tender.errors import TenderError
 from tender.outcome import Counters, NetCounters, Outcome, Statistics
@@ -28,8 +28,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
-
-    from tender.config import Config
 
 MESSAGE_MAX = 1 << 16  # bytes
 TEXT_MAX = 4000  # characters of an error or a warning
@@ -188,14 +186,29 @@ def unpack_job(data: bytes) -> Job:
     return Job(_value(config), *rest)
 
 
+_VALUES: dict[str, Any] = {
+    kind.__name__: kind
+    for kind in (
+        Config,
+        VirtualTime,
+        backends.Tap,
+        backends.Descriptor,
+        backends.UserNet,
+        backends.BlockFile,
+        backends.BlockDescriptor,
+        backends.BlockRemote,
+    )
+}
+
+
 def _plain(value: Any) -> Any:
-    """A value of tender.config as a list of its type's name and fields; a tuple as a tuple."""
+    """One of _VALUES as a list of its name and fields; a tuple as a tuple."""
     if value is None or type(value) in (int, str, bytes, bool, float):
         return value
     if isinstance(value, (tuple, list)):
         return tuple(_plain(each) for each in value)
     name = type(value).__name__
-    if getattr(conf, name, None) is type(value):
+    if _VALUES.get(name) is type(value):
         return [name, {key: _plain(each) for key, each in value.__dict__.items()}]
     raise errors.ConfigError(f"{value!r}: its type can't be sent to a guest's process")
 
@@ -205,7 +218,7 @@ def _value(plain: Any) -> Any:
         return tuple(_value(each) for each in plain)
     if type(plain) is list:
         name, fields = plain
-        return getattr(conf, name)(**{key: _value(each) for key, each in fields.items()})
+        return _VALUES[name](**{key: _value(each) for key, each in fields.items()})
     return plain
 
 

@@ -10,7 +10,8 @@ import socket
 import threading
 from errno import ECONNRESET, EIO, EPIPE
 
-from tender.config import MTU, SECTOR_SIZE, BlockRemote, Descriptor
+from tender.backends import SECTOR_SIZE, BlockRemote, Descriptor
+from tender.checks import MTU
 from tender.dataclass import replace
 from tender.embed import validation
 from tender.embed.capture import PATIENCE_S

@@ -1,6 +1,6 @@
 """The arguments of `Guest`, checked: a wrong one is a UsageError that names it.
 
-Pure, and before anything is opened. The values of tender.config check themselves.
+Pure, and before anything is opened. The values of tender.backends check themselves.
 """
 
 from __future__ import annotations
@@ -9,15 +9,9 @@ import os
 from _thread import TIMEOUT_MAX
 from math import inf, isnan
 
-from tender import config as conf
+from tender import checks
+from tender.backends import BlockDescriptor, BlockFile, BlockRemote, Descriptor, Tap
 from tender.boot import layout
-from tender.config import (
-    BlockDescriptor,
-    BlockFile,
-    BlockRemote,
-    Descriptor,
-    Tap,
-)
 from tender.errors import DeviceError, TenderError, UsageError, shown
 
 TYPE_CHECKING = False
@@ -29,12 +23,12 @@ if TYPE_CHECKING:
 
 NET_VALUES = (Tap, Descriptor)  # what a guest's process can attach
 BLOCK_VALUES = (BlockFile, BlockDescriptor, BlockRemote)
-mem_mib = conf.whole(1, layout.MEM_MAX // layout.MIB)
+mem_mib = checks.whole(1, layout.MEM_MAX // layout.MIB)
 
 
 def trace(given: Any) -> str | None:
     """The `trace` of a guest: a path, as a descriptor would not be the child's."""
-    return None if given is None else conf.as_path("trace", given)
+    return None if given is None else checks.as_path("trace", given)
 
 
 def pcap(given: Any) -> tuple[tuple[str, str], ...]:
@@ -46,7 +40,7 @@ def pcap(given: Any) -> tuple[tuple[str, str], ...]:
             f"pcap={shown(given)}: not a mapping from the names of network devices to files, as "
             '{"service": "packets.pcapng"}'
         )
-    return tuple((name, conf.as_path("pcap", path)) for name, path in given.items())
+    return tuple((name, checks.as_path("pcap", path)) for name, path in given.items())
 
 
 def seconds(name: str, value: Any) -> float | None:
@@ -90,7 +84,7 @@ def block(value: Any, where: str) -> Any:
 
 
 def make(where: str, kind: Callable[..., T], *fields: Any) -> T:
-    """A value of tender.config; what is wrong with it is a DeviceError that says `where`."""
+    """A value of tender.backends; what is wrong with it is a DeviceError that says `where`."""
     try:
         return kind(*fields)
     except TenderError as error:

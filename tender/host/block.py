@@ -1,7 +1,4 @@
-"""Block devices: files, block devices and descriptors of the host, opened, checked and locked.
-
-A file that a guest writes to has one user at a time; the lock ends with the open file.
-"""
+"""Block devices: files, block devices and descriptors of the host, opened, checked and locked."""
 
 from __future__ import annotations
 
@@ -10,20 +7,37 @@ import fcntl
 import os
 import stat
 
-from tender.config import BlockDescriptor, BlockFile, BlockRemote, check_capacity
-from tender.errors import DeviceError, HostError, setting
+from tender.backends import (
+    SECTOR_SIZE,
+    BlockDescriptor,
+    BlockFile,
+    BlockRemote,
+    check_capacity,
+)
+from tender.errors import DeviceError, setting
 from tender.host import socket_type
+from tender.host.lock import lock
 from tender.modules.block import BlockDevice
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from tender.backends import BlockValue
     from tender.cleanup import Cleanup
-    from tender.config import BlockValue
     from tender.image.manifest import Device
     from tender.modules import Warn
     from tender.stop import Stop
 
-_COMMAND_MAX = 160  # letters of a command in a message
+# What files begin with whose bytes are not those of a disk: offset and bytes. Sources: QEMU,
+# docs/interop/qcow2.txt; VMware, Virtual Disk Format 5.0; Microsoft, Virtual Hard Disk Image Format
+# and [MS-VHDX]; VirtualBox, include/VBox/vd.h.
+_FORMATS = {
+    "qcow2": (0, b"QFI\xfb"),
+    "VMDK": (0, b"KDMV"),
+    "VHD": (0, b"conectix"),
+    "VHDX": (0, b"vhdxfile"),
+    "VDI": (64, b"\x7f\x10\xda\xbe"),
+}
+_VMDK_TEXT = b"# Disk DescriptorFile"
 
 
 def attach(
@@ -43,19 +57,31 @@ def attach(
         fd, readonly = _check_access(where, disk), disk.readonly
     else:
         readonly = disk.readonly or bool(disk.overlay)
-        fd = _open(where, disk.path, readonly)
+        fd = _open(where, disk.path, readonly, disk.sync)
         cleanup.callback(lambda: os.close(fd))
+        _check_raw(where, fd, disk.path)
     capacity = _capacity(where, fd)
     try:
         check_capacity(capacity, disk.sector_size)
     except DeviceError as error:
         raise DeviceError(f"{where}: {error}") from None
-    _lock(where, fd, readonly, warn)
-    if isinstance(disk, BlockFile) and disk.overlay:
+    lock(where, fd, readonly, warn)
+    attached: BlockDevice
+    if not isinstance(disk, BlockFile) or not disk.overlay:
+        attached = BlockDevice(
+            device.name, fd, capacity, disk.sector_size, disk.readonly, stop, warn
+        )
+    elif isinstance(disk.overlay, str):
+        from tender.host.overlay_file import OverlayFileBlock, open_overlay
+
+        file = open_overlay(disk, fd, capacity, where, warn, cleanup)
+        attached = OverlayFileBlock(device.name, fd, capacity, disk, file, stop, warn)
+    else:
         from tender.host.overlay import OverlayBlock
 
-        return OverlayBlock(device.name, fd, capacity, disk, stop, warn, cleanup)
-    return BlockDevice(device.name, fd, capacity, disk.sector_size, disk.readonly, stop, warn)
+        attached = OverlayBlock(device.name, fd, capacity, disk, stop, warn, cleanup)
+    attached.syncs_at_end = disk.sync == "fsync"
+    return attached
 
 
 def _where(device: Device, disk: BlockValue) -> str:
@@ -72,6 +98,8 @@ def _check_access(where: str, disk: BlockDescriptor) -> int:
     if access == os.O_RDONLY and not disk.readonly:
         hint = f"to attach it read-only, {_read_only()}"
         raise DeviceError(f"{where}: it is open for reading only ({hint})")
+    if disk.sync == "always" and not fcntl.fcntl(disk.fd, fcntl.F_GETFL) & os.O_DSYNC:
+        raise DeviceError(f"{where}: it is open without O_DSYNC, which sync=always takes")
     return disk.fd
 
 
@@ -79,9 +107,10 @@ def _read_only() -> str:
     return setting("add ,ro", "give readonly=True")
 
 
-def _open(where: str, path: str, readonly: bool) -> int:
+def _open(where: str, path: str, readonly: bool, sync: str) -> int:
     # Not blocking: a FIFO in the place of an image must not hang the command.
     flags = (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK
+    flags |= os.O_DSYNC if sync == "always" else 0
     try:
         return os.open(path, flags)
     except OSError as error:
@@ -99,7 +128,7 @@ def _hint(path: str, readonly: bool) -> str:
     before, comma, _ = path.rpartition(",")
     while comma:
         if os.path.exists(before):
-            take = "takes: ro, overlay[=SIZE], sector-size=N"
+            take = "takes: ro, overlay[=SIZE|FILE], sector-size=N, sync=WHEN"
             command = f"after a comma, --block NAME={before} {take}"
             return f" ({setting(command, f'BlockFile({before!r}, ...) {take}')})"
         before, comma, _ = before.rpartition(",")
@@ -119,50 +148,21 @@ def _capacity(where: str, fd: int) -> int:
         raise DeviceError(f"{where}: it has no size: {reason}") from None
 
 
-def _lock(where: str, fd: int, readonly: bool, warn: Warn) -> None:
-    """One writer, or any number of readers: a lock of the open file, which ends with it."""
+def _check_raw(where: str, fd: int, path: str) -> None:
+    """Refuse a file in another format than raw; a guest would take its headers for its disk."""
     try:
-        fcntl.flock(fd, (fcntl.LOCK_SH if readonly else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # EACCES is SMB's answer to a conflict
-        raise DeviceError(f"{where}: locked by {_holder(fd)}") from None
-    except OSError as error:
-        # A file system without locks: Solo5's own tender never locks, so the guest runs.
-        reason = HostError("cannot be locked", "flock", error.errno or 0)
-        warn(f"{where}: {reason}; make sure that no other process writes to it")
+        head = os.pread(fd, SECTOR_SIZE, 0)
+    except OSError:  # a FIFO, which _capacity refuses, or an error that reads will meet
+        return
+    found = [name for name, (at, magic) in _FORMATS.items() if head.startswith(magic, at)]
+    if head.startswith(_VMDK_TEXT):
+        found = ["VMDK"]
+    if found:
+        import shlex
 
-
-def _holder(fd: int) -> str:
-    """Who holds the lock, from /proc/locks and /proc/PID/cmdline: best effort, for a message."""
-    info = os.fstat(fd)
-    inode = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
-    try:
-        with open("/proc/locks") as locks:
-            rows = [line.split() for line in locks]
-        locks_of = {row[5]: row[4] for row in rows if row[1] == "FLOCK"}
-        # On an overlay, fstat() and the lock name different devices with one inode number.
-        alike = [pid for where, pid in locks_of.items() if where.endswith(f":{info.st_ino}")]
-        pid = locks_of.get(inode) or alike[0]
-    except (OSError, IndexError):
-        return "another process"
-    if pid == str(os.getpid()):
-        return "this guest itself or another one of this program"
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as cmdline:
-            command = _command(cmdline.read(4096).decode(errors="replace").rstrip("\0").split("\0"))
-    except OSError:
-        return f"process {pid}"
-    return f"process {pid} ({command})"
-
-
-def _command(argv: list[str]) -> str:
-    """A command as it was typed: where it is ours, without the interpreter and its options."""
-    program = 0
-    if os.path.basename(argv[0]).startswith("python"):
-        program = 1
-        while program < len(argv) and argv[program].startswith("-"):
-            program += 1
-    name = os.path.basename(argv[program]) if program < len(argv) else ""
-    if name.startswith(("ptender", "solo5-hvt")):
-        argv = [name, *argv[program + 1 :]]
-    text = " ".join(argv)
-    return text if len(text) <= _COMMAND_MAX else f"{text[:_COMMAND_MAX]}..."
+        stem, extension = os.path.splitext(path)
+        raw = path + ".raw" if extension == ".raw" else stem + ".raw"
+        command = f"qemu-img convert -O raw {shlex.quote(path)} {shlex.quote(raw)}"
+        raise DeviceError(
+            f"{where}: a {found[0]} image, and a disk is a raw image; to make one: {command}"
+        )

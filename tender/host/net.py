@@ -13,15 +13,16 @@ from _socket import (
     socket,
 )
 
-from tender.config import MTU, Tap, UserNet
+from tender.backends import Tap, UserNet
+from tender.checks import MTU
 from tender.errors import DeviceError
 from tender.host import random_mac
 from tender.modules.net import NetDevice
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from tender.backends import NetValue
     from tender.cleanup import Cleanup
-    from tender.config import NetValue
     from tender.image.manifest import Device
     from tender.modules import Warn
 

@@ -13,7 +13,7 @@ import os
 from errno import ENOMEM
 
 from tender._native import lib
-from tender.config import OVERLAY_MAX
+from tender.backends import OVERLAY_MAX
 from tender.errors import HostError
 from tender.memory import MAP_NORESERVE
 from tender.modules.block import BlockDevice
@@ -22,8 +22,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tender.backends import BlockFile
     from tender.cleanup import Cleanup
-    from tender.config import BlockFile
     from tender.modules import Warn
     from tender.stop import Stop
 
@@ -127,9 +127,9 @@ class OverlayBlock(BlockDevice):
         return copied
 
 
-def size(overlay: bool | int, capacity: int) -> int:
+def size(overlay: bool | int | str, capacity: int) -> int:
     """How much memory an overlay has for a disk of this capacity: whole pages, in bytes."""
-    limit = default_limit() if overlay is True else overlay
+    limit = default_limit() if overlay is True else int(overlay)
     return min(limit, -(-capacity // PAGE) * PAGE) // PAGE * PAGE
 
 

@@ -15,7 +15,7 @@ import socket
 import subprocess
 from errno import EACCES, EADDRINUSE
 
-from tender.config import Descriptor
+from tender.backends import Descriptor
 from tender.dataclass import dataclass, replace
 from tender.errors import DeviceError, reason
 from tender.host import random_mac
@@ -24,7 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from tender.config import UserNet
+    from tender.backends import UserNet
 
 COMMAND = "passt"
 FILTER = os.path.join(os.path.dirname(__file__), "frame-filter")

@@ -19,7 +19,7 @@ from tender.modules.block import BlockDevice
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from tender.config import BlockRemote
+    from tender.backends import BlockRemote
     from tender.modules import Warn
     from tender.stop import Stop
 

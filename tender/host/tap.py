@@ -21,8 +21,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from tender.backends import Tap
     from tender.cleanup import Cleanup
-    from tender.config import Tap
 
 IFREQ_SIZE = 40
 

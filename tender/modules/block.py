@@ -10,14 +10,21 @@ import errno
 import os
 
 from tender._native import ffi, lib
+from tender.errors import HostError
 from tender.modules import STEP, DeviceErrors, new_counters
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Protocol
 
     Transfer = Callable[[int, Any, int, int], int]
+
+    class OverlayFile(Protocol):
+        """The file that keeps what a guest writes: `capacity` is its maximum length in bytes."""
+
+        fd: int
+        capacity: int
 
     from tender.hypercalls import Handler
     from tender.memory import GuestMemory
@@ -29,7 +36,9 @@ class BlockDevice:
     """An open image: `capacity` bytes in sectors of `sector_size`."""
 
     in_engine = True  # it is a plain descriptor, which engine.c serves as well
+    syncs_at_end = False  # all is written to the host's disk when the guest has ended
     overlay_bytes = 0  # of memory that keeps what the guest writes, if that is not the file
+    overlay_file: OverlayFile | None = None  # the same for a file
 
     def __init__(
         self,
@@ -47,6 +56,7 @@ class BlockDevice:
         self.sector_size = sector_size
         self.readonly = readonly
         self._stop = stop
+        self._warn = warn
         self.counters = new_counters()
         self.errors = DeviceErrors(f"block device '{name}'", warn)
 
@@ -64,6 +74,16 @@ class BlockDevice:
             self.counters.drops += 1
             return lib.HVT_R_EUNSPEC
         return self._all(lib.host_pwrite, data, offset, self.fd)
+
+    def end(self) -> None:
+        """What is left to do when the guest has ended; a failure is a warning."""
+        if self.syncs_at_end:
+            try:
+                os.fsync(self.overlay_file.fd if self.overlay_file else self.fd)
+            except OSError as error:
+                self.counters.errors += 1
+                why = HostError("cannot write it out", "fsync", error.errno or 0)
+                self._warn(f"block device '{self.name}': {why}; what the guest wrote may be lost")
 
     def _all(self, call: Transfer, data: memoryview, offset: int, fd: int) -> int:
         length, done = len(data), 0
@@ -88,6 +108,11 @@ class Block:
 
     def __init__(self, devices: dict[int, BlockDevice]) -> None:
         self.devices = devices
+
+    def end(self) -> None:
+        """The guest has ended."""
+        for device in self.devices.values():
+            device.end()
 
     def hypercalls(self) -> dict[int, Handler]:
         """The handlers by hypercall number."""

@@ -69,6 +69,8 @@ class Poll:
     def _wait(self, timeout_ns: int) -> int:
         """The set of ready handles, 0 at the timeout."""
         deadline_ns, self.begun = self.begun, 0
+        if deadline_ns:
+            self._stop.check()  # what interrupted the engine may be a request
         if timeout_ns and not deadline_ns:
             deadline_ns = min(monotonic_ns() + timeout_ns, U64)
         while True:

@@ -9,13 +9,19 @@ import errno
 import os
 import stat
 
-from tender.errors import ConfigError
+from tender._native import ffi, lib
+from tender.errors import ConfigError, HostError
+from tender.modules import DeviceErrors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from tender.cleanup import Cleanup
+    from tender.modules import Warn
+    from tender.stop import Stop
+
+_WAIT_MS = 1000
 
 
 def open_output(
@@ -46,6 +52,39 @@ def open_output(
         os.ftruncate(fd, 0)
     os.set_blocking(fd, True)
     return fd
+
+
+class Output:
+    """What is written piece by piece to `fd`, as soon as there is something.
+
+    Nothing is missing then, however the guest, or the tender, ends. An error of the file ends
+    `what` with a warning, and not the guest.
+    """
+
+    def __init__(self, fd: int, what: str, stop: Stop, warn: Warn) -> None:
+        self._fd = fd
+        self._stop = stop
+        self._errors = DeviceErrors(what, warn)
+        self.ended = False
+
+    def write(self, data: bytes) -> None:
+        """Write it all, unless the output has ended."""
+        while data and not self.ended:
+            written = lib.host_write(self._fd, data, len(data))
+            if written >= 0:
+                data = data[written:]
+            else:
+                self.ended = not self._go_on(ffi.errno)
+
+    def _go_on(self, error: int) -> bool:
+        if error in (errno.EINTR, errno.EAGAIN):
+            if self._stop.requested:
+                return False  # nobody takes it, and the guest is to end
+            if error == errno.EAGAIN:
+                lib.host_events(self._fd, lib.POLLOUT, _WAIT_MS)
+            return True
+        self._errors.warn_once(f"it ends here: {HostError('write', 'write', error)}")
+        return False
 
 
 def _is_shared(path: str) -> bool:

@@ -1,23 +1,21 @@
 """A line of JSON for each hypercall, as it was asked and as it was answered.
 
-Each line is one write(2) as soon as its call has ended, so that none is missing however the guest,
-or the tender, ends. An error of the file ends the trace and not the guest. What is shown of a call
-is read from the guest's memory with the checks of memory.py; the guest stands still meanwhile.
+Each line is written as soon as its call has ended. What is shown of a call is read from the guest's
+memory with the checks of memory.py; the guest stands still meanwhile.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 from json import dumps
 
-from tender._native import ffi, lib
+from tender._native import lib
 from tender.cpu.vcpu import Failure, Fault, Interrupted
 from tender.dataclass import dataclass
-from tender.errors import GuestFault, HostError
+from tender.errors import GuestFault
 from tender.host import keep_descriptor
 from tender.hypercalls import HYPERCALLS, decode
-from tender.modules import DeviceErrors
+from tender.observe.output import Output
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 VERSION = 1  # of the lines' format: the first one says it
 TEXT_MAX, DATA_MAX = 256, 64  # bytes that are shown: of the console, of frames and sectors
 NANOSECONDS = 1_000_000_000
-_WAIT_MS = 1000
 
 
 class Trace:
@@ -55,15 +52,12 @@ class Trace:
         stop: Stop,
         warn: Warn,
     ) -> None:
-        self._fd = fd
+        self._output = Output(fd, "trace", stop, warn)
         self._memory = memory
         self._devices = devices
         self._now_ns = now_ns
-        self._stop = stop
-        self._errors = DeviceErrors("trace", warn)
-        self._ended = False
         self._current: _Current | None = None  # the exit that is being handled
-        self._write(f"{dumps({'trace': VERSION, 'guest': guest})}\n".encode())
+        self._output.write(f"{dumps({'trace': VERSION, 'guest': guest})}\n".encode())
 
     def before(self, exit: Exit) -> None:
         """Read what the guest asks for."""
@@ -90,31 +84,12 @@ class Trace:
 
     def _line(self, begun_ns: int, fields: dict[str, object]) -> None:
         """Write `fields` of what began then and ends now; those that are None are left out."""
-        if self._ended:
+        if self._output.ended:
             return
         took_ns = self._now_ns() - begun_ns
         shown = {name: value for name, value in fields.items() if value is not None}
         times = f'"t": {_seconds(begun_ns)}, "took": {_seconds(took_ns)}'
-        self._write(f"{{{times}, {dumps(shown)[1:]}\n".encode())
-
-    def _write(self, data: bytes) -> None:
-        while data:
-            written = lib.host_write(self._fd, data, len(data))
-            if written >= 0:
-                data = data[written:]
-            elif not self._go_on(ffi.errno):
-                self._ended = True
-                return
-
-    def _go_on(self, error: int) -> bool:
-        if error in (errno.EINTR, errno.EAGAIN):
-            if self._stop.requested:
-                return False  # nobody takes it, and the guest is to end
-            if error == errno.EAGAIN:
-                lib.host_events(self._fd, lib.POLLOUT, _WAIT_MS)
-            return True
-        self._errors.warn_once(f"it ends here: {HostError('write', 'write', error)}")
-        return False
+        self._output.write(f"{{{times}, {dumps(shown)[1:]}\n".encode())
 
     def _asked(self, exit: Exit) -> _Current:
         """What is known before the call."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 
 from tender._native import lib
-from tender.config import Tap
+from tender.backends import Tap
 from tender.dataclass import dataclass
 from tender.errors import DeviceError, HostError
 from tender.host import tap

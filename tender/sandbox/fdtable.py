@@ -6,32 +6,32 @@ command line has one filter, and `ptender policy` can show it without attaching 
 
 from __future__ import annotations
 
-from tender.config import BlockFile, BlockRemote, Descriptor, Tap, UserNet
+from tender.backends import BlockFile, BlockRemote, Descriptor, Tap, UserNet
 from tender.dataclass import dataclass
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from tender.config import BlockValue, NetValue
+    from tender.backends import BlockDescriptor, BlockValue, NetValue
 
 FIXED = {
     "console": 1, "stderr": 2, "vcpu": 3, "kick": 4, "core": 5, "pagemap": 6, "core-helper": 7,
     "trace": 8, "report": 9, "sync": 10, "stats": 11, "report-file": 12, "pidfile": 13,
     "guest-program": 0, "guest-shared": 3, "guest-memory": 4, "guest-process": 3,
     "memory-file": 6, "epoll": 3, "timer": 4,
-    "gdb": 0, "gdb-listen": 80, "gdb-in": 81, "gdb-out": 82,
-    "notify": 83,
+    "gdb": 0, "gdb-listen": 144, "gdb-in": 145, "gdb-out": 146,
+    "notify": 147,
 }  # fmt: skip
 START_LABELS = ("guest-program", "guest-shared", "guest-memory")  # closed before the guest runs
 MFT_MAX_ENTRIES = 64
-FIRST_DEVICE = 16  # the device with handle 0
-FIRST_PCAP = FIRST_DEVICE + 64 + 4  # the packets of the device with handle 0
-FDS_END = FIRST_PCAP + 64
+FIRST_DEVICE = 16  # the device with handle 0; the overlays of all disks follow
+FIRST_PCAP = FIRST_DEVICE + 2 * MFT_MAX_ENTRIES + 4  # the packets of the device with handle 0
+FDS_END = FIRST_PCAP + MFT_MAX_ENTRIES
 FIRST_NAMESPACE = FDS_END  # namespaces that are still to be joined
 
 # Files of seccomp/ that have the name of a label, the busiest first.
-_DEVICES = ("net", "block", "block-remote")
+_DEVICES = ("net", "block", "block-remote", "block-fsync")
 _FIXED = ("pcap", "sync", "core", "trace", "report", "report-file", "notify")
 
 
@@ -64,7 +64,23 @@ def device_labels(spec: NetValue | BlockValue) -> tuple[str, ...]:
     if isinstance(spec, (Tap, Descriptor, UserNet)):
         return ("net",)
     overlay = isinstance(spec, BlockFile) and spec.overlay
-    return ("block",) if spec.readonly or overlay else ("block", "block-writable")
+    return ("block",) if spec.readonly or overlay else _writable(spec)
+
+
+def _writable(spec: BlockFile | BlockDescriptor) -> tuple[str, ...]:
+    synced = ("block-fsync",) if spec.sync == "fsync" else ()
+    return ("block", "block-writable", *synced)
+
+
+def labels(specs: Mapping[int, NetValue | BlockValue]) -> dict[int, tuple[str, ...]]:
+    """The labels of what a guest with these devices holds, by handle; those of the files of
+    overlays by `overlay_handle`."""
+    overlays = {
+        overlay_handle(handle): _writable(spec)
+        for handle, spec in specs.items()
+        if isinstance(spec, BlockFile) and isinstance(spec.overlay, str)
+    }
+    return {handle: device_labels(spec) for handle, spec in specs.items()} | overlays
 
 
 @dataclass
@@ -109,7 +125,7 @@ class FdTable:
 
 
 def overlay_handle(handle: int) -> int:
-    """The place of the memory of a disk's overlay: behind those of all devices."""
+    """The place of the memory or file of a disk's overlay: behind those of all devices."""
     return handle + MFT_MAX_ENTRIES
 
 

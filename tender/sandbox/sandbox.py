@@ -14,7 +14,7 @@ import stat
 from errno import EINVAL
 
 from tender._native import ffi, lib
-from tender.config import is_number
+from tender.checks import is_number
 from tender.errors import HostError, SandboxError, UsageError, option
 from tender.sandbox import confine, seccomp
 from tender.sandbox.fdtable import FDS_END, FIRST_NAMESPACE, FIXED, device_fd, pcap_fd

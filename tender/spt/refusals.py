@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from tender.config import BlockRemote, Descriptor
+from tender.backends import BlockRemote, Descriptor
 from tender.errors import DeviceError, HostError, UsageError, option, setting
 from tender.image.elf import MACHINES
 
@@ -59,4 +59,8 @@ def _why_not(spec: object) -> str:
         return "an spt guest can't have a disk that a program serves"
     if isinstance(spec, Descriptor) and spec.sync_fd is not None:
         return "an spt guest can't have virtual time"
+    if isinstance(getattr(spec, "overlay", None), str):
+        return "an spt guest can't have an overlay in a file"
+    if getattr(spec, "sync", "none") == "fsync":
+        return "an spt guest can't have sync=fsync (sync=always it can)"
     return ""

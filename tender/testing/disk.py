@@ -13,7 +13,7 @@ import random
 import threading
 from collections import deque
 
-from tender.config import SECTOR_SIZE
+from tender.backends import SECTOR_SIZE
 from tender.errors import DeviceError, InvalidValue
 from tender.testing.net.faults import Chance
 

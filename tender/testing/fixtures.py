@@ -9,7 +9,7 @@ import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
-from tender.config import parse_size
+from tender.checks import parse_size
 from tender.errors import ImageError
 from tender.image.elf import TARGETS
 from tender.image.file import open_image

@@ -225,7 +225,7 @@ class Unikernel(Guest):
 
     def __enter__(self) -> Unikernel:
         """Start it, unless it was started already."""
-        return self if self.running or self._ended.is_set else self.start()
+        return self if self.running or self._life.ended.is_set else self.start()
 
     def __exit__(self, exc_type: object, *error: object) -> None:
         checked = self.outcome_checked

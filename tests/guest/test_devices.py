@@ -162,6 +162,24 @@ def test_an_overlay_leaves_the_image_as_it_was(guest: Build, tmp_path: Path) -> 
     assert image.read_bytes() == bytes(1 << 16)
 
 
+def test_an_overlay_in_a_file_outlives_its_guest(
+    ptender: Run, guest: Build, tmp_path: Path
+) -> None:
+    image, overlay = tmp_path / "disk.img", tmp_path / "overlay"
+    image.write_bytes(bytes(1 << 16))
+    spec = BlockFile(image, overlay=overlay, sync="fsync")
+    assert "Started 1 time now" in run(guest("disk"), block={"storage": spec})[1]
+    for option in ("", ",sync=always"):
+        done = ptender("--mem=8", f"--block={image},overlay={overlay}{option}", guest("disk"))
+        assert done.returncode == 0, done
+    assert "Started 4 times now" in run(guest("disk"), block={"storage": spec})[1]
+    assert "SUCCESS" in run(guest("block"), block={"storage": spec})[1]
+    assert image.read_bytes() == bytes(1 << 16)
+    image.write_bytes(bytes(1 << 16))
+    with pytest.raises(DeviceError, match="the image has been modified since it was made"):
+        run(guest("disk"), block={"storage": spec})
+
+
 @pytest.mark.parametrize("engine", ["c", "python"])
 def test_an_overlay_and_a_descriptor_on_the_command_line(
     ptender: Run, guest: Build, tmp_path: Path, engine: str
@@ -207,7 +225,7 @@ def test_an_overlay_has_a_limit(ptender: Run, guest: Build, tmp_path: Path, engi
     ("words", "message"),
     [
         (["--block", "x,ro,overlay"], "a read-only disk needs no overlay"),
-        (["--block", "@9,overlay"], "'overlay' is not one of ro, sector-size=N"),
+        (["--block", "@9,overlay"], "'overlay' is not one of ro, sector-size=N, sync="),
         (["--block", "@99"], "@99: Could not open block device: no such descriptor"),
         (["--block", "storage=@1", "--block", "storage=@1"], "@1: .* it is given twice"),
         (["--block", "@1"], "block device 'storage': "),

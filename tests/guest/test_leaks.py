@@ -17,10 +17,11 @@ import pytest
 
 from tender._native import ffi
 from tender.accel import executable
+from tender.backends import BlockFile, Descriptor
 from tender.boot import layout, x86_64
 from tender.boot.x86_64 import Fpu, State
 from tender.cleanup import Cleanup
-from tender.config import BlockFile, Config, Descriptor
+from tender.config import Config
 from tender.cpu.soft import SoftCpu
 from tender.machine import Machine, assemble, open_inputs
 from tender.stop import Stop

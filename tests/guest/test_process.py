@@ -192,7 +192,7 @@ def test_a_deadline_of_a_process_that_does_not_respond(
 def test_a_deadline_after_the_end(guest: Build) -> None:
     running = Guest(guest("exit"), "0", mem_mib=8, deadline=3600)
     assert running.run().reason == "halted"
-    running._process._pass_deadline()
+    running._life.process._pass_deadline()
     assert running.wait().reason == "halted"
 
 

@@ -844,6 +844,9 @@ def disks(suite: Suite, cpu: str) -> None:
         disk = ["--mem=8", f"--engine={engine}"]
         suite.run(*disk, f"--block={image}", suite.guest("disk"))
         suite.run(*disk, f"--block={image},overlay", suite.guest("disk"))
+        suite.run(*disk, f"--block={image},sync=fsync", suite.guest("disk"))
+        overlay = f"--block={image},overlay={suite.folder}/overlay-{engine},sync=fsync"
+        suite.run(*disk, overlay, suite.guest("disk"))
 
 
 def ping_once(suite: Suite, *options: str) -> None:

@@ -19,8 +19,8 @@ PLAIN = {
     # the compiled part
     "_cffi_backend", "tender._native",
     # ours
-    "tender", "tender.accel", "tender.boot", "tender.boot.bootinfo",
-    "tender.boot.layout", "tender.boot.x86_64", "tender.cleanup", "tender.cli",
+    "tender", "tender.accel", "tender.backends", "tender.boot", "tender.boot.bootinfo",
+    "tender.checks", "tender.boot.layout", "tender.boot.x86_64", "tender.cleanup", "tender.cli",
     "tender.cli.commandline", "tender.cli.main", "tender.cli.options", "tender.cli.values",
     "tender.clock", "tender.config", "tender.cpu", "tender.cpu.cpuid",
     "tender.cpu.vcpu", "tender.dataclass", "tender.devices", "tender.engine",

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tender._native import ffi, lib
+from tender.backends import BlockFile, Descriptor
 from tender.cleanup import Cleanup
 from tender.clock import HostClock
-from tender.config import BlockFile, Descriptor
 from tender.cpu.vcpu import IoOut
 from tender.engine.engine import Engine
 from tender.host import block, net

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tender import BlockFile, Guest, Tap, UserNet, VirtualTime
-from tender.config import BlockDescriptor, BlockRemote, Descriptor
+from tender.backends import BlockDescriptor, BlockRemote, Descriptor
 from tender.dataclass import replace
 from tender.embed import validation
 from tender.errors import DeviceError, TenderError, UsageError
@@ -132,7 +132,7 @@ IPV4 = "192.0.2.1"
         (lambda: BlockFile(3), "path=3 is not a path"),  # type: ignore[arg-type]
         (lambda: BlockFile(""), "path='' is not a path"),
         (lambda: BlockFile("x", overlay=1), "overlay=1 is not a size of at least 4096 bytes"),
-        (lambda: BlockFile("x", overlay="64M"), "overlay='64M' is not a size of at least 4096"),  # type: ignore[arg-type]
+        (lambda: BlockFile("x", overlay="64M"), "overlay='64M' is not a size in bytes .a number"),
         (lambda: BlockFile("x", True, overlay=True), "a read-only disk needs no overlay"),
         (lambda: BlockFile("x", sector_size="512"), "sector_size='512' is not a power of two fr"),  # type: ignore[arg-type]
         (lambda: BlockRemote(3, 0), "Backing storage size must be block aligned: 0 bytes"),

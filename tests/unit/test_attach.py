@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tender.backends import BlockDescriptor, BlockFile, Descriptor, Tap
 from tender.cleanup import Cleanup
-from tender.config import BlockFile, Descriptor, Tap
+from tender.dataclass import replace
 from tender.errors import DeviceError
 from tender.host import block, keep_descriptors, net, random_mac
 from tender.image.manifest import Device
@@ -68,6 +69,66 @@ def test_images_that_cannot_be_opened(cleanup: Cleanup, tmp_path: Path) -> None:
         with pytest.raises(DeviceError, match=message) as raised:
             attach(cleanup, path)
         assert "'storage'" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("qcow2", b"QFI\xfb\0\0\0\3"),
+        ("VMDK", b"KDMV\1\0\0\0"),
+        ("VMDK", b"# Disk DescriptorFile\nversion=1\n"),
+        ("VHD", b"conectix\0\0\0\2"),
+        ("VHDX", b"vhdxfile"),
+        (
+            "VDI",
+            b"<<< Oracle VM VirtualBox Disk Image >>>\n".ljust(64, b"\0") + b"\x7f\x10\xda\xbe",
+        ),
+    ],
+)
+def test_images_in_other_formats(cleanup: Cleanup, tmp_path: Path, name: str, head: bytes) -> None:
+    path = tmp_path / "a disk.raw"
+    path.write_bytes(head.ljust(8192, b"\0"))
+    for options in ({}, {"readonly": True}, {"overlay": True}):
+        with pytest.raises(DeviceError) as raised:
+            attach(cleanup, path, **options)
+        assert str(raised.value) == (
+            f"block device 'storage', {path}: a {name} image, and a disk is a raw image; to make "
+            f"one: qemu-img convert -O raw '{path}' '{path}.raw'"
+        )
+    with open(path, "rb+") as file:  # the program knows what it passes
+        assert block.attach(DISK, BlockDescriptor(file.fileno()), cleanup, Stop(), pytest.fail)
+
+
+def test_what_a_returned_write_means(cleanup: Cleanup, image: Path) -> None:
+    """By the flags of the open file (fcntl_getfl(2)), and by what fsync(2) answers."""
+    with Cleanup() as opened:
+        assert not flags(attach(opened, image)) & os.O_DSYNC
+    with Cleanup() as opened:
+        assert flags(attach(opened, image, sync="always")) & os.O_DSYNC == os.O_DSYNC
+    fd = os.open(image, os.O_RDWR | os.O_DSYNC)
+    cleanup.callback(lambda: os.close(fd))
+    always = BlockDescriptor(fd, sync="always")
+    assert block.attach(DISK, always, cleanup, Stop(), pytest.fail).fd == fd
+    other = os.open(image, os.O_RDWR)
+    cleanup.callback(lambda: os.close(other))
+    with pytest.raises(DeviceError, match="^block device 'storage': it is open without O_DSYNC"):
+        block.attach(DISK, replace(always, fd=other), cleanup, Stop(), pytest.fail)
+    warnings: list[str] = []
+    ends = os.pipe()
+    for end in ends:
+        cleanup.callback(lambda end=end: os.close(end))  # type: ignore[misc]
+    pipe = BlockDevice("storage", ends[1], 512, 512, False, Stop(), warnings.append)
+    pipe.syncs_at_end = True
+    pipe.end()
+    assert pipe.counters.errors == 1
+    assert warnings == [
+        "block device 'storage': cannot write it out: Invalid argument; what the guest wrote may "
+        "be lost"
+    ]
+
+
+def flags(device: BlockDevice) -> int:
+    return fcntl.fcntl(device.fd, fcntl.F_GETFL)
 
 
 def test_a_writable_image_has_one_user(image: Path) -> None:

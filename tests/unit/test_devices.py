@@ -17,15 +17,9 @@ from typing import Any
 import pytest
 
 from tender._native import lib
+from tender.backends import BlockDescriptor, BlockFile, BlockRemote, Descriptor, Tap
 from tender.cleanup import Cleanup
-from tender.config import (
-    BlockDescriptor,
-    BlockFile,
-    BlockRemote,
-    Config,
-    Descriptor,
-    Tap,
-)
+from tender.config import Config
 from tender.embed.block_memory import BlockMemory
 from tender.embed.capture import Capture
 from tender.embed.console import Console

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tender.errors import GuestFault
+from tender.stop import Stopped
 from tests.unit.rig import ARGS, CAPACITY, DATA, DISK, NUMBERS, PORT, READONLY, SIZE, TEXT, U64, Rig
 
 GOOD_CALLS = {
@@ -89,6 +90,16 @@ def test_a_poll_that_python_ends_keeps_its_deadline(pair: tuple[Rig, Rig]) -> No
     reply = rig.put("POLL", timeout_nsecs=U64 - 1)
     rig.poll.poll(rig.memory, reply)
     assert (reply.ret, rig.poll.begun) == (0, 0)
+
+
+def test_a_poll_that_a_stop_request_has_interrupted_does_not_wait_again(
+    pair: tuple[Rig, Rig],
+) -> None:
+    rig, _ = pair
+    rig.poll.begun = U64 - 1
+    rig.stop.request()
+    with pytest.raises(Stopped):
+        rig.poll.poll(rig.memory, rig.put("POLL", timeout_nsecs=U64 - 1))
 
 
 def test_memory_with_very_many_protections_is_left_to_python(tmp_path: Path) -> None:

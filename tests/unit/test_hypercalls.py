@@ -464,8 +464,8 @@ def test_a_frame_is_not_read_into_read_only_memory(rig: Rig) -> None:
 
 def test_a_datagram_socket_carries_frames_too() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    from tender.backends import Descriptor
     from tender.cleanup import Cleanup
-    from tender.config import Descriptor
     from tender.host import net
     from tender.image.manifest import Device
 

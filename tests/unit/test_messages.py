@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tender import errors
-from tender.config import BlockFile, Config, Descriptor, Tap, VirtualTime
+from tender.backends import BlockFile, Descriptor, Tap
+from tender.config import Config, VirtualTime
 from tender.embed import protocol
 from tender.embed.protocol import Job, Malformed
 from tender.errors import ConfigError, GuestFault, HostError, TenderError

@@ -9,19 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tender._native import lib
+from tender.backends import BlockDescriptor, BlockFile, Descriptor, Tap, UserNet
+from tender.checks import as_mac, parse_size
 from tender.cleanup import Cleanup
 from tender.cli import commandline, usage
-from tender.config import (
-    BlockDescriptor,
-    BlockFile,
-    Config,
-    Descriptor,
-    Tap,
-    UserNet,
-    as_mac,
-    parse_size,
-    usable_memory,
-)
+from tender.config import Config, usable_memory
 from tender.errors import DeviceError, TenderError, UsageError
 from tender.host import block
 from tender.image.manifest import Device, Manifest
@@ -119,7 +111,14 @@ def test_net(text: str, expected: object) -> None:
         ("--block a,b.img,ro k", (None, BlockFile("a,b.img", True))),
         ("--block a.img,overlay k", (None, BlockFile("a.img", overlay=True))),
         ("--block a.img,overlay=64K k", (None, BlockFile("a.img", overlay=64 << 10))),
+        (
+            "--block a.img,overlay=o,sync=fsync k",
+            (None, BlockFile("a.img", overlay="o", sync="fsync")),
+        ),
+        ("--block a.img,overlay=./1 k", (None, BlockFile("a.img", overlay="./1"))),
         ("--block a.img,overlay=1 k", (None, BlockFile("a.img", overlay=1 << 20))),
+        ("--block a.img,sync=fsync k", (None, BlockFile("a.img", sync="fsync"))),
+        ("--block @3,sync=always k", (None, BlockDescriptor(3, sync="always"))),
         ("--block:a=a.img,overlay k", ("a", BlockFile("a.img,overlay"))),
         ("--block @3 k", (None, BlockDescriptor(3))),
         ("--block a=@3,ro,sector-size=4096 k", ("a", BlockDescriptor(3, True, 4096))),
@@ -210,8 +209,14 @@ def test_sizes(text: str, size: int) -> None:
         ("--block-sector-size:a=512 k", "nothing is attached with --block:a"),
         ("--block a=f,sector-size=x k", "--block: sector-size=x is not a power of two"),
         ("--block a=f --block-sector-size:a=513 k", "--block-sector-size:a: 513 is not a power of"),
-        ("--block a=f,overlay=some k", "--block: overlay: 'some' is not a size"),
+        ("--block a=f,overlay=64Q k", "--block: overlay: '64Q' is not a size"),
         ("--block a=f,overlay=1KB k", "--block: overlay=1KB is not a size of at least 4096 bytes"),
+        ("--block a=f,sync=on k", "--block: sync=on is not none, fsync or always"),
+        (
+            "--block a=f,ro,sync=fsync k",
+            "--block: a read-only disk is not written to: leave out sy",
+        ),
+        ("--block a=f,overlay,sync=always k", "--block: an overlay in memory ends with the guest"),
         ("--block a=f,ro,overlay k", "--block: a read-only disk needs no overlay"),
         ("--net a=user,mtu=1 k", "--net: mtu=1 is not a whole number from 68 to 65535"),
         ("--net a=user,gateway=x k", "--net: gateway=x is not an IPv4 address"),
@@ -341,7 +346,7 @@ def test_the_error_names_the_suboptions(tmp_path: Path, wrong: str) -> None:
         block.attach(Device("disk", BLOCK, 1), spec, cleanup, Stop(), pytest.fail)
     assert str(raised.value).endswith(
         f": No such file or directory (after a comma, --block NAME={image} takes: "
-        "ro, overlay[=SIZE], sector-size=N)"
+        "ro, overlay[=SIZE|FILE], sector-size=N, sync=WHEN)"
     )
 
 

@@ -9,8 +9,8 @@ import tracemalloc
 import pytest
 
 from tender._native import lib
+from tender.backends import OVERLAY_MAX, BlockFile
 from tender.cleanup import Cleanup
-from tender.config import OVERLAY_MAX, BlockFile
 from tender.errors import HostError
 from tender.host import block, overlay
 from tender.image.manifest import Device

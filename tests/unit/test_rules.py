@@ -6,14 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tender.config import (
-    BlockDescriptor,
-    BlockFile,
-    BlockRemote,
-    Descriptor,
-    Tap,
-    UserNet,
-)
+from tender.backends import BlockDescriptor, BlockFile, BlockRemote, Descriptor, Tap, UserNet
 from tender.modules import STEP
 from tender.sandbox import fdtable, policy, seccomp
 
@@ -140,6 +133,7 @@ def test_each_file_is_somebodys_and_the_other_way_round() -> None:
         fdtable.device_labels(Tap("tap0")),
         fdtable.device_labels(BlockFile("disk.img")),
         fdtable.device_labels(remote),
+        fdtable.device_labels(BlockFile("disk.img", sync="fsync")),
     ]
     devices = dict(enumerate(kinds))
     used = set()
@@ -160,6 +154,10 @@ def test_what_a_device_is_called() -> None:
     assert fdtable.device_labels(BlockFile("x")) == ("block", "block-writable")
     assert fdtable.device_labels(BlockFile("x", readonly=True)) == ("block",)
     assert fdtable.device_labels(BlockFile("x", overlay=True)) == ("block",)
+    assert fdtable.labels({3: BlockFile("x", overlay="o", sync="fsync")}) == {
+        3: ("block",),
+        fdtable.overlay_handle(3): ("block", "block-writable", "block-fsync"),
+    }
     assert fdtable.device_labels(BlockDescriptor(3, readonly=True)) == ("block",)
     assert fdtable.device_labels(BlockDescriptor(3)) == ("block", "block-writable")
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tender._native import lib
-from tender.config import BlockFile, BlockRemote, Config, Descriptor, Tap, UserNet, VirtualTime
+from tender.backends import BlockFile, BlockRemote, Descriptor, Tap, UserNet
+from tender.config import Config, VirtualTime
 from tender.dataclass import replace
 from tender.errors import HostError, TenderError, UsageError
 from tender.image import manifest
@@ -37,6 +38,8 @@ PLAIN = Config("k.spt")
         ({"gdb": 1234}, "--gdb: an spt guest is a process: attach"),
         ({"cpu": "soft"}, "--cpu=soft: an spt guest runs as a process"),
         ({"block": ((None, BlockRemote(3, 512)),)}, "a device: .*that a program serves"),
+        ({"block": (("a", BlockFile("d", sync="fsync")),)}, "device 'a': .*sync=fsync"),
+        ({"block": (("a", BlockFile("d", overlay="o")),)}, "device 'a': .*overlay in a file"),
         ({"net": (("a", Descriptor(3, sync_fd=4)),)}, "device 'a': .*virtual time"),
     ],
 )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from tender.config import one_of
+from tender.checks import one_of
 from tender.errors import InvalidValue, UsageError
 
 TYPE_CHECKING = False

@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import overload
 
-from tender.config import as_port
+from tender.checks import as_port
 from tender.errors import InvalidValue
 from tender.testing.net import packets
 from tender.testing.net.packets import Datagram, Echo, Packet

@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 
-from tender.config import Descriptor
+from tender.backends import Descriptor
 from tender.embed.protocol import receive
 from tender.embed.reactor import READ, reactor
 from tender.errors import DeviceError

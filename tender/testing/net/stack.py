@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from ipaddress import IPv4Address
 
-from tender.config import as_ipv4
+from tender.checks import as_ipv4
 from tender.errors import InvalidValue, UsageError
 from tender.testing.net import packets
 from tender.testing.net.packets import Arp, Frame, Packet

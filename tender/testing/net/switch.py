@@ -11,7 +11,7 @@ import math
 import os
 from ipaddress import IPv4Interface
 
-from tender.config import MTU, as_ipv4, as_ipv4_interface, as_mac, as_mtu
+from tender.checks import MTU, as_ipv4, as_ipv4_interface, as_mac, as_mtu
 from tender.errors import InvalidValue, UsageError
 from tender.testing.net import capture, packets
 from tender.testing.net.faults import Delivery, Fault, Faulty, apply

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from tender.config import as_port
+from tender.checks import as_port
 from tender.errors import UsageError
 from tender.testing.net import packets
 from tender.testing.net.packets import ACK, FIN, PSH, RST, SYN, Segment
