@@ -10,7 +10,7 @@ from tender.image.elf import MACHINES
 from tender.image.file import open_image
 from tender.image.output import signals
 from tender.oci import image as oci_image
-from tender.oci.annotations import GUESTS
+from tender.oci.annotations import GUESTS, is_port
 
 
 def main(argv: list[str]) -> str:
@@ -23,7 +23,13 @@ def main(argv: list[str]) -> str:
     if options.guest is None and guest == "mirage":
         _report("taken for a MirageOS guest, which is given its address so; else --guest=TYPE")
     unikernel = oci_image.describe(
-        kernel, options.kernel, guest, tuple(options.args), disks, options.mem
+        kernel,
+        options.kernel,
+        guest,
+        tuple(options.args),
+        disks,
+        options.mem,
+        tuple(options.expose),
     )
     files = {unikernel.binary: options.kernel}
     files |= {path: disks[name] for name, path in unikernel.disks.items()}
@@ -53,6 +59,12 @@ def _mem(text: str) -> int:
     return int(text)
 
 
+def _port(text: str) -> str:
+    if not is_port(text):
+        raise ValueError(text)
+    return text
+
+
 def _parser() -> Parser:
     about = "Make a container image (OCI) of a unikernel."
     parser = Parser(prog="ptender image", description=about)
@@ -66,6 +78,8 @@ def _parser() -> Parser:
     about = "a file as the content of a disk; may come more than once"
     add("--block", action="append", default=[], metavar="NAME=FILE", help=about)
     add("--mem", type=_mem, metavar="MIB", help="the guest's memory (default: the tender's)")
+    about = "a port that it serves, as 80 or 53/udp; may come more than once"
+    add("--expose", type=_port, action="append", default=[], metavar="PORT", help=about)
     about = "how it takes its address and gateway (default: what built it, else mirage)"
     add("--guest", choices=GUESTS, help=about)
     return parser

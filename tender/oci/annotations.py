@@ -23,6 +23,7 @@ OURS = "ptender."
 ROOT_FILE = "urunc.json"  # the same in the root file system; each value in base64
 
 TARGETS = ("hvt", "spt")
+PORTS_MAX = 64
 MEM_MIB_MAX = layout.MEM_MAX // layout.MIB
 GUESTS = ("mirage", "rumprun", "ptender", "none")
 """By whose conventions a guest takes its address and gateway; "none": it takes none."""
@@ -39,6 +40,7 @@ class Unikernel:
     disks: Mapping[str, str]  # the path of each, by its device's name
     devices: tuple[tuple[str, str], ...]  # name and type of all that the manifest declares
     mem_mib: int | None  # None: the tender's default
+    ports: tuple[str, ...] = ()  # that it serves: "80", "53/udp"
 
 
 def to_annotations(unikernel: Unikernel) -> dict[str, str]:
@@ -48,6 +50,7 @@ def to_annotations(unikernel: Unikernel) -> dict[str, str]:
         f"{URUNC}hypervisor": unikernel.target,
         f"{URUNC}binary": unikernel.binary,
         f"{URUNC}cmdline": " ".join(unikernel.args),
+        f"{OURS}ports": " ".join(unikernel.ports),
         f"{OURS}devices": " ".join(f"{name}:{kind}" for name, kind in unikernel.devices),
     }
     if len(unikernel.disks) == 1:
@@ -98,5 +101,14 @@ def from_annotations(values: Mapping[str, str]) -> Unikernel | None:
     disks = {name[len(block) :]: path for name, path in values.items() if name.startswith(block)}
     if f"{URUNC}block" in values and not disks:
         disks = {"": values[f"{URUNC}block"]}  # the only one, whatever its name
+    ports = tuple(values.get(f"{OURS}ports", "").split())
+    if len(ports) > PORTS_MAX or not all(map(is_port, ports)):
+        raise ConfigError(f"{OURS}ports: {shown(' '.join(ports))} is not a list as '80 53/udp'")
     args = tuple(values.get(f"{URUNC}cmdline", "").split())
-    return Unikernel(guest, target, binary, args, disks, (), int(mem) if mem else None)
+    return Unikernel(guest, target, binary, args, disks, (), int(mem) if mem else None, ports)
+
+
+def is_port(text: str) -> bool:
+    """Whether it is a port as a Containerfile's EXPOSE has it: "80", "80/tcp" or "53/udp"."""
+    match = re.fullmatch("([1-9][0-9]{0,4})(/tcp|/udp)?", text)
+    return match is not None and int(match[1]) <= 65535

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 
 from tender.boot import layout
-from tender.cleanup import Cleanup
 from tender.dataclass import dataclass
 from tender.errors import ConfigError, TenderError
 from tender.image.file import ImageFile
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
     from tender.image.elf import Image
     from tender.oci.bundle import Bundle
+    from tender.oci.network import Network
 
 OVERHEAD_MIB = 32  # of a tender beside its guest's memory, at most
 ROOT_FILE_MAX = 1 << 20
@@ -108,7 +108,7 @@ def tender_command(bundle: Bundle, guest: Guest, tender: Sequence[str]) -> list[
     """The tender's command line. Every device is a descriptor, which it inherits."""
     command = [*tender]
     disks = {**guest.unikernel.disks}
-    names = [each.name for each in guest.image.manifest.devices if each.type_name == "BLOCK_BASIC"]
+    names = _devices(guest, "BLOCK_BASIC")
     if "" in disks and len(names) == 1:
         disks[names[0]] = disks.pop("")
     given = {mount.destination.strip("/"): mount for mount in bundle.mounts}
@@ -123,23 +123,33 @@ def tender_command(bundle: Bundle, guest: Guest, tender: Sequence[str]) -> list[
             raise ConfigError(f"nothing is attached to the disk {name}: mount a file at /{name}")
         os.set_inheritable(fd, True)
         command.append(f"--block={name}=@{fd}{',ro' if readonly else ''}")
-    nets = [each.name for each in guest.image.manifest.devices if each.type_name == "NET_BASIC"]
-    taken = None
-    if len(nets) > 1:
-        raise ConfigError(
-            f"the guest has {len(nets)} networks ({', '.join(nets)}), a container one"
-        )
-    if nets and bundle.network is None:  # the host's own interfaces are nobody's to take over
-        command.append(f"--net={nets[0]}=user")
-    elif nets:
-        taken = network.take_over(Cleanup())
-        if taken is None:
-            raise ConfigError(f"the guest has the network {nets[0]}, the container no interface")
-        os.set_inheritable(taken.fd, True)
-        command.append(f"--net={nets[0]}=@{taken.fd},mtu={taken.mtu},mac={taken.mac}")
+    net = _network(bundle, guest)
+    if net is not None:
+        command.append(f"--net={net[0]}={net[1].device}")
     os.set_inheritable(guest.kernel, True)
-    arguments = guest_args(guest.unikernel, guest.args, bundle.env, taken)
+    arguments = guest_args(guest.unikernel, guest.args, bundle.env, net[1] if net else None)
     return [*command, "--", f"/proc/self/fd/{guest.kernel}", *arguments]
+
+
+def _network(bundle: Bundle, guest: Guest) -> tuple[str, Network] | None:
+    """The name of the guest's network device, and what it gets; None where it has none."""
+    names = _devices(guest, "NET_BASIC")
+    if not names:
+        return None
+    if len(names) > 1:
+        raise ConfigError(
+            f"the guest has {len(names)} networks ({', '.join(names)}), a container one"
+        )
+    if bundle.network is None:  # the host's own interfaces are nobody's to take over
+        return names[0], network.through_passt(guest.unikernel.ports)
+    found = network.of_container(guest.unikernel.ports)
+    if found is None:
+        raise ConfigError(f"the guest has the network {names[0]}, the container no interface")
+    return names[0], found
+
+
+def _devices(guest: Guest, kind: str) -> list[str]:
+    return [each.name for each in guest.image.manifest.devices if each.type_name == kind]
 
 
 def _open_disk(path: str, readonly: bool) -> tuple[int, bool]:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import IO, Any
 
+    from typing_extensions import Buffer
+
     from tender.image.elf import Image
 
 FOLDER = "unikernel"  # of the root file system: the kernel and its disks
@@ -56,6 +58,7 @@ def describe(
     args: tuple[str, ...],
     disks: Mapping[str, str],
     mem_mib: int | None,
+    ports: tuple[str, ...],
 ) -> Unikernel:
     """What the container image of the unikernel `image` in the file `kernel` says of it.
 
@@ -75,6 +78,7 @@ def describe(
         {name: f"/{FOLDER}/{name}.img" for name in disks},
         devices,
         mem_mib,
+        ports,
     )
 
 
@@ -127,8 +131,7 @@ def _make_layout(
     blobs.mkdir(parents=True)
     values = to_annotations(unikernel)
     layer = layout / "layer"
-    _write_layer(layer, files, root_file(values), progress)
-    layer_digest = _sha256(layer)
+    layer_digest = _write_layer(layer, files, root_file(values), progress)
     layer_size = layer.stat().st_size
     layer.rename(blobs / layer_digest)
 
@@ -139,17 +142,22 @@ def _make_layout(
         return _descriptor(kind, name, len(data), **more)
 
     platform = {"architecture": PLATFORMS[machine], "os": "linux"}
+    container: dict[str, Any] = {
+        "Entrypoint": [unikernel.binary],
+        "Cmd": list(unikernel.args),
+        "WorkingDir": "/",
+        "Labels": values,
+    }
+    if unikernel.ports:
+        container["ExposedPorts"] = {
+            each if "/" in each else f"{each}/tcp": {} for each in unikernel.ports
+        }
     config = blob(
         "config.v1+json",
         {
             **platform,
             "created": "1970-01-01T00:00:00Z",
-            "config": {
-                "Entrypoint": [unikernel.binary],
-                "Cmd": list(unikernel.args),
-                "WorkingDir": "/",
-                "Labels": values,
-            },
+            "config": container,
             "rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer_digest}"]},
         },
     )
@@ -175,31 +183,38 @@ def _descriptor(kind: str, digest: str, size: int, **more: Any) -> dict[str, Any
     return {"mediaType": f"{_TYPE}.{kind}", "digest": f"sha256:{digest}", "size": size, **more}
 
 
+class _HashedFile(io.BufferedWriter):
+    """A new file that is hashed as it is written."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path, "wb"))
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: Buffer) -> int:
+        self.sha256.update(data)
+        return super().write(data)
+
+
 def _write_layer(
     path: Path, files: Mapping[str, str], root: bytes, progress: Callable[[str], None]
-) -> None:
-    """The root file system: `files`, and the annotations in ROOT_FILE."""
-    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
-        folder = tarfile.TarInfo(FOLDER)
-        folder.type, folder.mode = tarfile.DIRTYPE, 0o755
-        tar.addfile(folder)
-        for inside, source in sorted(files.items()):
-            with open(open_regular(source), "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size >= SHOWN_FROM:
-                    progress(f"{source}: {size >> 20} MiB")
-                _add_file(tar, inside.lstrip("/"), file)
-        info = tarfile.TarInfo(ROOT_FILE)
-        info.size, info.mode = len(root), 0o644
-        tar.addfile(info, io.BytesIO(root))
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(1 << 20):
-            digest.update(data)
-    return digest.hexdigest()
+) -> str:
+    """The root file system: `files`, and the annotations in ROOT_FILE. Its SHA-256."""
+    with _HashedFile(path) as output:
+        form = tarfile.GNU_FORMAT
+        with tarfile.open(fileobj=output, mode="w|", bufsize=1 << 20, format=form) as tar:
+            folder = tarfile.TarInfo(FOLDER)
+            folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(folder)
+            for inside, source in sorted(files.items()):
+                with open(open_regular(source), "rb") as file:
+                    size = os.fstat(file.fileno()).st_size
+                    if size >= SHOWN_FROM:
+                        progress(f"{source}: {size >> 20} MiB")
+                    _add_file(tar, inside.lstrip("/"), file)
+            info = tarfile.TarInfo(ROOT_FILE)
+            info.size, info.mode = len(root), 0o644
+            tar.addfile(info, io.BytesIO(root))
+    return output.sha256.hexdigest()
 
 
 def _add_file(tar: tarfile.TarFile, name: str, file: IO[bytes]) -> None:

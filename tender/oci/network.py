@@ -1,4 +1,4 @@
-"""The container's network interface, taken over by the guest.
+"""The container's network interface, taken over by the guest; passt where that can't be.
 
 The engine makes a network namespace with an interface, an address and routes. A tap is put beside
 the interface, and the traffic of each is redirected to the other, so that the guest is the machine
@@ -10,19 +10,21 @@ again in this namespace finds it. Sources: tc-u32(8), tc-mirred(8), tuntap.rst o
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 
 from tender._native import lib
-from tender.backends import Tap
+from tender.backends import Tap, UserNet
+from tender.cleanup import Cleanup
 from tender.dataclass import dataclass
 from tender.errors import DeviceError, HostError
-from tender.host import tap
+from tender.host import passt, tap
 from tender.sandbox import confine
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
-
-    from tender.cleanup import Cleanup
 
 TAP = "ptender0"
 IFF_UP, IFF_LOOPBACK = 0x1, 0x8  # linux/if.h
@@ -33,11 +35,9 @@ TC_H_ROOT_OF_U32 = 0x10000  # any class: the action takes the frame
 
 @dataclass
 class Network:
-    """What the guest takes over; `fd` is the tap that stands for the interface."""
+    """The guest's network."""
 
-    fd: int
-    mac: str
-    mtu: int
+    device: str  # as the tender's --net has it, after NAME=
     address: str  # with its prefix length; empty where the interface has none
     gateway: str  # empty where there is none
 
@@ -58,31 +58,66 @@ def enter(namespace: str) -> None:
         raise HostError(what, "setns" if namespace else "unshare", error.errno or 0) from None
 
 
-def take_over(cleanup: Cleanup) -> Network | None:
-    """Redirect this namespace's interface to a new tap; None where it has no interface.
+def of_container(ports: Sequence[str]) -> Network | None:
+    """The network of this namespace; None where it has no interface.
 
-    Raises DeviceError.
+    Without a tap it is one through passt, which has the guest's `ports` on the interface, and one
+    line says so. Raises DeviceError.
     """
+    try:
+        return _take_over()
+    except DeviceError as error:
+        if shutil.which(passt.COMMAND) is None:
+            more = "passt, which takes no tap, is not installed: apt install passt"
+            raise DeviceError(f"{error}; {more}") from None
+        print(f"ptender-oci: {error}: the guest's network is passt", file=sys.stderr, flush=True)
+    try:  # passt is no root
+        with open("/proc/sys/net/ipv4/ip_unprivileged_port_start", "w") as file:
+            file.write("0")
+    except OSError:
+        pass  # then it has no port below 1024, and says so
+    return through_passt(ports)
+
+
+def through_passt(ports: Sequence[str]) -> Network:
+    """A network of the guest's own, whose ports are on all addresses of this namespace."""
+    forwards = []
+    for each in ports:
+        number, _, protocol = each.partition("/")
+        forwards.append(f"{protocol or 'tcp'}:0.0.0.0:{number}:{number}")
+    net = UserNet()
+    return Network(
+        ",".join(["user", *forwards]).replace(",", ":", 1), net.address, str(net.gateway)
+    )
+
+
+def _take_over() -> Network | None:
+    """Redirect this namespace's interface to a new tap."""
     try:
         from pyroute2 import IPRoute
         from pyroute2.netlink.exceptions import NetlinkError
     except ImportError:
         raise DeviceError("the container's network needs pyroute2: pip install pyroute2") from None
-    try:
-        with IPRoute() as ipr:
-            link = _interface(ipr)
-            if link is None:
-                return None
-            index, mtu = link["index"], link.get_attr("IFLA_MTU")
+    with IPRoute() as ipr:
+        link = _interface(ipr)
+        if link is None:
+            return None
+        index, mtu, mac = link["index"], link.get_attr("IFLA_MTU"), link.get_attr("IFLA_ADDRESS")
+        cleanup = Cleanup()
+        try:
+            _remove_redirect(ipr, index)  # of a container that had this namespace before
             fd, _ = tap.attach(Tap(TAP, create=True, mtu=mtu), "container", cleanup)
             (tap_index,) = ipr.link_lookup(ifname=TAP)
             _redirect(ipr, index, tap_index)
             _redirect(ipr, tap_index, index)
-            mac = link.get_attr("IFLA_ADDRESS")
-            return Network(fd, mac, mtu, _address(ipr, index), _gateway(ipr, index))
-    except NetlinkError as error:
-        reason = os.strerror(error.code)
-        raise DeviceError(f"the container's network: traffic control: {reason}") from None
+        except NetlinkError as error:
+            _remove_redirect(ipr, index)
+            cleanup.close()
+            reason = os.strerror(error.code)
+            raise DeviceError(f"the container's network: traffic control: {reason}") from None
+        os.set_inheritable(fd, True)
+        device = f"@{fd},mtu={mtu},mac={mac}"
+        return Network(device, _address(ipr, index), _gateway(ipr, index))
 
 
 def _interface(ipr: Any) -> Any:
@@ -92,12 +127,13 @@ def _interface(ipr: Any) -> Any:
     return next((link for link in links if link["flags"] & IFF_UP), None)
 
 
+def _remove_redirect(ipr: Any, index: int) -> None:
+    for qdisc in ipr.get_qdiscs(index):
+        if qdisc.get_attr("TCA_KIND") == "ingress":
+            ipr.tc("del", "ingress", index, INGRESS)
+
+
 def _redirect(ipr: Any, index: int, to: int) -> None:
-    if any(
-        qdisc["index"] == index and qdisc.get_attr("TCA_KIND") == "ingress"
-        for qdisc in ipr.get_qdiscs()
-    ):
-        ipr.tc("del", "ingress", index, INGRESS)  # of a container that had this namespace before
     ipr.tc("add", "ingress", index, INGRESS)
     ipr.tc(
         "add-filter",

@@ -71,7 +71,8 @@ def unpacked(archive: str) -> Layout:
 
 def test_an_archive() -> None:
     said = cli.main(
-        ["web.hvt", "-t", "shop/web:1", "--block", "storage=disk", "--mem=64", "--", "--x", "y z"]
+        ["web.hvt", "-t", "shop/web:1", "--block", "storage=disk", "--mem=64"]
+        + ["--expose=80", "--expose=53/udp", "--", "--x", "y z"]
     )
     image = unpacked("web.tar")
     assert said == f"web.tar: shop/web:1 {image.descriptor['digest']}"
@@ -81,6 +82,7 @@ def test_an_archive() -> None:
     assert (image.config["architecture"], image.config["os"]) == ("amd64", "linux")
     assert image.config["config"]["Entrypoint"] == ["/unikernel/web.hvt"]
     assert image.config["config"]["Cmd"] == ["--x", "y z"]
+    assert image.config["config"]["ExposedPorts"] == {"80/tcp": {}, "53/udp": {}}
     assert (image.root / "unikernel/web.hvt").read_bytes() == Path("web.hvt").read_bytes()
     assert (image.root / "unikernel/storage.img").read_bytes() == DISK
     annotations = {
@@ -92,6 +94,7 @@ def test_an_archive() -> None:
         "ptender.block.storage": "/unikernel/storage.img",
         "ptender.devices": "service:NET_BASIC storage:BLOCK_BASIC",
         "ptender.mem": "64",
+        "ptender.ports": "80 53/udp",
     }
     assert image.manifest["annotations"] == annotations
     assert image.config["config"]["Labels"] == annotations

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.guest.conftest import PTENDER, Build
+from tests.guest.conftest import PTENDER, Build, Namespace, open_namespace
+from tests.needs import needs
 from tests.waiting import marked, state_of, wait_until
 
 OCI = PTENDER.with_name("ptender-oci")
@@ -31,12 +32,13 @@ class Runtime:
         self.log = folder / "log"
         self.root = folder / "states"
         self.cgroup = f"ptender-test-{os.getpid()}" if HAS_CGROUPS else None
+        self.prefix: list[str] = []  # a command that runs it
         # No runc: what is not ours must be an error.
         self.environment = {**os.environ, "PATH": str(folder / "bin"), "OCI_TEST": str(folder)}
 
     def command(self, *words: object) -> list[str]:
         options = ["--root", self.root, "--log", self.log, "--log-format", "json"]
-        return [str(OCI), *map(str, [*options, *words])]
+        return [*self.prefix, str(OCI), *map(str, [*options, *words])]
 
     def __call__(self, *words: object, **options: Any) -> subprocess.CompletedProcess[str]:
         settings: dict[str, Any] = {"env": self.environment, "check": True, "timeout": 100}
@@ -116,3 +118,33 @@ def make(runtime: Runtime, tmp_path: Path, guest: Build) -> Any:
 def disk(path: Path, size: int = 1 << 16) -> Path:
     path.write_bytes(bytes(size))
     return path
+
+
+@pytest.fixture
+def namespaces(any_cpu: str) -> Iterator[tuple[Namespace, Namespace]]:
+    """The host's end of a container's network, and the container's."""
+    for host in open_namespace():
+        for inside in open_namespace():
+            pid = inside.enter[1].split("/")[2]
+            host.ip(f"link add veth0 type veth peer name eth0 netns {pid}")
+            host.ip("addr add 10.9.0.1/24 dev veth0")
+            host.ip("link set veth0 up")
+            inside.ip("addr add 10.9.0.2/24 dev eth0")
+            inside.ip("link set eth0 mtu 1400 up")
+            inside.ip("route add default via 10.9.0.1")
+            yield host, inside
+
+
+def run_with_passt(runtime: Runtime, make: Any, namespaces: tuple[Namespace, Namespace]) -> None:
+    """Run the web server where no tap can be made, until it listens."""
+    if shutil.which("passt") is None:
+        pytest.skip("passt is not installed: apt install passt")
+    runtime.prefix = [str(shutil.which("setpriv")), "--bounding-set=-net_admin"]
+    needs(*runtime.prefix)
+    runtime.environment["PATH"] = os.environ["PATH"]
+    path = namespaces[1].enter[1].partition("=")[2]
+    values = {f"{URUNC}binary": KERNEL, f"{URUNC}unikernelType": "ptender", "ptender.ports": "80"}
+    bundle = make("web", linux__namespaces=[{"type": "network", "path": path}], annotations=values)
+    runtime.create(bundle)
+    runtime("start", "one")
+    wait_until(lambda: "listening" in (runtime.folder / "output").read_text())

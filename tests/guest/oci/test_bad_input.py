@@ -52,6 +52,10 @@ BAD = [
         {"annotations": {f"{URUNC}binary": KERNEL, "ptender.mem": "512 --sandbox=off"}},
         "ptender.mem: '512 --sandbox=off' is not a number of MiB",
     ),
+    (
+        {"annotations": {f"{URUNC}binary": KERNEL, "ptender.ports": "80 8080:host"}},
+        "ptender.ports: '80 8080:host' is not a list as '80 53/udp'",
+    ),
     ({"linux": {"resources": {"memory": {"limit": "1"}}}}, "memory.limit: '1' is not an integer"),
     ({"linux": {"resources": {"memory": {"limit": 1 << 20}}}}, "memory limit is too low"),
     (

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.guest.conftest import Namespace, open_namespace
-from tests.guest.oci.conftest import CGROUPS, HAS_CGROUPS, KERNEL, URUNC, Runtime, disk
+from tests.guest.conftest import Namespace
+from tests.guest.oci.conftest import (
+    CGROUPS,
+    HAS_CGROUPS,
+    KERNEL,
+    URUNC,
+    Runtime,
+    disk,
+    run_with_passt,
+)
 from tests.waiting import wait_until
 
 
@@ -61,21 +68,6 @@ def test_a_limit_that_the_kernel_refuses(runtime: Runtime, make: Any) -> None:
     assert error.startswith(f"create: {file}: 1000: ")
 
 
-@pytest.fixture
-def namespaces(any_cpu: str) -> Iterator[tuple[Namespace, Namespace]]:
-    """The host's end of a container's network, and the container's."""
-    for host in open_namespace():
-        for inside in open_namespace():
-            pid = inside.enter[1].split("/")[2]
-            host.ip(f"link add veth0 type veth peer name eth0 netns {pid}")
-            host.ip("addr add 10.9.0.1/24 dev veth0")
-            host.ip("link set veth0 up")
-            inside.ip("addr add 10.9.0.2/24 dev eth0")
-            inside.ip("link set eth0 mtu 1400 up")
-            inside.ip("route add default via 10.9.0.1")
-            yield host, inside
-
-
 def test_the_guest_takes_over_the_network(
     runtime: Runtime, make: Any, namespaces: tuple[Namespace, Namespace]
 ) -> None:
@@ -94,6 +86,19 @@ def test_the_guest_takes_over_the_network(
         assert "Hello from a unikernel" in page
         runtime("delete", "--force", "one")
         assert "ptender0" not in inside.ip("link")
+
+
+def test_passt_where_there_is_no_tap(
+    runtime: Runtime, make: Any, namespaces: tuple[Namespace, Namespace]
+) -> None:
+    """Without CAP_NET_ADMIN no tap can be made; passt has the guest's port on the interface."""
+    run_with_passt(runtime, make, namespaces)
+    said = (runtime.folder / "output").read_text()
+    assert "CAP_NET_ADMIN: the guest's network is passt\n" in said
+    assert "listening on 10.0.0.2/24" in said
+    page = namespaces[0].run("curl", "-s", "--max-time", "60", "http://10.9.0.2/").stdout
+    assert "Hello from a unikernel" in page
+    runtime("delete", "--force", "one")
 
 
 def test_a_network_without_an_interface(

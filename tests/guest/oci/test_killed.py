@@ -9,12 +9,14 @@ import os
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.guest.oci.conftest import Runtime
-from tests.waiting import wait_until
+from tests.guest.conftest import Namespace
+from tests.guest.oci.conftest import Runtime, run_with_passt
+from tests.waiting import marked, wait_until
 
 CREATE = ("mkdir", "mknodat", "write", "rename", "clone", "sendto")
 START = ("unlink", "write")
@@ -75,6 +77,20 @@ def test_the_process_of_a_container(runtime: Runtime, make: Any, is_started: boo
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: runtime.status() == "stopped")
     runtime("delete", "one")
+
+
+@pytest.mark.parametrize("name", ["passt", "frame-filter"])
+def test_a_process_of_its_network(
+    runtime: Runtime, make: Any, namespaces: tuple[Namespace, Namespace], name: str
+) -> None:
+    run_with_passt(runtime, make, namespaces)
+    (pid,) = (
+        pid
+        for pid in marked("OCI_TEST", str(runtime.folder))
+        if Path(f"/proc/{pid}/comm").read_text().startswith(name)
+    )
+    os.kill(pid, signal.SIGKILL)
+    runtime("delete", "--force", "one")
 
 
 @pytest.mark.parametrize(("command", "calls"), [("start", START), ("delete", DELETE)])
