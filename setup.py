@@ -14,7 +14,7 @@ FREESTANDING = [
 ]
 # What runs in the processes of guests: its output, its sources and how it is linked. The native
 # CPU's program is at an address that leaves the low 4 GiB to the guest (tender/cpu/native.h); the
-# code of an spt guest's process is bytes that are copied.
+# code of an spt guest's process is bytes that are copied, and small.
 PROGRAMS = [
     (
         "tender/cpu/native-guest",
@@ -23,8 +23,10 @@ PROGRAMS = [
     ),
     (
         "tender/spt/code",
-        " ".join(f"tender/spt/{name}.c" for name in ("code", "message", "core", "overlay")),
-        "-Wl,-T,tender/spt/code.lds,--oformat=binary",
+        " ".join(
+            f"tender/spt/{name}.c" for name in ("code", "message", "core", "report", "overlay")
+        ),
+        "-Os -Wl,-T,tender/spt/code.lds,--oformat=binary",
     ),
 ]
 # What keeps a guest from the host's loopback, beside passt.

@@ -27,7 +27,7 @@ struct stats_header {
     uint32_t device_count;
     uint64_t mem_bytes;  /* of the guest */
     uint64_t started_ns; /* by CLOCK_BOOTTIME */
-    char cpu[8];         /* kvm, native, soft */
+    char cpu[8];         /* kvm, native, soft, spt */
     struct stats_device devices[STATS_DEVICES];
 };
 

@@ -90,7 +90,7 @@ def run(
     try:
         inputs = open_inputs(config, cleanup, sandbox)
         if inputs.file.image.target == lib.ABI_TARGET_SPT:
-            _become(config, inputs, stop, warn, cleanup, sandbox, started)
+            _become(config, inputs, stop, warn, cleanup, sandbox, started, publish=publish)
         machine = assemble(config, inputs, stop, warn, cleanup, sandbox, created, publish=publish)
         if sandbox:
             sandbox.enter(machine.fd_table, machine.vcpu.start)
@@ -175,6 +175,8 @@ def _become(
     cleanup: Cleanup,
     sandbox: Sandbox | None,
     started: Callable[[str], None] | None,
+    *,
+    publish: bool,
 ) -> NoReturn:
     """Run an spt guest, which this process becomes."""
     from tender.spt import refusals
@@ -197,6 +199,7 @@ def _become(
         sandbox,
         started,
         cleanup,
+        publish=publish,
     )
 
 

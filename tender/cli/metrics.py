@@ -88,9 +88,10 @@ class Guests:
             labels=(*GUEST, "where"),
         )
         for guest, labels in guests:
-            exits.add_metric(labels, guest.exits)
             times.add_metric([*labels, "guest"], guest.guest_s)
-            times.add_metric([*labels, "tender"], guest.tender_s)
+            if guest.is_counted:
+                exits.add_metric(labels, guest.exits)
+                times.add_metric([*labels, "tender"], guest.tender_s)
         yield exits
         yield times
         for name, text in (
@@ -101,6 +102,8 @@ class Guests:
         ):
             counter = CounterMetricFamily(f"ptender_device_{name}", text, labels=DEVICE)
             for guest, labels in guests:
+                if not guest.is_counted:
+                    continue
                 for row, counters in guest.statistics.rows():
                     kind, device, direction = (*row.split(":"), "", "")[:3]
                     counter.add_metric([*labels, kind, device, direction], getattr(counters, name))

@@ -75,7 +75,7 @@ MEANINGS = {
     "gdb": "the debugger, while there is one",
     "gdb-in": "the debugger: standard input",
     "gdb-out": "... and standard output",
-    "stats": "the counters page, which is mapped, and its lock",
+    "stats": "the counters page and its lock",
 }
 
 
@@ -170,6 +170,8 @@ def _spt_table(
     }
     fixed, core = ["console", "stderr", "epoll", "timer"], None
     fixed += ["pidfile"] if config.pidfile is not None else []
+    fixed += ["stats"] if counters.folder() else []
+    fixed += ["report-file"] if config.report is not None else []
     if config.dumpcore is not None:
         fixed += ["core", "core-helper"]
         core = Target.size(config.mem_bytes // PAGE_SIZE * PAGE_SIZE)

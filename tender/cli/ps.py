@@ -38,16 +38,19 @@ def table(guests: list[RunningGuest], width: int | None) -> str:
 
 def _row(guest: RunningGuest) -> tuple[str, ...]:
     done = guest.statistics
+    traffic = [
+        sum(each.received.bytes for each in done.net.values()),
+        sum(each.sent.bytes for each in done.net.values()),
+        sum(each.bytes for each in done.block.values()),
+        done.console.bytes,
+    ]
     return (
         guest.name,
         str(guest.pid),
         guest.cpu,
         duration(guest.uptime_s) if guest.state == "running" else guest.state,
         amount(guest.mem_bytes),
-        amount(sum(each.received.bytes for each in done.net.values())),
-        amount(sum(each.sent.bytes for each in done.net.values())),
-        amount(sum(each.bytes for each in done.block.values())),
-        amount(done.console.bytes),
+        *(amount(each) if guest.is_counted else "-" for each in traffic),
     )
 
 

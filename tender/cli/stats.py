@@ -36,7 +36,12 @@ def text(guest: RunningGuest) -> str:
     """For people."""
     lines = [
         f"{guest.name}: PID {guest.pid}, {guest.state} for {duration(guest.uptime_s)}, CPU "
-        f"{guest.cpu}, memory {amount(guest.mem_bytes)}",
+        f"{guest.cpu}, memory {amount(guest.mem_bytes)}"
+    ]
+    if not guest.is_counted:
+        lines.append(f"{guest.guest_s:.2f} s of CPU time; an spt guest's devices are not counted")
+        return "\n".join(lines)
+    lines += [
         f"{guest.exits} exits; {guest.guest_s:.3f} s in the guest, {guest.tender_s:.3f} s outside",
         "",
     ]

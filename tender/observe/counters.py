@@ -66,19 +66,12 @@ def publish(
     None where there can be none: a guest runs all the same.
     """
     present = [each for each in manifest.devices if each.handle in devices]
-    started_ns = clock_gettime_ns(CLOCK_BOOTTIME)
-    header = {
-        "magic": lib.STATS_MAGIC,
-        "version": lib.STATS_VERSION,
-        "device_count": len(present),
-        "mem_bytes": mem_bytes,
-        "started_ns": started_ns,
-        "cpu": cpu.encode(),
-        "devices": [{"type": each.type, "name": each.name.encode()} for each in present],
-    }
+    header = _header(cpu, mem_bytes)
+    header["device_count"] = len(present)
+    header["devices"] = [{"type": each.type, "name": each.name.encode()} for each in present]
     mine = Cleanup()
     try:
-        fd = _create(folder(), f"{guest_name(config)}.{os.getpid()}.{started_ns}", mine)
+        fd = _create(config, header, mine)
         stats = _fill(fd, header, mine)
     except OSError:
         mine.close()
@@ -89,8 +82,40 @@ def publish(
     return Page(fd, stats)
 
 
-def _create(path: str, name: str, cleanup: Cleanup) -> int:
+def announce(config: Config, mem_bytes: int, cleanup: Cleanup) -> int | None:
+    """Have an spt guest listed: the descriptor of a page that nobody counts in.
+
+    None where there can be none.
+    """
+    header = _header("spt", mem_bytes)
+    header["offset"] = header_size(0)
+    stats = ffi.new("struct stats *", {"state": lib.STATS_RUNNING})
+    mine = Cleanup()
+    try:
+        fd = _create(config, header, mine)
+        page = bytes(ffi.buffer(ffi.new("struct stats_header *", header), header_size(0)))
+        os.pwrite(fd, page + bytes(ffi.buffer(stats, stats_size(0))), 0)
+    except OSError:
+        mine.close()
+        return None
+    cleanup.callback(mine.close)
+    return fd
+
+
+def _header(cpu: str, mem_bytes: int) -> dict[str, Any]:
+    """The fields of a struct stats_header without devices."""
+    return {
+        "magic": lib.STATS_MAGIC,
+        "version": lib.STATS_VERSION,
+        "mem_bytes": mem_bytes,
+        "started_ns": clock_gettime_ns(CLOCK_BOOTTIME),
+        "cpu": cpu.encode(),
+    }
+
+
+def _create(config: Config, header: Mapping[str, Any], cleanup: Cleanup) -> int:
     """A new file, locked; removed by `cleanup`."""
+    path, name = folder(), f"{guest_name(config)}.{os.getpid()}.{header['started_ns']}"
     try:
         os.mkdir(path, 0o700)
     except FileExistsError:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 USERS = "/run/user/*/ptender"
 _FILE_NAME = re.compile(r"([A-Za-z0-9._-]{1,64})\.([0-9]{1,9})\.([0-9]{1,20})")
 _SIZE_MAX = 1 << 18  # bytes, with room for pages of 64 KiB
-_CPUS = ("kvm", "native", "soft")
+_CPUS = ("kvm", "native", "soft", "spt")
 _STATES = {lib.STATS_STARTING: "starting", lib.STATS_RUNNING: "running"}
 
 
@@ -41,7 +41,8 @@ class RunningGuest:
 
     `guest_s` is the time in the guest and `tender_s` all other since the start, in seconds: in its
     tender, or waiting in POLL. `exits` is how often it was left. `started` is in seconds since the
-    epoch.
+    epoch. An spt guest has no tender that counts: its `cpu` is "spt", `guest_s` the CPU time of
+    its process, and `exits`, `tender_s` and `statistics` are zero.
     """
 
     name: str
@@ -57,14 +58,21 @@ class RunningGuest:
     tender_s: float
     statistics: Statistics
 
+    @property
+    def is_counted(self) -> bool:
+        """Whether there are counters of what it did."""
+        return self.cpu != "spt"
+
     def as_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """As JSON has it; without what is not counted."""
         started = datetime.fromtimestamp(self.started, timezone.utc)
-        return {
+        found = {
             **self.__dict__,
             "started": started.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "statistics": self.statistics.as_dict(),
         }
+        uncounted = () if self.is_counted else ("exits", "tender_s", "statistics")
+        return {name: value for name, value in found.items() if name not in uncounted}
 
 
 def running() -> list[RunningGuest]:
@@ -136,7 +144,11 @@ def _parse(name: str, pid: int, uid: int, data: bytes) -> RunningGuest | None:
     stats = _struct("struct stats", data[offset:])
     now_ns = clock_gettime_ns(CLOCK_BOOTTIME)
     uptime_s = max(0, now_ns - header.started_ns) / 1e9
-    guest_s = min(_guest_seconds(stats.activity.guest_ticks), uptime_s)
+    if cpu == "spt":
+        guest_s, tender_s = _process_seconds(pid), 0.0
+    else:
+        guest_s = min(_guest_seconds(stats.activity.guest_ticks), uptime_s)
+        tender_s = uptime_s - guest_s
     return RunningGuest(
         name,
         pid,
@@ -148,9 +160,19 @@ def _parse(name: str, pid: int, uid: int, data: bytes) -> RunningGuest | None:
         header.mem_bytes,
         stats.activity.exits,
         guest_s,
-        uptime_s - guest_s,
+        tender_s,
         _statistics(stats, names, [each.type for each in devices]),
     )
+
+
+def _process_seconds(pid: int) -> float:
+    """The CPU time of a process; 0 where it has ended. Source: proc_pid_stat(5)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b") ")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, IndexError):
+        return 0.0
 
 
 def _text(field: Any) -> str:

@@ -113,7 +113,9 @@ class FdTable:
         labels = self.by_label()
         if self.cpu == "spt":
             overlay = ["spt-overlay"] if "overlay-memory" in labels else []
-            return ["spt", *overlay, "spt-core" if "core" in labels else "spt-exit"]
+            ends = {"core": "spt-core", "report-file": "spt-report"}
+            end = [name for label, name in ends.items() if label in labels]
+            return ["spt", *overlay, *(["spt-end", *end] if end else ["spt-exit"])]
         modules = [self.cpu, "console", "poll", *(name for name in _DEVICES if name in labels)]
         gdb = ["gdb"] if "gdb-listen" in labels or "gdb-in" in labels else []
         gdb += [f"gdb-{self.cpu}"] if gdb and self.cpu != "soft" else []

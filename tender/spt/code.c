@@ -27,10 +27,10 @@
 #define MXCSR_DEFAULT 0x1f80
 #define FCW_DEFAULT 0x37f
 
-static void exit_with(int status)
+static void exit_with(const struct spt_plan *plan, int status)
 {
     for (;;)
-        call(__NR_exit_group, status, 0, 0, 0, 0);
+        call(plan->traps_exit ? __NR_exit : __NR_exit_group, status, 0, 0, 0, 0);
 }
 
 /* End by this signal. It is blocked in the handler: what would raise it again ends the process. */
@@ -52,12 +52,13 @@ __attribute__((noreturn)) static void die(int signo)
 }
 
 /* The guest ends: a core file is written of an abort, if one was asked for. */
-static void end(const struct spt_plan *plan, int status, const struct sigcontext *cpu)
+static void end(struct spt_plan *plan, int status, const struct sigcontext *cpu)
 {
+    char core[CORE_NAME_MAX] = "";
     if (status == ABORT)
-        core_dump(plan, cpu);
-    for (;;)
-        call(__NR_exit, status, 0, 0, 0, 0);
+        core_dump(plan, cpu, core);
+    report_halted(plan, status, core);
+    exit_with(plan, status);
 }
 
 __attribute__((used)) void on_signal(int signo, siginfo_t *info, void *context)
@@ -65,6 +66,7 @@ __attribute__((used)) void on_signal(int signo, siginfo_t *info, void *context)
     struct spt_plan *plan = plan_here();
     struct sigcontext *cpu = &((struct ucontext *)context)->uc_mcontext;
     struct message message;
+    char core[CORE_NAME_MAX];
 
     if (signo == SIGTERM || signo == SIGINT) {
         message_begin(plan, &message);
@@ -72,20 +74,25 @@ __attribute__((used)) void on_signal(int signo, siginfo_t *info, void *context)
         message_put_number(&message, (unsigned)signo, 10);
         if (!plan->is_report)
             message_send(plan, &message);
-        exit_with(EXIT_SIGNAL + signo);
+        report_stopped(plan, signo);
+        exit_with(plan, EXIT_SIGNAL + signo);
     }
     if (signo == SIGSYS && overlay_answer(plan, info, cpu))
         return;
-    if (signo == SIGSYS && plan->has_core && info->si_syscall == __NR_exit_group)
+    if (signo == SIGSYS && plan->traps_exit && info->si_syscall == __NR_exit_group)
         end(plan, (uint8_t)cpu->rdi, cpu);
     if (plan->is_report) /* a program takes nothing after the words on the end */
-        core_dump(plan, cpu);
+        core_dump(plan, cpu, core);
     if (signo == SIGSYS)
         message_violation(plan, info);
     else
         message_exception(plan, signo, cpu);
     if (!plan->is_report)
-        core_dump(plan, cpu);
+        core_dump(plan, cpu, core);
+    if (signo == SIGSYS)
+        report_violation(plan, info, cpu, core);
+    else
+        report_exception(plan, signo, cpu, core);
     die(signo);
 }
 
@@ -112,8 +119,8 @@ __attribute__((noreturn)) static void fail(const struct spt_plan *plan, const ch
     message_put(&message, ": errno ");
     message_put_number(&message, (uint64_t)-error, 10);
     message_send(plan, &message);
-    for (;;)
-        exit_with(EXIT_FAILURE);
+    for (;;) /* before the filter */
+        call(__NR_exit_group, EXIT_FAILURE, 0, 0, 0, 0);
 }
 
 static void check(const struct spt_plan *plan, const char *what, long result)
@@ -186,8 +193,9 @@ static void set_handlers(const struct spt_plan *plan)
         if (!call(__NR_rt_sigaction, signo, 0, (long)&action, sizeof action.sa_mask, 0) &&
             action.sa_handler != SIG_IGN && action.sa_handler != SIG_DFL)
             set_handler(plan, signo, 0);
+    const int handles_requests = plan->is_init || plan->has_report;
     for (unsigned i = 0; i < sizeof requests; i++)
-        set_handler(plan, requests[i], plan->is_init ? (void *)handler : 0);
+        set_handler(plan, requests[i], handles_requests ? (void *)handler : 0);
     for (unsigned i = 0; i < sizeof exceptions; i++)
         set_handler(plan, exceptions[i], (void *)handler);
     check(plan, "set a signal stack", call(__NR_sigaltstack, (long)&stack, 0, 0, 0, 0));

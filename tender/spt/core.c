@@ -5,8 +5,6 @@
  */
 #include "code.h"
 
-#define NAME_MAX 300 /* an errno and a file name: core_helper.py */
-
 /* In the order of struct user_regs_struct (asm/user_64.h). */
 static void put_registers(uint64_t *to, const struct sigcontext *cpu)
 {
@@ -65,12 +63,13 @@ static long write_core(const struct spt_plan *plan, const struct sigcontext *cpu
     return error;
 }
 
-void core_dump(const struct spt_plan *plan, const struct sigcontext *cpu)
+void core_dump(const struct spt_plan *plan, const struct sigcontext *cpu, char name[CORE_NAME_MAX])
 {
     struct message message;
-    char answer[NAME_MAX];
+    char answer[CORE_NAME_MAX];
     long error, count = 0;
 
+    name[0] = 0;
     if (!plan->has_core)
         return;
     error = write_core(plan, cpu);
@@ -90,6 +89,8 @@ void core_dump(const struct spt_plan *plan, const struct sigcontext *cpu)
     if (!error) {
         answer[count] = 0;
         message_put(&message, answer + 1);
+        for (long i = 0; i < count; i++)
+            name[i] = answer[i + 1];
     }
     message_send(plan, &message);
 }

@@ -76,11 +76,8 @@ static const char *name(int signo)
     }
 }
 
-void message_exception(const struct spt_plan *plan, int signo, const struct sigcontext *cpu)
+void message_put_exception(struct message *to, int signo, const struct sigcontext *cpu)
 {
-    struct message message, *to = &message;
-
-    message_begin(plan, to);
     message_put(to, exception(cpu->trapno));
     message_put(to, " (");
     message_put(to, name(signo));
@@ -92,11 +89,27 @@ void message_exception(const struct spt_plan *plan, int signo, const struct sigc
     }
     message_put(to, ", rip=");
     message_put_number(to, cpu->rip, 16);
-    message_send(plan, to);
+}
+
+void message_exception(const struct spt_plan *plan, int signo, const struct sigcontext *cpu)
+{
+    struct message message;
+
+    message_begin(plan, &message);
+    message_put_exception(&message, signo, cpu);
+    message_send(plan, &message);
+}
+
+void message_put_violation(struct message *to, const siginfo_t *info)
+{
+    message_put(to, "the guest made a system call that is not allowed: ");
+    message_put_number(to, (uint32_t)info->si_syscall, 10);
+    message_put(to, ", rip=");
+    message_put_number(to, (uint64_t)info->si_call_addr, 16);
 }
 
 /* What sandbox.c reports of a tender: struct sandbox_violation. */
-static void report_violation(const struct spt_plan *plan, const siginfo_t *info)
+static void send_violation(const struct spt_plan *plan, const siginfo_t *info)
 {
     const struct {
         char magic[4];
@@ -108,16 +121,13 @@ static void report_violation(const struct spt_plan *plan, const siginfo_t *info)
 
 void message_violation(const struct spt_plan *plan, const siginfo_t *info)
 {
-    struct message message, *to = &message;
+    struct message message;
 
     if (plan->is_report) {
-        report_violation(plan, info);
+        send_violation(plan, info);
         return;
     }
-    message_begin(plan, to);
-    message_put(to, "the guest made a system call that is not allowed: ");
-    message_put_number(to, (uint32_t)info->si_syscall, 10);
-    message_put(to, ", rip=");
-    message_put_number(to, (uint64_t)info->si_call_addr, 16);
-    message_send(plan, to);
+    message_begin(plan, &message);
+    message_put_violation(&message, info);
+    message_send(plan, &message);
 }

@@ -93,6 +93,8 @@ def become(
     sandbox: Sandbox,
     started: Callable[[str], None] | None,
     cleanup: Cleanup,
+    *,
+    publish: bool,
 ) -> NoReturn:
     """Load the guest, enter the sandbox and become the guest. Raises TenderError before."""
     image = file.image
@@ -116,6 +118,16 @@ def become(
     }
     if core:
         fds |= core.fds
+    if config.report is not None or config.notify is not None:
+        from tender.observe import observers
+
+        files = [file.info, *(os.fstat(disk.fd) for disk in block.devices.values())]
+        fds |= observers.open_outputs(config, files, cleanup)
+    if publish:
+        from tender.observe import counters
+
+        page = counters.announce(config, mem_bytes, cleanup)
+        fds |= {"stats": page} if page is not None else {}
     memories = {overlay_handle(each.handle): each for each in overlays}
     fds = sandbox.move_descriptors(fds, {**block.devices, **net.devices, **memories}, {})
     cleanup.forget()
@@ -143,14 +155,22 @@ def become(
         for handle, disk in block.devices.items()
     }
     core_bytes = core.size(memory.size) if core else None
+    manager = fds.pop("notify", None)
     table = spt_table(tuple(fds), net.devices, disks, core_bytes)
     ranges = protections(image, memory.size if config.exec_heap else 0)
     region = Region(memory, image.entry, ranges, overlays, is_report=sandbox.report_fd is not None)
     if core:
         region.set_core(memory.size)
+    if "report-file" in fds:
+        region.set_report()
 
     def leave(filter: bytes) -> NoReturn:
         region.set_filter(filter)
+        if manager is not None:
+            from tender.observe import notify
+
+            notify.ready(manager, config.kernel)
+            os.close(manager)  # what is sent to it is for no guest to decide
         if started:
             started("")
         # A request to end from here on waits until its handler is the guest's process's.

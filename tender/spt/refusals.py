@@ -27,7 +27,6 @@ def check(config: Config, machine: int) -> None:
             f"spt: x86_64 guests run on x86_64; this guest is for {guest}, this machine is {here}"
         )
     refused = {
-        ("--report", "report"): config.report is not None,
         ("--trace", "trace"): config.trace is not None,
         ("--pcap", "pcap"): bool(config.pcap),
         ("--console-limit", "console_limit"): config.console_limit is not None,

@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     Range = tuple[int, int, int]
 
 CODE = os.path.join(os.path.dirname(__file__), "code")
-SIGNAL_STACK = 16 << 10  # beside the frame: what the handlers use of it, and the start
+SIGNAL_STACK = 24 << 10  # beside the frame: what the handlers use of it, and the start
 FRAME_MAX = 32 << 10  # where the kernel does not say: with AVX-512 and AMX
 FILTER = lib.SPT_PLAN + ffi.sizeof("struct spt_plan")  # its offset in the region
 CORE_HEADER = -(-(FILTER + FILTER_MAX) // PAGE_SIZE) * PAGE_SIZE
-SLOTS = CORE_HEADER + PAGE_SIZE
+REPORT_TAIL = CORE_HEADER + PAGE_SIZE
+SLOTS = REPORT_TAIL + PAGE_SIZE
 SLOT = 4  # bytes: uint32_t
 FIRST_OVERLAY_FD = 0x1000  # numbers at which nothing is open
 
@@ -124,7 +125,21 @@ class Region:
         plan.core_header = plan.region + CORE_HEADER
         plan.core_registers = core.REGISTERS_OFFSET
         plan.core_fd, plan.core_helper_fd = FIXED["core"], FIXED["core-helper"]
-        plan.has_core = 1
+        plan.has_core = plan.traps_exit = 1
+
+    def set_report(self) -> None:
+        """Have a report of the guest's end written, to the descriptor of FIXED."""
+        from json import dumps
+
+        from tender.outcome import Outcome
+
+        versions = dumps({"versions": Outcome("halted", 0).as_dict()["versions"]})
+        tail = f", {versions[1:]}\n".encode()
+        ffi.memmove(self.start + REPORT_TAIL, tail, len(tail))
+        plan = self._plan
+        plan.report_tail, plan.report_tail_size = plan.region + REPORT_TAIL, len(tail)
+        plan.report_fd = FIXED["report-file"]
+        plan.has_report = plan.traps_exit = 1
 
     def set_filter(self, filter: bytes) -> None:
         """Put the system call filter into it."""

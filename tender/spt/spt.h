@@ -8,8 +8,8 @@
 #include <stdint.h>
 
 /* All that stays mapped beside guest memory is one region: code, the plan, and what it points to. */
-#define SPT_CODE_SIZE 0x3000
-#define SPT_PLAN 0x3000 /* offset in the region */
+#define SPT_CODE_SIZE 0x2000
+#define SPT_PLAN 0x2000 /* offset in the region */
 
 #define SPT_RANGES 65 /* as many as an image has segments, and the heap */
 #define SPT_OVERLAYS 64
@@ -49,11 +49,16 @@ struct spt_plan {
     int32_t message_fd;                  /* standard error, or the report of a program's child */
     uint32_t is_report;
     uint32_t is_init;            /* it is PID 1, which the kernel does not end by SIGTERM */
+    uint32_t traps_exit;         /* the filter raises SIGSYS for exit_group, and allows exit */
     uint32_t has_core;           /* a core file is written when it aborts or takes an exception */
     int32_t core_fd;
     int32_t core_helper_fd;
     uint64_t core_header; /* a page, in which the registers are at `core_registers` */
     uint64_t core_registers;
+    uint32_t has_report; /* the end is written to `report_fd`, once */
+    int32_t report_fd;
+    uint64_t report_tail; /* the end of the object, `report_tail_size` bytes */
+    uint64_t report_tail_size;
     uint32_t overlay_count;
     struct spt_overlay overlays[SPT_OVERLAYS];
     char program[SPT_PROGRAM_MAX]; /* what a line begins with */

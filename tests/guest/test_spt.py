@@ -25,6 +25,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 ABORT = 255
 EFAULT, EINVAL, ENOSPC = 14, 22, 28
 DISK_FD = 17  # the first device
+PAGE_FD = 11  # the counters page
 
 
 @pytest.fixture(scope="module")
@@ -313,6 +314,7 @@ FORBIDDEN = {
     "a timer that is relative": "286,4,0,b",
     "a signal mask": "281,3,b,1,0,b",
     "a longer message": "1,2,b,129",
+    "the counters page": f"18,{PAGE_FD},b,8,0",
 }
 
 
@@ -390,7 +392,7 @@ def test_what_it_holds_and_may(guest: Build, disk: Path) -> None:
     with running(guest("hold"), "--block", str(disk)) as process:
         proc = Path(f"/proc/{process.pid}")
         names = {int(fd.name): os.readlink(fd) for fd in (proc / "fd").iterdir()}
-        assert sorted(names) == [1, 2, 3, 4, DISK_FD]
+        assert sorted(names) == [1, 2, 3, 4, PAGE_FD, DISK_FD]
         assert names[3] == "anon_inode:[eventpoll]"
         assert names[4] == "anon_inode:[timerfd]"
         status = dict(
@@ -448,7 +450,7 @@ def test_the_policy_is_what_the_guest_runs_behind(ptender: Run, guest: Build, di
     done = subprocess.run([str(PTENDER), *words], capture_output=True, text=True, check=True)
     shown = json.loads(done.stdout)
     assert shown["cpu"] == "spt"
-    assert [each["number"] for each in shown["descriptors"]] == [1, 2, 3, 4, DISK_FD]
+    assert [each["number"] for each in shown["descriptors"]] == [1, 2, 3, 4, PAGE_FD, DISK_FD]
     assert {each["call"] for each in shown["calls"]} == {
         "pread64", "pwrite64", "epoll_pwait", "timerfd_settime", "clock_gettime", "write",
         "arch_prctl", "exit_group",

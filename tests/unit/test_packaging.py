@@ -42,7 +42,7 @@ def test_every_c_file_is_compiled() -> None:
     programs = [
         "tender/cpu/native_guest.c",
         "tender/host/frame_filter.c",
-        *(f"tender/spt/{name}.c" for name in ("code", "message", "core", "overlay")),
+        *(f"tender/spt/{name}.c" for name in ("code", "message", "core", "report", "overlay")),
     ]  # by setup.py
     assert sorted([*compiled, *programs]) == [
         file for file in ffi_build.SOURCES if file.endswith(".c")
