@@ -1,14 +1,20 @@
-"""The devices of a guest: what its manifest declares, attached to what the user named."""
+"""What a user names, opened: the image, and the devices that its manifest declares."""
 
 from __future__ import annotations
 
 from tender._native import lib
 from tender.backends import Descriptor
 from tender.dataclass import dataclass
+from tender.errors import ImageError
+from tender.host import keep_descriptors
+from tender.image.elf import TARGETS
+from tender.image.file import ImageFile
 from tender.image.manifest import Attached
+from tender.modules import counters_value
 from tender.modules.assign import assign, check_all_attached
 from tender.modules.block import Block
 from tender.modules.net import Net
+from tender.outcome import NetCounters
 from tender.sandbox import fdtable
 
 TYPE_CHECKING = False
@@ -19,15 +25,54 @@ if TYPE_CHECKING:
     from tender.backends import BlockValue, NetValue
     from tender.cleanup import Cleanup
     from tender.clock import HostClock
+    from tender.config import Config
     from tender.image.manifest import Manifest
     from tender.modules import Warn
     from tender.modules.block import BlockDevice, OverlayFile
     from tender.modules.net import NetDevice
+    from tender.outcome import Counters
     from tender.rendezvous import Rendezvous
+    from tender.sandbox.sandbox import Sandbox
     from tender.stop import Stop
 
     Held: TypeAlias = BlockDevice | NetDevice | OverlayFile
     Given: TypeAlias = tuple[tuple[str | None, Any], ...]
+
+
+@dataclass
+class Inputs:
+    """What a user passes, opened: descriptors of devices, others by label, and the image."""
+
+    nets: Given
+    blocks: Given
+    fds: Mapping[str, int]
+    file: ImageFile
+
+
+def open_inputs(config: Config, cleanup: Cleanup, sandbox: Sandbox | None = None) -> Inputs:
+    """Keep the user's descriptors, then open and check the image; raises TenderError."""
+    # First of all the descriptors: a number that was not passed must not be open by then.
+    nets = keep_descriptors(config.net, "Could not attach interface", cleanup)
+    blocks = keep_descriptors(config.block, "Could not open block device", cleanup)
+    fds = {"console": config.console_fd, "stderr": 2}
+    if isinstance(config.trace, int):
+        from tender.observe import trace
+
+        fds["trace"] = trace.keep(config.trace, cleanup)
+    if config.pidfile is not None:
+        from tender.observe import pidfile
+
+        fds["pidfile"] = pidfile.hold(config.pidfile, cleanup)
+    path = config.kernel
+    file = sandbox.read_image(ImageFile, path) if sandbox else ImageFile(path)
+    cleanup.callback(file.close)
+    target = TARGETS[file.image.target]
+    if config.target not in (None, target):
+        raise ImageError(
+            f"{config.kernel}: Executable is not for the solo5-{config.target} target "
+            f"(it is for {target})"
+        )
+    return Inputs(nets, blocks, fds, file)
 
 
 @dataclass
@@ -69,6 +114,16 @@ class Devices:
             handle: Attached(mac=port.mac, mtu=port.mtu)
             for handle, port in self.net.devices.items()
         }
+
+    def statistics(self) -> tuple[dict[str, Counters], dict[str, NetCounters]]:
+        """What the disks and the networks have done until now, by name."""
+        return (
+            {disk.name: counters_value(disk.counters) for disk in self.block.devices.values()},
+            {
+                port.name: NetCounters(counters_value(port.received), counters_value(port.sent))
+                for port in self.net.devices.values()
+            },
+        )
 
     def rendezvous(self, fds: Mapping[str, int], clock: HostClock, stop: Stop) -> Rendezvous | None:
         """Where this guest's virtual time is agreed on with others, if it is; `fds` by label."""

@@ -16,27 +16,24 @@ from tender.cleanup import Cleanup
 from tender.clock import HostClock, VirtualClock
 from tender.config import usable_memory
 from tender.dataclass import dataclass, replace
-from tender.devices import open_devices
+from tender.devices import open_devices, open_inputs
 from tender.errors import (
     EXIT_FAILURE,
     GuestFault,
     HostError,
-    ImageError,
     NotEmulated,
     bug_text,
     option,
 )
-from tender.host import keep_descriptors
 from tender.hypercalls import Dispatcher
-from tender.image.elf import EM_AARCH64, TARGETS
-from tender.image.file import ImageFile
+from tender.image.elf import EM_AARCH64
 from tender.image.manifest import encode
 from tender.memory import GuestMemory
 from tender.modules import counters_value
 from tender.modules.console import Console
 from tender.modules.poll import Poll
 from tender.modules.time import Time
-from tender.outcome import NetCounters, Outcome, Statistics
+from tender.outcome import Outcome, Statistics
 from tender.sandbox import fdtable
 from tender.sandbox.fdtable import START_LABELS, FdTable
 from tender.stop import Stopped
@@ -46,10 +43,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any, NoReturn
 
-    from tender.accel import Kind, KvmAccelerator
+    from tender.accel import Kind, KvmAccelerator, Ranges
     from tender.config import Config
     from tender.cpu.vcpu import Vcpu
-    from tender.devices import Devices, Given
+    from tender.devices import Devices, Inputs
     from tender.engine.ring import Ring
     from tender.hypercalls import Halt, Module
     from tender.image.elf import Image
@@ -131,42 +128,6 @@ def run(
         stop.leave()
 
 
-def open_inputs(config: Config, cleanup: Cleanup, sandbox: Sandbox | None = None) -> Inputs:
-    """Keep the user's descriptors, then open and check the image; raises TenderError."""
-    # First of all the descriptors: a number that was not passed must not be open by then.
-    nets = keep_descriptors(config.net, "Could not attach interface", cleanup)
-    blocks = keep_descriptors(config.block, "Could not open block device", cleanup)
-    fds = {"console": config.console_fd, "stderr": 2}
-    if isinstance(config.trace, int):
-        from tender.observe import trace
-
-        fds["trace"] = trace.keep(config.trace, cleanup)
-    if config.pidfile is not None:
-        from tender.observe import pidfile
-
-        fds["pidfile"] = pidfile.hold(config.pidfile, cleanup)
-    path = config.kernel
-    file = sandbox.read_image(ImageFile, path) if sandbox else ImageFile(path)
-    cleanup.callback(file.close)
-    target = TARGETS[file.image.target]
-    if config.target not in (None, target):
-        raise ImageError(
-            f"{config.kernel}: Executable is not for the solo5-{config.target} target "
-            f"(it is for {target})"
-        )
-    return Inputs(nets, blocks, fds, file)
-
-
-@dataclass
-class Inputs:
-    """What a user passes, opened: descriptors of devices, others by label, and the image."""
-
-    nets: Given
-    blocks: Given
-    fds: Mapping[str, int]
-    file: ImageFile
-
-
 def _become(
     config: Config,
     inputs: Inputs,
@@ -188,12 +149,13 @@ def _become(
     process.check()
     sandbox = process.check_sandbox(sandbox)
     devices = open_devices(image.manifest, inputs.nets, inputs.blocks, stop, warn, cleanup)
+    block, net = devices.block, devices.net
     process.become(
         config,
         inputs.file,
         inputs.fds,
-        devices.block,
-        devices.net,
+        block,
+        net,
         stop,
         warn,
         sandbox,
@@ -215,102 +177,57 @@ def assemble(
     publish: bool = False,
 ) -> Machine:
     """Open, check and load everything, up to the guest's first instruction; raises TenderError."""
-    file, fds = inputs.file, dict(inputs.fds)
-    image = file.image
+    image = inputs.file.image
     boot = _boot(image.machine)
-    cmdline = bootinfo.join_cmdline(config.args)
     mem_bytes = usable_memory(config.mem_bytes)
     if mem_bytes != config.mem_bytes:
         warn(f"adjusting memory to {mem_bytes} bytes")
     clock = VirtualClock(config.clock) if config.clock else HostClock()
 
     accelerator = accel.choose(config, image, clock, cleanup, created)
-    devices = open_devices(image.manifest, inputs.nets, inputs.blocks, stop, warn, cleanup)
-    fds |= devices.fds
-
     kind = accelerator.kind
-    ring_bytes = ring_region(config, image, mem_bytes, kind, devices.labels)
-    # Where the host keeps the guest from writing to code, it keeps a debugger from it, too.
-    is_protected = kind.name == "kvm"
-    memory = GuestMemory(
-        mem_bytes - ring_bytes,
-        ring_bytes,
-        huge=config.hugepages,
-        shared=kind.shares_memory or (is_protected and config.gdb is not None),
-        host_protected=is_protected or config.gdb is None,
-    )
-    cleanup.callback(memory.close)
-    whole = memory.alias() if is_protected and config.gdb is not None else memory.view
+    devices = open_devices(image.manifest, inputs.nets, inputs.blocks, stop, warn, cleanup)
+    memory = reserve_memory(config, image, mem_bytes, kind, devices.labels, cleanup)
+    whole = memory.alias() if config.gdb is not None and kind.name == "kvm" else memory.view
     core = _open_core(config, memory, cleanup)
-    file.load(memory, stop.check)
-    file.close()
+    inputs.file.load(memory, stop.check)
+    inputs.file.close()
     code = accel.executable(image, memory.size if config.exec_heap else 0)
     vcpu = accelerator.create_vcpu(memory, code, stop, cleanup)
-    # A CPU that executes nothing but code says so in the page tables: a jump elsewhere is the
-    # guest's own exception, and the software CPU writes faster where there is no code.
-    vcpu.set_state(boot.initial_state(image.entry, memory.size, nx=kind.has_nx))
-    for gpa, table in boot.tables(mem_bytes, code if kind.has_nx else None):
-        memory.put(gpa, table)
-    manifest = encode(image.manifest, devices.attached())
-    ring_gpa = memory.size if ring_bytes else 0
-    boot_info = bootinfo.BootInfo(
-        memory.size, image.kernel_end, vcpu.cpu_cycle_freq, cmdline, manifest, ring_gpa
-    )
-    memory.put(layout.BOOT_INFO, bootinfo.build(boot_info))
+    boot_guest(config, image, boot, memory, code if kind.has_nx else None, vcpu, devices)
 
-    fds |= vcpu.fds | (core.fds if core else {})
-    pcaps: Mapping[int, Pcap] = {}
-    if _is_observed(config):
-        from tender.observe import observers
-
-        files = [file.info, *(os.fstat(disk.fd) for disk in devices.block.devices.values())]
-        fds |= observers.open_outputs(config, files, cleanup)
-        fds |= observers.open_gdb(config, warn, cleanup)
-        pcaps = observers.open_pcaps(
-            config, image.manifest, devices.net, fds, files, clock, warn, cleanup
-        )
+    fds, pcaps = open_observers(config, inputs, devices, clock, warn, cleanup)
+    fds |= {**devices.fds, **vcpu.fds, **(core.fds if core else {})}
     page = None
     if publish:
         from tender.observe import counters
 
-        page = counters.publish(
-            config, kind.name, mem_bytes, image.manifest, devices.by_handle(), cleanup
-        )
+        handles = devices.by_handle()
+        page = counters.publish(config, kind.name, mem_bytes, image.manifest, handles, cleanup)
         fds |= {"stats": page.fd} if page else {}
     if sandbox:
-        fds = sandbox.move_descriptors(fds, devices.held(), pcaps)
-        cleanup.forget()  # the numbers are others' now, and this process ends with its guest
-        for each in (vcpu, core) if core else (vcpu,):
-            each.fds = {label: fds[label] for label in each.fds}
         for layer, reason in accelerator.missing_layers().items():
             sandbox.report_missing(layer, reason)
+        fds = confine(sandbox, fds, devices, pcaps, [vcpu, core] if core else [vcpu], cleanup)
 
     console = Console(fds["console"], stop, warn, config.console_limit)
     poll = Poll(devices.net, stop, clock, devices.rendezvous(fds, clock, stop))
-    modules: list[Module] = [console, Time(clock), poll, devices.block, devices.net]
     if page:
         console.counters, poll.counters = page.console, page.poll
+    modules: list[Module] = [console, Time(clock), poll, devices.block, devices.net]
     dispatcher = Dispatcher(memory, modules, image.machine)
-    trace = None
-    if "trace" in fds:
-        trace = observers.make_trace(config, fds, memory, image.manifest, clock, stop, warn)
-    ring_ = None
+    ring = None
     if uses_engine(config, kind):
-        from tender.engine.engine import Engine
-
-        engine = Engine(memory, console, poll, devices.block, devices.net)
-        if "kick" in fds:
-            from tender.engine.ring import Ring
-
-            ring_ = Ring(fds["kick"], memory, engine.cell, devices.net, stop, cleanup)
-        vcpu.use_engine(engine, ring_)
+        ring = start_engine(fds, memory, console, poll, devices, vcpu, stop, cleanup)
     if page:
         vcpu.count_in(page.activity)
-    gdb = None
+    trace = gdb = None
+    if "trace" in fds or config.gdb is not None:
+        from tender.observe import observers
+    if "trace" in fds:
+        trace = observers.make_trace(config, fds, memory, image.manifest, clock, stop, warn)
     if config.gdb is not None:
         vcpu = gdb = observers.make_gdb(config, kind, fds, vcpu, whole, stop)
-    core_bytes = core.size(memory.size) if core else None
-    fd_table = _fd_table(kind, fds, devices, pcaps, core_bytes)
     machine = Machine(
         image,
         boot,
@@ -320,9 +237,9 @@ def assemble(
         poll,
         devices,
         dispatcher,
-        fd_table,
+        _fd_table(kind, fds, devices, pcaps, core.size(memory.size) if core else None),
         accelerator.notice,
-        ring_,
+        ring,
         trace,
         core,
         page,
@@ -333,6 +250,118 @@ def assemble(
     if gdb:
         gdb.statistics = machine.statistics
     return machine
+
+
+def reserve_memory(
+    config: Config,
+    image: Image,
+    mem_bytes: int,
+    kind: Kind,
+    labels: Mapping[int, tuple[str, ...]],
+    cleanup: Cleanup,
+) -> GuestMemory:
+    """The guest's memory, with the ring's region where the ring is offered."""
+    ring_bytes = ring_region(config, image, mem_bytes, kind, labels)
+    # Where the host keeps the guest from writing to code, it keeps a debugger from it, too.
+    is_protected = kind.name == "kvm"
+    memory = GuestMemory(
+        mem_bytes - ring_bytes,
+        ring_bytes,
+        huge=config.hugepages,
+        shared=kind.shares_memory or (is_protected and config.gdb is not None),
+        host_protected=is_protected or config.gdb is None,
+    )
+    cleanup.callback(memory.close)
+    return memory
+
+
+def boot_guest(
+    config: Config,
+    image: Image,
+    boot: Any,
+    memory: GuestMemory,
+    code: Ranges | None,
+    vcpu: Vcpu[Any],
+    devices: Devices,
+) -> None:
+    """What a guest finds when it starts: its registers, tables and boot info.
+
+    A CPU that executes nothing but `code` says so in the page tables: a jump elsewhere is the
+    guest's own exception, and the software CPU writes faster where there is no code.
+    """
+    vcpu.set_state(boot.initial_state(image.entry, memory.size, nx=code is not None))
+    for gpa, table in boot.tables(memory.mapped, code):
+        memory.put(gpa, table)
+    boot_info = bootinfo.BootInfo(
+        memory.size,
+        image.kernel_end,
+        vcpu.cpu_cycle_freq,
+        bootinfo.join_cmdline(config.args),
+        encode(image.manifest, devices.attached()),
+        memory.size if memory.mapped > memory.size else 0,
+    )
+    memory.put(layout.BOOT_INFO, bootinfo.build(boot_info))
+
+
+def open_observers(
+    config: Config,
+    inputs: Inputs,
+    devices: Devices,
+    clock: HostClock,
+    warn: Warn,
+    cleanup: Cleanup,
+) -> tuple[dict[str, int], Mapping[int, Pcap]]:
+    """The user's descriptors and those of what watches the guest, by label; its packet files."""
+    fds = dict(inputs.fds)
+    if not _is_observed(config):
+        return fds, {}
+    from tender.observe import observers
+
+    files = [inputs.file.info, *(os.fstat(disk.fd) for disk in devices.block.devices.values())]
+    fds |= observers.open_outputs(config, files, cleanup)
+    fds |= observers.open_gdb(config, warn, cleanup)
+    manifest = inputs.file.image.manifest
+    pcaps = observers.open_pcaps(config, manifest, devices.net, fds, files, clock, warn, cleanup)
+    return fds, pcaps
+
+
+def confine(
+    sandbox: Sandbox,
+    fds: Mapping[str, int],
+    devices: Devices,
+    pcaps: Mapping[int, Pcap],
+    holders: list[Any],
+    cleanup: Cleanup,
+) -> dict[str, int]:
+    """Move all descriptors to their numbers, which `fds` (by label) and `holders` then have."""
+    moved = sandbox.move_descriptors(fds, devices.held(), pcaps)
+    cleanup.forget()  # the numbers are others' now, and this process ends with its guest
+    for each in holders:
+        each.fds = {label: moved[label] for label in each.fds}
+    return moved
+
+
+def start_engine(
+    fds: Mapping[str, int],
+    memory: GuestMemory,
+    console: Console,
+    poll: Poll,
+    devices: Devices,
+    vcpu: Vcpu[Any],
+    stop: Stop,
+    cleanup: Cleanup,
+) -> Ring | None:
+    """Let engine.c answer what it can; the network ring, where it is offered."""
+    from tender.engine.engine import Engine
+
+    engine = Engine(memory, console, poll, devices.block, devices.net)
+    ring = None
+    if "kick" in fds:
+        from tender.engine.ring import Ring
+
+        ring = Ring(fds["kick"], memory, engine.cell, devices.net, stop, cleanup)
+    vcpu.use_engine(engine, ring)
+    return ring
 
 
 @dataclass
@@ -359,18 +388,8 @@ class Machine:
 
     def statistics(self) -> Statistics:
         """What the devices have done until now."""
-        return Statistics(
-            counters_value(self.console.counters),
-            counters_value(self.poll.counters),
-            {
-                disk.name: counters_value(disk.counters)
-                for disk in self.devices.block.devices.values()
-            },
-            {
-                port.name: NetCounters(counters_value(port.received), counters_value(port.sent))
-                for port in self.devices.net.devices.values()
-            },
-        )
+        console, poll = counters_value(self.console.counters), counters_value(self.poll.counters)
+        return Statistics(console, poll, *self.devices.statistics())
 
 
 def _fd_table(

@@ -14,6 +14,7 @@ import sys
 from tender import accel, machine
 from tender.cleanup import Cleanup
 from tender.config import Config
+from tender.devices import open_inputs
 from tender.embed import protocol
 from tender.errors import HostError, TenderError, bug_text, serve_program
 from tender.host import set_guest_title, set_title
@@ -187,7 +188,7 @@ def warm_up(cpu: str) -> None:
     config = Config(kernel, mem_bytes=WARM_UP_BYTES, console_fd=NULL_FD, cpu=cpu)
     try:
         with Cleanup() as cleanup:
-            inputs = machine.open_inputs(config, cleanup)
+            inputs = open_inputs(config, cleanup)
             guest = machine.assemble(config, inputs, Stop(), lambda _: None, cleanup)
             _compile_filter(guest.fd_table)
         if cpu != "kvm":

@@ -23,7 +23,8 @@ from tender.boot.x86_64 import Fpu, State
 from tender.cleanup import Cleanup
 from tender.config import Config
 from tender.cpu.soft import SoftCpu
-from tender.machine import Machine, assemble, open_inputs
+from tender.devices import open_inputs
+from tender.machine import Machine, assemble
 from tender.stop import Stop
 from tests.guest.conftest import PTENDER, Build, Namespace
 
