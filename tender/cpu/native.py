@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import struct
+from _signal import SIGSYS, SIGTRAP  # type: ignore[import-not-found]  # without the enums of `signal`
 
 from tender._native import ffi, lib
 from tender.boot.layout import MIN_BASE
@@ -85,10 +85,13 @@ def missing() -> str:
 def _sysctl(name: str) -> int:
     """0 where there is no such setting, or no /proc: then the start says what is wrong."""
     try:
-        with open(f"/proc/sys/{name}", encoding="ascii") as file:
-            return int(file.read())
+        fd = os.open(f"/proc/sys/{name}", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return 0
+    try:
+        return int(os.read(fd, 100))
+    finally:
+        os.close(fd)
 
 
 class NativeCpu(Privileged):
@@ -380,9 +383,9 @@ class NativeCpu(Privileged):
         if cell.cs != USER_CODE:
             return Failure("native CPU: code that is not 64-bit", emulation=True)
         vector, code = int(cell.vector), int(cell.error_code) & 0xFFFF
-        if cell.signo == signal.SIGSYS:
+        if cell.signo == SIGSYS:
             return self._on_system_call()
-        if cell.signo == signal.SIGTRAP and self.debugged:
+        if cell.signo == SIGTRAP and self.debugged:
             exit = self._on_debugger()
             if exit is not None:
                 return exit
