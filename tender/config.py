@@ -127,7 +127,7 @@ class Config:
     else is attached to.
     """
 
-    kernel: PathField = field(as_path)
+    kernel: PathField = field(as_path)  # with kernel_fd, what messages call it
     args: tuple[str, ...] = field(_arguments, default=())
     mem_bytes: int = field(
         whole(1, layout.MEM_MAX, f"a size of at most {layout.MEM_MAX >> 20} MiB"),
@@ -143,6 +143,8 @@ class Config:
     # Files for the packets of network devices.
     pcap: tuple[tuple[str | None, str], ...] = field(_pcap, default=())
     report: OptionalPathField = field(optional(as_path), default=None)
+    # An open descriptor of the kernel, which the tender closes.
+    kernel_fd: int | None = field(optional(as_descriptor), default=None)
     # Where the command writes its PID: see tender/observe/pidfile.py.
     pidfile: OptionalPathField = field(optional(as_path), default=None)
     # Offer the network ring; None: where it helps.

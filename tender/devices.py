@@ -63,8 +63,11 @@ def open_inputs(config: Config, cleanup: Cleanup, sandbox: Sandbox | None = None
         from tender.observe import pidfile
 
         fds["pidfile"] = pidfile.hold(config.pidfile, cleanup)
-    path = config.kernel
-    file = sandbox.read_image(ImageFile, path) if sandbox else ImageFile(path)
+
+    def read() -> ImageFile:
+        return ImageFile(config.kernel, config.kernel_fd)
+
+    file = sandbox.read_image(read) if sandbox else read()
     cleanup.callback(file.close)
     target = TARGETS[file.image.target]
     if config.target not in (None, target):

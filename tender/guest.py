@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from math import inf
 from time import monotonic
 
@@ -47,7 +48,8 @@ class Guest:
     at its end.
 
     Args:
-        kernel: Path of the image.
+        kernel: The image: its path, its bytes, or an open descriptor of its file, which stays the
+            program's.
         args: The guest's command line.
         mem_mib: Guest memory in MiB.
         net: What each network device of the manifest is attached to, by its name: a Tap (or its
@@ -74,6 +76,9 @@ class Guest:
         user: Who the guest's process runs as if the program is root's: a name or a UID.
         name: Its name for `ptender ps`, `stats` and `metrics`: 1 to 64 letters, digits, ".", "_"
             and "-". The file name of the kernel if None; it need not be unique.
+        on_end: Called with the guest when it has ended, from any thread; `guest.outcome` says how,
+            and what waits for its end goes on. It must not block. Not called for a guest that could
+            not start, which `start` raises.
         fresh: Execute a Python for this guest, in the place of a fork that has the addresses of the
             program's other guests in it (docs/threat-model.md).
 
@@ -84,7 +89,7 @@ class Guest:
 
     def __init__(
         self,
-        kernel: str | os.PathLike[str],
+        kernel: str | os.PathLike[str] | bytes | int,
         *args: str,
         mem_mib: int = layout.MEM_DEFAULT // layout.MIB,
         net: Mapping[str, NetSpec] | None = None,
@@ -103,10 +108,12 @@ class Guest:
         sandbox: SandboxMode = "on",
         user: str | int | None = None,
         name: str | None = None,
+        on_end: Callable[[Guest], object] | None = None,
         fresh: bool = False,
     ) -> None:
+        path, image = validation.kernel(kernel)
         self.config = Config(
-            kernel=kernel,
+            kernel=path,
             args=args,
             mem_bytes=validation.mem_mib("mem_mib", mem_mib) * layout.MIB,
             console_limit=console_limit,
@@ -129,7 +136,9 @@ class Guest:
             console,
             self._console,
             _guarded(validation.warn(warn) or _print),
+            image=image,
             fresh=as_flag("fresh", fresh),
+            on_end=on_end and partial(validation.on_end(on_end), self),
         )
 
     # What it is.

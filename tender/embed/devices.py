@@ -44,7 +44,8 @@ PROBLEMS_MAX = 20  # that are reported of one device
 class Devices:
     """The devices and the console of one guest, opened for it.
 
-    `net`, `block` and `console_fd` go into its Config; `descriptors` are all the numbers in them.
+    `net`, `block`, `kernel_fd` and `console_fd` go into its Config; `image` is the kernel where it
+    is not a path; `descriptors` are all the numbers in them.
     Raises TenderError, and then leaves nothing behind. `report` is called with a device and a
     problem of it, from any thread.
     """
@@ -53,6 +54,7 @@ class Devices:
         self,
         net: Mapping[str, NetSpec],
         block: Mapping[str, BlockSpec],
+        image: bytes | int | None,
         sink: Sink,
         report: Report,
         console: Console,
@@ -70,6 +72,7 @@ class Devices:
         try:
             self.net = tuple((name, self._net(name, spec)) for name, spec in net.items())
             self.block = tuple((name, self._block(name, spec)) for name, spec in block.items())
+            self.kernel_fd = None if image is None else self._kernel(image)
         except BaseException as error:
             try:
                 self.close("it was not started")
@@ -87,7 +90,8 @@ class Devices:
     def descriptors(self) -> list[int]:
         """Every descriptor of the guest's, each once: what a child process gets a copy of."""
         devices = [fd for _, spec in (*self.net, *self.block) for fd in _descriptors(spec).values()]
-        return list(dict.fromkeys([self.console_fd, *devices]))
+        kernel = [] if self.kernel_fd is None else [self.kernel_fd]
+        return list(dict.fromkeys([self.console_fd, *kernel, *devices]))
 
     def attached(self, config: Config, numbers: Mapping[int, int]) -> Config:
         """`config` with these devices; `numbers` has the child's number of each descriptor."""
@@ -96,6 +100,7 @@ class Devices:
             net=tuple((name, _renumbered(spec, numbers)) for name, spec in self.net),
             block=tuple((name, _renumbered(spec, numbers)) for name, spec in self.block),
             console_fd=numbers[self.console_fd],
+            kernel_fd=None if self.kernel_fd is None else numbers[self.kernel_fd],
         )
 
     def handed_over(self) -> None:
@@ -129,6 +134,15 @@ class Devices:
         It must not wait for the guest, which may be waiting for it.
         """
         return self._capture.is_here() or any(thread.is_here() for thread in self._threads)
+
+    def _kernel(self, image: bytes | int) -> int:
+        if isinstance(image, int):
+            return self._copy(image, f"kernel={image}")
+        fd = os.memfd_create("kernel")
+        self._owned.append(FileIO(fd))
+        while image:
+            image = image[os.write(fd, image) :]
+        return fd
 
     def _net(self, name: str, spec: Any) -> NetValue:
         where = f"network device '{name}'"

@@ -50,7 +50,8 @@ class Lifecycle:
     """One run of a guest.
 
     `net` and `block` are what its devices are attached to, `sink` is what gets its console output
-    beside `console`; `fresh` is as for Guest.
+    beside `console`; `image` is the kernel's bytes or descriptor where it is not a path. `fresh` is
+    as for Guest; `on_end` is called when the guest has ended, unless it could not start.
     """
 
     def __init__(
@@ -61,7 +62,9 @@ class Lifecycle:
         console: Console,
         warn: Callable[[str], None],
         *,
+        image: bytes | int | None,
         fresh: bool,
+        on_end: Callable[[], object] | None,
     ) -> None:
         self.process = Process(warn, self._process_ended)
         self.state = State.NEW
@@ -70,7 +73,8 @@ class Lifecycle:
         self.program = os.getpid()  # the process that has started it
         self._net, self._block, self._sink = net, block, sink
         self._console, self._warn = console, warn
-        self._fresh = fresh
+        self._image, self._fresh = image, fresh
+        self._user_on_end = on_end
         self._devices: Devices | None = None
         self._lock = threading.Lock()  # of the state
         self._worker = 0  # the thread that starts it or closes its devices, meanwhile
@@ -128,7 +132,9 @@ class Lifecycle:
 
     def _launch(self, config: Config, deadline: float | None) -> None:
         """Open the devices, and hand them to a process with what it is to run."""
-        devices = Devices(self._net, self._block, self._sink, self._report, self._console)
+        devices = Devices(
+            self._net, self._block, self._image, self._sink, self._report, self._console
+        )
         self._devices = devices
         try:
             descriptors = devices.descriptors
@@ -186,6 +192,12 @@ class Lifecycle:
             self.ended.set()
         for call in list(self._on_end):
             call()
+        if self._user_on_end is not None and not isinstance(self.result, BaseException):
+            on_end, self._user_on_end = self._user_on_end, None  # which has the guest itself
+            try:
+                on_end()
+            except Exception as error:
+                self._report("on_end", error)
 
     def _read_outcome(self) -> Outcome | BaseException:
         try:

@@ -12,7 +12,7 @@ from math import inf, isnan
 from tender import checks
 from tender.backends import BlockDescriptor, BlockFile, BlockRemote, Descriptor, Tap
 from tender.boot import layout
-from tender.errors import DeviceError, TenderError, UsageError, shown
+from tender.errors import DeviceError, InvalidValue, TenderError, UsageError, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +24,18 @@ if TYPE_CHECKING:
 NET_VALUES = (Tap, Descriptor)  # what a guest's process can attach
 BLOCK_VALUES = (BlockFile, BlockDescriptor, BlockRemote)
 mem_mib = checks.whole(1, layout.MEM_MAX // layout.MIB)
+
+
+def kernel(given: Any) -> tuple[str, bytes | int | None]:
+    """The `kernel` of a guest: its path, or what it is called and its bytes or descriptor."""
+    if isinstance(given, (bytes, bytearray, memoryview)):
+        return "the kernel in memory", bytes(given)
+    if isinstance(given, int):
+        return f"descriptor {checks.as_descriptor('kernel', given)}", given
+    if not isinstance(given, (str, os.PathLike)):
+        expected = "a path, the bytes of an image, or an open descriptor"
+        raise InvalidValue("kernel", given, expected)
+    return checks.as_path("kernel", given), None
 
 
 def trace(given: Any) -> str | None:
@@ -57,6 +69,13 @@ def warn(given: Any) -> Any:
     """The `warn` of a guest: something to call with a line of text, or None."""
     if given is not None and not callable(given):
         raise UsageError(f"warn={shown(given)} is not a function, which is given a line of text")
+    return given
+
+
+def on_end(given: Any) -> Any:
+    """The `on_end` of a guest: something to call with the guest, or None."""
+    if given is not None and not callable(given):
+        raise UsageError(f"on_end={shown(given)} is not a function, which is given the guest")
     return given
 
 

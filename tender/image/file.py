@@ -24,11 +24,14 @@ STEP = 1 << 20  # bytes read at a time
 
 
 class ImageFile:
-    """An open image: its descriptor, its `info` of fstat(2) and its parsed headers."""
+    """An open image: its descriptor, its `info` of fstat(2) and its parsed headers.
 
-    def __init__(self, path: str) -> None:
+    `fd` is its descriptor where it is open already; then `path` is what messages call it.
+    """
+
+    def __init__(self, path: str, fd: int | None = None) -> None:
         self.path = path
-        self._fd = open_regular(path)
+        self._fd = open_regular(path) if fd is None else check_regular(path, fd)
         self.info = os.fstat(self._fd)
         try:
             self.image: Image = elf.parse(lambda offset, size: _pread(self._fd, offset, size))
@@ -109,6 +112,11 @@ def open_regular(path: str) -> int:
     except (OSError, ValueError) as error:
         reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
         raise ImageError(f"{path}: Could not open: {reason}") from None
+    return check_regular(path, fd)
+
+
+def check_regular(path: str, fd: int) -> int:
+    """The descriptor, unless it is not of a regular file: then it is closed. Raises ImageError."""
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise ImageError(f"{path}: not a regular file")

@@ -148,9 +148,9 @@ class Sandbox:
         self.layers.append("descriptors")
         return {label: FIXED[label] for label in fixed}
 
-    def read_image(self, read: Callable[[str], T], path: str) -> T:
-        """What `read` makes of the image at `path`, with limits of its own."""
-        return confine.limited(lambda: read(path), IMAGE_BYTES, IMAGE_SECONDS)
+    def read_image(self, read: Callable[[], T]) -> T:
+        """What `read` makes of the image, with limits of its own."""
+        return confine.limited(read, IMAGE_BYTES, IMAGE_SECONDS)
 
     def enter(
         self,

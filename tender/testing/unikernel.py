@@ -51,6 +51,8 @@ if TYPE_CHECKING:
         deadline: float | None
         sandbox: SandboxMode
         user: str | int | None
+        name: str | None
+        on_end: Callable[[Guest], object] | None
         fresh: bool
 
 

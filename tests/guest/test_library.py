@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,21 +12,24 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tender import BlockDescriptor, BlockFile, Descriptor, Guest, open_image
 from tender.errors import DeviceError, GuestFault, ImageError, TenderError
 from tests.guest.conftest import Build
-from tests.waiting import wait_until_asleep
+from tests.waiting import wait_until, wait_until_asleep
+
+LONG = 60
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
 
-def run(kernel: Path, *args: str, **options: object) -> tuple[object, bytes]:
+def run(kernel: Any, *args: str, **options: Any) -> tuple[Any, bytes]:
     """A guest on this thread: its outcome and its output."""
     reader, writer = os.pipe()
-    outcome = Guest(kernel, *args, mem_mib=8, console=writer, **options).run()  # type: ignore[arg-type]
+    outcome = Guest(kernel, *args, mem_mib=8, console=writer, **options).run()
     os.close(writer)
     with open(reader, "rb") as output:
         return outcome, output.read()
@@ -38,22 +42,77 @@ def test_an_image_is_described(guest: Build) -> None:
         open_image("/nonexistent")
 
 
+def test_kernels_from_memory_and_descriptors(guest: Build) -> None:
+    path = guest("hello")
+    for kernel in (path.read_bytes(), bytearray(path.read_bytes()), memoryview(path.read_bytes())):
+        assert b"some words" in run(kernel, "some", "words")[1]
+    with open(path, "rb") as file:
+        for _ in range(2):
+            assert b"some words" in run(file.fileno(), "some", "words")[1]
+        assert file.tell() == 0
+    before = open_descriptors()
+    reader, writer = os.pipe()
+    os.close(writer)
+    for wrong, message in (
+        (b"no image", "the kernel in memory: .*not an ELF"),
+        (b"", "the kernel in memory: "),
+        (reader, "descriptor .*: not a regular file"),
+        (os.open(path, os.O_WRONLY), "descriptor .*: Bad file descriptor"),
+        (999, "kernel=999: no such descriptor"),
+    ):
+        with pytest.raises(TenderError, match=f"^{message}"):
+            Guest(wrong, mem_mib=8).start()
+        if wrong != 999 and isinstance(wrong, int):
+            os.close(wrong)
+    assert open_descriptors() == before
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_a_callback_at_the_end(guest: Build) -> None:
+    ended: list[tuple[Guest, object]] = []
+    done = threading.Event()
+    warnings: list[str] = []
+
+    def on_end(guest: Guest) -> None:
+        ended.append((guest, guest.wait()))
+        done.set()
+        raise ValueError("of its own")
+
+    one = Guest(guest("exit"), "5", mem_mib=8, on_end=on_end, warn=warnings.append)
+    outcome = one.run()
+    assert done.wait(LONG)
+    assert ended == [(one, outcome)]
+    wait_until(lambda: warnings)
+    assert re.fullmatch(r"on_end: ValueError: of its own \(.*test_library.py:\d+\)", warnings[0])
+    with pytest.raises(DeviceError):
+        Guest(guest("disk"), mem_mib=8, on_end=on_end, warn=warnings.append).start()
+    killed = Guest(guest("loop"), mem_mib=8, on_end=lambda _: done.set())
+    done.clear()
+    with killed:
+        killed.kill()
+        assert done.wait(LONG)
+    assert len(ended) == 1, "a guest that could not start has not ended"
+
+
 def test_a_guest_halts(guest: Build) -> None:
     outcome, output = run(guest("exit"), "7")
-    assert (outcome.reason, outcome.status, outcome.error) == ("halted", 7, None)  # type: ignore[attr-defined]
+    assert (outcome.reason, outcome.status, outcome.error) == ("halted", 7, None)
     assert b"Solo5:" in output
 
 
 def test_a_trap_has_its_registers(guest: Build) -> None:
     outcome, _ = run(guest("exception"), "ud2")
-    assert outcome.status == 255  # type: ignore[attr-defined]
-    assert outcome.trap["rip"] >= 0x100000  # type: ignore[attr-defined]
+    assert outcome.status == 255
+    assert outcome.trap["rip"] >= 0x100000
 
 
 def test_a_fault_has_its_facts(guest: Build) -> None:
     outcome, _ = run(guest("badgpa"))
-    assert (outcome.reason, outcome.status) == ("fault", 1)  # type: ignore[attr-defined]
-    error = outcome.error  # type: ignore[attr-defined]
+    assert (outcome.reason, outcome.status) == ("fault", 1)
+    error = outcome.error
     assert isinstance(error, GuestFault)
     assert (error.gpa, error.hypercall) == (8 << 20, 2)
 
@@ -63,7 +122,7 @@ def test_devices_and_their_statistics(guest: Build, tmp_path: Path) -> None:
     image.write_bytes(bytes(4096))
     outcome, output = run(guest("block"), block={"storage": BlockFile(str(image))})
     assert b"SUCCESS" in output
-    assert outcome.stats.block["storage"].bytes >= 8192  # type: ignore[attr-defined]
+    assert outcome.stats.block["storage"].bytes >= 8192
     with pytest.raises(DeviceError, match="All declared devices must be attached"):
         Guest(guest("block")).run()
 

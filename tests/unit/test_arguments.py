@@ -171,5 +171,10 @@ def test_names_that_no_interface_has(name: str) -> None:
 def test_who_is_warned() -> None:
     assert validation.warn(None) is None
     assert validation.warn(print) is print
+    with pytest.raises(UsageError, match="on_end='x' is not a function, which is given the guest"):
+        Guest("k", on_end="x")  # type: ignore[arg-type]
+    for kernel in (3.5, None, -1, True):
+        with pytest.raises(UsageError, match=f"^kernel={kernel} is not "):
+            Guest(kernel)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="warn='x' is not a function"):
         validation.warn("x")

@@ -88,7 +88,7 @@ def open_descriptors() -> int:
 def opened(
     nets: Any, blocks: Any, sink: Any, report: Any, console: Console | None = None
 ) -> Devices:
-    return Devices(nets, blocks, sink, report, console or Console())
+    return Devices(nets, blocks, None, sink, report, console or Console())
 
 
 # The console.
