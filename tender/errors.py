@@ -98,6 +98,10 @@ class ImageError(TenderError):
     """A file is not an image that this tender can run."""
 
 
+class SnapshotError(TenderError):
+    """A file is not a snapshot that this tender can restore."""
+
+
 class ManifestError(ImageError):
     """A manifest, in an image or as JSON, is not valid."""
 

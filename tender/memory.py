@@ -80,6 +80,7 @@ class GuestMemory:
         self._host_protected = host_protected
         self.protected: list[tuple[int, int, bool]] = []  # start, end, readable
         self._protected_end = 0
+        self.backed: set[int] = set()  # the numbers of pages that a snapshot has, touched or not
 
     def _share(self) -> int:
         """Make it the memory of a file that another process can map: its descriptor."""

@@ -24,7 +24,8 @@ STEP = 1 << 20  # bytes read at a time
 
 
 class ImageFile:
-    """An open image: its descriptor, its `info` of fstat(2) and its parsed headers.
+    """An open image: its descriptor, its `info` of fstat(2), its parsed headers, and what they
+    were parsed from (`pieces`, by offset).
 
     `fd` is its descriptor where it is open already; then `path` is what messages call it.
     """
@@ -33,14 +34,20 @@ class ImageFile:
         self.path = path
         self._fd = open_regular(path) if fd is None else check_regular(path, fd)
         self.info = os.fstat(self._fd)
+        self.pieces: dict[int, bytes] = {}
         try:
-            self.image: Image = elf.parse(lambda offset, size: _pread(self._fd, offset, size))
+            self.image: Image = elf.parse(self._read)
         except ImageError as error:
             self.close()
             raise type(error)(f"{path}: {error}") from None
         except OSError as error:
             self.close()
             raise ImageError(f"{path}: {os.strerror(error.errno or 0)}") from None
+
+    def _read(self, offset: int, size: int) -> bytes:
+        data = _pread(self._fd, offset, size)
+        self.pieces[offset] = max(data, self.pieces.get(offset, b""), key=len)
+        return data
 
     def close(self) -> None:
         """Close the file; its headers stay in `image`."""

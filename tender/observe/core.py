@@ -1,28 +1,24 @@
 """A core file of a guest that aborted, for gdb.
 
 The rule here: the file has its name only when it is complete, and costs disk only for the memory
-that the guest touched. Sources: the ELF specification (core files), Linux's struct
-elf_prstatus and the registers in it (linux/elfcore.h; asm/user_64.h of x86, asm/ptrace.h of arm64),
-and Documentation/admin-guide/mm/pagemap.rst.
+that the guest touched. Sources: the ELF specification (core files), and Linux's struct
+elf_prstatus and the registers in it (linux/elfcore.h; asm/user_64.h of x86, asm/ptrace.h of arm64).
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
-from array import array
 
 from tender.boot.layout import PAGE_SIZE
 from tender.errors import ConfigError, HostError
 from tender.image.elf import EM_AARCH64, EM_X86_64, IDENT, PHDR, PT_LOAD, PT_NOTE
-from tender.memory import regions
+from tender.observe import touched
 from tender.observe.core_helper import CoreFile, request_name, start_helper
-from tender.sandbox.confine import open_as_anyone
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Any
 
     from tender.boot import aarch64, x86_64
@@ -37,8 +33,6 @@ REGISTER_ORDER = (
     "ds", "es", "fs", "gs",
 )  # fmt: skip
 
-PAGEMAP_PRESENT_OR_SWAPPED = 3 << 62
-BATCH = 512  # pages looked up at a time
 MEMORY_OFFSET = PAGE_SIZE  # of guest memory in the file
 
 
@@ -54,12 +48,8 @@ class Target:
         self.fds: dict[str, int] = {}
         folder_fd = _open_folder(folder)
         try:
-            if target == "spt":
-                pass  # the guest itself looks at its memory
-            elif memory_fd >= 0:  # the guest's process touches pages that this one does not
-                self.fds["memory-file"] = os.dup(memory_fd)
-            else:  # to root's descriptor the kernel would show where in its memory a page is
-                self.fds["pagemap"] = open_as_anyone("/proc/self/pagemap")
+            if target != "spt":  # which looks at its memory itself
+                self.fds |= touched.open_source(memory_fd)
             file = CoreFile(folder_fd, target)
             self.fds["core"] = file.fd
             self.fds["core-helper"], self._helper_pid = start_helper(file)
@@ -164,56 +154,5 @@ def _write_core(
 ) -> None:
     fd = fds["core"]
     os.ftruncate(fd, Target.size(memory.size))
-    _pwrite(fd, memoryview(header(memory.size, state)), 0)
-    for low, high, _ in regions(memory, ()):
-        for start, end in _touched(fds, memory, low, high):
-            check()
-            _pwrite(fd, memory.readable(start, end - start), MEMORY_OFFSET + start)
-
-
-def _pwrite(fd: int, data: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(data):
-        done += os.pwrite(fd, data[done:], offset + done)
-
-
-def _touched(
-    fds: dict[str, int], memory: GuestMemory, low: int, high: int
-) -> Iterator[tuple[int, int]]:
-    """The runs [start, end) in [low, high) of pages that the kernel holds for the guest."""
-    if "memory-file" in fds:
-        return _data(fds["memory-file"], low, high)
-    return _present(fds["pagemap"], memory, low, high)
-
-
-def _data(fd: int, low: int, high: int) -> Iterator[tuple[int, int]]:
-    """As the file of the memory has it (lseek(2), SEEK_DATA)."""
-    end = low
-    while end < high:
-        try:
-            start = os.lseek(fd, end, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # a hole up to the file's end
-                return
-            raise
-        if start >= high:
-            return
-        end = min(os.lseek(fd, start, os.SEEK_HOLE), start + BATCH * PAGE_SIZE, high)
-        yield start, end
-
-
-def _present(pagemap: int, memory: GuestMemory, low: int, high: int) -> Iterator[tuple[int, int]]:
-    """As the page table of this process has it, swapped out or not."""
-    first = memory.base // PAGE_SIZE
-    for batch in range(low // PAGE_SIZE, high // PAGE_SIZE, BATCH):
-        count = min(BATCH, high // PAGE_SIZE - batch)
-        pages = array("Q", os.pread(pagemap, count * 8, (first + batch) * 8))
-        start = None
-        for index, flags in enumerate(pages):
-            if flags & PAGEMAP_PRESENT_OR_SWAPPED:
-                start = index if start is None else start
-            elif start is not None:
-                yield (batch + start) * PAGE_SIZE, (batch + index) * PAGE_SIZE
-                start = None
-        if start is not None:
-            yield (batch + start) * PAGE_SIZE, (batch + len(pages)) * PAGE_SIZE
+    touched.pwrite(fd, memoryview(header(memory.size, state)), 0)
+    touched.write(fd, MEMORY_OFFSET, fds, memory, check)

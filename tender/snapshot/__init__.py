@@ -1,0 +1,1 @@
+"""A guest that is saved, and goes on from there."""
