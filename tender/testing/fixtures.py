@@ -47,7 +47,7 @@ class UnikernelFactory:
         patience: float | None = None,
         **options: Unpack[GuestOptions],
     ) -> Unikernel:
-        """Start a guest; it is stopped when the test ends.
+        """Start a guest; it is stopped when the test ends, or the scope of the fixture.
 
         `kernel` is a path relative to the test's folder or to pytest's root, `args` the guest's
         command line, and `options` those of tender.Guest: block, mem_mib, cpu, clock...
@@ -67,7 +67,7 @@ class UnikernelFactory:
         seconds = session.patience if patience is None else patience
         guest = Unikernel(image, *args, net=net, patience=seconds, **options)
         if session.gdb is not None and not _is_spt(image):
-            at = _next(session.gdb, len(session.guests))
+            at = _next(session.gdb, session.number())
             session.say(f"ptender: a guest waits for a debugger: {guest.debug(at)}")
         session.guests.append(guest)
         if start:
@@ -98,7 +98,7 @@ class UnikernelFactory:
 
     @property
     def guests(self) -> list[Unikernel]:
-        """All guests of this test, in the order in which they were made."""
+        """All guests of this fixture, in the order in which they were made."""
         return list(self._session.guests)
 
     def shell(self) -> None:

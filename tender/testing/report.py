@@ -110,6 +110,8 @@ def _keep_disk(artifacts: Artifacts, number: int, disk: DiskImage) -> Section:
 
 def describe_end(guest: Unikernel) -> str:
     """The outcome of a guest, as text."""
+    if guest.running:  # that of a module, or of the run
+        return "\n".join(["still running", *(f"warning: {text}" for text in guest.warnings)])
     try:
         outcome = guest.wait(END_S)
     except Exception as error:

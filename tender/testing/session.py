@@ -1,7 +1,8 @@
-"""The guests, switches and disks of one test, and what is kept of them when it fails.
+"""The guests, switches and disks of one test, or of all tests of a module or a run, and what is
+kept of them when a test fails.
 
-The rule here: what a test makes is ended or closed with it, in the reverse order, whatever else
-fails. No file is written before a test has failed; report.py writes them then.
+The rule here: what fixtures make is ended or closed with their scope, in the reverse order,
+whatever else fails. No file is written before a test has failed; report.py writes them then.
 """
 
 from __future__ import annotations
@@ -29,19 +30,18 @@ NAME_MAX = 150  # characters of a folder's name
 
 
 class Session:
-    """What the fixtures of one test share.
+    """What the fixtures of one scope share: of a test, of a module, or of pytest's session.
 
-    Images are looked for in `folders`. `artifacts` returns the folder for the files of failed
-    tests, `scratch` a folder that is removed with the test. `cpu` is what guests run on, `trace`
-    whether their hypercalls are recorded, `patience` the timeout in seconds of methods that are
-    given none, and `seed` the seed of all randomness.
+    Images are looked for in `folders`. `scratch` returns a folder that is removed at the end.
+    `cpu` is what guests run on, `trace` whether their hypercalls are recorded, `patience` the
+    timeout in seconds of methods that are given none, and `seed` the seed of all randomness.
+    `wider` returns the sessions of wider scopes that the same test uses.
     """
 
     def __init__(
         self,
         name: str,
         folders: list[Path],
-        artifacts: Callable[[], Path],
         scratch: Callable[[], Path],
         *,
         cpu: Cpu,
@@ -50,6 +50,7 @@ class Session:
         trace: bool,
         gdb: int | str | None = None,
         say: Callable[[str], None] = print,
+        wider: Callable[[], list[Session]] = list,
     ) -> None:
         self.name = name
         self.cpu = cpu
@@ -66,10 +67,10 @@ class Session:
         self.bad_ends: list[str] = []  # of guests whose outcome the test has not looked at
         self._numbers = itertools.count()  # of switches
         self._folders = folders
-        self._artifacts = artifacts
+        self._wider = wider
         self._new_folder = scratch
         self._folder: Path | None = None  # the scratch folder
-        self._closed = False
+        self.closed = False
 
     def find(self, file: str | os.PathLike[str], what: str = "image") -> Path:
         """The path of a file that is given relative to the test's folder or to pytest's root.
@@ -92,10 +93,16 @@ class Session:
 
     def add_switches(self, net: Iterable[object]) -> None:
         """Add the switches of these network devices that the test has made by itself."""
+        known = [switch for each in [*self._wider(), self] for switch in each.all_switches()]
         for port in net:
             switch = port.switch if isinstance(port, GuestPort) else None
-            if isinstance(switch, Switch) and switch not in self.all_switches():
+            if isinstance(switch, Switch) and switch not in known:
+                known.append(switch)
                 self.switches.append(switch)
+
+    def number(self) -> int:
+        """The number of the next guest, among those that a test sees."""
+        return sum(len(each.guests) for each in [*self._wider(), self])
 
     def all_switches(self) -> list[Switch]:
         """The switches, with those that `Switch.another` has made."""
@@ -117,14 +124,12 @@ class Session:
 
         Raises the first start error that was not raised in the test.
         """
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         unchecked = [guest for guest in self.guests if not guest.outcome_checked]
         errors = [error for guest in reversed(self.guests) if (error := _end(guest))]
-        for number, guest in enumerate(self.guests):
-            if guest in unchecked and (how := guest.bad_end()):
-                self.bad_ends.append(f"guest {number} ({guest.kernel}) has ended by itself: {how}")
+        self.bad_ends = self._describe_ends(unchecked)
         for switch in self.switches:
             switch.close()
         for disk in self.disks:
@@ -137,31 +142,58 @@ class Session:
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    # ---- Artifacts ----
+    def take_bad_ends(self) -> list[str]:
+        """The guests that have failed since the last call, unless a test has looked at it."""
+        unchecked = [guest for guest in self.guests if not guest.outcome_checked]
+        ends = self._describe_ends(unchecked)
+        for guest in unchecked:
+            guest.outcome_checked = bool(guest.bad_end())
+        return ends
 
-    def folder(self) -> Path:
-        """The folder for this test's artifacts."""
-        return self._artifacts() / folder_name(self.name)
+    def _describe_ends(self, guests: list[Unikernel]) -> list[str]:
+        first = self.number() - len(self.guests)
+        return [
+            f"guest {number} ({guest.kernel}) has ended by itself: {how}"
+            for number, guest in enumerate(self.guests, first)
+            if guest in guests and (how := guest.bad_end())
+        ]
 
-    def remove_artifacts(self) -> None:
-        """Remove those of an earlier run."""
-        shutil.rmtree(self.folder(), ignore_errors=True)
 
-    def keep_artifacts(self) -> list[tuple[str, str]]:
-        """End all guests of a failed test and fill its folder; titles and texts for the report."""
+# ---- Artifacts ----
+
+
+def remove_artifacts(folder: Path, test: str) -> None:
+    """Remove those of an earlier run."""
+    shutil.rmtree(folder / folder_name(test), ignore_errors=True)
+
+
+def keep_artifacts(
+    folder: Path, test: str, sessions: list[Session], own: Session | None
+) -> list[tuple[str, str]]:
+    """Fill the folder of a failed test; titles and texts for the report.
+
+    The guests of `own`, the session of the test, are ended. Others go on.
+    """
+    if own is not None:
         try:
-            self.close()
+            own.close()
         except Exception as error:
-            self.failures.append(f"ending the guests: {error}")
-        artifacts = report.Artifacts(self.folder())
-        parts = self.guests, self.all_switches(), self.disks
-        sections = report.sections(artifacts, *parts)
-        if self.subtests:
-            sections.append(("sub-tests", "\n".join(self.subtests)))
-        about = artifacts.about()
-        if about:
-            about.append(f"random seed: {self.seed!r} (--ptender-seed)")
-        return [*sections, ("artifacts", "\n".join(about))] if about else sections
+            own.failures.append(f"ending the guests: {error}")
+    artifacts = report.Artifacts(folder / folder_name(test))
+    sections = report.sections(
+        artifacts,
+        [guest for each in sessions for guest in each.guests],
+        [switch for each in sessions for switch in each.all_switches()],
+        [disk for each in sessions for disk in each.disks],
+    )
+    for each in sessions:
+        each.take_bad_ends()  # the report has them
+    if own is not None and own.subtests:
+        sections.append(("sub-tests", "\n".join(own.subtests)))
+    about = artifacts.about()
+    if about:
+        about.append(f"random seed: {sessions[-1].seed!r} (--ptender-seed)")
+    return [*sections, ("artifacts", "\n".join(about))] if about else sections
 
 
 def folder_name(test: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -180,3 +181,17 @@ def open_namespace() -> Iterator[Namespace]:
     value = Namespace()
     yield value
     value.close()
+
+
+@pytest.fixture
+def images(pytester: pytest.Pytester, guest: Build) -> Path:
+    """The folder of the inner tests, with images beside them."""
+    for name in ("ping", "ping2", "talk", "web", "hello", "disk", "abort", "badgpa"):
+        shutil.copy(guest(name), pytester.path)
+    return pytester.path
+
+
+@pytest.fixture
+def no_other_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inner runs load those that they name, and no others."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")

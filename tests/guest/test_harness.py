@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import os
-import pkgutil
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-import tender
 from tests.guest.conftest import BINDINGS, PTENDER, Build
+from tests.guest.inner import PLUGINS, run, run_beside
 from tests.guest.ordinary import ordinary
 from tests.needs import needs
 
 pytest_plugins = "pytester"
-pytestmark = pytest.mark.usefixtures("any_cpu")
-
-PLUGINS = ("-p", "tender.testing.plugin", "-p", "no:cacheprovider")
+pytestmark = pytest.mark.usefixtures("any_cpu", "no_other_plugins")
 
 EXAMPLE = """
 def test_answers_ping(unikernel, switch):
@@ -37,42 +31,6 @@ def test_answers_ping(unikernel, switch):
 """
 
 SHORT = EXAMPLE.replace("service0", "service").replace("100", "5")  # for the sample guest
-
-
-@pytest.fixture
-def images(pytester: pytest.Pytester, guest: Build) -> Path:
-    """The folder of the inner tests, with images beside them."""
-    for name in ("ping", "ping2", "talk", "web", "hello", "disk", "abort", "badgpa"):
-        shutil.copy(guest(name), pytester.path)
-    return pytester.path
-
-
-@pytest.fixture(autouse=True)
-def no_other_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inner runs load those that they name, and no others."""
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-
-
-@functools.cache
-def import_all() -> None:
-    """Import all of the package: pytester removes the modules that an inner run has imported."""
-    for module in pkgutil.walk_packages(tender.__path__, "tender."):
-        if not module.name.endswith("__main__"):
-            with contextlib.suppress(ImportError):  # optional dependencies
-                import_module(module.name)
-
-
-def run(pytester: pytest.Pytester, source: str, *options: str) -> pytest.RunResult:
-    """Run a test file by an inner pytest, in this process."""
-    import_all()
-    pytester.makepyfile(source)
-    return pytester.runpytest_inprocess(*PLUGINS, *options)
-
-
-def run_beside(pytester: pytest.Pytester, source: str, *options: str) -> pytest.RunResult:
-    """The same in a process of its own."""
-    pytester.makepyfile(source)
-    return pytester.runpytest_subprocess(*PLUGINS, *options)
 
 
 def service0(folder: Path) -> None:
@@ -97,7 +55,8 @@ def test_nothing_is_imported_by_a_pytest_without_guests(pytester: pytest.Pyteste
         import sys
         def test_nothing():
             assert not [name for name in sys.modules if name.startswith("tender.testing.")
-                        and name not in ("tender.testing.plugin", "tender.testing.cpu")]
+                        and name not in ("tender.testing.plugin", "tender.testing.plugin_fixtures",
+                                         "tender.testing.cpu")]
     """
     run_beside(pytester, source).assert_outcomes(passed=1)
 
