@@ -86,14 +86,14 @@ LAYOUTS = ["abi/note.h", "abi/hvt.h", "abi/ring.h", "abi/spt.h", "abi/stats.h"]
 HOST = ["tender/host/host.cdef", "tender/host/host.h", "tender/stop.h", "tender/observe/pcap.h"]
 SANDBOX = ["tender/sandbox/sandbox.cdef", "tender/sandbox/sandbox.h"]
 KVM = ["tender/kvm.cdef", "tender/kvm.h", "tender/engine/engine.h"]
-NATIVE = ["tender/cpu/native.h", "tender/cpu/tsc.h", "tender/spt/spt.h"]
+NATIVE = ["tender/cpu/native.h", "tender/cpu/tsc.h", "tender/cpu/xsave.h", "tender/spt/spt.h"]
 MODULES = {"_native": [*LAYOUTS, *HOST, *SANDBOX], "_soft": ["abi/stats.h", "tender/cpu/soft.h"]}
 c_files = ["tender/host/host.c", "tender/stop.c", "tender/sandbox/sandbox.c"]
 c_files += ["tender/observe/pcap.c"]
 if platform.machine() == "x86_64":  # elsewhere guests run in software
     MODULES["_native"] += KVM + NATIVE
     c_files += ["tender/kvm.c", "tender/engine/engine.c"]
-    c_files += ["tender/cpu/native.c", "tender/cpu/tsc.c", "tender/spt/spt.c"]
+    c_files += ["tender/cpu/native.c", "tender/cpu/tsc.c", "tender/cpu/xsave.c", "tender/spt/spt.c"]
 
 native = make("_native", ["abi/abi.h", "tender/sandbox/constants.h"], c_files)
 soft = make("_soft", [], ["tender/cpu/soft.c"])

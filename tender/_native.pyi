@@ -52,6 +52,7 @@ class _Lib:
     ITIMER_REAL: int
     KVM_CAP_GET_TSC_KHZ: int
     KVM_CAP_IMMEDIATE_EXIT: int
+    KVM_CAP_TSC_CONTROL: int
     KVM_CAP_USER_MEMORY: int
     KVM_CAP_X86_MSR_FILTER: int
     KVM_CHECK_EXTENSION: int
@@ -66,13 +67,16 @@ class _Lib:
     KVM_EXIT_MMIO: int
     KVM_EXIT_SHUTDOWN: int
     KVM_GET_API_VERSION: int
-    KVM_GET_FPU: int
+    KVM_GET_DEBUGREGS: int
+    KVM_GET_DEVICE_ATTR: int
     KVM_GET_MSRS: int
     KVM_GET_REGS: int
     KVM_GET_SREGS: int
     KVM_GET_SUPPORTED_CPUID: int
     KVM_GET_TSC_KHZ: int
     KVM_GET_VCPU_MMAP_SIZE: int
+    KVM_GET_XCRS: int
+    KVM_GET_XSAVE: int
     KVM_GUESTDBG_ENABLE: int
     KVM_GUESTDBG_INJECT_BP: int
     KVM_GUESTDBG_SINGLESTEP: int
@@ -86,12 +90,18 @@ class _Lib:
     KVM_MSR_FILTER_WRITE: int
     KVM_RUN: int
     KVM_SET_CPUID2: int
-    KVM_SET_FPU: int
+    KVM_SET_DEBUGREGS: int
+    KVM_SET_DEVICE_ATTR: int
     KVM_SET_GUEST_DEBUG: int
     KVM_SET_MSRS: int
     KVM_SET_REGS: int
     KVM_SET_SREGS: int
+    KVM_SET_TSC_KHZ: int
     KVM_SET_USER_MEMORY_REGION: int
+    KVM_SET_XCRS: int
+    KVM_SET_XSAVE: int
+    KVM_VCPU_TSC_CTRL: int
+    KVM_VCPU_TSC_OFFSET: int
     KVM_X86_SET_MSR_FILTER: int
     MADV_HUGEPAGE: int
     MAP_ANONYMOUS: int
@@ -261,13 +271,14 @@ class _Lib:
     def native_start(self, program_fd: int, shared_fd: int, memory_fd: int, /) -> int: ...
     def native_run(self, native: Any, /) -> int: ...
     def native_set_registers(self, native: Any, /) -> None: ...
-    def native_fpu(self, native: Any, fxsave: Any, set: int, /) -> int: ...
+    def native_fpu(self, native: Any, area: Any, size: int, set: int, /) -> int: ...
     def native_pause(self, native: Any, /) -> None: ...
     def native_has_ended(self, native: Any, /) -> int: ...
     def native_kill(self, native: Any, /) -> None: ...
     def native_missing(self, /) -> int: ...
     def tsc_hz(self, /) -> int: ...
     def tsc_read(self, /) -> int: ...
+    def xsave_offset(self, part: int, /) -> int: ...
     def spt_become(self, region: Any, /) -> int: ...
     def spt_frame_size(self, /) -> int: ...
 

@@ -11,9 +11,18 @@ import os
 import struct
 
 from tender._native import ffi, lib
-from tender.boot.x86_64 import CONTROL, MSRS, REGISTERS, SEGMENTS, Fpu, Segment, State, Table
+from tender.boot.x86_64 import CONTROL, REGISTERS, SEGMENTS, Segment, State, Table
 from tender.cpu import cpuid
-from tender.cpu.vcpu import Failure, Fault, Interrupted, IoIn, IoOut, Mmio
+from tender.cpu.vcpu import (
+    Failure,
+    Fault,
+    Interrupted,
+    IoIn,
+    IoOut,
+    Mmio,
+    is_near,
+    other_frequency,
+)
 from tender.dataclass import replace
 from tender.errors import HostError
 
@@ -33,7 +42,6 @@ _UNKNOWN_GROUP = 65534  # user_namespaces(7): what a group that is not mapped is
 EINTR_TRIES = 10  # making a VM can be interrupted
 
 _CAPABILITIES = ("KVM_CAP_USER_MEMORY", "KVM_CAP_GET_TSC_KHZ", "KVM_CAP_IMMEDIATE_EXIT")
-_FPU_FIELDS = ("fcw", "fsw", "ftwx", "last_opcode", "last_ip", "last_dp", "mxcsr")
 _SEGMENT_FIELDS = tuple(Segment.__annotations__)
 _ENTRY = struct.Struct("<7I12x")  # a struct kvm_cpuid_entry2
 
@@ -322,8 +330,11 @@ class Vcpu:
         return self.registers()["rip"]
 
     def get_state(self) -> State:
-        """All registers (KVM_GET_REGS, _SREGS, _FPU, _MSRS)."""
-        return replace(self.core_state(), fpu=self._get_fpu(), msrs=self._get_msrs())
+        """All registers (KVM_RUN, KVM_GET_REGS, _SREGS, _XSAVE, _XCRS, _DEBUGREGS, _MSRS)."""
+        from tender.cpu import kvm_state
+
+        kvm_state.finish_io(self)
+        return replace(self.core_state(), **kvm_state.get_rest(self))
 
     def core_state(self) -> State:
         """The general and the system registers, which a core file has; no FPU, no MSRs."""
@@ -337,10 +348,6 @@ class Vcpu:
             Table(sregs.idt.base, sregs.idt.limit),
         )
 
-    def debug_state(self) -> State:
-        """As cpu.vcpu.DebugCpu has it: without MSRs, which need not be read then."""
-        return replace(self.core_state(), fpu=self._get_fpu())
-
     def set_guest_debug(self, control: int, debugreg: list[int]) -> None:
         """KVM_SET_GUEST_DEBUG: KVM_GUESTDBG_* and DR0 to DR7; raises HostError."""
         argument = ffi.new("struct kvm_guest_debug *", {"control": control})
@@ -353,22 +360,6 @@ class Vcpu:
             return None
         arch = self.shared.debug.arch
         return arch.exception, arch.pc, arch.dr6
-
-    def _get_fpu(self) -> Fpu:
-        fpu = ffi.new("struct kvm_fpu *")
-        _ioctl_at(self.fd, "KVM_GET_FPU", fpu)
-        fields = {name: getattr(fpu, name) for name in _FPU_FIELDS}
-        st = tuple(bytes(register)[:10] for register in fpu.fpr)
-        return Fpu(**fields, st=st, xmm=tuple(bytes(register) for register in fpu.xmm))
-
-    def _get_msrs(self) -> dict[str, int]:
-        values = {}
-        for name, index in MSRS.items():  # one by one: which there are is up to the host
-            msrs = ffi.new("struct kvm_msrs *", {"entries": [{"index": index}]})
-            msrs.nmsrs = 1
-            if lib.kvm_ioctl_at(self.fd, lib.KVM_GET_MSRS, msrs) == 1:
-                values[name] = int(msrs.entries[0].data)
-        return values
 
     def set_state(self, state: State) -> None:
         """Set all registers; raises HostError where KVM refuses them."""
@@ -384,20 +375,43 @@ class Vcpu:
             getattr(sregs, name).base, getattr(sregs, name).limit = table.base, table.limit
         _ioctl_at(self.fd, "KVM_SET_SREGS", sregs)
         _ioctl_at(self.fd, "KVM_SET_REGS", ffi.new("struct kvm_regs *", state.registers))
-        if state.fpu is not None:
-            self._set_fpu(state.fpu)
-        for name, value in state.msrs.items():
-            msrs = ffi.new("struct kvm_msrs *", {"entries": [{"index": MSRS[name], "data": value}]})
-            msrs.nmsrs = 1
-            _ioctl_at(self.fd, "KVM_SET_MSRS", msrs)
+        if state.fpu is not None or state.msrs:
+            from tender.cpu import kvm_state  # not by a guest that starts
 
-    def _set_fpu(self, fpu: Fpu) -> None:
-        value = ffi.new("struct kvm_fpu *", {name: getattr(fpu, name) for name in _FPU_FIELDS})
-        for index, register in enumerate(fpu.st):
-            ffi.buffer(value.fpr[index])[: len(register)] = register
-        for index, register in enumerate(fpu.xmm):
-            ffi.buffer(value.xmm[index])[:] = register
-        _ioctl_at(self.fd, "KVM_SET_FPU", value)
+            kvm_state.set_rest(self, state)
+
+    def counter(self) -> int:
+        """As cpu.vcpu.Vcpu has it (KVM_GET_MSRS)."""
+        from tender.cpu import kvm_state
+
+        return kvm_state.get_tsc(self)
+
+    def set_counter(self, value: int, hz: int) -> int:
+        """As cpu.vcpu.Vcpu has it (KVM_SET_TSC_KHZ, KVM_SET_DEVICE_ATTR, KVM_SET_MSRS)."""
+        from tender.cpu import kvm_state
+
+        is_scaled = not is_near(hz, self.cpu_cycle_freq)
+        if is_scaled:
+            self._scale_tsc(hz)
+        kvm_state.set_tsc(self, value)
+        reads = kvm_state.get_tsc(self)
+        if is_scaled and not 0 <= reads - value < hz:
+            raise other_frequency("KVM", self.cpu_cycle_freq, hz)
+        return reads
+
+    def _scale_tsc(self, hz: int) -> None:
+        own = self.cpu_cycle_freq
+        try:
+            if _ioctl(self.vm.kvm.fd, "KVM_CHECK_EXTENSION", lib.KVM_CAP_TSC_CONTROL):
+                _ioctl(self.fd, "KVM_SET_TSC_KHZ", hz // 1000)
+                return
+        except HostError:  # it may have changed what KVM_GET_TSC_KHZ says all the same
+            _ioctl(self.fd, "KVM_SET_TSC_KHZ", own // 1000)
+        raise other_frequency("KVM", own, hz)
+
+    def ioctl(self, name: str, argument: Any) -> None:
+        """An ioctl of the vCPU with an address; raises HostError."""
+        _ioctl_at(self.fd, name, argument)
 
 
 def _cpuid2(entries: list[Entry]) -> Any:

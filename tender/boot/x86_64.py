@@ -32,12 +32,14 @@ REGISTERS = (
 # in the middle of a large guest's memory, and so it is with solo5-hvt.)
 CONTROL = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")
 
-# What a guest can set beside the segment bases (Intel SDM volume 4).
+# What a guest can set beside the segment bases and the TSC (Intel SDM volume 4).
 MSRS = {
-    "tsc": 0x10, "sysenter_cs": 0x174, "sysenter_esp": 0x175, "sysenter_eip": 0x176, "pat": 0x277,
+    "sysenter_cs": 0x174, "sysenter_esp": 0x175, "sysenter_eip": 0x176, "pat": 0x277,
     "star": 0xC0000081, "lstar": 0xC0000082, "cstar": 0xC0000083, "fmask": 0xC0000084,
     "kernel_gs_base": 0xC0000102, "tsc_aux": 0xC0000103,
 }  # fmt: skip
+MSR_TSC = 0x10
+PAT_AT_RESET = 0x0007040600070406  # SDM volume 3, table 12-12
 
 
 @dataclass
@@ -79,13 +81,29 @@ class Fpu:
     st: tuple[bytes, ...] = (bytes(10),) * 8  # from the top of the stack
     xmm: tuple[bytes, ...] = (bytes(16),) * 16
     mxcsr: int = 0x1F80
+    extended: dict[int, bytes] = {}  # noqa: RUF012 - in use, by EXTENDED; never written to
+
+
+# The parts of AVX and AVX-512 by their numbers in XCR0, and their sizes in bytes: the upper halves
+# of YMM, K0 to K7, the upper halves of ZMM0 to ZMM15, ZMM16 to ZMM31 (SDM volume 1, 13.1).
+X87_AND_SSE = 3  # of XCR0
+EXTENDED = {2: 256, 5: 64, 6: 512, 7: 1024}
+
+
+@dataclass
+class DebugRegisters:
+    """As they are after a reset if nothing is said (SDM volume 3, 18.2)."""
+
+    breakpoints: tuple[int, ...] = (0,) * 4  # DR0 to DR3
+    dr6: int = 0xFFFF0FF0
+    dr7: int = 0x400
 
 
 @dataclass
 class State:
-    """What an x86_64 CPU of a guest has in its registers.
+    """What an x86_64 CPU of a guest has in its registers, but for its TSC, which is a clock.
 
-    `fpu` None and an MSR that is not named: as the CPU has it.
+    None, 0 for `xcr0` and an MSR that is not named: as the CPU has it.
     """
 
     registers: dict[str, int]  # by REGISTERS
@@ -95,6 +113,8 @@ class State:
     idt: Table
     fpu: Fpu | None = None
     msrs: dict[str, int] = {}  # noqa: RUF012 - by MSRS; never written to
+    xcr0: int = 0  # what XSAVE and AVX may use (SDM volume 1, 13.3)
+    debug: DebugRegisters | None = None
 
 
 CODE = Segment(

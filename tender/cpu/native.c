@@ -38,6 +38,7 @@
 #define TRAP_GP 13
 #define OUT_DX_EAX 0xef
 #define FXSAVE_SIZE 512
+#define FXSAVE_OWN 416 /* behind are words of the kernel's */
 #ifndef MFD_EXEC
 #define MFD_EXEC 0x10
 #endif
@@ -353,19 +354,22 @@ int native_run(struct native *native)
     }
 }
 
-int native_fpu(struct native *native, void *fxsave, int set)
+int native_fpu(struct native *native, void *area, uint64_t size, int set)
 {
     ucontext_t *frame = frame_of(native);
-    if (!frame)
+    if (!frame || size > NATIVE_STACK_SIZE)
         return -1;
     const uint64_t at = (uint64_t)*(void *volatile *)&frame->uc_mcontext.fpregs - NATIVE_SHARED;
-    if (at < NATIVE_STACK || at > NATIVE_SHARED_SIZE - FXSAVE_SIZE)
+    if (at < NATIVE_STACK || at > NATIVE_SHARED_SIZE - size)
         return -1;
     uint8_t *there = (uint8_t *)native->shared + at;
-    if (set)
-        memcpy(there, fxsave, FXSAVE_SIZE - 96); /* behind are words of the kernel's */
-    else
-        memcpy(fxsave, there, FXSAVE_SIZE);
+    if (!set) {
+        memcpy(area, there, size);
+        return 0;
+    }
+    memcpy(there, area, FXSAVE_OWN);
+    if (size > FXSAVE_SIZE)
+        memcpy(there + FXSAVE_SIZE, (uint8_t *)area + FXSAVE_SIZE, size - FXSAVE_SIZE);
     return 0;
 }
 

@@ -124,8 +124,11 @@ int native_run(struct native *native);
 /* Write `registers` to the frame. */
 void native_set_registers(struct native *native);
 
-/* Copy the FXSAVE area of the frame (512 bytes); -1 where the frame has none. `set`: write it. */
-int native_fpu(struct native *native, void *fxsave, int set);
+/*
+ * Copy `size` bytes of the frame's XSAVE area; -1 where the frame has none of this size. `set`: write
+ * them, but for the words that are the kernel's.
+ */
+int native_fpu(struct native *native, void *area, uint64_t size, int set);
 
 /* Let the guest, which runs, come back by a SIGTRAP. */
 void native_pause(struct native *native);

@@ -9,30 +9,26 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 from _signal import SIGSYS, SIGTRAP  # type: ignore[import-not-found]  # without the enums of `signal`
 
 from tender._native import ffi, lib
 from tender.boot.layout import MIN_BASE
 from tender.boot.x86_64 import (
     CONTROL,
-    MSRS,
     READ_ONLY_FROM,
     REGISTERS,
     SEGMENTS,
-    Fpu,
     Segment,
     State,
     Table,
 )
-from tender.cpu.privileged import Privileged
+from tender.cpu.native_state import MSRS_AT_START, NativeState
 from tender.cpu.vcpu import Debug, Failure, Fault, Interrupted, IoOut
 from tender.cpu.x86_64 import (
     AC,
     BP,
     DB,
     GP,
-    IF,
     PF,
     PF_FETCH,
     PF_PRESENT,
@@ -41,7 +37,6 @@ from tender.cpu.x86_64 import (
     UD,
     CpuException,
 )
-from tender.dataclass import replace
 from tender.errors import GuestFault, HostError, option
 from tender.host import process_name
 from tender.memory import PROT_EXEC, PROT_READ, PROT_WRITE, regions
@@ -60,8 +55,6 @@ SPIN_S = 30e-6  # about what it takes to sleep and to be woken
 ALIGNMENT_CHECK = 1 << 18
 USER_CODE = 0x33  # the selector of 64-bit code in ring 3
 I386 = 0x40000003  # AUDIT_ARCH_I386
-
-_NUMBERS = {name: index for index, name in enumerate(REGISTERS)}
 
 
 def missing() -> str:
@@ -94,11 +87,10 @@ def _sysctl(name: str) -> int:
         os.close(fd)
 
 
-class NativeCpu(Privileged):
+class NativeCpu(NativeState):
     """The interface is cpu.vcpu.Vcpu. `start` begins the process; then the guest can run."""
 
     pc_name = "rip"
-    what = "native CPU"
 
     def __init__(
         self, memory: GuestMemory, executable: list[tuple[int, int]], stop: Stop, cleanup: Cleanup
@@ -110,7 +102,7 @@ class NativeCpu(Privileged):
             control=dict.fromkeys(CONTROL, 0),
             gdt=Table(),
             idt=Table(),
-            msrs=dict.fromkeys(MSRS, 0),
+            msrs=MSRS_AT_START,
         )
         self._if = 0
         self._cell = ffi.new("struct native *", {"pidfd": -1})
@@ -208,11 +200,11 @@ class NativeCpu(Privileged):
                 f"({option('cpu', 'soft')} may run it)"
             )
         cell.shared.parent, cell.shared.comm = 0, b""  # nothing of the host is the guest's to read
-        self._stop.check_cpu = self._check
+        self._stop.check_cpu = self._check_process
         self._started = True
         self.set_state(self._state)
 
-    def _check(self) -> None:
+    def _check_process(self) -> None:
         """For a hypercall that waits: nobody is left to wait for its answer."""
         if lib.native_has_ended(self._cell):
             raise GuestFault(self._how_it_ended())
@@ -226,100 +218,12 @@ class NativeCpu(Privileged):
         """Kill the guest's process: if its tender ended first, init would have to reap it."""
         lib.native_kill(self._cell)
 
-    # The state.
-
-    def _read(self, name: str) -> int:
-        if name == "rflags":
-            return int(self._cell.registers[17]) & ~IF | self._if
-        if name in _NUMBERS:
-            return int(self._cell.registers[_NUMBERS[name]])
-        if name in self._state.segments:
-            return self._state.segments[name].selector
-        return self._state.control[name]
-
-    def _write(self, name: str, value: int) -> None:
-        if name == "rflags":
-            self._if = value & IF
-            value |= IF
-        if name in _NUMBERS:
-            self._cell.registers[_NUMBERS[name]] = value & U64
-        elif name in self._state.segments:
-            segments = self._state.segments
-            segments[name] = replace(segments[name], selector=value)
-        else:
-            self._state.control[name] = value
-
-    def _get_base(self, name: str) -> int:
-        return int(getattr(self._cell.shared, f"{name}_base"))
-
-    def _set_base(self, name: str, base: int) -> None:
-        setattr(self._cell.shared, f"{name}_base", base)
-
-    def _table(self, name: str) -> Any:
-        if name in ("gdt", "idt"):
-            return getattr(self._state, name)
-        return self._state.segments[name]
-
     def _translate(self, address: int, write: bool) -> int:
         if READ_ONLY_FROM <= address < self._memory.size - 7:
             if write and address < MIN_BASE:
                 raise CpuException(PF, 3, address)
             return address
         return super()._translate(address, write)
-
-    def registers(self) -> dict[str, int]:
-        """As kvm.Vcpu has it."""
-        return {name: self._read(name) for name in REGISTERS}
-
-    def instruction_pointer(self) -> int:
-        """As kvm.Vcpu has it."""
-        return int(self._cell.registers[_NUMBERS["rip"]])
-
-    def core_state(self) -> State:
-        """As kvm.Vcpu has it."""
-        segments = dict(self._state.segments)
-        for name in ("fs", "gs"):
-            segments[name] = replace(segments[name], base=self._get_base(name))
-        return replace(
-            self._state,
-            registers=self.registers(),
-            segments=segments,
-            control=dict(self._state.control),
-        )
-
-    def get_state(self) -> State:
-        """As kvm.Vcpu has it."""
-        if not self._started:
-            return replace(self._state, fpu=self._state.fpu or Fpu())
-        msrs = {**self._state.msrs, "tsc": int(lib.tsc_read())}
-        return replace(self.core_state(), fpu=self._get_fpu(), msrs=msrs)
-
-    def _get_fpu(self) -> Fpu | None:
-        area = ffi.new("char[512]")
-        if lib.native_fpu(self._cell, area, 0):
-            return None
-        data = bytes(ffi.buffer(area))
-        fcw, fsw, ftw, _, fop, rip, rdp, mxcsr = struct.unpack_from("<HHBBHQQI", data)
-        st = tuple(data[32 + 16 * index :][:10] for index in range(8))
-        xmm = tuple(data[160 + 16 * index :][:16] for index in range(16))
-        return Fpu(fcw, fsw, ftw, fop, rip, rdp, st, xmm, mxcsr)
-
-    def set_state(self, state: State) -> None:
-        """Raises HostError for a state that this CPU has no way to be in."""
-        self._state = replace(
-            state,
-            segments=dict(state.segments),
-            control=dict(state.control),
-            msrs=dict.fromkeys(MSRS, 0) | state.msrs,
-        )
-        self._if = state.registers["rflags"] & IF
-        if not self._started:
-            return
-        for name in REGISTERS:
-            self._write(name, state.registers[name])
-        for name in ("fs", "gs"):
-            self._set_base(name, state.segments[name].base)
-        lib.native_set_registers(self._cell)
 
     # Its exits.
 

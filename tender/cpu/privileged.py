@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 
 from tender._native import lib
-from tender.boot.x86_64 import CONTROL, MSRS, State, Table
+from tender.boot.x86_64 import CONTROL, MSR_TSC, MSRS, State, Table
 from tender.cpu.exceptions import Exceptions
 from tender.cpu.instruction import ORDER, SEGMENTS, Instruction
 from tender.cpu.vcpu import Failure, IoIn, IoOut
@@ -212,7 +212,7 @@ class Privileged(Exceptions):
             value = self._get_base("fs" if index == _FS_BASE else "gs")
         elif index == _EFER:
             value = self._state.control["efer"]
-        elif index == MSRS["tsc"]:
+        elif index == MSR_TSC:
             value = int(lib.tsc_read())
         elif index in _MSR_NAMES:
             value = self._state.msrs[_MSR_NAMES[index]]
@@ -232,7 +232,7 @@ class Privileged(Exceptions):
             return True
         if index == _EFER and value == self._state.control["efer"]:
             return True
-        if index == _EFER or index == MSRS["tsc"]:
+        if index in (_EFER, MSR_TSC):
             return Failure(f"{self.what}: it can't write this MSR", emulation=True)
         if index not in _MSR_NAMES or (index in _ADDRESSES and not is_canonical(value)):
             return False

@@ -322,6 +322,20 @@ class SoftCpu:
         """As kvm.Vcpu has it."""
         raise NotImplementedError
 
+    def counter(self) -> int:
+        """As cpu.vcpu.Vcpu has it; virtual time does not take it for a reading of the guest's."""
+        cell = self._clock.cell
+        now_ns = cell.now_ns
+        counter: int = lib.soft_counter(cell)
+        cell.now_ns = now_ns
+        return counter
+
+    def set_counter(self, value: int, hz: int) -> int:
+        """As cpu.vcpu.Vcpu has it."""
+        self.cpu_cycle_freq = hz
+        lib.soft_set_counter(self._clock.cell, value, hz)
+        return self.counter()
+
     def _hook(self) -> None:
         raise NotImplementedError
 

@@ -14,10 +14,13 @@ from tender._soft import ffi, lib
 from tender.boot.x86_64 import (
     CONTROL,
     EFER_LMA,
+    MSR_TSC,
     MSRS,
     REGISTERS,
     SEGMENTS,
     UNUSABLE,
+    X87_AND_SSE,
+    DebugRegisters,
     Fpu,
     Segment,
     State,
@@ -40,8 +43,7 @@ from tender.cpu.x86_64 import (
     is_undefined,
     skip_prefixes,
 )
-from tender.dataclass import replace
-from tender.errors import HostError
+from tender.errors import HostError, option
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ NUMBERS = {
     "rsp": 44, "r8": 106, "r9": 107, "r10": 108, "r11": 109, "r12": 110, "r13": 111, "r14": 112,
     "r15": 113, "rflags": 253,
     "cs": 11, "ds": 17, "es": 28, "fs": 32, "gs": 33, "ss": 49,
-    "cr0": 50, "cr2": 52, "cr3": 53, "cr4": 54,
+    "cr0": 50, "cr2": 52, "cr3": 53, "cr4": 54, "dr0": 66, "dr6": 72, "dr7": 73,
     "idt": 242, "gdt": 243, "ldt": 244, "tr": 245,
     "fcw": 246, "fptag": 247, "msr": 248, "mxcsr": 249, "fs_base": 250, "gs_base": 251,
     "fsw": 31, "st0": 114, "xmm0": 122,
@@ -132,7 +134,6 @@ class X86Vcpu(Exceptions, SoftCpu):
         }
         control["efer"] = self._msr(MSR_EFER)
         msrs = {name: self._msr(index) for name, index in MSRS.items()}
-        msrs["tsc"] = self._counter()
         gdt, idt = self._table("gdt"), self._table("idt")
         return State(
             registers,
@@ -142,21 +143,13 @@ class X86Vcpu(Exceptions, SoftCpu):
             Table(idt.base, idt.limit),
             self._get_fpu(),
             msrs,
+            1,
+            DebugRegisters(
+                tuple(self.read_register(NUMBERS["dr0"] + index) for index in range(4)),
+                self._read("dr6"),
+                self._read("dr7"),
+            ),
         )
-
-    def debug_state(self) -> State:
-        """Without the TSC: to set that would be to set the clock."""
-        state = self.get_state()
-        msrs = {name: value for name, value in state.msrs.items() if name != "tsc"}
-        return replace(state, msrs=msrs)
-
-    def _counter(self) -> int:
-        """The TSC, which virtual time does not take for a reading of the guest's."""
-        cell = self._clock.cell
-        now_ns = cell.now_ns
-        counter: int = lib.soft_counter(cell)
-        cell.now_ns = now_ns
-        return counter
 
     def _segment(self, name: str) -> Segment:
         if name in ("tr", "ldt"):
@@ -171,6 +164,8 @@ class X86Vcpu(Exceptions, SoftCpu):
         code = state.segments["cs"]
         if not code.l or code.dpl or not state.control["efer"] & EFER_LMA:
             raise HostError("software CPU: it runs 64-bit code in ring 0 only")
+        if state.xcr0 & ~X87_AND_SSE or (state.fpu and state.fpu.extended):
+            raise HostError(f"software CPU: it has no AVX: use {option('cpu', 'auto')}")
         if self._soft.inside:
             self._renew()
         self._set_msr(MSR_EFER, state.control["efer"])
@@ -181,7 +176,13 @@ class X86Vcpu(Exceptions, SoftCpu):
         self._set_segments(state.segments)
         if state.fpu is not None:
             self._set_fpu(state.fpu)
-        self._set_msrs(state.msrs)
+        for name, value in state.msrs.items():
+            self._set_msr(MSRS[name], value)
+        if state.debug is not None:
+            for index, address in enumerate(state.debug.breakpoints):
+                self.write_register(NUMBERS["dr0"] + index, address)
+            self._write("dr6", state.debug.dr6)
+            self._write("dr7", state.debug.dr7)
         for name in REGISTERS:
             self._write(name, state.registers[name])
 
@@ -200,13 +201,6 @@ class X86Vcpu(Exceptions, SoftCpu):
                 limit=each.limit,
                 flags=_flags(each),
             )
-
-    def _set_msrs(self, msrs: dict[str, int]) -> None:
-        for name, value in msrs.items():
-            if name == "tsc":
-                lib.soft_set_counter(self._clock.cell, value, self.cpu_cycle_freq)
-            else:
-                self._set_msr(MSRS[name], value)
 
     def _get_fpu(self) -> Fpu:
         tags = self._read("fptag")
@@ -306,7 +300,7 @@ class X86Vcpu(Exceptions, SoftCpu):
         index = self._read("rcx") & 0xFFFFFFFF
         if index not in _OF_THE_GUEST:
             return self._deliver(CpuException(GP))
-        if index == MSRS["tsc"]:
+        if index == MSR_TSC:
             value = lib.soft_counter(self._clock.cell)
             self._write("rax", value & 0xFFFFFFFF)
             self._write("rdx", value >> 32)
@@ -318,7 +312,7 @@ class X86Vcpu(Exceptions, SoftCpu):
         value = self._read("rax") & 0xFFFFFFFF | (self._read("rdx") & 0xFFFFFFFF) << 32
         if index not in _OF_THE_GUEST or (index in _ADDRESSES and not is_canonical(value)):
             return self._deliver(CpuException(GP))
-        if index == MSRS["tsc"]:
+        if index == MSR_TSC:
             lib.soft_set_counter(self._clock.cell, value, self.cpu_cycle_freq)
             self._write("rip", after)
         return None

@@ -7,6 +7,7 @@ The rule here: a CPU's `run()` returns one of these exits and never acts on it; 
 from __future__ import annotations
 
 from tender.dataclass import dataclass
+from tender.errors import HostError, option
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,11 +53,30 @@ if TYPE_CHECKING:
         def count_in(self, activity: Any) -> None:
             """Count its exits, and the time in the guest, in this struct activity."""
 
-        def get_state(self) -> State: ...
+        def get_state(self) -> State:
+            """All registers, behind the instruction whose exit came last.
+
+            The first call imports what it needs, so it comes before lockdown. Raises HostError
+            where the guest uses what a State does not hold.
+            """
+
         def core_state(self) -> State:
             """As much of it as a core file has."""
 
-        def set_state(self, state: State) -> None: ...
+        def set_state(self, state: State) -> None:
+            """Raises HostError for a state that this CPU can't be in."""
+
+        def counter(self) -> int:
+            """The guest's counter (TSC, CNTVCT_EL0) now."""
+
+        def set_counter(self, value: int, hz: int) -> int:
+            """Let the guest's counter go on from `value` with `hz`; returns what it reads then.
+
+            That is less or much more than `value` where this CPU can't set it: it goes on as the
+            machine's own. Raises HostError where it can't have this frequency. Before the guest
+            runs.
+            """
+
         def registers(self) -> dict[str, int]:
             """The general registers by their names, and the instruction pointer."""
 
@@ -85,6 +105,22 @@ if TYPE_CHECKING:
 
         def forget_code(self) -> None:
             """The debugger has changed memory that may hold code."""
+
+
+HZ_TOLERANCE = 250e-6  # of a clock that is measured once, as Firecracker has it
+
+
+def is_near(hz: int, own: int) -> bool:
+    """Whether a guest that counts with `hz` can have a counter of `own`."""
+    return abs(hz - own) <= own * HZ_TOLERANCE
+
+
+def other_frequency(what: str, own: int, hz: int) -> HostError:
+    """Why a CPU, `what`, can't go on with a guest whose counter had `hz`."""
+    return HostError(
+        f"{what}: the guest counts time in {hz} Hz, and this CPU in {own}: "
+        f"use {option('cpu', 'soft')}"
+    )
 
 
 class NotSupported(Exception):

@@ -116,6 +116,14 @@ class GdbVcpu:
         """As kvm.Vcpu has it."""
         self._vcpu.set_state(state)
 
+    def counter(self) -> int:
+        """As cpu.vcpu.Vcpu has it."""
+        return self._vcpu.counter()
+
+    def set_counter(self, value: int, hz: int) -> int:
+        """As cpu.vcpu.Vcpu has it."""
+        return self._vcpu.set_counter(value, hz)
+
     def registers(self) -> dict[str, int]:
         """As kvm.Vcpu has it."""
         return self._vcpu.registers()

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from tender import kvm
 from tender._native import lib
+from tender.cpu import kvm_state
 from tender.cpu.vcpu import Debug, Failure, Interrupted, NotSupported
 from tender.cpu.x86_64 import BP
+from tender.dataclass import replace
 from tender.observe.gdb_int3 import Int3Debug
 
 TYPE_CHECKING = False
@@ -40,7 +42,7 @@ class KvmDebug(Int3Debug):
 
     def debug_state(self) -> Any:
         """As cpu.vcpu.DebugCpu has it."""
-        return self._vcpu.debug_state()
+        return replace(self._vcpu.core_state(), fpu=kvm_state.get_fpu(self._vcpu))
 
     def pause(self) -> None:
         """It stands when it was interrupted."""

@@ -6,8 +6,8 @@ the guest does by itself.
 
 from __future__ import annotations
 
+import tender.cpu.xsave  # noqa: F401 - the native CPU needs it, and after lockdown it is too late
 from tender.cpu.vcpu import Debug, Interrupted, NotSupported, Stops
-from tender.dataclass import replace
 from tender.observe.gdb_int3 import Int3Debug
 
 TYPE_CHECKING = False
@@ -33,12 +33,6 @@ class NativeDebug(Int3Debug):
     def debug_state(self) -> State:
         """As cpu.vcpu.DebugCpu has it."""
         return self._vcpu.get_state()
-
-    def set_state(self, state: State) -> None:
-        """The general registers and the bases of FS and GS."""
-        if state.fpu != self._vcpu.get_state().fpu:
-            raise NotSupported("the native CPU does not let a debugger change these registers")
-        super().set_state(replace(state, fpu=None))
 
     def set_stops(self, stops: Stops) -> None:
         """Any number of breakpoints."""

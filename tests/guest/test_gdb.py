@@ -125,6 +125,9 @@ def test_a_session_over_a_pipe(cpu: str, debug_guest: Build) -> None:
         "monitor stats",
         "print $xmm3.uint128",
         "print $fctrl",
+        "set var $xmm3.uint128 = 7",
+        "maintenance flush register-cache",
+        "print $xmm3.uint128",
         "continue",
         "print 1",
     )  # no file is named: the tender tells
@@ -133,7 +136,8 @@ def test_a_session_over_a_pipe(cpu: str, debug_guest: Build) -> None:
     assert "in solo5_app_main (info=" in text
     assert "in _start ()" in text
     assert [line for line in text.splitlines() if re.match(r"\$\d+ = ", line)] == [
-        "$1 = 2", "$2 = 1", "$3 = 3", "$4 = 0", "$5 = 895", "$6 = 1",
+        "$1 = 2", "$2 = 1", "$3 = 3", "$4 = 0", "$5 = 895", "$6 = 7",
+        "$7 = 1",
     ]  # fmt: skip
     assert "console: 2 calls" in text
     assert "hello" in text  # the console is standard error

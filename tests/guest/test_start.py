@@ -59,7 +59,7 @@ OF_CPU = {
     "kvm": {"tender.cpu.cpuid", "tender.kvm"},
     "native": {
         "_signal", "tender.cpu.exceptions", "tender.cpu.instruction", "tender.cpu.native",
-        "tender.cpu.privileged", "tender.cpu.x86_64",
+        "tender.cpu.native_state", "tender.cpu.privileged", "tender.cpu.x86_64",
     },
 }  # fmt: skip
 

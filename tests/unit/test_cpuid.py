@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tender.boot.x86_64 import MSRS
+from tender.boot.x86_64 import MSR_TSC, MSRS
 from tender.cpu import cpuid
 from tender.cpu.cpuid import HIDDEN, shown
 
@@ -136,5 +136,5 @@ def test_the_software_cpu_shows_nothing_that_is_hidden() -> None:
 
 def test_the_msrs_of_a_guest() -> None:
     efer, fs_base, gs_base = 0xC0000080, 0xC0000100, 0xC0000101
-    assert set(cpuid.msrs()) == {*MSRS.values(), efer, fs_base, gs_base}
+    assert set(cpuid.msrs()) == {*MSRS.values(), MSR_TSC, efer, fs_base, gs_base}
     assert all(count <= 64 for _, count, *_ in cpuid.MSRS)  # the filter's bitmap has 64 bits
