@@ -218,7 +218,8 @@ def assemble(
     dispatcher = Dispatcher(memory, modules, image.machine)
     ring = None
     if uses_engine(config, kind):
-        ring = start_engine(fds, memory, console, poll, devices, vcpu, stop, cleanup)
+        copies = sandbox is not None and sandbox.copies is not None
+        ring = start_engine(fds, memory, console, poll, devices, vcpu, stop, cleanup, copies=copies)
     if page:
         vcpu.count_in(page.activity)
     trace = gdb = None
@@ -350,8 +351,13 @@ def start_engine(
     vcpu: Vcpu[Any],
     stop: Stop,
     cleanup: Cleanup,
+    *,
+    copies: bool = False,
 ) -> Ring | None:
-    """Let engine.c answer what it can; the network ring, where it is offered."""
+    """Let engine.c answer what it can; the network ring, where it is offered.
+
+    `copies`: this process has copies of pages to give back (tender/embed/heap.py).
+    """
     from tender.engine.engine import Engine
 
     engine = Engine(memory, console, poll, devices.block, devices.net)
@@ -360,6 +366,8 @@ def start_engine(
         from tender.engine.ring import Ring
 
         ring = Ring(fds["kick"], memory, engine.cell, devices.net, stop, cleanup)
+    if copies and ring is None:
+        engine.give_back_copies(stop)
     vcpu.use_engine(engine, ring)
     return ring
 

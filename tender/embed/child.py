@@ -15,7 +15,7 @@ from tender import accel, machine
 from tender.cleanup import Cleanup
 from tender.config import Config
 from tender.devices import open_inputs
-from tender.embed import protocol
+from tender.embed import heap, protocol
 from tender.errors import HostError, TenderError, bug_text, serve_program
 from tender.host import set_guest_title, set_title
 from tender.sandbox.fdtable import FdTable
@@ -70,6 +70,7 @@ def run(sock: socket.socket, request: bytes, server_pid: int, namespaces: list[i
                     report_fd=sock.fileno(),
                     parent_pid=server_pid,
                     namespaces=namespaces,
+                    copies=heap.Copies(),
                 )
             outcome = machine.run(
                 config,

@@ -15,7 +15,7 @@ import signal
 import socket
 from errno import EAGAIN
 
-from tender.embed import child
+from tender.embed import child, heap
 from tender.embed.protocol import EXITED, FORKED, WARM
 from tender.errors import TenderError, serve_program
 from tender.host import set_title
@@ -129,6 +129,10 @@ def main(requests: int, exits: int, program: int) -> None:
     gc.collect()
     gc.freeze()  # what the children share stays shared
     gc.disable()
+    try:
+        heap.keep()
+    except OSError:
+        pass  # the children keep their copies
     with socket.socket(fileno=requests) as request, socket.socket(fileno=exits) as exit_:
         Forker(request, exit_, program, namespaces).serve()
 

@@ -28,6 +28,7 @@
 
 #include "abi/abi.h"
 #include "engine.h"
+#include "tender/embed/heap.h"
 #include "tender/host/ticks.h"
 #include "tender/sandbox/sandbox.h"
 
@@ -38,7 +39,7 @@ PTENDER_LAYOUT(struct engine, mem_size, 24);
 PTENDER_LAYOUT(struct engine, ranges, 48);
 PTENDER_LAYOUT(struct engine, devices, 432);
 PTENDER_LAYOUT(struct engine, poll_deadline_ns, 4056);
-PTENDER_SIZE(struct engine, 4072);
+PTENDER_SIZE(struct engine, 4080);
 PTENDER_LAYOUT(struct engine_ring, gpa, 24);
 PTENDER_LAYOUT(struct engine_ring, ending, 36);
 PTENDER_LAYOUT(struct engine_ring, filter, 80);
@@ -48,6 +49,7 @@ PTENDER_SIZE(struct engine_ring, 96);
 #define FRAME_MIN 14 /* an Ethernet header */
 /* Python makes larger transfers, in pieces between which it sees a stop request. */
 #define STEP (1u << 20)
+#define IDLE_NS 100000000u
 
 enum { PYTHON = 0, ANSWERED = 1 };
 
@@ -157,6 +159,19 @@ static int ready_handles(const struct pollset *set, int events, uint64_t *ready_
     return ANSWERED;
 }
 
+/* What host_poll() returns; a guest that is idle first gives back memory. */
+static int poll_and_give_back(struct engine *engine, uint64_t begun_ns, uint64_t deadline_ns)
+{
+    if (!engine->gives_back || deadline_ns - begun_ns < IDLE_NS)
+        return host_poll(engine->pollset, deadline_ns);
+    const int events = host_poll(engine->pollset, begun_ns + IDLE_NS);
+    if (events)
+        return events;
+    heap_give_back((uintptr_t)engine->gives_back);
+    engine->gives_back = NULL;
+    return host_poll(engine->pollset, deadline_ns);
+}
+
 static int poll_devices(struct engine *engine, uint64_t gpa)
 {
     struct hvt_poll args;
@@ -169,7 +184,7 @@ static int poll_devices(struct engine *engine, uint64_t gpa)
     /* Far deadlines are cut: nobody waits for 584 years. */
     uint64_t deadline_ns = timeout_ns > UINT64_MAX - begun_ns ? UINT64_MAX : begun_ns + timeout_ns;
     uint64_t ready_set;
-    int events = host_poll(set, deadline_ns);
+    int events = poll_and_give_back(engine, begun_ns, deadline_ns);
 
     if (events < 0 || ready_handles(set, events, &ready_set) == PYTHON) {
         engine->poll_deadline_ns = deadline_ns;

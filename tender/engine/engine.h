@@ -56,6 +56,8 @@ struct engine {
     uint64_t console_done;     /* bytes of this PUTS that are written */
     uint64_t poll_deadline_ns; /* of this POLL, by CLOCK_MONOTONIC; 0: not begun */
     int32_t has_report;        /* a pcap has ended: Python is to come and say so */
+
+    struct stop *gives_back; /* of a child that is to give back memory, once, when it is idle */
 };
 
 /* The network ring, served on a thread of its own. */

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tender.modules.console import Console
     from tender.modules.net import Net
     from tender.modules.poll import Poll
+    from tender.stop import Stop
 
 
 class Engine:
@@ -63,6 +64,10 @@ class Engine:
                 "pcap": port.pcap.cell if port.pcap else ffi.NULL,
             }
         self._pcaps = [port.pcap for port in net.devices.values() if port.pcap]
+
+    def give_back_copies(self, stop: Stop) -> None:
+        """Have a child's only thread give back its copies once, when the guest is idle."""
+        self.cell.gives_back = stop.cell
 
     def answer(self, number: int, gpa: int) -> bool:
         """Make one hypercall, without a CPU; False: it is Python's, and nothing has happened."""

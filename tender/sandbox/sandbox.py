@@ -34,6 +34,15 @@ if TYPE_CHECKING:
 
         fd: int
 
+    class Copies(Protocol):
+        """Which pages this process has copied since it was forked."""
+
+        def open(self) -> None:
+            """Get ready, while there is a /proc; raises OSError."""
+
+        def note(self) -> None:
+            """Note them."""
+
 
 NOBODY = 65534
 REPORT_MAX = 1 << 16  # bytes of --report: seccomp/report-file.policy
@@ -87,7 +96,7 @@ class Sandbox:
     `mode` is "on" or "require"; `user` is what --user names; `warn` gets a line if this process
     has to stay root, or to share a user. For the child of a program: `report_fd` is where it
     reports a violation, `parent_pid` the process with which it is to end, `namespaces` those that
-    confine.make_namespaces made.
+    confine.make_namespaces made, `copies` notes what it has copied of its server's memory.
     """
 
     def __init__(
@@ -99,7 +108,9 @@ class Sandbox:
         report_fd: int | None = None,
         parent_pid: int | None = None,
         namespaces: list[int] | None = None,
+        copies: Copies | None = None,
     ) -> None:
+        self.copies = copies
         self._require = mode == "require"
         if user is not None and os.geteuid() != 0:
             raise UsageError(f"{option('user', user)}: only root can change the user")
@@ -178,6 +189,12 @@ class Sandbox:
         main = compiled(table.policies())
         ring = compiled(table.ring_policies())
         address_space = self._address_space(table.cpu)  # while there is a /proc
+        copies = self.copies
+        try:
+            if copies:
+                copies.open()
+        except OSError:
+            copies = None  # they are not given back
 
         if self._namespaces:
             if self._layer("namespaces", confine.join_namespaces, self._namespaces):
@@ -204,6 +221,8 @@ class Sandbox:
             become(main)
         if trap and lib.sandbox_report_to(FIXED["report"]):
             raise HostError("sandbox: cannot handle SIGSYS", "sigaction", ffi.errno)
+        if copies:
+            copies.note()
         seccomp.install(main)
         self.layers.append("seccomp")
         self.entered = True

@@ -1,0 +1,83 @@
+"""The memory that the children of a fork server share with it.
+
+Python writes to an object whenever it uses it: it counts references. So a start writes to hundreds
+of pages that a fork shares, each of which is copied, and afterwards many are as before. The server
+makes its memory the private mapping of a file; so a child can give such pages back.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from bisect import bisect_right
+from functools import partial
+
+from tender._native import ffi, lib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+KEPT_BYTES = range(64 << 10, 64 << 20)  # of a mapping: of smaller ones little is shared
+BLOCKS_MAX = 1 << 16
+# Objects of each size that Python has free places for, the largest first.
+_MAKERS: list[Callable[[], object]] = [
+    *(partial(bytes, size - sys.getsizeof(b"")) for size in range(512, 32, -16)),
+    partial(complex, 1, 1),
+    object,
+]
+
+_taken: list[object] = []
+
+
+def keep() -> None:
+    """In a server that is about to fork: keep its memory for children to share. Raises OSError."""
+    lib.heap_clear_cache()
+    _take_free_blocks()
+    lib.heap_fill()
+    mappings = _mappings()
+    lib.heap_clear_cache()
+    for start, end in mappings:
+        if end - start in KEPT_BYTES and lib.heap_keep(start, end - start):
+            raise OSError(ffi.errno, os.strerror(ffi.errno))
+
+
+def _take_free_blocks() -> None:
+    """Have Python's next objects come from fresh pages, not from free places in many."""
+    mappings = _mappings()
+    starts = [start for start, _ in mappings]
+
+    def is_old(address: int) -> bool:
+        index = bisect_right(starts, address) - 1
+        return index >= 0 and address < mappings[index][1]
+
+    for make in _MAKERS:
+        while len(_taken) < BLOCKS_MAX:
+            _taken.append(make())
+            if not is_old(id(_taken[-1])):
+                break
+
+
+def _mappings() -> list[tuple[int, int]]:
+    """The private, writable memory of this process but its stack, in the order of addresses."""
+    found = []
+    with open("/proc/self/maps", "rb") as file:
+        for line in file:
+            addresses, rights, *rest = line.split()
+            if rights == b"rw-p" and rest[-1] != b"[stack]":
+                start, end = (int(each, 16) for each in addresses.split(b"-"))
+                found.append((start, end))
+    return found
+
+
+class Copies:
+    """What tells apart which pages a child has copied."""
+
+    def open(self) -> None:
+        """Open it, while there is a /proc. Raises OSError."""
+        self._pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+
+    def note(self) -> None:
+        """Note the copies that there are now, and close it."""
+        lib.heap_note_copies(self._pagemap)
+        os.close(self._pagemap)

@@ -1,0 +1,50 @@
+"""The memory that the children of a fork server share with it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+FORKED = """
+import os
+from tender._native import lib
+from tender.embed import heap
+
+def anonymous_kib():
+    text = open("/proc/self/smaps_rollup").read()
+    return int(text.partition("Anonymous:")[2].split()[0])
+
+used = [str(number) for number in range(100_000)]
+changed = [bytearray(1000) for _ in range(1000)]
+heap.keep()
+if os.fork():
+    print(os.waitstatus_to_exitcode(os.wait()[1]))
+    assert used[-1] == "99999" and changed[7] == bytes(1000)
+else:
+    before = anonymous_kib()
+    for each in used:
+        each.isdigit()
+    for number, each in enumerate(changed):
+        each[500:502] = number.to_bytes(2, "little")
+    made = [str(-number) for number in range(10_000)]
+    copied = anonymous_kib() - before
+    copies = heap.Copies()
+    copies.open()
+    copies.note()
+    given = lib.heap_give_back(0)
+    kept = anonymous_kib() - before
+    assert used == [str(number) for number in range(100_000)]
+    assert all(int.from_bytes(each[500:502], "little") == n for n, each in enumerate(changed))
+    assert made == [str(-number) for number in range(10_000)]
+    print("child", copied, kept, given, flush=True)
+    os._exit(3)
+"""
+
+
+def test_a_child_gives_back_the_pages_that_it_has_only_used() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True)
+    child, parent = done.stdout.splitlines()
+    copied, kept, given = map(int, child.split()[1:])
+    assert (parent, done.stderr) == ("3", "")
+    assert copied > 5000 + kept, "100,000 strings take 5 MiB"
+    assert 4 * given >= copied - kept - 500
