@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tender.testing.net.host import Host as Host
     from tender.testing.net.host import Ping as Ping
     from tender.testing.net.host import UdpPort as UdpPort
+    from tender.testing.net.http import Response as Response
     from tender.testing.net.packets import Datagram as Datagram
     from tender.testing.net.port import GuestPort as GuestPort
     from tender.testing.net.switch import Switch as Switch
@@ -38,6 +39,7 @@ _MODULES = {
     "Host": "tender.testing.net.host",
     "Listener": "tender.testing.net.tcp",
     "Ping": "tender.testing.net.host",
+    "Response": "tender.testing.net.http",
     "SubtestFactory": "tender.testing.fixtures",
     "Switch": "tender.testing.net.switch",
     "UdpPort": "tender.testing.net.host",

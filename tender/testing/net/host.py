@@ -11,10 +11,11 @@ from typing import overload
 
 from tender.checks import as_port
 from tender.errors import InvalidValue
-from tender.testing.net import packets
+from tender.testing.net import http, packets
 from tender.testing.net.packets import Datagram, Echo, Packet
 from tender.testing.net.stack import INBOX_FRAMES, Stack, as_data
-from tender.testing.net.tcp import Tcp
+from tender.testing.net.tcp import RETRY_S, Tcp
+from tender.testing.net.virtual import Stuck
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from tender.testing.net.tcp import Connection, Listener
 
 PING_DATA = bytes(range(56))
+CONNECT_S = 1.0  # to one attempt of `wait_for_port`
 ERROR_FRAMES = 5  # shown in an error
 
 
@@ -167,20 +169,66 @@ class Host(Stack):
         """
         return self._tcp.listen(port)
 
-    def http_get(
-        self, address: str, path: str = "/", port: int = 80, timeout: float | None = None
-    ) -> tuple[int, bytes]:
-        """The answer of a web server: status and body. HTTP/1.0, one connection."""
-        if not isinstance(path, str):
-            raise InvalidValue("path", path, "a string, as '/'")
+    def wait_for_port(self, address: str, port: int, timeout: float | None = None) -> None:
+        """Wait until a TCP port accepts a connection, which is closed at once.
+
+        Raises TimeoutError after `timeout` seconds.
+        """
+        seconds = self.patience if timeout is None else timeout
+        end_ns = self.timeline.now_ns() + round(seconds * 1e9)
+        why: Exception | None = None
+        while (left_s := (end_ns - self.timeline.now_ns()) / 1e9) > 0:
+            try:
+                return self.tcp(address, port, min(left_s, CONNECT_S)).close()
+            except Stuck:
+                raise
+            except (TimeoutError, ConnectionResetError) as error:
+                why = error
+            self.timeline.wait(lambda: False, min(left_s, RETRY_S))
+        raise TimeoutError(f"{why or f'{address}:{port} was not tried'} (for {seconds:g} s)")
+
+    def http(
+        self,
+        method: str,
+        address: str,
+        path: str = "/",
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+        port: int = 80,
+        timeout: float | None = None,
+    ) -> http.Response:
+        """A request to a web server, on a connection of its own: HTTP/1.1, closed after it.
+
+        `timeout` is that of each wait. Raises ValueError for an answer that is not HTTP.
+        """
+        http.check(path, body, headers)
         with self.tcp(address, port, timeout) as connection:
-            name = address if port == 80 else f"{address}:{port}"
-            connection.send(f"GET {path} HTTP/1.0\r\nHost: {name}\r\n\r\n".encode())
-            head, _, body = connection.read().partition(b"\r\n\r\n")
-        words = head.split(None, 2)
-        if len(words) < 2 or not words[0].startswith(b"HTTP/") or not words[1].isdigit():
-            raise ValueError(f"{address}:{port} does not speak HTTP: {head[:60]!r}")
-        return int(words[1]), body
+            return http.request(connection, method, path, body, headers or {})
+
+    def http_get(
+        self,
+        address: str,
+        path: str = "/",
+        port: int = 80,
+        timeout: float | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> tuple[int, bytes]:
+        """Status and body of a page; see `http`."""
+        response = self.http("GET", address, path, None, headers, port, timeout)
+        return response.status, response.body
+
+    def http_post(
+        self,
+        address: str,
+        path: str = "/",
+        body: bytes = b"",
+        headers: dict[str, str] | None = None,
+        port: int = 80,
+        timeout: float | None = None,
+    ) -> tuple[int, bytes]:
+        """Post `body`; status and body of the answer. See `http`."""
+        response = self.http("POST", address, path, body, headers, port, timeout)
+        return response.status, response.body
 
     def send(self, packet: Any) -> None:
         """Send a frame as it is: bytes, or a packet of scapy's.

@@ -101,6 +101,19 @@ class Connection:
             raise EOFError(f"{self!r}: it ended before {end!r} came{self._unread()}")
         return self._take(self.received.index(end) + len(end))
 
+    def read_some(self, n: int = 1 << 16, timeout: float | None = None) -> bytes:
+        """Up to `n` bytes, as soon as some have come; empty where the peer has closed."""
+        self._wait(lambda: self.received or self._ended, timeout)
+        return self._take(n)
+
+    def reset(self) -> None:
+        """Reset the connection (RST): the peer gets an error, and no byte that is under way."""
+        with self._stack.timeline.lock:
+            if not self._reset:
+                self._reset = True
+                self._send(RST | ACK, self._next, b"")
+                self._stack.timeline.notify()
+
     def close(self) -> None:
         """Send FIN, again until it is acknowledged; does not wait for that."""
         with self._stack.timeline.lock:
@@ -129,7 +142,11 @@ class Connection:
 
     def connect(self) -> Connection:
         """Send SYN, and wait until the connection is established."""
-        self._deliver(SYN, b"", None)
+        try:
+            self._deliver(SYN, b"", None)
+        except TimeoutError:
+            self.reset()  # an answer that comes later is to nobody
+            raise
         return self
 
     def _deliver(self, flags: int, data: bytes, timeout: float | None) -> None:
