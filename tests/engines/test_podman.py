@@ -18,7 +18,6 @@ from tests.guest.conftest import PTENDER, Namespace, builder, open_namespace
 from tests.waiting import wait_until
 
 OCI = PTENDER.with_name("ptender-oci")
-CPU = "soft"
 CONFIG = f"""
 [containers]
 default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
@@ -40,7 +39,7 @@ class Podman:
         self.namespace = namespace
         config = folder / "containers.conf"
         config.write_text(CONFIG)
-        self._environment = {**os.environ, "CONTAINERS_CONF": str(config), "PTENDER_CPU": CPU}
+        self._environment = {**os.environ, "CONTAINERS_CONF": str(config)}  # conmon gets none
         places = [f"--root={folder}/root", f"--runroot={folder}/run", f"--tmpdir={folder}/tmp"]
         places += [f"--network-config-dir={folder}/networks", "--storage-driver=vfs"]
         self._command = [*namespace.enter, "podman", *places]
@@ -163,6 +162,23 @@ def test_limits(podman: Podman, build: Any) -> None:
     assert Path(f"/sys/fs/cgroup/cpu{cpu}/cpu.cfs_quota_us").read_text() == "50000\n"
     podman("rm", "--force", "--time=0", "loop")
     assert not Path(f"/sys/fs/cgroup/cpu{cpu}").exists()
+
+
+def test_out_of_memory(podman: Podman, build: Any) -> None:
+    """What the guest writes to a disk on a tmpfs is the container's memory.
+
+    conmon before 2.1.13 notes it in podman's working folder, and podman looks in the container's.
+    """
+    fill = podman.image(build("fill"))
+    options = ("--network=none", "--memory=64m", "--name=full")
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as disk:
+        disk.truncate(256 << 20)
+        podman("create", *options, "-v", f"{disk.name}:/storage", fill)
+        [folder] = (podman.folder / "root").glob(f"*-containers/{podman.inspect('full')['Id']}")
+        podman("start", "--attach", "full", cwd=folder / "userdata", check=False)
+    state = podman.inspect("full")["State"]
+    assert (state["OOMKilled"], state["ExitCode"]) == (True, 137)
+    podman("rm", "full")
 
 
 def test_restart_on_failure(podman: Podman, build: Any) -> None:
