@@ -3,12 +3,7 @@
 #define _GNU_SOURCE
 #endif
 #include <cpuid.h>
-#include <linux/perf_event.h>
-#include <stddef.h>
-#include <sys/mman.h>
-#include <sys/syscall.h>
 #include <time.h>
-#include <unistd.h>
 #include <x86intrin.h>
 
 #include "tsc.h"
@@ -16,29 +11,6 @@
 #define LEAST_NS 3000000 /* a look is wrong by some 10 ns, so 10 ppm */
 
 uint64_t tsc_read(void) { return __rdtsc(); }
-
-static int64_t hz_of_perf(void)
-{
-    struct perf_event_attr attribute = {
-        .type = PERF_TYPE_SOFTWARE,
-        .size = sizeof attribute,
-        .config = PERF_COUNT_SW_DUMMY,
-        .exclude_kernel = 1,
-    };
-    const long page = sysconf(_SC_PAGESIZE);
-    int64_t hz = 0;
-    int fd = (int)syscall(SYS_perf_event_open, &attribute, 0, -1, -1, PERF_FLAG_FD_CLOEXEC);
-    if (fd < 0)
-        return 0;
-    struct perf_event_mmap_page *at = mmap(NULL, (size_t)page, PROT_READ, MAP_SHARED, fd, 0);
-    if (at != MAP_FAILED) {
-        if (at->cap_user_time && at->time_mult) /* ns = cycles * mult >> shift */
-            hz = (int64_t)(((__int128)1000000000 << at->time_shift) / at->time_mult);
-        munmap(at, (size_t)page);
-    }
-    close(fd);
-    return hz;
-}
 
 static int64_t hz_of_cpuid(void)
 {
@@ -98,7 +70,6 @@ static int64_t hz_measured(void)
 int64_t tsc_hz(void)
 {
     static int64_t hz; /* which a forked child has from its parent */
-    hz = hz ? hz : hz_of_perf();
     hz = hz ? hz : hz_of_cpuid();
     return hz = hz ? hz : hz_measured();
 }

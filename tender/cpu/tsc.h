@@ -7,6 +7,6 @@
 
 #include <stdint.h>
 
-/* Hz: as the kernel or the CPU says, else measured since this module was loaded, once. */
+/* Hz: as the CPU says, else measured since this module was loaded, once. */
 int64_t tsc_hz(void);
 uint64_t tsc_read(void);
