@@ -2,6 +2,7 @@
 
 import os
 import platform
+import runpy
 
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
@@ -42,11 +43,14 @@ FRAME_FILTER = [
 
 
 class BuildExt(build_ext):  # type: ignore[misc]
-    """The extension modules, and the programs that run beside a tender."""
+    """The extension modules, the file of cli/frozen, and the programs that run beside a tender."""
 
     def run(self) -> None:
         """Build all."""
         super().run()
+        target = "tender" if self.inplace else f"{self.build_lib}/tender"
+        write = runpy.run_path("tender/cli/frozen.py")["write"]
+        write("tender", target, in_place=bool(self.inplace))
         self._program("tender/host/frame-filter", FRAME_FILTER)
         if platform.machine() != "x86_64":
             return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,70 +11,77 @@ from pathlib import Path
 import _cffi_backend
 import pytest
 
+from tender.cli import frozen
 from tests.guest.conftest import ROOT, Build
 
+OURS = {frozen.module_name(file) for file in frozen.FILES}
 PLAIN = {
     # the standard library's
-    "__future__", "_collections_abc", "_stat", "_struct", "_thread", "errno", "fcntl", "gc",
-    "genericpath", "itertools", "mmap", "os", "os.path", "posixpath", "stat", "struct",
+    "__future__", "_collections_abc", "_signal", "_stat", "_struct", "_thread", "errno", "fcntl",
+    "gc", "genericpath", "itertools", "mmap", "os", "os.path", "posixpath", "stat", "struct",
     # the compiled part
     "_cffi_backend", "tender._native",
-    # ours
-    "tender", "tender.accel", "tender.backends", "tender.boot", "tender.boot.bootinfo",
-    "tender.checks", "tender.boot.layout", "tender.boot.x86_64", "tender.cleanup", "tender.cli",
-    "tender.cli.commandline", "tender.cli.main", "tender.cli.options", "tender.cli.values",
-    "tender.clock", "tender.config", "tender.cpu",
-    "tender.cpu.vcpu", "tender.dataclass", "tender.devices", "tender.engine",
-    "tender.engine.engine",
-    "tender.errors", "tender.host", "tender.hypercalls", "tender.image", "tender.image.elf",
-    "tender.image.file", "tender.image.manifest", "tender.loop", "tender.machine",
-    "tender.memory", "tender.modules", "tender.modules.assign",
-    "tender.modules.block", "tender.modules.console", "tender.modules.net", "tender.modules.poll",
-    "tender.modules.time", "tender.observe", "tender.observe.counters", "tender.outcome",
-    "tender.sandbox", "tender.sandbox.confine", "tender.sandbox.fdtable", "tender.sandbox.policy",
-    "tender.sandbox.sandbox", "tender.sandbox.seccomp", "tender.stop",
+    # what comes before tender/cli/frozen.py can be used
+    "tender", "tender.cli", "tender.cli.frozen",
 }  # fmt: skip
 
 CODE = """
 import os, sys
 before = set(sys.modules)
 sys.path += [{root!r}, {backend!r}]
+from tender.cli import frozen
+frozen.use()
 from tender.cli.main import main
 status = main(["ptender", *{words!r}])
 new = set(sys.modules) - before
 new = {{name for name in new if not name.endswith(".lib")}}
-os.write(2, ("\\n" + " ".join(sorted(new))).encode())
+loaders = {{name: getattr(sys.modules[name], '__loader__', None) for name in new}}
+found = {{name for name in new if type(loaders[name]) is frozen.Finder}}
+for names in new, found:
+    os.write(2, ("\\n" + " ".join(sorted(names))).encode())
 os._exit(status)  # as the command does: it is in the sandbox
 """
 
 
-def imported(*words: str) -> set[str]:
+def imported(*words: str, root: Path = ROOT) -> tuple[set[str], set[str]]:
+    """What a run imports, and which of it from the file of tender/cli/frozen.py."""
     backend = str(Path(_cffi_backend.__file__).parent)
-    code = CODE.format(root=str(ROOT), backend=backend, words=list(words))
+    code = CODE.format(root=str(root), backend=backend, words=list(words))
     done = subprocess.run(
-        [sys.executable, "-IS", "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-IS", "-c", code], capture_output=True, text=True, check=False
     )
-    return set(done.stderr.splitlines()[-1].split())
-
-
-OF_CPU = {
-    "kvm": {"tender.cpu.cpuid", "tender.kvm"},
-    "native": {
-        "_signal", "tender.cpu.exceptions", "tender.cpu.instruction", "tender.cpu.native",
-        "tender.cpu.native_state", "tender.cpu.privileged", "tender.cpu.x86_64",
-    },
-}  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    new, found = done.stderr.split("\n")[-2:]
+    return set(new.split()), set(found.split())
 
 
 def test_a_plain_run(guest: Build, tmp_path: Path, cpu: str) -> None:
     if cpu == "soft":
         pytest.skip("unicorn's own imports, and its code of 20 MiB, cost more than all of ours")
-    plain = PLAIN | OF_CPU[cpu]
-    new = imported(f"--cpu={cpu}", "--mem=8", str(guest("exit")))
-    assert new - plain == set(), "these cost every start"
+    new, _ = imported(f"--cpu={cpu}", "--mem=8", str(guest("exit")))
+    assert new - OURS - PLAIN == set(), "these cost every start"
+    with_disk = {"tender.host.block", "tender.host.lock"}
+    assert not new & with_disk, "these cost every start without a disk"
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(4096))
-    new = imported(f"--cpu={cpu}", "--mem=8", "--block", str(image), str(guest("block")))
-    assert new - plain == {"tender.host.block", "tender.host.lock"}, (
-        "the others cost every start with a disk"
-    )
+    new, _ = imported(f"--cpu={cpu}", "--mem=8", "--block", str(image), str(guest("block")))
+    assert new - OURS - PLAIN == set(), "these cost every start with a disk"
+
+
+def test_the_file_of_a_plain_run(guest: Build, tmp_path: Path, any_cpu: str) -> None:
+    """All is found in it but what has changed, and nothing in that of another Python."""
+    package = tmp_path / "tender"
+    shutil.copytree(ROOT / "tender", package)
+    (tmp_path / "seccomp").symlink_to(ROOT / "seccomp")
+    frozen.write(str(package), str(package), in_place=True)
+    run = (f"--cpu={any_cpu}", "--mem=8", str(guest("exit")))
+    new, found = imported(*run, root=tmp_path)
+    assert found == new & OURS
+    os.utime(package / "loop.py", (0, 0))
+    with (package / "errors.py").open("a") as source:
+        source.write("# changed")
+    _, fewer = imported(*run, root=tmp_path)
+    assert found - fewer == {"tender.errors", "tender.loop"}
+    file = package / frozen.NAME
+    file.write_bytes(b"else" + file.read_bytes()[4:])
+    assert imported(*run, root=tmp_path)[1] == set()
