@@ -90,6 +90,8 @@ class KvmAccelerator:
             opened = kvm.Kvm(self._cleanup)
             if hardware and emulated() and (native_usable() or soft_usable()):
                 raise HostError("KVM: this machine emulates what a guest executes (no VMX, no SVM)")
+            if hardware and (reason := kvm.limit()):
+                raise HostError(f"KVM: {reason}")
             self.vm = kvm.Vm(opened, self._cleanup)
             self._vcpu = kvm.Vcpu(self.vm, self._cleanup)
         except ImportError:
@@ -127,9 +129,9 @@ class NativeAccelerator:
 
     kind = KINDS["native"]
 
-    def __init__(self, image: Image, notice: str = "") -> None:
+    def __init__(self, image: Image, mem_bytes: int, notice: str = "") -> None:
         self.notice = notice
-        reason = _not_native(image)
+        reason = _not_native(image, mem_bytes)
         if reason:
             raise HostError(f"native CPU: {reason}: use {option('cpu', 'soft')}")
 
@@ -203,7 +205,7 @@ def choose(
         cleanup.callback(created.close)
     wanted = choice(config)
     if wanted == "native":
-        return NativeAccelerator(image)
+        return NativeAccelerator(image, config.mem_bytes)
     if wanted == "soft":
         return SoftAccelerator(image, clock, config.instructions)
     try:
@@ -211,17 +213,17 @@ def choose(
     except HostError as error:
         if wanted == "kvm":
             raise HostError(f"{error}, or use {option('cpu', 'soft')}", error.syscall, 0) from None
-        return _without_kvm(error, image, clock)
+        return _without_kvm(error, image, config.mem_bytes, clock)
     cleanup.callback(kvm.close)
     return kvm
 
 
-def _without_kvm(why: HostError, image: Image, clock: HostClock) -> Accelerator:
+def _without_kvm(why: HostError, image: Image, mem_bytes: int, clock: HostClock) -> Accelerator:
     """What `auto` takes where there is no KVM for this image; its notice says why."""
-    reason = _not_native(image)
+    reason = _not_native(image, mem_bytes)
     if not reason:
-        quiet = option("cpu", "native")
-        return NativeAccelerator(image, f"{why}; taking the native CPU (to say nothing: {quiet})")
+        notice = f"{why}; taking the native CPU (to say nothing: {option('cpu', 'native')})"
+        return NativeAccelerator(image, mem_bytes, notice)
     text = f"{why}; native CPU: {reason}" if image.machine == EM_X86_64 else str(why)
     _check_soft(text)
     quiet = option("cpu", "soft")
@@ -229,12 +231,14 @@ def _without_kvm(why: HostError, image: Image, clock: HostClock) -> Accelerator:
     return SoftAccelerator(image, clock, None, notice)
 
 
-def _not_native(image: Image) -> str:
+def _not_native(image: Image, mem_bytes: int) -> str:
     """Why the native CPU can't run this image; empty: it can."""
     from tender.cpu import native
 
     here, guest = os.uname().machine, MACHINES[image.machine]
-    return native.missing() if guest == here else f"this guest is for {guest}, the machine {here}"
+    if guest != here:
+        return f"this guest is for {guest}, the machine {here}"
+    return native.missing() or native.limit(mem_bytes)
 
 
 def _kvm(image: Image, created: KvmAccelerator | None, wanted: str) -> KvmAccelerator:

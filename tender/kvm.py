@@ -46,6 +46,15 @@ _SEGMENT_FIELDS = tuple(Segment.__annotations__)
 _ENTRY = struct.Struct("<7I12x")  # a struct kvm_cpuid_entry2
 
 
+def limit() -> str:
+    """Which limit of this process keeps a guest from KVM; empty: none does.
+
+    From Linux 6.14 on, the first KVM_RUN starts a kernel thread.
+    """
+    is_reached = lib.native_limit(0) == lib.RLIMIT_NPROC
+    return "a kernel thread exceeds the limit of processes (`ulimit -u`)" if is_reached else ""
+
+
 def is_hardware() -> bool:
     """Whether the CPU runs guests by itself. Without that, KVM emulates their every instruction
     in kernel mode, a hundred times slower or more."""

@@ -19,6 +19,7 @@
 #include <string.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <ucontext.h>
@@ -383,4 +384,31 @@ int native_missing(void)
     if (!(getauxval(AT_HWCAP2) & HWCAP2_FSGSBASE_BIT))
         return 1;
     return getauxval(AT_MINSIGSTKSZ) + SIGNAL_FRAME > NATIVE_STACK_SIZE ? 2 : 0;
+}
+
+static int end(void *nothing)
+{
+    (void)nothing;
+    _exit(0);
+}
+
+static int can_start_a_process(void)
+{
+    char stack[1 << 12] __attribute__((aligned(16)));
+    const int pid = clone(end, stack + sizeof stack, CLONE_VM | CLONE_VFORK | SIGCHLD, NULL);
+    while (pid > 0 && waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+        ;
+    return pid > 0 || errno != EAGAIN;
+}
+
+int native_limit(uint64_t mem_bytes)
+{
+    struct rlimit limit;
+    const uint64_t longest = mem_bytes > NATIVE_SHARED_SIZE ? mem_bytes : NATIVE_SHARED_SIZE;
+    if (!getrlimit(RLIMIT_FSIZE, &limit) && limit.rlim_cur < longest)
+        return RLIMIT_FSIZE;
+    if (getrlimit(RLIMIT_NPROC, &limit) || limit.rlim_cur == RLIM_INFINITY)
+        return -1;
+    /* Root is not limited, but becomes a user with this process alone. */
+    return (geteuid() ? can_start_a_process() : limit.rlim_cur > 1) ? -1 : RLIMIT_NPROC;
 }

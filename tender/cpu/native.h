@@ -141,3 +141,6 @@ void native_kill(struct native *native);
 
 /* Why the CPU or the kernel can't: 1 no FSGSBASE, 2 a signal frame that is too large, else 0. */
 int native_missing(void);
+
+/* Which limit of this process (RLIMIT_*) keeps a guest with so much memory from this CPU; -1: none. */
+int native_limit(uint64_t mem_bytes);

@@ -75,6 +75,16 @@ def missing() -> str:
     return "" if os.path.exists(PROGRAM) else f"it was installed without {PROGRAM}"
 
 
+def limit(mem_bytes: int) -> str:
+    """Which limit of this process keeps a guest with so much memory from it; empty: none does."""
+    resource = lib.native_limit(mem_bytes)
+    if resource == lib.RLIMIT_FSIZE:
+        return f"{mem_bytes >> 20} MiB of guest memory exceed the limit of files (`ulimit -f`)"
+    if resource == lib.RLIMIT_NPROC:
+        return "another process exceeds the limit of processes (`ulimit -u`)"
+    return ""
+
+
 def _sysctl(name: str) -> int:
     """0 where there is no such setting, or no /proc: then the start says what is wrong."""
     try:

@@ -17,6 +17,7 @@ import pytest
 from tender import Guest, VirtualTime, accel
 from tender.cpu import native
 from tests.guest.conftest import PTENDER, Build, Run
+from tests.guest.ordinary import ordinary
 from tests.needs import needs
 from tests.unit import elves
 from tests.waiting import wait_until_asleep
@@ -59,6 +60,29 @@ def command(
         env=environment,
         timeout=100,
     )
+
+
+@pytest.mark.skipif(bool(native.missing()), reason=native.missing() or "-")
+@pytest.mark.parametrize(
+    ("limit", "why"),
+    [
+        ("--fsize=1000000", "8 MiB of guest memory exceed the limit of files (`ulimit -f`)"),
+        ("--nproc=1", "another process exceeds the limit of processes (`ulimit -u`)"),
+    ],
+)
+def test_a_limit_of_the_native_cpu(tmp_path: Path, limit: str, why: str) -> None:
+    """`auto` goes on with another CPU and names it; who asks for this one gets one line."""
+    change = "accel.KvmAccelerator = no_kvm"
+    no_kvm = "def no_kvm(**_): raise accel.HostError('KVM: none')"
+    for before in (["prlimit", limit], ["prlimit", limit, *ordinary(tmp_path / "user", [])]):
+        done = command(f"exec({no_kvm!r}); {change}", "--mem=8", demo(), before=before)
+        taken = f"ptender: KVM: none; native CPU: {why}; {TAKING['soft']}\n"
+        assert (done.returncode, done.stderr) == (0, taken)
+        done = command("pass", "--cpu=native", "--mem=8", demo(), before=before)
+        assert (done.returncode, done.stderr) == (
+            1,
+            f"ptender: native CPU: {why}: use --cpu=soft\n",
+        )
 
 
 # Where there is no KVM, no device at all, no network and no root.
