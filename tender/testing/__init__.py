@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tender.testing.fixtures import BlockImageFactory as BlockImageFactory
     from tender.testing.fixtures import SubtestFactory as SubtestFactory
     from tender.testing.fixtures import UnikernelFactory as UnikernelFactory
+    from tender.testing.net.bridge import Bridge as Bridge
     from tender.testing.net.faults import Fault as Fault
     from tender.testing.net.host import Host as Host
     from tender.testing.net.host import Ping as Ping
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from tender.testing.unikernel import Unikernel as Unikernel
 
 _MODULES = {
+    "Bridge": "tender.testing.net.bridge",
     "BlockImageFactory": "tender.testing.fixtures",
     "Connection": "tender.testing.net.tcp",
     "Console": "tender.embed.console",

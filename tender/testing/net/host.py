@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import overload
 
 from tender.checks import as_port
-from tender.errors import InvalidValue
+from tender.errors import InvalidValue, UsageError
 from tender.testing.net import http, packets
 from tender.testing.net.packets import Datagram, Echo, Packet
 from tender.testing.net.stack import INBOX_FRAMES, Stack, as_data
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Interface
     from typing import Any
 
+    from tender.testing.net.bridge import Bridge
     from tender.testing.net.port import Network
     from tender.testing.net.tcp import Connection, Listener
 
@@ -93,6 +94,7 @@ class Host(Stack):
         self._pinged = 0
         self._udp: dict[int, UdpPort] = {}
         self._tcp = Tcp(self)
+        self._bridges: list[Bridge] = []
 
     def ping(
         self,
@@ -168,6 +170,32 @@ class Host(Stack):
         A port that nobody listens on answers nothing.
         """
         return self._tcp.listen(port)
+
+    def bridge(self, address: str, port: int, local_port: int = 0) -> Bridge:
+        """Let programs of this machine connect to a TCP port on the switch.
+
+        Connections to `bridge.port` on 127.0.0.1 (`local_port`; 0: a free one) become connections
+        of this host: `with host.bridge("10.0.0.2", 80) as bridge: requests.get(bridge.url)`. One
+        that fails is reset, and why is on stderr. Raises UsageError, in virtual time as well: the
+        other program would not wait for it.
+        """
+        from tender.testing.net.bridge import Bridge
+
+        as_port("port", port)
+        if local_port:
+            as_port("local_port", local_port)
+        self.next_hop(address)
+        if self.timeline.virtual:
+            raise UsageError("there is no bridge in virtual time: use the fixture `switch`")
+        target = f"{address}:{port}"
+        bridge = Bridge(lambda: self.tcp(address, port), target, local_port)
+        self._bridges.append(bridge)
+        return bridge
+
+    def close(self) -> None:
+        """Close its bridges."""
+        for bridge in self._bridges:
+            bridge.close()
 
     def wait_for_port(self, address: str, port: int, timeout: float | None = None) -> None:
         """Wait until a TCP port accepts a connection, which is closed at once.

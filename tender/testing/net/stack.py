@@ -72,7 +72,7 @@ class Stack:
 
     def resolve(self, address: str, timeout: float = 1.0) -> bytes:
         """The same as 6 bytes; for an address of another network, the gateway's."""
-        hop = self._next_hop(address)
+        hop = self.next_hop(address)
         spent = 0.0
         while hop not in self._neighbours:
             patience = self.patience if self._network.awaits_guests() else timeout
@@ -84,7 +84,8 @@ class Stack:
             spent += ARP_EVERY_S
         return self._neighbours[hop]
 
-    def _next_hop(self, address: str) -> str:
+    def next_hop(self, address: str) -> str:
+        """The neighbour to which packets for `address` go; UsageError if there is none."""
         if IPv4Address(as_ipv4("address", address)) in self._subnet:
             return address
         if self._gateway is None:

@@ -304,6 +304,8 @@ class Switch(Faulty):
             if self._closed:
                 return
             self._closed = True
+        for host in self.hosts:
+            host.close()
         for port in self.ports:
             port.close()
         for other in self.others:

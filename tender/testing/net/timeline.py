@@ -57,9 +57,10 @@ class RealTime:
         self._changed.notify_all()
 
     def wait(self, predicate: Callable[[], object], timeout_s: float) -> bool:
-        """Wait until `predicate` is true; False after `timeout_s` seconds."""
+        """Wait until `predicate` is true; False after `timeout_s` seconds, or when it is closed."""
         with self._changed:
-            return bool(self._changed.wait_for(predicate, timeout_s))
+            self._changed.wait_for(lambda: predicate() or self._closed, timeout_s)
+            return bool(predicate())
 
     def close(self) -> None:
         with self.lock:
