@@ -61,18 +61,21 @@ def create(
         # Before there is anything that outlives this process: `delete` then finds all of it.
         states.save(container)
         cgroups.make(groups, bundle.limits)
-        hooks.run(bundle, "prestart", id, "creating")
-        hooks.run(bundle, "createRuntime", id, "creating")
         fifo = states.path(id, FIFO)
         process = _Process(
             lambda report: _become_tender(
-                report, fifo, folders, bundle, guest, command, console_socket
+                report, container, fifo, bundle, guest, command, console_socket
             )
         )
+        process.wait()  # until it is in the namespaces, which these hooks find by its PID
+        hooks.run(bundle, "prestart", id, "creating", process.pid)
+        hooks.run(bundle, "createRuntime", id, "creating", process.pid)
+        process.go_on()
+        process.wait()  # until it can become the tender
         states.save(replace(container, pid=process.pid, pid_started=started(process.pid) or ""))
         if pid_file:
             _write_pid(pid_file, process.pid)
-        process.release()
+        process.go_on()
         return process.pid
     except BaseException as error:
         if process:
@@ -91,64 +94,62 @@ def _write_pid(path: str, pid: int) -> None:
 
 
 class _Process:
-    """The process that `create` leaves behind, which waits until it may become the tender."""
+    """The process that `create` leaves behind. It goes on step by step, and ends with `create`."""
 
     def __init__(self, run: Callable[[socket.socket], NoReturn]) -> None:
-        ours, theirs = socket.socketpair()
+        self._report, theirs = socket.socketpair()
         self.pid = os.fork()
         if not self.pid:
-            ours.close()
+            self._report.close()
             run(theirs)
         theirs.close()
-        self._report = ours
-        with ours.makefile("rb") as file:
-            answer = file.readline()
+        self._lines = self._report.makefile("rb")
+
+    def wait(self) -> None:
+        """Wait until it has done a step. Raises ConfigError with what it could not do."""
+        answer = self._lines.readline()
         if not answer:
-            self.kill()
             raise HostError("the container's process ended before it was ready")
         if error := json.loads(answer):
-            self.kill()
             raise ConfigError(error)
 
-    def release(self) -> None:
-        """Let it wait for `start`; until then it ends with this process."""
+    def go_on(self) -> None:
+        """Let it do the next step; the last is to wait for `start`."""
         self._report.send(b"!")
-        self._report.close()
 
     def kill(self) -> None:
         """End it."""
-        self._report.close()
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
 
 
 def _become_tender(
     report: socket.socket,
+    container: Container,
     fifo: str,
-    groups: tuple[str, ...],
     bundle: Bundle,
     guest: Guest,
     tender: Sequence[str],
     console_socket: str | None,
 ) -> NoReturn:
-    """Prepare, report, wait for `start`, and execute the tender."""
+    """Prepare step by step, wait for `start`, and execute the tender."""
     try:
         os.setsid()
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         if bundle.oom_score_adj is not None:
             with open("/proc/self/oom_score_adj", "w") as file:
                 file.write(str(bundle.oom_score_adj))
-        cgroups.join(groups)
+        cgroups.join(container.cgroups)
         if bundle.terminal:
             _take_terminal(console_socket or "")
         if bundle.network is not None:
             network.enter(bundle.network)
+        _end_step(report)
+        hooks.run(bundle, "createContainer", container.id, "creating", os.getpid())
         command = tender_command(bundle, guest, tender)
         # For reading and writing: to open it and to read from it then need no writer.
         wait = os.open(fifo, os.O_RDWR | os.O_CLOEXEC)
-        report.send(json.dumps("").encode() + b"\n")
-        if not report.recv(1):
-            os._exit(1)  # `create` has failed or was killed
+        _end_step(report)
         report.close()
         os.read(wait, 1)
         os.execv(command[0], command)
@@ -159,6 +160,12 @@ def _become_tender(
         except OSError:
             os.write(2, f"ptender-oci: {text}\n".encode())
     os._exit(1)
+
+
+def _end_step(report: socket.socket) -> None:
+    report.send(json.dumps("").encode() + b"\n")
+    if not report.recv(1):
+        os._exit(1)  # `create` has failed or was killed
 
 
 def _take_terminal(path: str) -> None:

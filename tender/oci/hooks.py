@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 from tender._native import lib
 from tender.errors import ConfigError
@@ -15,10 +14,13 @@ if TYPE_CHECKING:
 VERSION = "1.1.0"  # of the runtime specification
 
 
-def run(bundle: Bundle, step: str, id: str, status: str, pid: int = 0) -> None:
-    """Run the programs of this step with the container's state on standard input."""
+def run(bundle: Bundle, step: str, id: str, status: str, pid: int) -> None:
+    """Run the programs of this step with the container's state on standard input.
+
+    Raises ConfigError at the first that fails.
+    """
     for hook in bundle.hooks[step]:
-        _run(bundle, hook, step, id, status, pid or os.getpid())
+        _run(bundle, hook, step, id, status, pid)
 
 
 def _run(bundle: Bundle, hook: Hook, step: str, id: str, status: str, pid: int) -> None:

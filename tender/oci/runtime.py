@@ -110,7 +110,7 @@ def delete(states: States, id: str, force: bool) -> None:
             raise
         return None
     try:
-        hooks.run(bundles.load(container.bundle), "poststop", id, "stopped")
+        hooks.run(bundles.load(container.bundle), "poststop", id, "stopped", 0)
     except TenderError:
         if not force:  # the engine may have removed the bundle
             raise

@@ -59,11 +59,11 @@ def test_create(runtime: Runtime, make: Any) -> None:
     assert steps >= 10  # it was killed
 
 
-@pytest.mark.parametrize("call", ["setsid", "sendto"])
-def test_the_process_that_create_makes(runtime: Runtime, make: Any, call: str) -> None:
+@pytest.mark.parametrize(("call", "nth"), [("setsid", 1), ("sendto", 1), ("sendto", 2)])
+def test_the_process_that_create_makes(runtime: Runtime, make: Any, call: str, nth: int) -> None:
     """It is the first to call these. That it was killed is the error of `create`."""
     create = ("create", "--bundle", make("hello"), "one")
-    assert killed(runtime, call, 1, *create, child=True)
+    assert killed(runtime, call, nth, *create, child=True)
     error = "the container's process ended before it was ready"
     assert error in (runtime.folder / "output").read_text()
 

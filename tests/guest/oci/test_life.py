@@ -99,20 +99,37 @@ def test_create_is_killed(runtime: Runtime, make: Any) -> None:
 
 def test_hooks(runtime: Runtime, make: Any) -> None:
     said = runtime.folder / "said"
-    steps = ("prestart", "createRuntime", "startContainer", "poststart", "poststop")
+    steps = ["prestart", "createRuntime", "createContainer", "startContainer"]
+    steps += ["poststart", "poststop"]
+    script = f"echo $1 >>{said}; /bin/cat >>{said}; echo >>{said}"
     hooks = {
-        step: [
-            {"path": "/bin/sh", "args": ["sh", "-c", f"echo {step} >>{said}; /bin/cat >>{said}"]}
-        ]
-        for step in steps
+        step: [{"path": "/bin/sh", "args": ["sh", "-c", script, "sh", step]}] for step in steps
     }
     runtime("run", "--bundle", make("hello", hooks=hooks), "one")
     text = said.read_text()
-    assert [step for step in steps if step in text] == list(steps)
+    assert [step for step in steps if step in text] == steps
     assert text.count('"id": "one"') == len(steps)
+    pids = [json.loads(line)["pid"] for line in text.splitlines() if line.startswith("{")]
+    assert set(pids[:-1]) == {pids[0]}
+    assert pids[-1] == 0
     hooks["prestart"] = [{"path": "/bin/sh", "args": ["sh", "-c", "echo no >&2; exit 3"]}]
     error = runtime.refuses("create", "--bundle", make("hello", hooks=hooks), "one")
     assert error == "create: hook prestart: /bin/sh: status 3: no"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace takes root")
+def test_a_hook_makes_the_network(runtime: Runtime, make: Any) -> None:
+    """As docker's does: it finds the namespace by the PID, before the guest takes it over."""
+    pytest.importorskip("pyroute2")
+    enter = 'sed "s/.*\\"pid\\": \\([0-9]*\\).*/\\1/" | xargs -I{} nsenter --net=/proc/{}/ns/net '
+    script = f"{enter} sh -c 'ip link add eth0 type veth && ip addr add 10.8.0.2/24 dev eth0 && "
+    script += "ip link set eth0 up && ip link set veth0 up'"
+    hook = {"path": "/bin/sh", "args": ["sh", "-c", script], "env": [f"PATH={os.environ['PATH']}"]}
+    bundle = make("web", linux__namespaces=[{"type": "network"}], hooks={"prestart": [hook]})
+    runtime.create(bundle)
+    runtime("start", "one")
+    wait_until(lambda: "listening on 10.8.0.2/24" in (runtime.folder / "output").read_text())
+    runtime("delete", "--force", "one")
 
 
 def test_what_is_no_unikernel_goes_to_runc(runtime: Runtime, make: Any) -> None:
