@@ -11,6 +11,9 @@ _ptender() {
     --block) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
     --console-limit) mapfile -t COMPREPLY < <(true) && return ;;
     --dumpcore) mapfile -t COMPREPLY < <(compgen -d -- "$word") && return ;;
+    --snapshots) mapfile -t COMPREPLY < <(compgen -d -- "$word") && return ;;
+    --restore) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
+    --clock-resume) mapfile -t COMPREPLY < <(true) && return ;;
     --cpu) mapfile -t COMPREPLY < <(compgen -W 'auto kvm native soft' -- "$word") && return ;;
     --clock) mapfile -t COMPREPLY < <(true) && return ;;
     --instructions) mapfile -t COMPREPLY < <(true) && return ;;
@@ -26,7 +29,7 @@ _ptender() {
     esac
     case $word in
     -*)
-        mapfile -t COMPREPLY < <(compgen -W '--name --mem --net --block --console-limit --dumpcore --cpu --clock --instructions --x-exec-heap --sandbox --user --hugepages --no-net-ring --net-ring --engine --report --trace --gdb --pcap --pidfile --log --verbose --version --help -v -h' -- "$word")
+        mapfile -t COMPREPLY < <(compgen -W '--name --mem --net --block --console-limit --dumpcore --snapshots --restore --clone --clock-resume --cpu --clock --instructions --x-exec-heap --sandbox --user --hugepages --no-net-ring --net-ring --engine --report --trace --gdb --pcap --pidfile --log --verbose --version --help -v -h' -- "$word")
         return
         ;;
     esac

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 TARGETS = ("hvt", "spt")
 ENGINES = ("c", "python")
+CLOCK_RESUMES = ("continue", "catch-up")
 SANDBOXES = ("on", "require", "off")
 CPUS = ("auto", "kvm", "native", "soft")
 VIRTUAL_START_NS = 1_767_225_600 * 1_000_000_000  # 2026-01-01T00:00:00Z
@@ -145,6 +146,14 @@ class Config:
     report: OptionalPathField = field(optional(as_path), default=None)
     # An open descriptor of the kernel, which the tender closes.
     kernel_fd: int | None = field(optional(as_descriptor), default=None)
+    # The kernel is a snapshot, which goes on; see tender/snapshot/.
+    restore: bool = field(as_flag, default=False)
+    # ... also where it went on before.
+    clone: bool = field(as_flag, default=False)
+    # ... and what became of the time since it was saved.
+    clock_resume: str = field(one_of(CLOCK_RESUMES), default=CLOCK_RESUMES[0])
+    # Where the file is that the guest is saved to on request.
+    snapshots: OptionalPathField = field(optional(as_path), default=None)
     # Where the command writes its PID: see tender/observe/pidfile.py.
     pidfile: OptionalPathField = field(optional(as_path), default=None)
     # Offer the network ring; None: where it helps.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tender._native import lib
 from tender.backends import Descriptor
-from tender.dataclass import dataclass
+from tender.dataclass import dataclass, replace
 from tender.errors import ImageError
 from tender.host import keep_descriptors
 from tender.image.elf import TARGETS
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tender.outcome import Counters
     from tender.rendezvous import Rendezvous
     from tender.sandbox.sandbox import Sandbox
+    from tender.snapshot.restore import SnapshotFile
     from tender.stop import Stop
 
     Held: TypeAlias = BlockDevice | NetDevice | OverlayFile
@@ -46,7 +47,8 @@ class Inputs:
     nets: Given
     blocks: Given
     fds: Mapping[str, int]
-    file: ImageFile
+    file: Any  # an ImageFile or a SnapshotFile
+    restored: SnapshotFile | None = None  # the same, where it is a snapshot
 
 
 def open_inputs(config: Config, cleanup: Cleanup, sandbox: Sandbox | None = None) -> Inputs:
@@ -67,6 +69,15 @@ def open_inputs(config: Config, cleanup: Cleanup, sandbox: Sandbox | None = None
     def read() -> ImageFile:
         return ImageFile(config.kernel, config.kernel_fd)
 
+    def read_snapshot() -> SnapshotFile:
+        from tender.snapshot.restore import SnapshotFile
+
+        return SnapshotFile(config.kernel, config.kernel_fd, clone=config.clone)
+
+    if config.restore:
+        restored = sandbox.read_image(read_snapshot) if sandbox else read_snapshot()
+        cleanup.callback(restored.close)
+        return Inputs(nets, blocks, fds, restored, restored)
     file = sandbox.read_image(read) if sandbox else read()
     cleanup.callback(file.close)
     target = TARGETS[file.image.target]
@@ -141,9 +152,18 @@ class Devices:
 
 
 def open_devices(
-    manifest: Manifest, nets: Given, blocks: Given, stop: Stop, warn: Warn, cleanup: Cleanup
+    manifest: Manifest,
+    nets: Given,
+    blocks: Given,
+    stop: Stop,
+    warn: Warn,
+    cleanup: Cleanup,
+    macs: Mapping[int, bytes] | None = None,
 ) -> Devices:
-    """Open the devices that the manifest declares, all of them."""
+    """Open the devices that the manifest declares, all of them.
+
+    `macs` has the MAC addresses, by handle, of those networks that the user gives none.
+    """
     by_handle = {device.handle: device for device in manifest.devices}
     net_specs: dict[int, NetValue] = assign(manifest, lib.MFT_DEV_NET_BASIC, nets)
     block_specs: dict[int, BlockValue] = assign(manifest, lib.MFT_DEV_BLOCK_BASIC, blocks)
@@ -162,6 +182,8 @@ def open_devices(
     for handle, net_spec in net_specs.items():
         from tender.host import net
 
+        if macs and net_spec.mac is None:
+            net_spec = replace(net_spec, mac=macs[handle])
         ports[handle] = net.attach(by_handle[handle], net_spec, cleanup, warn)
     return Devices(
         Block(disks),

@@ -233,9 +233,11 @@ class Vcpu:
         cleanup.callback(lambda: lib.kvm_unmap_run(run, size))
         return run
 
-    def use_engine(self, engine: Engine, ring: Ring | None) -> None:
+    def use_engine(self, engine: Engine | None, ring: Ring | None) -> None:
         """As cpu.vcpu.Vcpu has it."""
         self._engine, self._ring = engine, ring
+        if engine is None:
+            return
         engine.cell.vcpu_fd = self.fd
         engine.cell.run = self.shared
 

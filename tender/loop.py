@@ -37,11 +37,16 @@ def run(
     dispatcher: Dispatcher,
     stop: Stop,
     hook: ExitHook | None = None,
+    pending: Exit | None = None,
 ) -> Halt:
-    """Raises GuestFault, or Stopped after a stop request."""
+    """Raises GuestFault, or Stopped after a stop request.
+
+    `pending` is an exit that comes before the first run.
+    """
     stop.check()
     while True:
-        exit = vcpu.run()
+        exit = pending or vcpu.run()
+        pending = None
         if hook is not None:
             halt = _with_hook(hook, exit, vcpu, memory, dispatcher, stop)
         elif type(exit) is IoOut:  # a hypercall on x86_64, first of all because it is to be quick

@@ -45,8 +45,9 @@ if TYPE_CHECKING:
 
     from tender.accel import Kind, KvmAccelerator, Ranges
     from tender.config import Config
-    from tender.cpu.vcpu import Vcpu
+    from tender.cpu.vcpu import Exit, Vcpu
     from tender.devices import Devices, Inputs
+    from tender.engine.engine import Engine
     from tender.engine.ring import Ring
     from tender.hypercalls import Halt, Module
     from tender.image.elf import Image
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from tender.observe.pcap import Pcap
     from tender.observe.trace import Trace
     from tender.sandbox.sandbox import Sandbox
+    from tender.snapshot.save import Saver
     from tender.stop import Stop
 
 
@@ -177,7 +179,9 @@ def assemble(
     publish: bool = False,
 ) -> Machine:
     """Open, check and load everything, up to the guest's first instruction; raises TenderError."""
-    image = inputs.file.image
+    image, restored = inputs.file.image, inputs.restored
+    if restored:
+        config = restored.config(config)
     boot = _boot(image.machine)
     mem_bytes = usable_memory(config.mem_bytes)
     if mem_bytes != config.mem_bytes:
@@ -186,18 +190,33 @@ def assemble(
 
     accelerator = accel.choose(config, image, clock, cleanup, created)
     kind = accelerator.kind
-    devices = open_devices(image.manifest, inputs.nets, inputs.blocks, stop, warn, cleanup)
+    macs = restored.macs() if restored else None
+    devices = open_devices(image.manifest, inputs.nets, inputs.blocks, stop, warn, cleanup, macs)
+    if restored:
+        restored.check_devices(devices.attached())
     memory = reserve_memory(config, image, mem_bytes, kind, devices.labels, cleanup)
     whole = memory.alias() if config.gdb is not None and kind.name == "kvm" else memory.view
     core = _open_core(config, memory, cleanup)
+    requests = None
+    if config.snapshots is not None:
+        from tender.snapshot import helper, save
+
+        save.check(config, devices)
+        requests = helper.open_requests(config.snapshots, memory.fd, stop, cleanup)
     inputs.file.load(memory, stop.check)
-    inputs.file.close()
     code = accel.executable(image, memory.size if config.exec_heap else 0)
     vcpu = accelerator.create_vcpu(memory, code, stop, cleanup)
-    boot_guest(config, image, boot, memory, code if kind.has_nx else None, vcpu, devices)
+    if restored:
+        restored.set_cpu(config, vcpu, clock, warn)
+    else:
+        if requests:
+            save.use_machine_counter(vcpu, kind, image, clock)
+        boot_guest(config, image, boot, memory, code if kind.has_nx else None, vcpu, devices)
 
     fds, pcaps = open_observers(config, inputs, devices, clock, warn, cleanup)
-    fds |= {**devices.fds, **vcpu.fds, **(core.fds if core else {})}
+    holders = [each for each in (vcpu, core, requests) if each]
+    for each in (devices, *holders):
+        fds |= each.fds
     page = None
     if publish:
         from tender.observe import counters
@@ -205,10 +224,13 @@ def assemble(
         handles = devices.by_handle()
         page = counters.publish(config, kind.name, mem_bytes, image.manifest, handles, cleanup)
         fds |= {"stats": page.fd} if page else {}
+    if restored:
+        restored.mark(warn)
+    inputs.file.close()
     if sandbox:
         for layer, reason in accelerator.missing_layers().items():
             sandbox.report_missing(layer, reason)
-        fds = confine(sandbox, fds, devices, pcaps, [vcpu, core] if core else [vcpu], cleanup)
+        fds = confine(sandbox, fds, devices, pcaps, holders, cleanup)
 
     console = Console(fds["console"], stop, warn, config.console_limit)
     poll = Poll(devices.net, stop, clock, devices.rendezvous(fds, clock, stop))
@@ -216,10 +238,12 @@ def assemble(
         console.counters, poll.counters = page.console, page.poll
     modules: list[Module] = [console, Time(clock), poll, devices.block, devices.net]
     dispatcher = Dispatcher(memory, modules, image.machine)
-    ring = None
+    engine = ring = None
     if uses_engine(config, kind):
         copies = sandbox is not None and sandbox.copies is not None
-        ring = start_engine(fds, memory, console, poll, devices, vcpu, stop, cleanup, copies=copies)
+        engine, ring = start_engine(
+            fds, memory, console, poll, devices, vcpu, stop, cleanup, copies=copies
+        )
     if page:
         vcpu.count_in(page.activity)
     trace = gdb = None
@@ -229,6 +253,22 @@ def assemble(
         trace = observers.make_trace(config, fds, memory, image.manifest, clock, stop, warn)
     if config.gdb is not None:
         vcpu = gdb = observers.make_gdb(config, kind, fds, vcpu, whole, stop)
+    saver = None
+    if requests:
+        saver = save.Saver(
+            requests,
+            requests.fds,
+            inputs.file.pieces,
+            config,
+            vcpu,
+            engine,
+            memory,
+            poll,
+            devices,
+            clock,
+            stop,
+            trace,
+        )
     machine = Machine(
         image,
         boot,
@@ -238,7 +278,7 @@ def assemble(
         poll,
         devices,
         dispatcher,
-        _fd_table(kind, fds, devices, pcaps, core.size(memory.size) if core else None),
+        _fd_table(kind, fds, devices, pcaps, file_sizes(config, memory.size)),
         accelerator.notice,
         ring,
         trace,
@@ -247,6 +287,8 @@ def assemble(
         gdb,
         fds.get("notify"),
         fds.get("report-file"),
+        saver,
+        restored.pending(poll) if restored else None,
     )
     if gdb:
         gdb.statistics = machine.statistics
@@ -353,8 +395,8 @@ def start_engine(
     cleanup: Cleanup,
     *,
     copies: bool = False,
-) -> Ring | None:
-    """Let engine.c answer what it can; the network ring, where it is offered.
+) -> tuple[Engine, Ring | None]:
+    """Let engine.c answer what it can; with the network ring, where it is offered.
 
     `copies`: this process has copies of pages to give back (tender/embed/heap.py).
     """
@@ -369,7 +411,7 @@ def start_engine(
     if copies and ring is None:
         engine.give_back_copies(stop)
     vcpu.use_engine(engine, ring)
-    return ring
+    return engine, ring
 
 
 @dataclass
@@ -393,6 +435,8 @@ class Machine:
     gdb: GdbVcpu | None
     notify: int | None  # the descriptor to the manager of services
     report: int | None  # the descriptor that --report is written to
+    saver: Saver | None
+    pending: Exit | None  # a hypercall of a restored guest that is still to be answered
 
     def statistics(self) -> Statistics:
         """What the devices have done until now."""
@@ -405,14 +449,28 @@ def _fd_table(
     fds: Mapping[str, int],
     devices: Devices,
     pcaps: Mapping[int, Pcap],
-    core_bytes: int | None,
+    files: Mapping[str, int],
 ) -> FdTable:
     """What the tender holds while the guest runs."""
     labels = [label for label in fds if label not in START_LABELS]
     labels += [label for label in kind.labels if label not in labels]
     labels += ["gdb"] if "gdb-listen" in labels else []
-    sizes = fdtable.sizes(devices.labels, devices.capacities(), core_bytes)
+    sizes = fdtable.sizes(devices.labels, devices.capacities(), files)
     return FdTable(kind.name, tuple(labels), devices.labels, sizes, pcaps=tuple(pcaps))
+
+
+def file_sizes(config: Config, mem_bytes: int) -> dict[str, int]:
+    """The maximum length of the core file and the snapshot, by label."""
+    sizes = {}
+    if config.dumpcore is not None:
+        from tender.observe import core
+
+        sizes["core"] = core.Target.size(mem_bytes)
+    if config.snapshots is not None:
+        from tender.snapshot import file
+
+        sizes["snapshot"] = file.size_max(mem_bytes)
+    return sizes
 
 
 def _is_observed(config: Config) -> bool:
@@ -435,10 +493,12 @@ def ring_region(
 ) -> int:
     """How much of the guest's memory the network ring takes; 0: none is offered.
 
-    The ring is engine.c's, so all networks must be.
+    The ring is engine.c's, so all networks must be. A guest that may be saved has none.
     """
     networks = {name for names in labels.values() for name in names if name.startswith("net")}
-    if networks != {"net"} or not kind.has_ring or not uses_engine(config, kind):
+    if config.restore or config.snapshots or networks != {"net"}:
+        return 0
+    if not kind.has_ring or not uses_engine(config, kind):
         return 0
     from tender.engine import ring
 
@@ -471,7 +531,10 @@ def _open_core(config: Config, memory: GuestMemory, cleanup: Cleanup) -> Target 
 def _run_to_end(machine: Machine, stop: Stop, warn: Warn) -> Outcome:
     """The guest's run, and its end as an Outcome."""
     try:
-        halt = loop.run(machine.vcpu, machine.memory, machine.dispatcher, stop, machine.trace)
+        hook = machine.saver or machine.trace
+        halt = loop.run(
+            machine.vcpu, machine.memory, machine.dispatcher, stop, hook, machine.pending
+        )
         if machine.gdb and halt.status == lib.HVT_EXIT_ABORT:
             machine.gdb.aborted(halt, machine.boot)
         core = _dump_core(machine, halt, stop, warn)
@@ -479,6 +542,8 @@ def _run_to_end(machine: Machine, stop: Stop, warn: Warn) -> Outcome:
     except Stopped:
         # A fault in the ring ends the guest by a stop request, from the ring's thread.
         fault = machine.ring.fault() if machine.ring else None
+        if fault is None and machine.saver and machine.saver.has_ended:
+            return Outcome("stopped", 0)
         if fault is None:
             return Outcome("stopped", EXIT_FAILURE, signo=stop.signo)
     except NotEmulated as error:

@@ -119,6 +119,15 @@ class GuestMemory:
         finally:
             os.close(self.fd)
 
+    def map_private(self, fd: int, offset: int) -> None:
+        """Let it begin as what the file has from `offset` on, which is not read before it is used.
+
+        What is written stays here. Pages that are not used are the file's for as long as it runs:
+        where the file becomes shorter, SIGBUS ends this process.
+        """
+        if lib.host_map_private(self.pointer, self.size, fd, offset):
+            raise HostError("cannot map the guest's memory", "mmap", ffi.errno)
+
     def protect(self, start: int, end: int, *, readable: bool, writable: bool) -> None:
         """Take rights away from whole pages, for the tender and for the guest's writes."""
         if readable and writable:

@@ -85,6 +85,8 @@ def parse(arguments: list[str], see: str = "--help", others: tuple[str, ...] = (
             return CommandLine(None, **line.flags)
     if rest[:1] == ["--"]:
         rest.pop(0)
+    if line.restore is not None:
+        return CommandLine(line.restored(rest), **line.flags)
     if not rest:
         return CommandLine(None)
     return CommandLine(line.config(rest[0], tuple(rest[1:])), **line.flags)
@@ -156,12 +158,33 @@ class _Line:
             self._fields[option.field] = value
             self._texts[option.field] = f"{written}: {shown(text)}"
 
-    def config(self, kernel: str, arguments: tuple[str, ...]) -> Config:
+    @property
+    def restore(self) -> str | None:
+        """The snapshot that goes on."""
+        value: str | None = self._fields.get("restore")
+        return value
+
+    def restored(self, rest: list[str]) -> Config:
+        """What is to go on; `rest` comes after the options."""
+        if rest:
+            raise UsageError(f"--restore: {shown(rest[0])}: the snapshot has kernel and arguments")
+        for field in ("mem_bytes", "clock", "exec_heap"):
+            if field in self._fields:
+                raise UsageError(f"{self._texts[field].partition(':')[0]}: the snapshot has this")
+        return self.config(self._fields.pop("restore"), (), restore=True)
+
+    def config(self, kernel: str, arguments: tuple[str, ...], *, restore: bool = False) -> Config:
+        for field in ("clone", "clock_resume"):
+            if field in self._fields and not restore:
+                raise UsageError(
+                    f"{self._texts[field].partition(':')[0]}: this goes with --restore"
+                )
         self._set_gdb()
         net = self._with("net", "macs", "mac")
         block = self._with("block", "sector_sizes", "sector_size")
         try:
             pcap = tuple(self._devices["pcap"])
+            self._fields["restore"] = restore
             return Config(kernel, arguments, net=net, block=block, pcap=pcap, **self._fields)
         except InvalidValue as error:
             text = self._texts.get(error.name)

@@ -86,7 +86,7 @@ def _main(program: str, arguments: list[str], log: Log) -> int:
     return _run(program, line, arguments, log)
 
 
-_TOOLS = ("inspect", "policy", "build", "image", "trace", "ps", "stats", "metrics")
+_TOOLS = ("inspect", "policy", "build", "image", "trace", "ps", "stats", "snapshot", "metrics")
 
 
 def _tool(name: str, arguments: list[str]) -> int:
@@ -169,7 +169,9 @@ def _sandbox(config: Config, log: Log) -> Sandbox | None:
 
 def _report(log: Log, verbose: bool, outcome: Outcome) -> int:
     how = {"reason": outcome.reason, "status": outcome.status}
-    if outcome.reason == "stopped":
+    if outcome.reason == "stopped" and not outcome.signo:
+        log.write(INFO, "saved", "the guest was saved, and ends here", **how)
+    elif outcome.reason == "stopped":
         log.write(INFO, "signal", f"Exiting on signal {outcome.signo}", signal=outcome.signo, **how)
     elif outcome.error is not None:
         log.write(ERROR, "error", str(outcome.error), **how)

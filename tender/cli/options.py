@@ -72,6 +72,16 @@ OPTIONS = (
     Option("--console-limit", "RATE", "console_limit", values.parse_rate,
            "drop what the guest prints beyond so many bytes per\nsecond, as in 64K or 1M"),
     Option("--dumpcore", "DIR", "dumpcore", str, "write a core file there if the guest aborts"),
+    Option("--snapshots", "DIR", "snapshots", str,
+           "let ptender snapshot save the guest; until that has\nthe file, it takes room there"),
+    Option("--restore", "FILE", "restore", str,
+           "let a guest go on that was saved; instead of a kernel.\n"
+           "Its devices have to be what they were"),
+    Option("--clone", "", "clone", None,
+           "... also where it went on before: both have the same\n"
+           "keys and random numbers (see guide-snapshots)"),
+    Option("--clock-resume", "continue|catch-up", "clock_resume", str,
+           "... its time stood still (default), or went on"),
     Option("--cpu", "auto|kvm|native|soft", "cpu", str,
            "what runs the guest: KVM where it is, else a process\n"
            "of its own (native), else a CPU in software\n"

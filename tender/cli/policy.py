@@ -23,7 +23,7 @@ from tender.config import usable_memory
 from tender.dataclass import dataclass
 from tender.errors import UsageError
 from tender.image.file import open_image
-from tender.machine import ring_region
+from tender.machine import file_sizes, ring_region
 from tender.modules.assign import assign, assign_pcaps, check_all_attached
 from tender.observe import counters
 from tender.observe.core import Target
@@ -68,6 +68,8 @@ MEANINGS = {
     "pagemap": "which memory the guest has touched: /proc/self/pagemap",
     "memory-file": "the guest's memory, of which it touched what is no hole",
     "core-helper": "the process that gives the core file its name",
+    "snapshot": "what the guest is saved to",
+    "snapshot-helper": "the process that passes requests for snapshots on",
     "trace": "the trace",
     "pidfile": "the PID file, which is locked as long as it is open",
     "report-file": "the report on the guest's end",
@@ -202,17 +204,17 @@ def _table(
     fixed += ["pidfile"] if config.pidfile is not None else []
     if config.gdb is not None:
         fixed += ["gdb-in", "gdb-out"] if config.gdb == "-" else ["gdb-listen", "gdb"]
-    core_bytes = None
-    if config.dumpcore is not None:
-        fixed += ["memory-file" if kind.shares_memory else "pagemap", "core", "core-helper"]
-        core_bytes = Target.size(mem_bytes - ring_bytes)
+    if config.dumpcore is not None or config.snapshots is not None:
+        fixed += ["memory-file" if kind.shares_memory else "pagemap"]
+    fixed += ["core", "core-helper"] if config.dumpcore is not None else []
+    fixed += ["snapshot", "snapshot-helper"] if config.snapshots is not None else []
     capacities = {handle: _capacity(spec) for handle, spec in blocks.items()}
     capacities |= {
         overlay_handle(handle): _overlay_capacity(capacity)
         for handle, capacity in capacities.items()
         if overlay_handle(handle) in devices
     }
-    sizes = fdtable.sizes(devices, capacities, core_bytes)
+    sizes = fdtable.sizes(devices, capacities, file_sizes(config, mem_bytes - ring_bytes))
     pcaps = tuple(assign_pcaps(image.manifest, config.pcap))
     return FdTable(kind.name, tuple(fixed), devices, sizes, pcaps=pcaps)
 

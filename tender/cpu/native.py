@@ -172,10 +172,10 @@ class NativeCpu(NativeState):
         self._cell.text, self._cell.text_count = kept, len(text)
         return kept
 
-    def use_engine(self, engine: Engine, _ring: Ring | None) -> None:
+    def use_engine(self, engine: Engine | None, _ring: Ring | None) -> None:
         """As cpu.vcpu.Vcpu has it; there is no ring."""
         self._engine = engine
-        self._cell.engine = engine.cell
+        self._cell.engine = ffi.NULL if engine is None else engine.cell
 
     def count_in(self, activity: Any) -> None:
         """As cpu.vcpu.Vcpu has it."""

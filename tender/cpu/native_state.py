@@ -143,6 +143,8 @@ class NativeState(Privileged):
         )
         self._if = state.registers["rflags"] & IF
         if not self._started:
+            if state.fpu is not None:
+                from tender.cpu import xsave  # noqa: F401  # `start` can't after lockdown
             return
         for name in REGISTERS:
             self._write(name, state.registers[name])

@@ -217,7 +217,7 @@ class SoftCpu:
                 self._stop.watch_kick(0, 0)
             lib.soft_close(soft)
 
-    def use_engine(self, engine: Engine, ring: Ring | None) -> None:
+    def use_engine(self, engine: Engine | None, ring: Ring | None) -> None:
         """Python answers all hypercalls: cpu.vcpu.Vcpu has it for others."""
 
     def start(self, filter: bytes) -> None:

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
         cpu_cycle_freq: int  # Hz, of the guest's counter
         pc_name: str  # what the architecture calls the instruction pointer
 
-        def use_engine(self, engine: Engine, ring: Ring | None, /) -> None:
-            """Let `engine` answer plain hypercalls. Once, after the descriptors have moved."""
+        def use_engine(self, engine: Engine | None, ring: Ring | None, /) -> None:
+            """Let `engine` answer plain hypercalls, or none. After the descriptors have moved."""
 
         def start(self, filter: bytes, /) -> None:
             """Start what runs the guest beside this thread; once, before the limits of the sandbox.

@@ -90,6 +90,12 @@ void *host_map(int fd, uint64_t offset, size_t size)
     return at == MAP_FAILED ? NULL : at;
 }
 
+int host_map_private(void *at, size_t size, int fd, uint64_t offset)
+{
+    const int flags = MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE;
+    return mmap(at, size, PROT_READ | PROT_WRITE, flags, fd, (off_t)offset) == MAP_FAILED ? -1 : 0;
+}
+
 int host_unmap(void *address, size_t size) { return munmap(address, size); }
 
 uint64_t host_ticks(void) { return ticks(); }

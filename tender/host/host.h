@@ -38,6 +38,9 @@ int host_accept(int fd);
 
 /* Map `size` bytes of a file from `offset` on, shared and writable; NULL and errno. */
 void *host_map(int fd, uint64_t offset, size_t size);
+
+/* Map a file in the place of what is mapped at `at`; what is written there stays here. 0 or -1. */
+int host_map_private(void *at, size_t size, int fd, uint64_t offset);
 int host_unmap(void *address, size_t size);
 
 /* The counter of struct activity, and its frequency in Hz; 0: this machine has none. */

@@ -41,6 +41,7 @@ class Poll:
         self._clock = clock
         self._rendezvous = rendezvous
         self.begun = 0  # the deadline of this call, in ns, where the engine has begun it
+        self.deadline_ns = 0  # of the call that waits now; 0: none does
         self.pollset = ffi.new("struct pollset *")
         self.watch()
 
@@ -70,9 +71,17 @@ class Poll:
         """The set of ready handles, 0 at the timeout."""
         deadline_ns, self.begun = self.begun, 0
         if deadline_ns:
+            self.deadline_ns = deadline_ns
             self._stop.check()  # what interrupted the engine may be a request
         if timeout_ns and not deadline_ns:
             deadline_ns = min(monotonic_ns() + timeout_ns, U64)
+        self.deadline_ns = deadline_ns
+        try:
+            return self._wait_until(deadline_ns)
+        finally:
+            self.deadline_ns = 0
+
+    def _wait_until(self, deadline_ns: int) -> int:
         while True:
             count = lib.host_poll(self.pollset, deadline_ns)
             if count > 0:

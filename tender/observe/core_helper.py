@@ -18,33 +18,23 @@ NAMELESS = os.O_TMPFILE
 _TENDER, _CORE, _FOLDER = 3, 4, 5  # descriptors of the helper
 
 
-class CoreFile:
-    """A file in the folder `folder_fd` that has no name; where there are none, a hidden name."""
+class NamelessFile:
+    """A file in the folder `folder_fd` that has no name; where there are none, a hidden name, which
+    has `base` in it."""
 
-    def __init__(self, folder_fd: int, target: str = "hvt") -> None:
+    def __init__(self, folder_fd: int, base: str) -> None:
         self.folder_fd = folder_fd
-        self._base = f"core.solo5-{target}.{os.getpid()}"
         self._hidden: str | None = None
         flags = os.O_WRONLY | os.O_CLOEXEC
         try:
             self.fd = os.open(".", flags | NAMELESS, 0o600, dir_fd=folder_fd)
         except OSError:
-            self._hidden = f".{self._base}.{os.urandom(4).hex()}"
+            self._hidden = f".{base}.{os.urandom(4).hex()}"
             flags |= os.O_CREAT | os.O_EXCL
             self.fd = os.open(self._hidden, flags, 0o600, dir_fd=folder_fd)
 
-    def publish(self) -> str:
-        """Give the finished file a name that no file has; returns it, or raises OSError."""
-        for number in range(100):
-            name = f"{self._base}.{number}" if number else self._base
-            try:
-                self._publish_as(name)
-            except FileExistsError:
-                continue
-            return name
-        raise OSError(errno.EEXIST, "")
-
-    def _publish_as(self, name: str) -> None:
+    def publish_as(self, name: str) -> None:
+        """Give the finished file its name; raises OSError, FileExistsError where a file has it."""
         folder = self.folder_fd
         if self._hidden is None:
             source = f"/proc/self/fd/{self.fd}"
@@ -59,6 +49,25 @@ class CoreFile:
         """Remove the hidden name, if the file still has it."""
         if self._hidden is not None:
             os.unlink(self._hidden, dir_fd=self.folder_fd)
+
+
+class CoreFile(NamelessFile):
+    """A core file of a guest of this process."""
+
+    def __init__(self, folder_fd: int, target: str = "hvt") -> None:
+        self._base = f"core.solo5-{target}.{os.getpid()}"
+        super().__init__(folder_fd, self._base)
+
+    def publish(self) -> str:
+        """Give the finished file a name that no file has; returns it, or raises OSError."""
+        for number in range(100):
+            name = f"{self._base}.{number}" if number else self._base
+            try:
+                self.publish_as(name)
+            except FileExistsError:
+                continue
+            return name
+        raise OSError(errno.EEXIST, "")
 
 
 def start_helper(file: CoreFile) -> tuple[int, int]:

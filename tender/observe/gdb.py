@@ -77,7 +77,7 @@ class GdbVcpu:
 
     # The interface of a vCPU.
 
-    def use_engine(self, engine: Engine, ring: Ring | None) -> None:
+    def use_engine(self, engine: Engine | None, ring: Ring | None) -> None:
         """There is none: Python answers all hypercalls of a guest that is debugged."""
 
     def count_in(self, activity: Any) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 FIXED = {
     "console": 1, "stderr": 2, "vcpu": 3, "kick": 4, "core": 5, "pagemap": 6, "core-helper": 7,
     "trace": 8, "report": 9, "sync": 10, "stats": 11, "report-file": 12, "pidfile": 13,
+    "snapshot": 14, "snapshot-helper": 15,
     "guest-program": 0, "guest-shared": 3, "guest-memory": 4, "guest-process": 3,
     "memory-file": 6, "epoll": 3, "timer": 4,
     "gdb": 0, "gdb-listen": 144, "gdb-in": 145, "gdb-out": 146,
@@ -32,7 +33,7 @@ FIRST_NAMESPACE = FDS_END  # namespaces that are still to be joined
 
 # Files of seccomp/ that have the name of a label, the busiest first.
 _DEVICES = ("net", "block", "block-remote", "block-fsync")
-_FIXED = ("pcap", "sync", "core", "trace", "report", "report-file", "notify")
+_FIXED = ("pcap", "sync", "core", "snapshot", "trace", "report", "report-file", "notify")
 
 
 def device_fd(handle: int) -> int:
@@ -46,15 +47,17 @@ def pcap_fd(handle: int) -> int:
 
 
 def sizes(
-    devices: Mapping[int, tuple[str, ...]], capacities: Mapping[int, int], core: int | None
+    devices: Mapping[int, tuple[str, ...]],
+    capacities: Mapping[int, int],
+    files: Mapping[str, int],
 ) -> dict[int, int]:
-    """FdTable.sizes for disks with these capacities by handle, and a core file of this length."""
+    """FdTable.sizes for disks with these capacities by handle, and for `files` by their labels."""
     found = {
         device_fd(handle): capacities[handle]
         for handle, labels in devices.items()
         if "block-writable" in labels
     }
-    return found if core is None else {**found, FIXED["core"]: core}
+    return found | {FIXED[label]: length for label, length in files.items()}
 
 
 def device_labels(spec: NetValue | BlockValue) -> tuple[str, ...]:
