@@ -1,8 +1,8 @@
 """The modules of a plain run in one file, which the command reads at once.
 
 Python looks for each module, reads it, and makes its names again: that is a third of a start.
-setup.py writes the file, for the Python that it runs on. A module whose source has changed since,
-or that is not in it, is imported as ever.
+setup.py writes the file, for the Python that it runs on; bin/ptender reads it. A module whose
+source has changed since, or that is not in it, is imported as ever.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import posix
 import sys
 from _frozen_importlib import ModuleSpec
 from _frozen_importlib_external import MAGIC_NUMBER
-from mmap import ACCESS_READ, mmap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,10 +26,11 @@ else:
 
 # tests/guest/test_start.py: a run of hello, on KVM or the native CPU, with or without a disk.
 FILES = (
-    "accel", "backends", "checks", "cleanup", "clock", "config", "dataclass", "devices", "errors",
-    "hypercalls", "kvm", "loop", "machine", "memory", "outcome", "stop",
+    "__init__", "accel", "backends", "checks", "cleanup", "clock", "config", "dataclass", "devices",
+    "errors", "hypercalls", "kvm", "loop", "machine", "memory", "outcome",
+    "stop",
     "boot/__init__", "boot/bootinfo", "boot/layout", "boot/x86_64",
-    "cli/commandline", "cli/main", "cli/options", "cli/values",
+    "cli/__init__", "cli/commandline", "cli/main", "cli/options", "cli/values",
     "cpu/__init__", "cpu/cpuid", "cpu/exceptions", "cpu/instruction", "cpu/native",
     "cpu/native_state", "cpu/privileged", "cpu/vcpu", "cpu/x86_64",
     "engine/__init__", "engine/engine",
@@ -60,15 +60,29 @@ def write(package: str, target: str, *, in_place: bool) -> None:
     entries: dict[str, Entry] = {}
     for file in FILES:
         path = f"{package}/{file}.py"
-        with open(path, "rb") as source:
-            text, info = source.read(), os.fstat(source.fileno())
-        shown = os.path.abspath(path) if in_place else f"tender/{file}.py"
-        code = compile(text, shown, "exec", optimize=2)
+        info = os.stat(path)
         time_ns = info.st_mtime_ns if in_place else None
-        entries[module_name(file)] = (f"{file}.py", info.st_size, time_ns, code)
+        shown = os.path.abspath(path) if in_place else f"tender/{file}.py"
+        entries[module_name(file)] = (f"{file}.py", info.st_size, time_ns, _compile(path, shown))
+    reader = _compile(f"{package}/cli/frozen.py", "tender/cli/frozen.py")
     with open(f"{target}/{NAME}.new", "wb") as output:
-        output.write(MAGIC_NUMBER + marshal.dumps(entries))
+        output.write(MAGIC_NUMBER + marshal.dumps((reader, entries)))
     os.replace(f"{target}/{NAME}.new", f"{target}/{NAME}")
+
+
+def _compile(path: str, shown: str) -> CodeType:
+    """The code of a source, without what needs the import of __future__."""
+    import ast
+
+    with open(path, "rb") as source:
+        tree = ast.parse(source.read())
+    tree.body = [
+        each
+        for each in tree.body
+        if not isinstance(each, ast.ImportFrom) or each.module != "__future__"
+    ]
+    code: CodeType = compile(tree, shown, "exec", annotations.compiler_flag, True, optimize=2)
+    return code
 
 
 class Finder(Loader):
@@ -106,15 +120,6 @@ class Finder(Loader):
         exec(self._entries.pop(module.__name__)[3], module.__dict__)
 
 
-def use() -> None:
-    """Import what follows from the file, where there is one for this Python."""
-    package = __file__.removesuffix("/cli/frozen.py")
-    try:
-        fd = posix.open(f"{package}/{NAME}", posix.O_RDONLY | posix.O_CLOEXEC)
-    except OSError:
-        return
-    with mmap(fd, 0, access=ACCESS_READ) as data:
-        posix.close(fd)
-        if data[: len(MAGIC_NUMBER)] == MAGIC_NUMBER:
-            entries = marshal.loads(memoryview(data)[len(MAGIC_NUMBER) :])
-            sys.meta_path.insert(0, Finder(package, entries))
+def use(package: str, entries: dict[str, Entry]) -> None:
+    """Import what follows from the file of this package."""
+    sys.meta_path.insert(0, Finder(package, entries))

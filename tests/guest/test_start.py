@@ -17,26 +17,23 @@ from tests.guest.conftest import ROOT, Build
 OURS = {frozen.module_name(file) for file in frozen.FILES}
 PLAIN = {
     # the standard library's
-    "__future__", "_collections_abc", "_signal", "_stat", "_struct", "_thread", "errno", "fcntl",
+    "_collections_abc", "_stat", "_struct", "_thread", "errno", "fcntl",
     "gc", "genericpath", "itertools", "mmap", "os", "os.path", "posixpath", "stat", "struct",
     # the compiled part
     "_cffi_backend", "tender._native",
-    # what comes before tender/cli/frozen.py can be used
-    "tender", "tender.cli", "tender.cli.frozen",
 }  # fmt: skip
 
 CODE = """
 import os, sys
 before = set(sys.modules)
 sys.path += [{root!r}, {backend!r}]
-from tender.cli import frozen
-frozen.use()
-from tender.cli.main import main
-status = main(["ptender", *{words!r}])
+script = {{"__name__": "ptender"}}
+exec(compile(open({script!r}).read(), "ptender", "exec"), script)
+status = script["command"]()(["ptender", *{words!r}])
 new = set(sys.modules) - before
 new = {{name for name in new if not name.endswith(".lib")}}
 loaders = {{name: getattr(sys.modules[name], '__loader__', None) for name in new}}
-found = {{name for name in new if type(loaders[name]) is frozen.Finder}}
+found = {{name for name in new if type(loaders[name]).__module__ == 'tender.cli.frozen'}}
 for names in new, found:
     os.write(2, ("\\n" + " ".join(sorted(names))).encode())
 os._exit(status)  # as the command does: it is in the sandbox
@@ -46,7 +43,8 @@ os._exit(status)  # as the command does: it is in the sandbox
 def imported(*words: str, root: Path = ROOT) -> tuple[set[str], set[str]]:
     """What a run imports, and which of it from the file of tender/cli/frozen.py."""
     backend = str(Path(_cffi_backend.__file__).parent)
-    code = CODE.format(root=str(root), backend=backend, words=list(words))
+    script = str(ROOT / "bin" / "ptender")
+    code = CODE.format(root=str(root), backend=backend, script=script, words=list(words))
     done = subprocess.run(
         [sys.executable, "-IS", "-c", code], capture_output=True, text=True, check=False
     )
