@@ -71,12 +71,16 @@ def parse_root_file(data: bytes) -> dict[str, str]:
     """The annotations in ROOT_FILE. Raises ConfigError."""
     try:
         coded = json.loads(data)
-        return {
+        values = {
             str(name): base64.b64decode(value, validate=True).decode()
             for name, value in coded.items()
         }
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise ConfigError(f"/{ROOT_FILE}: not an object of texts in base64") from None
+    for name, value in values.items():
+        if "\0" in value:
+            raise ConfigError(f"/{ROOT_FILE}: {shown(name)}: {shown(value)} has a NUL")
+    return values
 
 
 def from_annotations(values: Mapping[str, str]) -> Unikernel | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from errno import ENOSYS
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     Kind = TypeVar("Kind")
 
 CONFIG_MAX = 16 << 20  # bytes of config.json; an engine's has some 20 KiB
+TIMEOUT_MAX_S = 1 << 31
 SYS_OPENAT2, RESOLVE_NO_MAGICLINKS, RESOLVE_IN_ROOT = 437, 0x02, 0x10
 HOOKS = (
     "prestart",
@@ -130,7 +132,7 @@ def _parse(folder: str, config: _Object) -> Bundle:
         (networks[0].get("path", str) or "") if networks else None,
         linux.get("cgroupsPath", str),
         limits,
-        process.get("oomScoreAdj", int),
+        process.number("oomScoreAdj", -1000, 1000),
         {name: tuple(map(_hook, config.object("hooks").objects(name))) for name in HOOKS},
     )
 
@@ -142,7 +144,14 @@ def _mount(value: _Object) -> Mount:
 
 def _hook(value: _Object) -> Hook:
     path = value.need("path", str)
-    return Hook(path, value.strings("args"), value.strings("env"), value.get("timeout", int))
+    if not path.startswith("/"):
+        raise ConfigError(f"{value.at('path')}: {shown(path)} is not an absolute path")
+    env = value.strings("env")
+    for each in env:
+        if not each.partition("=")[0]:
+            raise ConfigError(f"{value.at('env')}: {shown(each)} is not NAME=VALUE")
+    timeout_s = value.number("timeout", 1, TIMEOUT_MAX_S)
+    return Hook(path, value.strings("args"), env, timeout_s)
 
 
 class _Object:
@@ -154,35 +163,42 @@ class _Object:
         self._value: dict[str, Any] = value
         self._path = path
 
-    def _at(self, name: str) -> str:
+    def at(self, name: str) -> str:
+        """Where a value is, for messages."""
         return f"{self._path}.{name}" if self._path else name
 
     def get(self, name: str, kind: type[Kind]) -> Kind | None:
         value = self._value.get(name)
         if value is None:
             return None
-        text_with_nul = isinstance(value, str) and "\0" in value
-        if not isinstance(value, kind) or (kind is int and value is True) or text_with_nul:
-            raise ConfigError(f"{self._at(name)}: {shown(value)} is not {_KINDS[kind]}")
+        if type(value) is not kind or (isinstance(value, str) and not is_usable(value)):
+            raise ConfigError(f"{self.at(name)}: {shown(value)} is not {_KINDS[kind]}")
+        return value
+
+    def number(self, name: str, least: int, most: int) -> int | None:
+        value = self.get(name, int)
+        if value is not None and not least <= value <= most:
+            expected = f"between {least} and {most}"
+            raise ConfigError(f"{self.at(name)}: {shown(value)} is not {expected}")
         return value
 
     def need(self, name: str, kind: type[Kind]) -> Kind:
         value = self.get(name, kind)
         if value is None:
-            raise ConfigError(f"{self._at(name)}: missing")
+            raise ConfigError(f"{self.at(name)}: missing")
         return value
 
     def object(self, name: str) -> _Object:
         value = self._value.get(name)
-        return _Object({} if value is None else value, self._at(name))
+        return _Object({} if value is None else value, self.at(name))
 
     def objects(self, name: str) -> list[_Object]:
         values = self.get(name, list) or []
-        return [_Object(each, f"{self._at(name)}[{index}]") for index, each in enumerate(values)]
+        return [_Object(each, f"{self.at(name)}[{index}]") for index, each in enumerate(values)]
 
     def strings(self, name: str) -> tuple[str, ...]:
         values = self.get(name, list) or []
-        numbered = _Object({str(index): each for index, each in enumerate(values)}, self._at(name))
+        numbered = _Object({str(index): each for index, each in enumerate(values)}, self.at(name))
         return tuple(numbered.need(index, str) for index in numbered._value)
 
     def texts(self) -> dict[str, str]:
@@ -195,6 +211,11 @@ _KINDS: Mapping[type, str] = {
     bool: "true or false",
     list: "a list",
 }
+
+
+def is_usable(text: str) -> bool:
+    """Whether a text can be a path or an argument: without NUL, and without half of a surrogate."""
+    return not re.search(r"[\0\ud800-\udfff]", text)
 
 
 def open_in_root(root: str, path: str, flags: int) -> int:

@@ -88,9 +88,12 @@ def create(
 
 
 def _write_pid(path: str, pid: int) -> None:
-    with open(f"{path}.new", "w") as file:
-        file.write(str(pid))
-    os.replace(f"{path}.new", path)
+    try:
+        with open(f"{path}.new", "w") as file:
+            file.write(str(pid))
+        os.replace(f"{path}.new", path)
+    except OSError as error:
+        raise HostError(f"--pid-file {path}", "open", error.errno or 0) from None
 
 
 class _Process:
@@ -137,8 +140,7 @@ def _become_tender(
         os.setsid()
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         if bundle.oom_score_adj is not None:
-            with open("/proc/self/oom_score_adj", "w") as file:
-                file.write(str(bundle.oom_score_adj))
+            _set_oom_score(bundle.oom_score_adj)
         cgroups.join(container.cgroups)
         if bundle.terminal:
             _take_terminal(console_socket or "")
@@ -168,12 +170,23 @@ def _end_step(report: socket.socket) -> None:
         os._exit(1)  # `create` has failed or was killed
 
 
+def _set_oom_score(value: int) -> None:
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write(str(value))
+    except OSError as error:
+        raise HostError(f"process.oomScoreAdj {value}", "write", error.errno or 0) from None
+
+
 def _take_terminal(path: str) -> None:
     """Make a terminal of our own, and send the other end of it to the engine."""
     master, slave = os.openpty()
-    with socket.socket(socket.AF_UNIX) as engine:
-        engine.connect(path)
-        socket.send_fds(engine, [b"/dev/ptmx"], [master])
+    try:
+        with socket.socket(socket.AF_UNIX) as engine:
+            engine.connect(path)
+            socket.send_fds(engine, [b"/dev/ptmx"], [master])
+    except OSError as error:
+        raise HostError(f"--console-socket {path}", "connect", error.errno or 0) from None
     os.close(master)
     fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
     for fd in (0, 1, 2):

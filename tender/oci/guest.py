@@ -75,14 +75,7 @@ def _root_file(root: str) -> dict[str, str]:
 
 def _open_kernel(bundle: Bundle, unikernel: Unikernel) -> tuple[int, Image]:
     fd = bundles.open_in_root(bundle.root, unikernel.binary, os.O_RDONLY)
-    try:
-        file = ImageFile(f"/proc/self/fd/{fd}")
-    except TenderError as error:
-        os.close(fd)
-        text = str(error).replace(f"/proc/self/fd/{fd}", unikernel.binary)
-        raise type(error)(text) from None
-    file.close()
-    return fd, file.image
+    return fd, ImageFile(unikernel.binary, fd).image  # which closes it where it raises
 
 
 def memory(mem_mib: int | None, limit: int | str | None) -> int:
@@ -154,6 +147,7 @@ def _devices(guest: Guest, kind: str) -> list[str]:
 
 def _open_disk(path: str, readonly: bool) -> tuple[int, bool]:
     try:
-        return os.open(path, os.O_RDONLY if readonly else os.O_RDWR), readonly
+        # Not blocking: a FIFO in the place of a disk must not hang the command.
+        return os.open(path, (os.O_RDONLY if readonly else os.O_RDWR) | os.O_NONBLOCK), readonly
     except OSError as error:
         raise ConfigError(f"the disk {path}: {os.strerror(error.errno or 0)}") from None

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from contextlib import contextmanager, suppress
+from errno import ENOTDIR
 
 from tender.dataclass import dataclass
 from tender.errors import ConfigError, HostError, shown
@@ -54,11 +55,13 @@ class States:
         return any(os.path.exists(self.path(id, name)) for name in (STATE, FIFO))
 
     def ids(self) -> list[str]:
-        """The containers that are there."""
+        """The containers that are there. Raises HostError."""
         try:
             names = sorted(os.listdir(self.root))
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise HostError(self.root, "opendir", error.errno or 0) from None
         return [id for id in names if os.path.exists(self.path(id, STATE))]
 
     def make(self, id: str) -> None:
@@ -68,6 +71,8 @@ class States:
             os.mkdir(self.path(id), 0o700)
             os.mkfifo(self.path(id, FIFO), 0o600)
         except FileExistsError:
+            if not os.path.isdir(self.root):
+                raise HostError(self.root, "mkdir", ENOTDIR) from None
             raise ConfigError(f"container with ID {id} exists already") from None
         except OSError as error:
             raise HostError(self.path(id), "mkdir", error.errno or 0) from None

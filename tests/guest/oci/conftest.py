@@ -32,12 +32,13 @@ class Runtime:
         self.log = folder / "log"
         self.root = folder / "states"
         self.cgroup = f"ptender-test-{os.getpid()}" if HAS_CGROUPS else None
+        self.format = "json"
         self.prefix: list[str] = []  # a command that runs it
         # No runc: what is not ours must be an error.
         self.environment = {**os.environ, "PATH": str(folder / "bin"), "OCI_TEST": str(folder)}
 
     def command(self, *words: object) -> list[str]:
-        options = ["--root", self.root, "--log", self.log, "--log-format", "json"]
+        options = ["--root", self.root, "--log", self.log, "--log-format", self.format]
         return [*self.prefix, str(OCI), *map(str, [*options, *words])]
 
     def __call__(self, *words: object, **options: Any) -> subprocess.CompletedProcess[str]:

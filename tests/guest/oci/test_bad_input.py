@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tender.image.manifest import Manifest
 from tests.guest.oci.conftest import KERNEL, URUNC, Runtime, disk
+from tests.unit import elves
 
 
 @pytest.mark.parametrize("path", ["../outside", "/../outside", "link", "folder/../../../outside"])
@@ -64,6 +67,13 @@ BAD = [
     ),
     ({"linux": {"cgroupsPath": "a:b:c"}}, "systemd's groups are not supported"),
     ({"hooks": {"prestart": [{}]}}, "hooks.prestart[0].path: missing"),
+    (
+        {"hooks": {"prestart": [{"path": "/bin/true", "env": ["=x"]}]}},
+        "hooks.prestart[0].env: '=x' is not NAME=VALUE",
+    ),
+    ({"hooks": {"prestart": [{"path": "/nowhere"}]}}, "hook prestart: /nowhere: "),
+    ({"process__oomScoreAdj": 1001}, "oomScoreAdj: 1001 is not between -1000 and 1000"),
+    ({"process__args": ["\ud800"]}, "process.args.0: '\\ud800' is not a text"),
 ]
 
 
@@ -72,6 +82,57 @@ def test_a_malformed_bundle(
     runtime: Runtime, make: Any, changes: dict[str, Any], message: str
 ) -> None:
     assert message in runtime.refuses("create", "-b", make("hello", **changes), "one")
+
+
+def test_the_log_of_an_engine(runtime: Runtime, make: Any) -> None:
+    """The error is in its format; `refuses` has read the other."""
+    bundle = make("hello", root={})
+    runtime.format = "text"
+    done = runtime("create", "-b", bundle, "one", check=False)
+    message = f"create: {bundle}/config.json: root.path: missing"
+    assert done.stderr == f"ptender-oci: {message}\n"
+    line = runtime.log.read_text()
+    assert re.fullmatch(rf'time=\S+ level=error msg="{re.escape(message)}"\n', line)
+
+
+def test_options_of_an_engine(runtime: Runtime, make: Any) -> None:
+    bundle = make("hello", process__terminal=True)
+    error = runtime.refuses("create", "-b", bundle, "--console-socket", "/nowhere", "one")
+    assert error == "create: --console-socket /nowhere: No such file or directory"
+    bundle = make("hello")
+    error = runtime.refuses("create", "-b", bundle, "--pid-file", "/nowhere/pid", "one")
+    assert error == "create: --pid-file /nowhere/pid: No such file or directory"
+    assert "is not a signal" in runtime.refuses("kill", "one", "SIGNONE")
+    runtime.root = bundle / "config.json"
+    assert runtime.refuses("list") == f"list: {runtime.root}: Not a directory"
+    assert "Not a directory" in runtime.refuses("create", "-b", bundle, "one")
+    runtime.root = runtime.folder / "states"
+
+
+def test_an_image_of_another_target(runtime: Runtime, make: Any) -> None:
+    """It is refused where it is named as one; an entry point that is no image goes to runc."""
+    values = {f"{URUNC}binary": KERNEL}
+    virtio = elves.image(notes=[elves.abi_note(target=3), elves.manifest_note(Manifest())])
+    for data, message in (
+        (virtio, "Executable is not for the solo5-hvt or solo5-spt target"),
+        (b"#!/bin/sh\n", f"{KERNEL}: "),
+        (b"", f"{KERNEL}: "),
+    ):
+        bundle = make("hello", annotations=values)
+        (bundle / f"rootfs{KERNEL}").write_bytes(data)
+        assert message in runtime.refuses("create", "-b", bundle, "one")
+        bundle = make("hello")
+        (bundle / f"rootfs{KERNEL}").write_bytes(data)
+        assert "neither runc nor crun is in PATH" in runtime.refuses("create", "-b", bundle, "one")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"a": 1}', '{"a": "!"}', "[" * 100_000, '{"a": "AAAA"}', '{"a": "/w=="}']
+)
+def test_a_malformed_root_file(runtime: Runtime, make: Any, text: str) -> None:
+    bundle = make("hello")
+    (bundle / "rootfs/urunc.json").write_text(text)
+    assert runtime.refuses("create", "-b", bundle, "one").startswith("create: /urunc.json: ")
 
 
 def test_files_that_are_no_bundle(runtime: Runtime, make: Any) -> None:
