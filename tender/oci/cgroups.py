@@ -37,6 +37,7 @@ V1: Mapping[str, Mapping[str, str]] = {
     "cpuacct": {},
     "freezer": {},
 }
+MOUNTS = "/proc/self/mountinfo"
 LEAVE_S = 10  # for a killed process to leave its groups, on a busy machine
 OPTIONAL = ("memory.memsw.limit_in_bytes", "memory.swap.max")  # a kernel without swap accounting
 
@@ -120,7 +121,7 @@ def processes(folders: tuple[str, ...]) -> list[int]:
 def _hierarchies() -> list[tuple[str, tuple[str, ...]]]:
     """Where each is mounted, with its controllers of version 1; version 2 has none here."""
     found: list[tuple[str, tuple[str, ...]]] = []
-    with open("/proc/self/mountinfo") as file:
+    with open(MOUNTS) as file:
         for line in file:
             before, _, after = line.partition(" - ")
             kind, _, options = after.split()[:3]
@@ -134,7 +135,7 @@ def _hierarchies() -> list[tuple[str, tuple[str, ...]]]:
 
 def _files_v1(controllers: tuple[str, ...], limits: Limits) -> dict[str, str]:
     return {
-        file: str(limits[name])
+        file: _or_max(limits[name]) if file == "pids.max" else str(limits[name])
         for controller in controllers
         for name, file in V1[controller].items()
         if limits.get(name)
@@ -155,6 +156,8 @@ def _files_v2(limits: Limits) -> dict[str, str]:
     }
     memory, both = limits.get("memory.limit", 0), limits.get("memory.swap")
     if isinstance(both, int) and isinstance(memory, int) and both:
+        if 0 < both < memory:
+            raise HostError(f"memory.swap {both}: less than memory.limit {memory}")
         files["memory.swap.max"] = _or_max(both - memory if both > 0 else both)
     if limits.get("cpu.quota"):
         files["cpu.max"] = f"{_or_max(limits['cpu.quota'])} {limits.get('cpu.period', 100_000)}"
@@ -202,8 +205,11 @@ def _inherit_cpus(mount: str, folder: str) -> None:
 
 def _write(path: str, value: str) -> None:
     try:
-        with open(path, "w") as file:
-            file.write(value)
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, value.encode())
+        finally:
+            os.close(fd)
     except OSError as error:
         if os.path.basename(path) not in OPTIONAL:
             raise HostError(f"{path}: {value.strip()}", "write", error.errno or 0) from None
