@@ -348,8 +348,18 @@ def _memfd(name: str, size: int) -> int:
     return fd
 
 
+_kept_program: list[int] = []  # the descriptor that `keep_program` has opened
+
+
+def keep_program() -> None:
+    """Have this process and its forks share one copy of the guest's program. Raises HostError."""
+    _kept_program.append(_program())
+
+
 def _program() -> int:
     """The program as a file that has no path: Landlock forbids to execute one that has."""
+    if _kept_program:
+        return os.dup(_kept_program[0])
     fd: int = lib.native_memfd(b"ptender-guest", 0, 1)
     if fd < 0:
         raise HostError("native CPU: cannot make its program", "memfd_create", ffi.errno)

@@ -17,7 +17,7 @@ from errno import EAGAIN
 
 from tender.embed import child, heap
 from tender.embed.protocol import EXITED, FORKED, WARM
-from tender.errors import TenderError, serve_program
+from tender.errors import HostError, TenderError, serve_program
 from tender.host import set_title
 
 
@@ -162,9 +162,11 @@ def _import_all() -> list[int]:
         pass  # a guest that needs it gets the error
     try:
         from tender import kvm  # noqa: F401
-        from tender.cpu import native  # noqa: F401
+        from tender.cpu import native
         from tender.engine import engine  # noqa: F401
         from tender.spt import process  # noqa: F401
-    except ImportError:
+
+        native.keep_program()
+    except (ImportError, HostError):
         pass  # not on this machine
     return namespaces
