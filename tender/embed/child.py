@@ -191,7 +191,7 @@ def warm_up(cpu: str) -> None:
         with Cleanup() as cleanup:
             inputs = open_inputs(config, cleanup)
             guest = machine.assemble(config, inputs, Stop(), lambda _: None, cleanup)
-            _compile_filter(guest.fd_table)
+            _prepare_filters(guest.fd_table)
         if cpu != "kvm":
             machine.run(config, Stop(), lambda _: None)
     except TenderError:
@@ -205,9 +205,10 @@ def _create_vm() -> accel.KvmAccelerator | None:
         return None  # the guest that needs it gets the error
 
 
-def _compile_filter(table: FdTable) -> None:
+def _prepare_filters(table: FdTable) -> None:
+    """Prepare the filters of guests with the descriptors of this one, and one network."""
     from tender.sandbox import seccomp
 
-    fixed = (*(label for label in table.fixed if label != "stderr"), "report")
-    table = FdTable(table.cpu, fixed, table.devices, table.sizes)
-    seccomp.compile(seccomp.build(table.policies(), table), trap=True)
+    fixed = (*(label for label in table.fixed if label != "stderr"), "stats", "report")
+    for devices in ({}, {1: ("net",)}):
+        seccomp.prepare(FdTable(table.cpu, fixed, devices, {}))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SYSTEM = "/run/ptender"  # of root's tenders
 READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 SHARED = 0o022  # a folder with one of these bits is for others to write to
-LOOKS = 16  # at the files of others, for each one that is made
+LOOKS = 4  # at the files of others, for each one that is made
 
 
 class Page:

@@ -180,14 +180,10 @@ class Sandbox:
         # What can fail for lack of memory or of a file comes first.
         trap = self.report_fd is not None
 
-        def compiled(policies: list[str]) -> bytes:
-            if not policies:
-                return b""
-            rules = seccomp.build(policies, table)
-            return seccomp.compile(rules, trap=trap or become is not None)
-
-        main = compiled(table.policies())
-        ring = compiled(table.ring_policies())
+        main = seccomp.of_thread(table, trap=trap or become is not None)
+        ring = b""
+        if policies := table.ring_policies():
+            ring = seccomp.compile(seccomp.build(policies, table), trap=trap)
         address_space = self._address_space(table.cpu)  # while there is a /proc
         copies = self.copies
         try:

@@ -86,6 +86,28 @@ def build(modules: Iterable[str], table: FdTable) -> list[Rule]:
     ]
 
 
+_prepared: dict[object, bytes] = {}
+
+
+def prepare(table: FdTable) -> None:
+    """Compile the filter of a program's child with these descriptors, for `of_thread`."""
+    _prepared[_key(table)] = of_thread(table, trap=True)
+
+
+def of_thread(table: FdTable, *, trap: bool) -> bytes:
+    """The filter of the guest's thread; see `compile`."""
+    filter = _prepared.get(_key(table)) if trap else None
+    return filter or compile(build(table.policies(), table), trap=trap)
+
+
+def _key(table: FdTable) -> object:
+    """What the filter of a table depends on."""
+    devices, sizes, blocks = (
+        frozenset(each.items()) for each in (table.devices, table.sizes, table.block_sizes)
+    )
+    return table.cpu, frozenset(table.fixed), devices, sizes, blocks, table.pcaps
+
+
 def constant(name: str) -> int:
     """The value of a constant that a policy names."""
     if name == "PID":

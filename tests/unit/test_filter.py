@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tender._native import lib
+from tender.dataclass import replace
 from tender.sandbox import fdtable, seccomp
 from tender.sandbox.fdtable import FdTable
 from tender.sandbox.policy import LE, Rule
@@ -160,6 +161,17 @@ os._exit(0)
 def test_a_filter_is_the_same_each_time() -> None:
     for _, rules, trap in policies()[:-1]:  # the ring's names this process
         assert seccomp.compile(rules, trap=trap) == seccomp.compile(rules, trap=trap)
+
+
+def test_a_prepared_filter_is_that_of_its_table() -> None:
+    for prepared in TABLES.values():
+        seccomp.prepare(prepared)
+    disk = {fdtable.device_fd(1): 4096}
+    changed = [replace(each, sizes={**each.sizes, **disk}) for each in TABLES.values()]
+    for table in [*TABLES.values(), *changed]:
+        for trap in (False, True):
+            compiled = seccomp.compile(seccomp.build(table.policies(), table), trap=trap)
+            assert seccomp.of_thread(table, trap=trap) == compiled
 
 
 def test_what_is_not_allowed_ends_the_process_or_is_reported_first() -> None:
