@@ -164,20 +164,19 @@ def page_tables(mem_bytes: int, code: list[tuple[int, int]] | None = None) -> by
     directories = range(layout.X86_PD, layout.X86_PT, layout.PAGE_SIZE)
     pdpt = [address | link for address in directories]
     places = range(layout.X86_PT, layout.TABLES_END, layout.PAGE_SIZE)
-    whole, parts = layout.pages_of_code([(0, mem_bytes)] if code is None else code, len(places))
+    whole, parts = layout.pages_of_code(code or [], len(places))
     data = link if code is None else link | PTE_NX
-    large = [
-        number * layout.LARGE_PAGE | PTE_LARGE | (link if number in whole else data)
-        for number in range(mem_bytes // layout.LARGE_PAGE)
-    ]
+    large = _identity(0, mem_bytes // layout.LARGE_PAGE, layout.LARGE_PAGE, PTE_LARGE | data)
+    for number in whole:
+        large[number] = number * layout.LARGE_PAGE | PTE_LARGE | link
     pages = []
     for place, (number, of_code) in zip(places, parts.items(), strict=False):
         large[number] = place | link
         first = number * layout.LARGE_PAGE
-        pages += [
-            first + page * layout.PAGE_SIZE | (link if page in of_code else data)
-            for page in range(layout.LARGE_PAGE // layout.PAGE_SIZE)
-        ]
+        table = _identity(first, layout.LARGE_PAGE // layout.PAGE_SIZE, layout.PAGE_SIZE, data)
+        for page in of_code:
+            table[page] = first + page * layout.PAGE_SIZE | link
+        pages += table
     absent, read_only = READ_ONLY_FROM // layout.PAGE_SIZE, layout.MIN_BASE // layout.PAGE_SIZE
     pages[:absent] = [0] * absent
     pages[absent:read_only] = [entry & ~PTE_WRITABLE for entry in pages[absent:read_only]]
@@ -185,6 +184,11 @@ def page_tables(mem_bytes: int, code: list[tuple[int, int]] | None = None) -> by
         _entries(pml4, 1), _entries(pdpt, 1), _entries(large, len(directories)),
         _entries(pages, len(parts)),
     ))  # fmt: skip
+
+
+def _identity(start: int, count: int, size: int, flags: int) -> list[int]:
+    """Entries for `count` pages of `size` bytes from `start` on."""
+    return list(range(start | flags, (start | flags) + count * size, size))
 
 
 def _entries(values: list[int], tables: int) -> bytes:
