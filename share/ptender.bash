@@ -22,6 +22,8 @@ _ptender() {
     --engine) mapfile -t COMPREPLY < <(compgen -W 'c python' -- "$word") && return ;;
     --report) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
     --trace) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
+    --record) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
+    --replay) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
     --gdb) mapfile -t COMPREPLY < <(true) && return ;;
     --pcap) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
     --pidfile) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
@@ -29,7 +31,7 @@ _ptender() {
     esac
     case $word in
     -*)
-        mapfile -t COMPREPLY < <(compgen -W '--name --mem --net --block --console-limit --dumpcore --snapshots --restore --clone --clock-resume --cpu --clock --instructions --x-exec-heap --sandbox --user --hugepages --no-net-ring --net-ring --engine --report --trace --gdb --pcap --pidfile --log --verbose --version --help -v -h' -- "$word")
+        mapfile -t COMPREPLY < <(compgen -W '--name --mem --net --block --console-limit --dumpcore --snapshots --restore --clone --clock-resume --cpu --clock --instructions --x-exec-heap --sandbox --user --hugepages --no-net-ring --net-ring --engine --report --trace --record --replay --gdb --pcap --pidfile --log --verbose --version --help -v -h' -- "$word")
         return
         ;;
     esac

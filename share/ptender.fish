@@ -31,6 +31,8 @@ complete -c ptender -l net-ring -d 'offer it even where it is not expected to he
 complete -c ptender -l engine -x -a 'c python' -d 'what answers most hypercalls: compiled code (default) or the Python handlers, which are the reference'
 complete -c ptender -l report -r -d 'write a JSON object there when the guest has ended: how, with its registers at a fault, and what it did'
 complete -c ptender -l trace -r -d 'write a line of JSON there for each hypercall'
+complete -c ptender -l record -r -d 'record the run there, to be replayed (software CPU)'
+complete -c ptender -l replay -r -d 'run what was recorded once more, without its devices'
 complete -c ptender -l gdb -x -d 'wait for gdb before the guests first instruction: at this port of 127.0.0.1 (default 1234), at a Unix socket (a path with a /), or on standard input and output (then the guest prints on standard error)'
 complete -c ptender -l pcap -r -d 'write the packets of a network device there (pcapng), for Wireshark and tcpdump'
 complete -c ptender -l pidfile -r -d 'write the tenders PID there'

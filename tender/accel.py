@@ -267,7 +267,8 @@ def from_environment(cpu: str) -> str:
 def choice(config: Config) -> str:
     """auto, kvm, native or soft: as asked for, or as the environment says; raises UsageError."""
     wanted = from_environment(config.cpu)
-    for name, given in (("clock", config.clock), ("instructions", config.instructions)):
+    for name in ("record", "replay", "clock", "instructions"):
+        given = getattr(config, name)
         if given is None:
             continue
         if config.cpu in ("kvm", "native"):

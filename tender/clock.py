@@ -58,14 +58,14 @@ class VirtualClock(HostClock):
     def __init__(self, time: VirtualTime) -> None:
         super().__init__()
         self.wall_ns = self._read
-        self._start_ns = time.start_ns
+        self.start_ns = time.start_ns
         self.cell.tick_ns = time.tick_ns
         self.cell.random = time.start_ns
 
     def _read(self) -> int:
         from tender._soft import lib
 
-        return (self._start_ns + lib.soft_now_ns(self.cell)) % _U64
+        return (self.start_ns + lib.soft_now_ns(self.cell)) % _U64
 
     def elapsed_ns(self) -> int:
         """The guest's time since it started, in ns."""
@@ -73,7 +73,7 @@ class VirtualClock(HostClock):
 
     def observed_ns(self) -> int:
         """As HostClock has it."""
-        return (self._start_ns + self.elapsed_ns()) % _U64
+        return (self.start_ns + self.elapsed_ns()) % _U64
 
     def advance(self, ns: int) -> None:
         """Let time go on without the guest."""

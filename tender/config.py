@@ -22,7 +22,7 @@ from tender.checks import (
     whole,
 )
 from tender.dataclass import dataclass, field
-from tender.errors import InvalidValue, UsageError, shown
+from tender.errors import InvalidValue, UsageError, setting, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -156,6 +156,9 @@ class Config:
     snapshots: OptionalPathField = field(optional(as_path), default=None)
     # Where the command writes its PID: see tender/observe/pidfile.py.
     pidfile: OptionalPathField = field(optional(as_path), default=None)
+    # Files that the run is recorded in, or replayed from: see tender/replay/.
+    record: OptionalPathField = field(optional(as_path), default=None)
+    replay: OptionalPathField = field(optional(as_path), default=None)
     # Offer the network ring; None: where it helps.
     net_ring: bool | None = field(optional(as_flag), default=None)
     # What answers hypercalls whose device is a plain descriptor.
@@ -178,6 +181,15 @@ class Config:
     # The only target whose guests run: under the name of a tender of Solo5's.
     target: str | None = field(optional(one_of(TARGETS)), default=None)
     name: str | None = field(optional(as_guest_name), default=None)  # see guest_name
+
+    def __post_init__(self) -> None:
+        if self.record is not None and (self.restore or self.snapshots is not None):
+            other = (
+                setting("--restore", "restore")
+                if self.restore
+                else setting("--snapshots", "snapshots")
+            )
+            raise UsageError(f"{setting('--record', 'record')}: it does not go with {other}")
 
 
 def guest_name(config: Config) -> str:

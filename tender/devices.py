@@ -19,8 +19,8 @@ from tender.sandbox import fdtable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Any, TypeAlias
+    from collections.abc import Callable, Mapping
+    from typing import Any, TypeAlias, TypeVar
 
     from tender.backends import BlockValue, NetValue
     from tender.cleanup import Cleanup
@@ -32,23 +32,30 @@ if TYPE_CHECKING:
     from tender.modules.net import NetDevice
     from tender.outcome import Counters
     from tender.rendezvous import Rendezvous
+    from tender.replay.file import Record
     from tender.sandbox.sandbox import Sandbox
     from tender.snapshot.restore import SnapshotFile
     from tender.stop import Stop
 
     Held: TypeAlias = BlockDevice | NetDevice | OverlayFile
     Given: TypeAlias = tuple[tuple[str | None, Any], ...]
+    T = TypeVar("T")
 
 
 @dataclass
 class Inputs:
-    """What a user passes, opened: descriptors of devices, others by label, and the image."""
+    """What a user passes, opened: descriptors of devices, others by label, and the image.
 
+    With a `record` that is to be replayed, `config` and image are those that it has.
+    """
+
+    config: Config
     nets: Given
     blocks: Given
     fds: Mapping[str, int]
     file: Any  # an ImageFile or a SnapshotFile
     restored: SnapshotFile | None = None  # the same, where it is a snapshot
+    record: Record | None = None
 
 
 def open_inputs(config: Config, cleanup: Cleanup, sandbox: Sandbox | None = None) -> Inputs:
@@ -65,9 +72,14 @@ def open_inputs(config: Config, cleanup: Cleanup, sandbox: Sandbox | None = None
         from tender.observe import pidfile
 
         fds["pidfile"] = pidfile.hold(config.pidfile, cleanup)
+    record = None
+    if config.replay is not None:
+        from tender.replay.file import Record
 
-    def read() -> ImageFile:
-        return ImageFile(config.kernel, config.kernel_fd)
+        record = _read(lambda: Record(str(config.replay)), sandbox)
+        cleanup.callback(record.close)
+        fds["replay"] = record.fd
+        config = record.config(config)
 
     def read_snapshot() -> SnapshotFile:
         from tender.snapshot.restore import SnapshotFile
@@ -75,10 +87,10 @@ def open_inputs(config: Config, cleanup: Cleanup, sandbox: Sandbox | None = None
         return SnapshotFile(config.kernel, config.kernel_fd, clone=config.clone)
 
     if config.restore:
-        restored = sandbox.read_image(read_snapshot) if sandbox else read_snapshot()
+        restored = _read(read_snapshot, sandbox)
         cleanup.callback(restored.close)
-        return Inputs(nets, blocks, fds, restored, restored)
-    file = sandbox.read_image(read) if sandbox else read()
+        return Inputs(config, nets, blocks, fds, restored, restored)
+    file = _read(lambda: ImageFile(config.kernel, config.kernel_fd), sandbox)
     cleanup.callback(file.close)
     target = TARGETS[file.image.target]
     if config.target not in (None, target):
@@ -86,7 +98,11 @@ def open_inputs(config: Config, cleanup: Cleanup, sandbox: Sandbox | None = None
             f"{config.kernel}: Executable is not for the solo5-{config.target} target "
             f"(it is for {target})"
         )
-    return Inputs(nets, blocks, fds, file)
+    return Inputs(config, nets, blocks, fds, file, record=record)
+
+
+def _read(read: Callable[[], T], sandbox: Sandbox | None) -> T:
+    return sandbox.read_image(read) if sandbox else read()
 
 
 @dataclass
@@ -149,6 +165,18 @@ class Devices:
         for port in self.net.devices.values():
             port.wait_for_room = rendezvous.wait_for_room
         return rendezvous
+
+
+def attach_devices(inputs: Inputs, stop: Stop, warn: Warn, cleanup: Cleanup) -> Devices:
+    """The devices of a guest; none where it is replayed, the saved ones where it is restored."""
+    if inputs.record:
+        return Devices(Block({}), Net({}), {}, {})
+    manifest, restored = inputs.file.image.manifest, inputs.restored
+    macs = restored.macs() if restored else None
+    devices = open_devices(manifest, inputs.nets, inputs.blocks, stop, warn, cleanup, macs)
+    if restored:
+        restored.check_devices(devices.attached())
+    return devices
 
 
 def open_devices(

@@ -61,6 +61,7 @@ class Guest:
         console_limit: Bytes per second of console output; lines that exceed it are dropped.
         dumpcore: A folder for the core file of a guest that aborts.
         trace: A file for one line of JSON per hypercall.
+        record: A file that the run is recorded in, for `ptender --replay`; on the software CPU.
         pcap: Files for the packets of network devices (pcapng), by the devices' names.
         warn: Called with one line of text when the host has a problem with a device, from any
             thread; it must not block. Standard error if None.
@@ -98,6 +99,7 @@ class Guest:
         console_limit: int | None = None,
         dumpcore: str | os.PathLike[str] | None = None,
         trace: str | os.PathLike[str] | None = None,
+        record: str | os.PathLike[str] | None = None,
         pcap: Mapping[str, str | os.PathLike[str]] | None = None,
         warn: Callable[[str], None] | None = None,
         cpu: Cpu = "auto",
@@ -119,6 +121,7 @@ class Guest:
             console_limit=console_limit,
             dumpcore=dumpcore,
             trace=validation.trace(trace),
+            record=record,
             pcap=validation.pcap(pcap),
             cpu=cpu,
             clock=clock,

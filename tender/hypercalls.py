@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from tender.cpu.vcpu import Exit
     from tender.memory import GuestMemory
+    from tender.outcome import Outcome
 
     Handler = Callable[[GuestMemory, Any], None]
 
@@ -134,6 +135,10 @@ class Dispatcher:
             fault.hypercall = number
             raise
         return None
+
+    def end(self, outcome: Outcome) -> Outcome:
+        """How the guest's run has ended, as far as hypercalls decide it."""
+        return outcome
 
 
 def halt(memory: GuestMemory, gpa: int, layout: Layout) -> Halt:

@@ -16,7 +16,7 @@ from tender.cleanup import Cleanup
 from tender.clock import HostClock, VirtualClock
 from tender.config import usable_memory
 from tender.dataclass import dataclass, replace
-from tender.devices import open_devices, open_inputs
+from tender.devices import attach_devices, open_devices, open_inputs
 from tender.errors import (
     EXIT_FAILURE,
     GuestFault,
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from tender.observe.gdb import GdbVcpu
     from tender.observe.pcap import Pcap
     from tender.observe.trace import Trace
+    from tender.replay.file import Record
     from tender.sandbox.sandbox import Sandbox
     from tender.snapshot.save import Saver
     from tender.stop import Stop
@@ -88,6 +89,7 @@ def run(
     stop.enter()
     try:
         inputs = open_inputs(config, cleanup, sandbox)
+        config = inputs.config
         if inputs.file.image.target == lib.ABI_TARGET_SPT:
             _become(config, inputs, stop, warn, cleanup, sandbox, started, publish=publish)
         machine = assemble(config, inputs, stop, warn, cleanup, sandbox, created, publish=publish)
@@ -103,7 +105,7 @@ def run(
             started(machine.notice)
         if machine.page:
             machine.page.stats.state = lib.STATS_RUNNING
-        outcome = _run_to_end(machine, stop, warn)
+        outcome = machine.dispatcher.end(_run_to_end(machine, stop, warn))
         machine.devices.block.end()
         outcome = replace(outcome, stats=machine.statistics())
         machine.console.report_dropped()
@@ -186,14 +188,11 @@ def assemble(
     mem_bytes = usable_memory(config.mem_bytes)
     if mem_bytes != config.mem_bytes:
         warn(f"adjusting memory to {mem_bytes} bytes")
-    clock = VirtualClock(config.clock) if config.clock else HostClock()
+    clock = _clock(config, inputs.record)
 
     accelerator = accel.choose(config, image, clock, cleanup, created)
     kind = accelerator.kind
-    macs = restored.macs() if restored else None
-    devices = open_devices(image.manifest, inputs.nets, inputs.blocks, stop, warn, cleanup, macs)
-    if restored:
-        restored.check_devices(devices.attached())
+    devices = attach_devices(inputs, stop, warn, cleanup)
     memory = reserve_memory(config, image, mem_bytes, kind, devices.labels, cleanup)
     whole = memory.alias() if config.gdb is not None and kind.name == "kvm" else memory.view
     core = _open_core(config, memory, cleanup)
@@ -206,14 +205,21 @@ def assemble(
     inputs.file.load(memory, stop.check)
     code = accel.executable(image, memory.size if config.exec_heap else 0)
     vcpu = accelerator.create_vcpu(memory, code, stop, cleanup)
+    manifest = encode(image.manifest, devices.attached())
+    if inputs.record:
+        manifest = inputs.record.manifest(len(manifest))
     if restored:
         restored.set_cpu(config, vcpu, clock, warn)
     else:
         if requests:
             save.use_machine_counter(vcpu, kind, image, clock)
-        boot_guest(config, image, boot, memory, code if kind.has_nx else None, vcpu, devices)
+        boot_guest(config, image, boot, memory, code if kind.has_nx else None, vcpu, manifest)
 
     fds, pcaps = open_observers(config, inputs, devices, clock, warn, cleanup)
+    if "record" in fds:
+        from tender.replay import record
+
+        record.begin(fds["record"], config, clock, manifest, inputs.file)
     holders = [each for each in (vcpu, core, requests) if each]
     for each in (devices, *holders):
         fds |= each.fds
@@ -237,7 +243,7 @@ def assemble(
     if page:
         console.counters, poll.counters = page.console, page.poll
     modules: list[Module] = [console, Time(clock), poll, devices.block, devices.net]
-    dispatcher = Dispatcher(memory, modules, image.machine)
+    dispatcher = make_dispatcher(fds, memory, modules, image.machine, clock, stop, warn)
     engine = ring = None
     if uses_engine(config, kind):
         copies = sandbox is not None and sandbox.copies is not None
@@ -325,7 +331,7 @@ def boot_guest(
     memory: GuestMemory,
     code: Ranges | None,
     vcpu: Vcpu[Any],
-    devices: Devices,
+    manifest: bytes,
 ) -> None:
     """What a guest finds when it starts: its registers, tables and boot info.
 
@@ -340,7 +346,7 @@ def boot_guest(
         image.kernel_end,
         vcpu.cpu_cycle_freq,
         bootinfo.join_cmdline(config.args),
-        encode(image.manifest, devices.attached()),
+        manifest,
         memory.size if memory.mapped > memory.size else 0,
     )
     memory.put(layout.BOOT_INFO, bootinfo.build(boot_info))
@@ -382,6 +388,27 @@ def confine(
     for each in holders:
         each.fds = {label: moved[label] for label in each.fds}
     return moved
+
+
+def make_dispatcher(
+    fds: Mapping[str, int],
+    memory: GuestMemory,
+    modules: list[Module],
+    machine: int,
+    clock: HostClock,
+    stop: Stop,
+    warn: Warn,
+) -> Dispatcher:
+    """What answers hypercalls; beside the modules, a record that is made or replayed."""
+    if "record" in fds:
+        from tender.replay.record import Recorder
+
+        return Recorder(fds["record"], memory, modules, machine, clock, stop, warn)
+    if "replay" in fds:
+        from tender.replay.replay import Replay
+
+        return Replay(fds["replay"], memory, modules, machine, clock, stop)
+    return Dispatcher(memory, modules, machine)
 
 
 def start_engine(
@@ -474,7 +501,7 @@ def file_sizes(config: Config, mem_bytes: int) -> dict[str, int]:
 
 
 def _is_observed(config: Config) -> bool:
-    outputs = (config.trace, config.report, config.notify, config.gdb)
+    outputs = (config.trace, config.report, config.record, config.notify, config.gdb)
     return bool(config.pcap) or any(each is not None for each in outputs)
 
 
@@ -516,6 +543,18 @@ def _boot(machine: int) -> Any:
     from tender.boot import x86_64
 
     return x86_64
+
+
+def _clock(config: Config, record: Record | None) -> HostClock:
+    if config.clock:
+        clock = VirtualClock(config.clock)
+        clock.cell.random = record.header.random if record else clock.cell.random
+        return clock
+    if config.record is None:
+        return HostClock()
+    from tender.replay.record import RecordedClock
+
+    return RecordedClock()
 
 
 def _open_core(config: Config, memory: GuestMemory, cleanup: Cleanup) -> Target | None:

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
     from tender.cli.options import Option
 
+# Options that change nothing for a guest whose run is replayed.
+_BESIDE_REPLAY = {
+    *("replay", "gdb", "console_fd", "console_limit", "trace", "report", "name"),
+    *("sandbox", "user", "cpu"),
+}
 # What solo5-hvt prints of a wrong value, which its users' scripts look for.
 _SOLO5_TEXTS = {"sector_size": "Block size must be a multiple of 2 greater than or equal 512"}
 
@@ -87,6 +92,8 @@ def parse(arguments: list[str], see: str = "--help", others: tuple[str, ...] = (
         rest.pop(0)
     if line.restore is not None:
         return CommandLine(line.restored(rest), **line.flags)
+    if line.replays():
+        return CommandLine(line.replay(rest), **line.flags)
     if not rest:
         return CommandLine(None)
     return CommandLine(line.config(rest[0], tuple(rest[1:])), **line.flags)
@@ -189,6 +196,22 @@ class _Line:
         except InvalidValue as error:
             text = self._texts.get(error.name)
             raise UsageError(f"{text} is not {error.expected}" if text else str(error)) from None
+
+    def replays(self) -> bool:
+        """Whether a record is to be replayed, and no kernel to be run."""
+        return "replay" in self._fields
+
+    def replay(self, rest: list[str]) -> Config:
+        """What to do with the record, which has everything that its guest can see."""
+        self._set_gdb()
+        surplus = [self._texts[name] for name in self._fields if name not in _BESIDE_REPLAY]
+        surplus += [f"--{kind}" for kind, devices in self._devices.items() if devices]
+        surplus += [shown(argument) for argument in rest[:1]]
+        if surplus:
+            raise UsageError(
+                f"--replay: the record has all that its guest had: leave out {surplus[0]}"
+            )
+        return self.config(self._fields["replay"], ())
 
     def _set_gdb(self) -> None:
         fields = self._fields

@@ -114,6 +114,11 @@ OPTIONS = (
     Option("--trace", "FILE", "trace", values.parse_trace,
            "write a line of JSON there for each hypercall; - is\n"
            "standard error, @FD an open descriptor"),
+    Option("--record", "FILE", "record", str,
+           "record the run there, to be replayed (software CPU)"),
+    Option("--replay", "FILE", "replay", str,
+           "run what was recorded once more, without its devices;\n"
+           "no KERNEL is named"),
     Option("--gdb", "[=PORT|PATH|-]", "gdb", values.parse_number,
            "wait for gdb before the guest's first instruction: at\n"
            "this port of 127.0.0.1 (default 1234), at a Unix\n"

@@ -71,6 +71,8 @@ MEANINGS = {
     "snapshot": "what the guest is saved to",
     "snapshot-helper": "the process that passes requests for snapshots on",
     "trace": "the trace",
+    "record": "the record of the run",
+    "replay": "the record that is replayed",
     "pidfile": "the PID file, which is locked as long as it is open",
     "report-file": "the report on the guest's end",
     "gdb-listen": "where a debugger connects",
@@ -127,7 +129,7 @@ def show(config: Config) -> Shown:
     """Compute what a run of `config` may do; raises TenderError."""
     if config.sandbox == "off":
         raise UsageError("--sandbox=off: there is no policy without the sandbox")
-    image = open_image(config.kernel)
+    config, image = _recorded(config) if config.replay else (config, open_image(config.kernel))
     is_spt = image.target == lib.ABI_TARGET_SPT
     if is_spt:
         from tender.spt import refusals
@@ -135,7 +137,8 @@ def show(config: Config) -> Shown:
         refusals.check(config, image.machine)
     nets = assign(image.manifest, lib.MFT_DEV_NET_BASIC, config.net)
     blocks = assign(image.manifest, lib.MFT_DEV_BLOCK_BASIC, config.block)
-    check_all_attached(image.manifest, [*nets, *blocks])
+    if config.replay is None:
+        check_all_attached(image.manifest, [*nets, *blocks])
     table = _spt_table(config, nets, blocks) if is_spt else _table(config, image, nets, blocks)
     specs: dict[int, NetValue | BlockValue] = {**nets, **blocks}
     devices = table.devices
@@ -161,6 +164,19 @@ def show(config: Config) -> Shown:
         seccomp.build(table.policies(), table),
         seccomp.build(table.ring_policies(), table),
     )
+
+
+def _recorded(config: Config) -> tuple[Config, Image]:
+    """What `config` has a record of, and its image."""
+    from tender.image.file import ImageFile
+    from tender.replay.file import Record
+
+    record = Record(str(config.replay))
+    config = record.config(config)
+    record.close()
+    file = ImageFile(config.kernel, config.kernel_fd)
+    file.close()
+    return config, file.image
 
 
 def _spt_table(
@@ -200,6 +216,7 @@ def _table(
     fixed += ["kick"] if ring_bytes else []
     fixed += ["stats"] if counters.folder() else []
     fixed += ["trace"] if config.trace is not None else []
+    fixed += [name for name in ("record", "replay") if getattr(config, name) is not None]
     fixed += ["report-file"] if config.report is not None else []
     fixed += ["pidfile"] if config.pidfile is not None else []
     if config.gdb is not None:

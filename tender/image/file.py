@@ -15,7 +15,7 @@ from tender.image import elf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from tender.image.elf import Image
     from tender.memory import GuestMemory
@@ -54,6 +54,15 @@ class ImageFile:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1
+
+    def contents(self) -> Iterator[bytes]:
+        """The file as it is: `info.st_size` bytes, piece by piece."""
+        for at in range(0, self.info.st_size, STEP):
+            size = min(STEP, self.info.st_size - at)
+            data = _pread(self._fd, at, size)
+            if len(data) != size:
+                raise ImageError(f"{self.path}: it became shorter")
+            yield data
 
     def load(self, memory: GuestMemory, check: Callable[[], None]) -> None:
         """Copy the segments into guest memory and protect them as their flags say.

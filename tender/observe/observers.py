@@ -43,6 +43,10 @@ def open_outputs(config: Config, inputs: list[os.stat_result], cleanup: Cleanup)
         from tender.observe.report import open_report
 
         fds["report-file"] = open_report(config.report, inputs, cleanup)
+    if config.record is not None:
+        from tender.observe.output import open_output
+
+        fds["record"] = open_output(config.record, "record", inputs, cleanup, private=True)
     if config.notify is not None:
         from tender.observe import notify
 

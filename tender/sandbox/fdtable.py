@@ -22,18 +22,19 @@ FIXED = {
     "guest-program": 0, "guest-shared": 3, "guest-memory": 4, "guest-process": 3,
     "memory-file": 6, "epoll": 3, "timer": 4,
     "gdb": 0, "gdb-listen": 144, "gdb-in": 145, "gdb-out": 146,
-    "notify": 147,
+    "notify": 147, "record": 148, "replay": 148,
 }  # fmt: skip
 START_LABELS = ("guest-program", "guest-shared", "guest-memory")  # closed before the guest runs
 MFT_MAX_ENTRIES = 64
 FIRST_DEVICE = 16  # the device with handle 0; the overlays of all disks follow
-FIRST_PCAP = FIRST_DEVICE + 2 * MFT_MAX_ENTRIES + 4  # the packets of the device with handle 0
+FIRST_PCAP = FIRST_DEVICE + 2 * MFT_MAX_ENTRIES + 5  # the packets of the device with handle 0
 FDS_END = FIRST_PCAP + MFT_MAX_ENTRIES
 FIRST_NAMESPACE = FDS_END  # namespaces that are still to be joined
 
 # Files of seccomp/ that have the name of a label, the busiest first.
 _DEVICES = ("net", "block", "block-remote", "block-fsync")
-_FIXED = ("pcap", "sync", "core", "snapshot", "trace", "report", "report-file", "notify")
+_FIXED = ("pcap", "sync", "core", "snapshot", "trace", "report", "report-file", "notify", "record",
+          "replay")  # fmt: skip
 
 
 def device_fd(handle: int) -> int:

@@ -276,7 +276,7 @@ class Sandbox:
 
 def _file_limit(table: FdTable) -> int | None:
     """The limit on the length of files; None where a log is a regular file, which may grow."""
-    logs = [FIXED[label] for label in ("console", "stderr", "trace") if label in table.fixed]
+    logs = [FIXED[each] for each in ("console", "stderr", "trace", "record") if each in table.fixed]
     logs += table.by_label().get("pcap", [])
     regular = any(stat.S_ISREG(os.fstat(fd).st_mode) for fd in logs)
     if regular:

@@ -59,6 +59,8 @@ class UnikernelFactory:
         session = self._session
         image = session.find(kernel)
         if not _is_spt(image):  # such a guest has neither
+            if session.record and options.get("cpu", "auto") in ("auto", "soft"):
+                options.setdefault("record", session.scratch() / f"{len(session.guests)}.rec")
             if not needs_software(net or {}, options):
                 options.setdefault("cpu", session.cpu)
             if session.trace:

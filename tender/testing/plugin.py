@@ -81,6 +81,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="do not record hypercalls, which makes guests on KVM faster",
     )
     group.addoption(
+        "--ptender-record",
+        action="store_true",
+        help="record the runs of all guests, which are on the software CPU then; those of failed "
+        "tests are kept, for ptender --replay",
+    )
+    group.addoption(
         "--ptender-gdb",
         nargs="?",
         const="1234",

@@ -76,6 +76,7 @@ def _open_session(
         patience=SECONDS_MAX if gdb else option("--ptender-timeout"),
         seed=option("--ptender-seed"),
         trace=not option("--ptender-no-trace"),
+        record=option("--ptender-record"),
         gdb=gdb,
         say=lambda text: say(request.config, text),
         wider=lambda: [each for each in sessions_of(node) if each is not session],

@@ -78,16 +78,18 @@ def _keep_guest(artifacts: Artifacts, number: int, guest: Unikernel) -> Section:
     if console := guest.last_output():
         artifacts.write(f"{name}.console.txt", console)
         parts += _tail("console", console.decode(errors="replace").splitlines())
-    if trace := _trace(guest):
+    if record := _read(guest.config.record):
+        artifacts.write(f"{name}.rec", record)
+        parts.append(f"once more: ptender --replay {artifacts.folder / name}.rec --gdb")
+    if trace := _read(guest.config.trace):
         artifacts.write(f"{name}.trace.jsonl", trace)
         lines = trace.decode(errors="replace").splitlines()[1:]  # the first is the version
         parts += _tail("hypercalls", lines, short_call)
     return f"guest {number}: {guest.kernel}", "\n".join(parts)
 
 
-def _trace(guest: Unikernel) -> bytes | None:
-    """The trace file of its hypercalls."""
-    path = guest.config.trace
+def _read(path: str | int | None) -> bytes | None:
+    """What is in a file that a guest's tender has written."""
     if not isinstance(path, str):
         return None
     try:

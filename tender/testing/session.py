@@ -48,6 +48,7 @@ class Session:
         patience: float,
         seed: str | None,
         trace: bool,
+        record: bool = False,
         gdb: int | str | None = None,
         say: Callable[[str], None] = print,
         wider: Callable[[], list[Session]] = list,
@@ -56,6 +57,7 @@ class Session:
         self.cpu = cpu
         self.patience = patience
         self.trace = trace
+        self.record = record  # the runs of guests whose CPU the test does not choose
         self.gdb = gdb  # where the first guest waits for a debugger
         self.say = say  # a line for whoever runs the test
         self.seed = name if seed is None else seed

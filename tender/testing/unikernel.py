@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         console_limit: int | None
         dumpcore: str | os.PathLike[str] | None
         trace: str | os.PathLike[str] | None
+        record: str | os.PathLike[str] | None
         pcap: Mapping[str, str | os.PathLike[str]] | None
         warn: Callable[[str], None]
         cpu: Cpu
@@ -277,7 +278,8 @@ class Unikernel(Guest):
 def needs_software(net: Mapping[str, NetSpec], options: GuestOptions) -> bool:
     """Whether only the software CPU runs a guest with these devices and options."""
     ports = [each for each in net.values() if isinstance(each, GuestPort)]
-    return "clock" in options or "instructions" in options or _shared_time(ports) is not None
+    given = any(name in options for name in ("clock", "instructions", "record"))
+    return given or _shared_time(ports) is not None
 
 
 def _shared_time(ports: list[GuestPort]) -> VirtualTimeline | None:

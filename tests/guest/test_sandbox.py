@@ -822,6 +822,10 @@ def the_usual_ends(suite: Suite, cpu: str) -> None:
     suite.run("--mem=8", suite.guest("loop"), status=1, until=strace.says("looping"))
     if cpu == "soft":
         suite.run("--mem=8", suite.guest("instructions"))  # RDRAND
+        disk, record = suite.folder / "small.img", f"--record={suite.folder}/record"
+        disk.write_bytes(bytes(1 << 16))
+        suite.run(record, "--mem=8", f"--block={disk}", suite.guest("disk"))
+        suite.run(f"--replay={suite.folder}/record")
 
 
 def much_memory(suite: Suite, cpu: str) -> None:
@@ -845,7 +849,7 @@ def disks(suite: Suite, cpu: str) -> None:
         suite.run(*disk, f"--block={image}", suite.guest("disk"))
         suite.run(*disk, f"--block={image},overlay", suite.guest("disk"))
         suite.run(*disk, f"--block={image},sync=fsync", suite.guest("disk"))
-        overlay = f"--block={image},overlay={suite.folder}/overlay-{engine},sync=fsync"
+        overlay = f"--block={image},overlay={suite.folder}/overlay-{engine}-{cpu},sync=fsync"
         suite.run(*disk, overlay, suite.guest("disk"))
 
 

@@ -71,8 +71,8 @@ class Rig:
         self.clock = HostClock()
         self.poll = Poll(self.net, self.stop, self.clock)
         time = Time(self.clock)
-        modules: list[Module] = [self.console, time, self.poll, self.block, self.net]
-        self._dispatcher = Dispatcher(self.memory, modules)
+        self.modules: list[Module] = [self.console, time, self.poll, self.block, self.net]
+        self._dispatcher = Dispatcher(self.memory, self.modules)
         self._with_engine = engine == "c"
         self.answered = 0  # by the engine
 
