@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from errno import EACCES
+from errno import EACCES, ENOSPC
 from mmap import ALLOCATIONGRANULARITY
 from time import CLOCK_BOOTTIME, clock_gettime_ns
 
@@ -194,8 +194,11 @@ def _fill(fd: int, fields: dict[str, Any], cleanup: Cleanup) -> Any:
     size = header_size(devices)
     offset = -(-size // ALLOCATIONGRANULARITY) * ALLOCATIONGRANULARITY
     header = ffi.new("struct stats_header *", {**fields, "offset": offset})
-    os.posix_fallocate(fd, 0, offset + stats_size(devices))  # no page may be missing later
-    os.pwrite(fd, ffi.buffer(header, size), 0)
+    # All is written, so that no page is missing later. To allocate it would do as well, but where
+    # /run is a disk, the next tender would wait some milliseconds for the removal.
+    content = bytes(ffi.buffer(header, size)).ljust(offset + stats_size(devices), b"\0")
+    if os.pwrite(fd, content, 0) < len(content):
+        raise OSError(ENOSPC, os.strerror(ENOSPC))
     stats = lib.host_map(fd, offset, stats_size(devices))
     if not stats:
         raise OSError(ffi.errno, os.strerror(ffi.errno))
