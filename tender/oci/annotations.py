@@ -41,6 +41,7 @@ class Unikernel:
     devices: tuple[tuple[str, str], ...]  # name and type of all that the manifest declares
     mem_mib: int | None  # None: the tender's default
     ports: tuple[str, ...] = ()  # that it serves: "80", "53/udp"
+    mount_point: str = "/data"  # of its disk, for rumprun
 
 
 def to_annotations(unikernel: Unikernel) -> dict[str, str]:
@@ -109,7 +110,9 @@ def from_annotations(values: Mapping[str, str]) -> Unikernel | None:
     if len(ports) > PORTS_MAX or not all(map(is_port, ports)):
         raise ConfigError(f"{OURS}ports: {shown(' '.join(ports))} is not a list as '80 53/udp'")
     args = tuple(values.get(f"{URUNC}cmdline", "").split())
-    return Unikernel(guest, target, binary, args, disks, (), int(mem) if mem else None, ports)
+    mem_mib = int(mem) if mem else None
+    mount_point = values.get(f"{URUNC}blkMntPoint") or "/data"
+    return Unikernel(guest, target, binary, args, disks, (), mem_mib, ports, mount_point)
 
 
 def is_port(text: str) -> bool:

@@ -1,13 +1,15 @@
 """How a guest is given its address, gateway and environment, by the conventions of its library OS.
 
-Sources: the options of MirageOS's network stack (mirage-runtime); the configuration of rumprun
-(doc/config.md of rumprun), with the values that urunc gives.
+Sources: the options of MirageOS's network stack (mirage-runtime); of rumprun, doc/config.md,
+lib/librumprun_base/config.c and parseargs.c, and the values that urunc gives.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import json
+
+from tender.errors import ConfigError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,11 +18,18 @@ if TYPE_CHECKING:
 
 
 def guest_args(
-    unikernel: Unikernel, args: tuple[str, ...], env: tuple[str, ...], network: Network | None
+    unikernel: Unikernel,
+    args: tuple[str, ...],
+    env: tuple[str, ...],
+    network: Network | None,
+    has_disk: bool,
 ) -> tuple[str, ...]:
-    """The guest's command line. Only rumprun has an environment."""
+    """The guest's command line. Only rumprun has an environment, and is told of a disk.
+
+    Raises ConfigError for what it can't be given.
+    """
     if unikernel.guest == "rumprun":
-        return (_rumprun(args, env, network),)
+        return (_rumprun(unikernel, args, env, network, has_disk),)
     if network is None or not network.address or unikernel.guest == "none":
         return args
     options = [f"--ipv4={network.address}"]
@@ -29,20 +38,50 @@ def guest_args(
     return (*options, *args)
 
 
-def _rumprun(args: tuple[str, ...], env: tuple[str, ...], network: Network | None) -> str:
-    config: list[tuple[str, object]] = [("cmdline", " ".join(args))]
-    config += [("env", each) for each in env]
+def _rumprun(
+    unikernel: Unikernel,
+    args: tuple[str, ...],
+    env: tuple[str, ...],
+    network: Network | None,
+    has_disk: bool,
+) -> str:
+    """The configuration as JSON, whose parser takes a key many times and texts as values.
+
+    `args` begin with the program's name.
+    """
+    config: list[tuple[str, object]] = [("cmdline", " ".join(map(_word, args)))]
+    config += [("env", _verbatim(each)) for each in env]
     if network and network.address:
-        interface = ipaddress.ip_interface(network.address)
-        net = {
-            "if": "ukvmif0",
-            "cloner": "True",
-            "type": "inet",
-            "method": "static",
-            "addr": str(interface.ip),
-            "mask": str(interface.network.prefixlen),
-            "gw": network.gateway,
-        }
-        config.append(("net", net))
-    # Its parser takes one `env` for each variable, which a dict can't have.
-    return "{" + ",".join(f"{json.dumps(name)}:{json.dumps(value)}" for name, value in config) + "}"
+        config.append(("net", _rumprun_net(network)))
+    if has_disk:
+        block = {"source": "etfs", "path": "/dev/ld0a", "fstype": "blk"}
+        config.append(("blk", {**block, "mountpoint": _verbatim(unikernel.mount_point)}))
+    return "{" + ",".join(f"{_json(name)}:{_json(value)}" for name, value in config) + "}"
+
+
+def _rumprun_net(network: Network) -> dict[str, str]:
+    interface = ipaddress.ip_interface(network.address)
+    prefix = interface.network.prefixlen
+    if network.gateway and ipaddress.ip_address(network.gateway) not in interface.network:
+        prefix = 1  # NetBSD takes no gateway outside of the interface's network
+    net = {"if": "ukvmif0", "cloner": "True", "type": "inet", "method": "static"}
+    net |= {"addr": str(interface.ip), "mask": str(prefix)}
+    return net | ({"gw": network.gateway} if network.gateway else {})
+
+
+def _word(text: str) -> str:
+    """An argument in `cmdline`: JSON's backslash before a quote is also that of its parser."""
+    if "'" in text or not text.isprintable():
+        raise ConfigError(f"rumprun takes no argument with a single quote or a control: {text!r}")
+    return f"'{text}'" if not text or " " in text else text
+
+
+def _verbatim(text: str) -> str:
+    """A text that its JSON parser, which takes backslashes as they are, gets as it is."""
+    if _json(text) != f'"{text}"':
+        raise ConfigError(f"rumprun takes no quote, backslash or control in a value: {text!r}")
+    return text
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -120,7 +120,8 @@ def tender_command(bundle: Bundle, guest: Guest, tender: Sequence[str]) -> list[
     if net is not None:
         command.append(f"--net={net[0]}={net[1].device}")
     os.set_inheritable(guest.kernel, True)
-    arguments = guest_args(guest.unikernel, guest.args, bundle.env, net[1] if net else None)
+    taken = net[1] if net else None
+    arguments = guest_args(guest.unikernel, guest.args, bundle.env, taken, bool(names))
     return [*command, "--", f"/proc/self/fd/{guest.kernel}", *arguments]
 
 

@@ -38,6 +38,13 @@ def test_an_spt_guest_runs(runtime: Runtime, make: Any, tmp_path: Path) -> None:
     assert "My command line: foo" in done.stdout
 
 
+def test_a_rumprun_guest_is_told_as_json(runtime: Runtime, make: Any) -> None:
+    values = {f"{URUNC}binary": KERNEL, f"{URUNC}unikernelType": "rumprun"}
+    done = runtime("run", "-b", make("hello", "redis", "a b", annotations=values), "one")
+    config = """{"cmdline":"redis 'a b'","env":"PATH=/bin"}"""
+    assert f"My command line: {config}\n" in done.stdout
+
+
 def test_its_life(runtime: Runtime, make: Any) -> None:
     bundle = make("loop")
     pid = runtime.create(bundle)
