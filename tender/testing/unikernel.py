@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from tender.backends import Rate
     from tender.embed.interfaces import BlockSpec, Cpu, NetSpec, SandboxMode, Sink
     from tender.outcome import Outcome
     from tender.testing.net.virtual import Participant
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
         """The options of Guest, except `net`."""
 
         block: Mapping[str, BlockSpec] | None
+        net_rate: Mapping[str, Rate] | None
+        block_rate: Mapping[str, Rate] | None
         mem_mib: int
         console: Sink
         console_limit: int | None
