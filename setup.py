@@ -43,13 +43,13 @@ FRAME_FILTER = [
 
 
 class BuildExt(build_ext):  # type: ignore[misc]
-    """The extension modules, the file of cli/frozen, and the programs that run beside a tender."""
+    """The extension modules, the file of cli/freeze, and the programs that run beside a tender."""
 
     def run(self) -> None:
         """Build all."""
         super().run()
         target = "tender" if self.inplace else f"{self.build_lib}/tender"
-        write = runpy.run_path("tender/cli/frozen.py")["write"]
+        write = runpy.run_path("tender/cli/freeze.py")["write"]
         write("tender", target, in_place=bool(self.inplace))
         self._program("tender/host/frame-filter", FRAME_FILTER)
         if platform.machine() != "x86_64":

@@ -11,10 +11,10 @@ from pathlib import Path
 import _cffi_backend
 import pytest
 
-from tender.cli import frozen
+from tender.cli import freeze
 from tests.guest.conftest import ROOT, Build
 
-PLAIN_FILES, OTHERS = ({*map(frozen.module_name, files)} for files in (frozen.FILES, frozen.OTHERS))
+PLAIN_FILES, OTHERS = ({*map(freeze.module_name, files)} for files in (freeze.FILES, freeze.OTHERS))
 PLAIN = {
     # the standard library's
     "_collections_abc", "_stat", "_struct", "_thread", "errno", "fcntl",
@@ -71,7 +71,7 @@ def test_the_file_of_a_plain_run(guest: Build, tmp_path: Path, any_cpu: str) -> 
     package = tmp_path / "tender"
     shutil.copytree(ROOT / "tender", package)
     (tmp_path / "seccomp").symlink_to(ROOT / "seccomp")
-    frozen.write(str(package), str(package), in_place=True)
+    freeze.write(str(package), str(package), in_place=True)
     run = (f"--cpu={any_cpu}", "--mem=8", str(guest("exit")))
     new, found = imported(*run, root=tmp_path)
     assert found == new & (PLAIN_FILES | OTHERS)
@@ -80,6 +80,6 @@ def test_the_file_of_a_plain_run(guest: Build, tmp_path: Path, any_cpu: str) -> 
         source.write("# changed")
     _, fewer = imported(*run, root=tmp_path)
     assert found - fewer == {"tender.errors", "tender.loop"}
-    file = package / frozen.NAME
+    file = package / freeze.NAME
     file.write_bytes(b"else" + file.read_bytes()[4:])
     assert imported(*run, root=tmp_path)[1] == set()
