@@ -10,7 +10,7 @@ import os
 import threading
 from enum import Enum
 
-from tender.embed import process, protocol, reactor
+from tender.embed import program, protocol, reactor
 from tender.embed.devices import Devices, describe
 from tender.embed.latch import Latch
 from tender.embed.process import Process
@@ -165,7 +165,7 @@ class Lifecycle:
         self._close_on_thread()
 
     def _close_on_thread(self) -> None:
-        if not process.program_ends():
+        if not program.program_ends():
             try:
                 threading.Thread(target=self._close, name="ptender end", daemon=True).start()
                 return

@@ -7,10 +7,8 @@ outlives the program, and a fork of the program has none of its guests.
 
 from __future__ import annotations
 
-import atexit
 import os
 import re
-import select
 import signal
 import socket
 import threading
@@ -19,11 +17,10 @@ from functools import partial
 
 from tender import accel
 from tender.dataclass import replace
-from tender.embed import protocol, server
+from tender.embed import program, protocol, server
 from tender.embed.latch import Latch
 from tender.embed.protocol import MESSAGE_MAX, Job, Malformed, receive
 from tender.embed.reactor import READ, reactor
-from tender.embed.server import Child, ForkServer, Gone
 from tender.errors import EXIT_FAILURE, GuestFault, HostError, SandboxViolation, TenderError
 from tender.outcome import Outcome
 
@@ -34,16 +31,15 @@ if TYPE_CHECKING:
 
     from tender.config import Config
     from tender.embed.reactor import Timer
+    from tender.embed.server import Child, ForkServer
 
     Warn = Callable[[str], None]
 
 GRACE_S = 2.0  # from the request to a guest whose deadline has passed until it is killed
 WARNINGS_MAX = 256  # of one guest; its process sends fewer
 QUIET_S = 0.02  # after a start: where many guests are started, no child is warmed up between
-TRIES = 3  # to get a child from servers that are killed
 EXCEPTIONS = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGTRAP)
 REQUESTS = (signal.SIGTERM, signal.SIGINT)
-DEATH_S = 5.0  # for a killed process to end
 
 
 class State(Enum):
@@ -141,7 +137,7 @@ class Process:
         )
         folder = _current_folder()
         try:
-            self._server, child = _program_here().take(self)
+            self._server, child = program.program_here().take(self)
             with self._lock:
                 self._state = TRANSITIONS[self._state]["job"]
                 self.pid, self._child = child.pid, child
@@ -337,9 +333,9 @@ class Process:
         for timer in self._timers:
             timer.cancel()
         self._server.make_ready(self._warm_request)
-        program = _program_here()
-        program.remove(self)
-        if not program.is_ending:
+        here = program.program_here()
+        here.remove(self)
+        if not here.is_ending:
             self.report_end()
         self.ended.set()
 
@@ -386,108 +382,3 @@ def _syscall_name(number: int) -> str:
         return seccomp.syscall_name(number)
     except (ImportError, TenderError):
         return f"system call {number}"
-
-
-class Program:
-    """The fork server of this program, and the processes of its guests."""
-
-    def __init__(self) -> None:
-        self.is_ending = False
-        self._lock = threading.Lock()
-        self._server: ForkServer | None = None
-        self._processes: set[Process] = set()
-
-    @property
-    def server(self) -> ForkServer:
-        """The server, which is started if there is none; HostError where it can't be used."""
-        with self._lock:
-            if self.is_ending:
-                raise HostError("cannot start a process for the guest: the program is ending")
-            if self._server is None or self._server.gone:
-                self._server = ForkServer()
-            return self._server
-
-    def take(self, process: Process) -> tuple[ForkServer, Child]:
-        """A child that waits for the job of `process`."""
-        for _ in range(TRIES):
-            server = self.server
-            server.check_context()
-            try:
-                child = server.take()
-            except Gone:
-                if not self.is_ending:
-                    server.check_interpreter()
-                continue
-            if not _is_dead(child.pidfd):
-                with self._lock:
-                    self._processes.add(process)
-                return server, child
-            server.on_exit(child.pid, lambda _: None)  # it was killed while it waited
-            child.close()
-        raise HostError(
-            f"cannot start a process for the guest: its fork server was killed {TRIES} times"
-        )
-
-    def remove(self, process: Process) -> None:
-        """The process has ended."""
-        with self._lock:
-            self._processes.discard(process)
-
-    def close(self) -> None:
-        """End the guests with the program. Who waits for one is woken."""
-        with self._lock:
-            self.is_ending = True
-            server, processes = self._server, list(self._processes)
-        if server is not None:
-            server.close()
-        for process in processes:
-            if process.ended.wait(DEATH_S):
-                process.report_end()
-
-    def forget(self) -> None:
-        """Close all descriptors in a forked child."""
-        if self._server is not None:
-            self._server.forget()
-        for process in self._processes:
-            process.forget()
-
-
-def _is_dead(pidfd: int) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
-
-
-_lock = threading.Lock()
-_program: Program | None = None
-
-
-def _program_here() -> Program:
-    """This program's; a forked child gets one of its own when it asks."""
-    global _program
-    with _lock:
-        if _program is None:
-            _program = Program()
-        return _program
-
-
-def program_ends() -> bool:
-    """Whether this program is about to end, and its guests with it."""
-    return _program is not None and _program.is_ending
-
-
-def _at_exit() -> None:
-    if _program is not None:
-        _program.close()
-
-
-def _after_fork() -> None:
-    global _lock, _program
-    _lock = threading.Lock()
-    if _program is not None:
-        _program.forget()
-        _program = None
-
-
-atexit.register(_at_exit)
-os.register_at_fork(after_in_child=_after_fork)

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tender import BlockMemory, Guest
-from tender.embed import process
+from tender.embed import program as this_program
 from tender.errors import UsageError
 from tests.guest.conftest import PTENDER, Build
 
@@ -40,7 +40,7 @@ def program(code: str, kernel: Path, *words: object) -> subprocess.CompletedProc
 def reserve(guest: Build) -> int:
     """The PID of the process that waits for the next guest."""
     Guest(guest("exit"), "0", mem_mib=8).run()
-    pid = process._program_here().server.pid
+    pid = this_program.program_here().server.pid
     children = Path(f"/proc/{pid}/task/{pid}/children")
     limit = time.monotonic() + LONG
     while not (pids := [pid for pid in children.read_text().split() if not is_zombie(pid)]):

@@ -23,7 +23,7 @@ from tender.cli import commandline, policy
 from tender.cli.policy import Shown
 from tender.cpu import native
 from tender.dataclass import replace
-from tender.embed import process, server
+from tender.embed import program, server
 from tender.errors import HostError, SandboxViolation
 from tender.sandbox import seccomp
 from tender.sandbox.fdtable import FDS_END, FdTable
@@ -592,11 +592,11 @@ def test_a_bug_of_ours_is_an_outcome(
 def fresh_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A server of its own for one test: the program's, if any, is left alone."""
     with monkeypatch.context() as patch:
-        patch.setattr(process, "_program", None)
+        patch.setattr(program, "_program", None)
         yield
-        program = process._program
-        if program is not None:
-            program.close()
+        own = program._program
+        if own is not None:
+            own.close()
 
 
 # `ptender policy` shows what a run has.
