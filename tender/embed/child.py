@@ -18,6 +18,7 @@ from tender.devices import open_inputs
 from tender.embed import heap, protocol
 from tender.errors import HostError, TenderError, bug_text, serve_program
 from tender.host import set_guest_title, set_title
+from tender.observe import counters
 from tender.sandbox.fdtable import FdTable
 from tender.stop import Stop, end_with, on_termination_signals
 
@@ -170,7 +171,7 @@ class _Report:
         sandbox = self.sandbox
         layers = [sandbox.layers, sandbox.missing_layers] if sandbox else [[], []]
         is_guest = sandbox is not None and sandbox.is_guest
-        self.send(protocol.pack("started", [*layers, notice, is_guest]))
+        self.send(protocol.pack("started", [*layers, notice, is_guest, counters.own_name]))
 
     def warn(self, text: str) -> None:
         """Send a warning."""

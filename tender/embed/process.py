@@ -16,6 +16,7 @@ from enum import Enum, auto
 from functools import partial
 
 from tender import accel
+from tender.config import guest_name
 from tender.dataclass import replace
 from tender.embed import program, protocol, server
 from tender.embed.latch import Latch
@@ -96,6 +97,8 @@ class Process:
         self._child: Child | None = None  # while its descriptors are open
         self._server: ForkServer | None = None
         self._core_folder = ""
+        self._name = ""  # of the guest
+        self._counters = ""  # the name of its file of counters
         self._warm_request = protocol.COLD
         self._signals: list[int] = []  # that are sent as soon as there is a process
         self._is_stop_requested = self._is_overdue = False
@@ -124,6 +127,7 @@ class Process:
         no process can be had.
         """
         self._core_folder = config.dumpcore or ""
+        self._name = guest_name(config)
         self._warm_request = _warm_request(config)
         cpus = tuple(os.sched_getaffinity(0))
         job = protocol.pack_job(
@@ -265,7 +269,9 @@ class Process:
             self._warn(value)
         elif kind == "started":
             self.started = True
-            self.layers, self.missing_layers, notice, self._is_guest = value
+            self.layers, self.missing_layers, notice, self._is_guest, counters = value
+            if re.fullmatch(rf"{re.escape(self._name)}\.{self.pid}\.[0-9]+", counters):
+                self._counters = counters
             if self._is_guest:
                 self._warm_request = protocol.COLD  # there is nothing to warm up for another one
             if notice and notice not in _noticed:
@@ -330,6 +336,10 @@ class Process:
         with self._lock:
             self._state = TRANSITIONS[self._state]["exit"]
             self.forget()
+        if self._counters:
+            from tender.observe import counters
+
+            counters.remove(self._counters)
         for timer in self._timers:
             timer.cancel()
         self._server.make_ready(self._warm_request)

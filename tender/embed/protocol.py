@@ -299,13 +299,13 @@ def _lines(value: Any) -> str:
     return "\n".join(_text(line) for line in value.split("\n"))
 
 
-def _started(value: Any) -> tuple[tuple[str, ...], tuple[str, ...], str, bool]:
-    """The sandbox's layers that are in force, those that are missing, a notice on the CPU, and
-    whether the process is the guest from here on."""
-    layers, missing, notice, is_guest = _list(value, 4)
+def _started(value: Any) -> tuple[tuple[str, ...], tuple[str, ...], str, bool, str]:
+    """The sandbox's layers that are in force, those that are missing, a notice on the CPU,
+    whether the process is the guest from here on, and the name of its file of counters."""
+    layers, missing, notice, is_guest, counters = _list(value, 5)
     if type(is_guest) is not bool:
         raise Malformed("not a bool")
-    return _texts(layers), _texts(missing), _text(notice), is_guest
+    return _texts(layers), _texts(missing), _text(notice), is_guest, _text(counters)
 
 
 def _texts(value: Any) -> tuple[str, ...]:

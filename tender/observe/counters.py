@@ -33,6 +33,8 @@ READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 SHARED = 0o022  # a folder with one of these bits is for others to write to
 LOOKS = 4  # at the files of others, for each one that is made
 
+own_name = ""  # of the file that this process has made
+
 
 class Page:
     """An open page; `fd` is its file, and holds the lock."""
@@ -134,6 +136,8 @@ def _create(config: Config, header: Mapping[str, Any], cleanup: Cleanup) -> int:
         os.close(directory)
     cleanup.callback(lambda: os.close(fd))
     cleanup.callback(lambda: os.unlink(f"{path}/{name}"))
+    global own_name
+    own_name = name
     return fd
 
 
@@ -158,6 +162,18 @@ def _remove_dead(directory: int) -> None:
         pid = name.rpartition(".")[0].rpartition(".")[2]
         if pid.isdigit() and len(pid) < 10 and not os.path.exists(f"/proc/{pid}"):
             remove_unlocked(directory, name)
+
+
+def remove(name: str) -> None:
+    """Remove the file of a tender of this user that has ended."""
+    try:
+        directory = open_folder(folder())
+    except OSError:
+        return  # nothing was made there
+    try:
+        remove_unlocked(directory, name)
+    finally:
+        os.close(directory)
 
 
 def remove_unlocked(directory: int, name: str) -> bool:

@@ -17,7 +17,7 @@ from tender.outcome import Outcome
 
 OUTCOME = {"reason": "halted", "status": 0, "signo": 0, "stats": [[0] * 4, [0] * 4, {}, {}]}
 VIOLATION = b"\0SYS" + bytes(8)
-STARTED = pack("started", [[], [], "", False])
+STARTED = pack("started", [[], [], "", False, ""])
 MESSAGES = [
     STARTED,
     VIOLATION,
@@ -73,7 +73,7 @@ def test_a_deadline_of_one_that_has_reported(process: Process, signals: list[int
     assert process.outcome().reason == "halted"
 
 
-SPT_STARTED = pack("started", [[], [], "", True])
+SPT_STARTED = pack("started", [[], [], "", True, ""])
 
 
 @pytest.mark.parametrize(
