@@ -113,7 +113,7 @@ _overlay_size = whole(OVERLAY_MIN, INT64_MAX, f"a size of at least {OVERLAY_MIN}
 
 @dataclass
 class Tap:
-    """A tap interface of the host.
+    """A tap or a macvtap of the host.
 
     Args:
         name: The interface.
@@ -122,7 +122,7 @@ class Tap:
         mtu: With `create`, in bytes.
         bridge: With `create`, the bridge that it is added to.
         mac: The guest's address: 6 bytes, or a string as in "52:54:00:12:34:56". Random and
-            locally administered when None.
+            locally administered when None; that of the link for a macvtap.
 
     Raises:
         UsageError: a field has a wrong type or value. Whether the host has it is found out when
@@ -148,7 +148,7 @@ class Descriptor:
     It stays the program's: the guest has a copy.
 
     Args:
-        fd: Of a tap, or of a datagram or seqpacket socket.
+        fd: Of a tap, of the /dev/tapN of a macvtap, or of a datagram or seqpacket socket.
         mtu: In bytes; None: the tap's, or 1500 for a socket.
         mac: As in Tap.
         sync_fd: A seqpacket socket on which the guests and hosts of a network agree on their

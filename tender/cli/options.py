@@ -47,7 +47,7 @@ OPTIONS = (
            "guest memory: MiB, or with a unit as in 64M, 1G\n"
            "(default 512; a multiple of 2 MiB, at most 4G)"),
     Option("--net", "[NAME=]TAP", "net", values.parse_net,
-           "attach a tap interface; NAME as the guest's\n"
+           "attach a tap or macvtap; NAME as the guest's\n"
            "manifest has it, needed if there are several", values.TAP,
            parse_solo5=values.parse_interface),
     Option("--net", "[NAME=]user", "net", values.parse_net,

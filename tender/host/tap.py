@@ -29,8 +29,9 @@ IFREQ_SIZE = 40
 IFF_UP, IFF_RUNNING = 0x1, 0x40
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, IFF_TUN_EXCL = 0x2, 0x1000, 0x4000, 0x8000
 TUNSETIFF, TUNGETIFF, TUNSETOFFLOAD = 0x400454CA, 0x800454D2, 0x400454D0
+SIOCGIFINDEX = 0x8933
 SIOCGIFFLAGS, SIOCGIFMTU, SIOCGIFHWADDR, SIOCETHTOOL = 0x8913, 0x8921, 0x8927, 0x8946
-ETHTOOL_SGSO, ETHTOOL_SGRO = 0x24, 0x2C
+ETHTOOL_GDRVINFO, ETHTOOL_SGSO, ETHTOOL_SGRO = 0x3, 0x24, 0x2C
 
 
 def attach(tap: Tap, where: str, cleanup: Cleanup) -> tuple[int, int]:
@@ -41,14 +42,27 @@ def attach(tap: Tap, where: str, cleanup: Cleanup) -> tuple[int, int]:
         if exists is not None:
             raise DeviceError(f"{where}: it exists already; leave out 'create' to attach to it")
         return _create(tap, where, cleanup)
-    if exists is None:
-        add = setting("add ',create'", "give create=True")
-        raise DeviceError(f"{where}: no such interface; {add} to have it made")
-    if not exists & (IFF_UP | IFF_RUNNING):
-        raise DeviceError(f"{where}: it is down; bring it up: ip link set {tap.name} up")
+    check_up(tap.name, where)
     fd = _open(tap.name, 0, where, cleanup)
     _no_aggregates(tap.name)
     return fd, _mtu(tap.name, where)
+
+
+def check_up(name: str, where: str) -> None:
+    """Raise DeviceError for an interface that does not exist or is down."""
+    flags = _interface(name, SIOCGIFFLAGS)
+    if flags is None:
+        add = setting("add ',create'", "give create=True")
+        raise DeviceError(f"{where}: no such interface; {add} to have it made")
+    if not flags & (IFF_UP | IFF_RUNNING):
+        raise DeviceError(f"{where}: it is down; bring it up: ip link set {name} up")
+
+
+def driver(name: str) -> bytes:
+    """The driver of an interface, as ethtool names it; empty where that is not known."""
+    info = ffi.new("char[196]", struct.pack("=I", ETHTOOL_GDRVINFO))
+    _ethtool(name, info)
+    return bytes(ffi.buffer(info, 36))[4:].rstrip(b"\0")
 
 
 def check(fd: int, where: str) -> int | None:
@@ -62,14 +76,23 @@ def check(fd: int, where: str) -> int | None:
     name, flags = struct.unpack_from("16sH", ifreq)
     if not flags & IFF_TAP or not flags & IFF_NO_PI or flags & IFF_VNET_HDR:
         raise DeviceError(f"{where}: not a tap with IFF_TAP and IFF_NO_PI, without IFF_VNET_HDR")
-    text = os.fsdecode(name.rstrip(b"\0"))
-    if _mac(fd, name) != _mac_of_interface(name):
-        return None  # in another network namespace: here the name may be that of another interface
-    _no_aggregates(text)
-    return _interface(text, SIOCGIFMTU)
+    mtu = mtu_if_here(fd, name)
+    if mtu is not None:
+        _no_aggregates(os.fsdecode(name.rstrip(b"\0")))
+    return mtu
 
 
-def _mac(fd: int, name: bytes) -> bytes | None:
+def mtu_if_here(fd: int, name: bytes) -> int | None:
+    """The MTU of an open tap with this name; None where it is in another network namespace.
+
+    There, the name may be that of another interface here.
+    """
+    if mac(fd, name) != _mac_of_interface(name):
+        return None
+    return _interface(os.fsdecode(name.rstrip(b"\0")), SIOCGIFMTU)
+
+
+def mac(fd: int, name: bytes) -> bytes | None:
     ifreq = bytearray(struct.pack("16s24x", name))
     try:
         fcntl.ioctl(fd, SIOCGIFHWADDR, ifreq)
@@ -81,7 +104,7 @@ def _mac(fd: int, name: bytes) -> bytes | None:
 def _mac_of_interface(name: bytes) -> bytes | None:
     control = socket(AF_INET, SOCK_DGRAM)
     try:
-        return _mac(control.fileno(), name)
+        return mac(control.fileno(), name)
     finally:
         control.close()
 
@@ -153,6 +176,12 @@ def _bridge(ipr: Any, name: str, where: str) -> int:
     return found[0]
 
 
+def index(name: str) -> int:
+    """The index of an interface of this network namespace; 0 where there is none."""
+    ifreq = bytearray(struct.pack("16s24x", os.fsencode(name)))
+    return int(struct.unpack_from("16xi", ifreq)[0]) if _ioctl(SIOCGIFINDEX, ifreq) else 0
+
+
 def _interface(name: str, request: int) -> int | None:
     """The flags or the MTU of an interface of this network namespace; None where there is none."""
     ifreq = bytearray(struct.pack("16s24x", os.fsencode(name)))
@@ -187,6 +216,9 @@ def _no_aggregates(name: str) -> None:
     Best effort, as solo5-hvt has it: without CAP_NET_ADMIN the host's setting stays.
     """
     for command in (ETHTOOL_SGRO, ETHTOOL_SGSO):
-        value = ffi.new("uint32_t[2]", [command, 0])
-        pointer = int(ffi.cast("uintptr_t", value))
-        _ioctl(SIOCETHTOOL, struct.pack("16sQ16x", os.fsencode(name), pointer))
+        _ethtool(name, ffi.new("uint32_t[2]", [command, 0]))
+
+
+def _ethtool(name: str, value: Any) -> None:
+    pointer = int(ffi.cast("uintptr_t", value))
+    _ioctl(SIOCETHTOOL, struct.pack("16sQ16x", os.fsencode(name), pointer))
