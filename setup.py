@@ -1,11 +1,20 @@
 """What is compiled; all the rest of the packaging is in pyproject.toml."""
 
+import gzip
 import os
-import platform
+import re
 import runpy
+import sysconfig
+import tarfile
+from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
+
+# The machine that is built for; a cross build has
+# _PYTHON_HOST_PLATFORM=linux-aarch64 and CC in its environment.
+MACHINE = sysconfig.get_platform().rpartition("-")[2]
 
 FREESTANDING = [
     *("-std=gnu11", "-O2", "-ffreestanding", "-nostdlib", "-static", "-fPIE", "-no-pie"),
@@ -52,7 +61,7 @@ class BuildExt(build_ext):  # type: ignore[misc]
         write = runpy.run_path("tender/cli/freeze.py")["write"]
         write("tender", target, in_place=bool(self.inplace))
         self._program("tender/host/frame-filter", FRAME_FILTER)
-        if platform.machine() != "x86_64":
+        if MACHINE != "x86_64":
             return
         for program, sources, linking in PROGRAMS:
             self._program(program, [*FREESTANDING, *sources.split(), *linking.split()])
@@ -60,11 +69,47 @@ class BuildExt(build_ext):  # type: ignore[misc]
     def _program(self, program: str, words: list[str]) -> None:
         output = program if self.inplace else os.path.join(self.build_lib, program)
         os.makedirs(os.path.dirname(output), exist_ok=True)
-        self.spawn(["cc", *words, "-o", output])
+        self.spawn([os.environ.get("CC", "cc"), *words, "-o", output])
+
+
+COMPILED = re.compile(
+    r"\.(pyc|so|o)$|^tender/(_native\.c|_soft\.c|cli/frozen\.(?!py$).*|cpu/native-guest|spt/code"
+    r"|host/frame-filter)$"
+)
+
+
+class Sdist(sdist):  # type: ignore[misc]
+    """The source distribution, the same bytes from the same sources (SOURCE_DATE_EPOCH)."""
+
+    def make_distribution(self) -> None:
+        """Pack what MANIFEST.in names, but not what is compiled."""
+        self.filelist.files = [each for each in self.filelist.files if not COMPILED.search(each)]
+        super().make_distribution()
+
+    def make_archive(self, base_name: str, *_: object, base_dir: str, **__: object) -> str:
+        """Pack the folder `base_dir`; returns the archive's name."""
+        seconds = int(os.environ.get("SOURCE_DATE_EPOCH", os.stat("pyproject.toml").st_mtime))
+
+        def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
+            member.uid = member.gid = 0
+            member.uname = member.gname = ""
+            member.mtime = seconds
+            member.mode = 0o755 if member.mode & 0o100 else 0o644
+            return member
+
+        name = f"{base_name}.tar.gz"
+        with (
+            open(name, "wb") as file,
+            gzip.GzipFile("", "wb", fileobj=file, mtime=seconds) as packed,
+            tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive,
+        ):
+            for path in sorted(Path(base_dir).rglob("*")):
+                archive.add(path, recursive=False, filter=plain)
+        return name
 
 
 setup(
     cffi_modules=["abi/ffi_build.py:native", "abi/ffi_build.py:soft"],
-    cmdclass={"build_ext": BuildExt},
+    cmdclass={"build_ext": BuildExt, "sdist": Sdist},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -16,8 +16,8 @@ UndefinedBehaviorSanitizer.
 from __future__ import annotations
 
 import os
-import platform
 import re
+import sysconfig
 from pathlib import Path
 
 from cffi import FFI
@@ -33,7 +33,8 @@ SOURCES = sorted(
 )
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
 HARDENED = ["-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
-if platform.machine() == "x86_64":
+MACHINE = sysconfig.get_platform().rpartition("-")[2]  # also where another one builds for it
+if MACHINE == "x86_64":
     HARDENED += ["-fcf-protection"]
 SANITIZED = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g"]
 
@@ -91,7 +92,7 @@ NATIVE = ["tender/cpu/native.h", "tender/cpu/tsc.h", "tender/cpu/xsave.h", "tend
 MODULES = {"_native": [*LAYOUTS, *HOST, *SANDBOX], "_soft": ["abi/stats.h", "tender/cpu/soft.h"]}
 c_files = ["tender/host/host.c", "tender/host/rate.c", "tender/stop.c", "tender/sandbox/sandbox.c"]
 c_files += ["tender/observe/pcap.c", "tender/embed/heap.c"]
-if platform.machine() == "x86_64":  # elsewhere guests run in software
+if MACHINE == "x86_64":  # elsewhere guests run in software
     MODULES["_native"] += KVM + NATIVE
     c_files += ["tender/kvm.c", "tender/engine/engine.c"]
     c_files += ["tender/cpu/native.c", "tender/cpu/tsc.c", "tender/cpu/xsave.c", "tender/spt/spt.c"]

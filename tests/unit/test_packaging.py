@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from abi import ffi_build
+from tender import __version__
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,3 +48,12 @@ def test_every_c_file_is_compiled() -> None:
     assert sorted([*compiled, *programs]) == [
         file for file in ffi_build.SOURCES if file.endswith(".c")
     ]
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    """The package has it in one place; what is not made by Python repeats it."""
+    debian = re.match(r"ptender \((.+)-\d+\) ", (ROOT / "debian/changelog").read_text())
+    changes = re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert debian
+    assert changes
+    assert debian[1] == changes[1] == __version__
