@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from tender.backends import BlockDescriptor as BlockDescriptor
     from tender.backends import BlockFile as BlockFile
     from tender.backends import Descriptor as Descriptor
-    from tender.backends import Rate as Rate
     from tender.backends import Tap as Tap
     from tender.backends import UserNet as UserNet
     from tender.config import VirtualTime as VirtualTime
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from tender.embed.interfaces import NetAttachable as NetAttachable
     from tender.embed.interfaces import NetReceiver as NetReceiver
     from tender.embed.interfaces import NetSender as NetSender
+    from tender.embed.snapshots import Snapshot as Snapshot
     from tender.errors import GuestEnded as GuestEnded
     from tender.errors import TenderError as TenderError
     from tender.guest import Guest as Guest
@@ -52,7 +52,7 @@ _MODULES = {
     "NetReceiver": "tender.embed.interfaces",
     "NetSender": "tender.embed.interfaces",
     "Outcome": "tender.outcome",
-    "Rate": "tender.backends",
+    "Snapshot": "tender.embed.snapshots",
     "Statistics": "tender.outcome",
     "Tap": "tender.backends",
     "TenderError": "tender.errors",
@@ -68,13 +68,13 @@ __all__ = [  # noqa: RUF022 - the order of the guide
     "Counters",
     "NetCounters",
     "Console",
+    "Snapshot",
     "Tap",
     "Descriptor",
     "UserNet",
     "BlockFile",
     "BlockMemory",
     "BlockDescriptor",
-    "Rate",
     "VirtualTime",
     "NetSender",
     "NetReceiver",

@@ -28,11 +28,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, TypeAlias
 
-    from tender.backends import BlockValue, NetValue, Rate
+    from tender.backends import BlockValue, NetValue
     from tender.checks import Path, PathField
     from tender.dataclass import Converted
 
     OptionalPathField: TypeAlias = Converted[Path | None, str | None]
+    SnapshotsField: TypeAlias = Converted[
+        Path | tuple[int, ...] | None, str | tuple[int, int] | None
+    ]
     TraceField: TypeAlias = Converted[Path | int | None, str | int | None]
     UserField: TypeAlias = Converted[str | int | None, str | None]
 
@@ -67,6 +70,13 @@ def _arguments(_: str, value: Any) -> tuple[str, ...]:
 
 def _trace(name: str, value: Any) -> str | int:
     return as_descriptor(name, value) if isinstance(value, int) else as_path(name, value)
+
+
+def _snapshots(name: str, value: Any) -> str | tuple[int, int]:
+    if isinstance(value, tuple):
+        file, requests = value
+        return as_descriptor(name, file), as_descriptor(name, requests)
+    return as_path(name, value)
 
 
 def _gdb(name: str, value: Any) -> int | str:
@@ -143,9 +153,6 @@ class Config:
     trace: TraceField = field(optional(_trace), default=None)
     # Files for the packets of network devices.
     pcap: tuple[tuple[str | None, str], ...] = field(_pcap, default=())
-    # Rate limits of network and block devices.
-    net_rate: tuple[tuple[str | None, Rate], ...] = ()
-    block_rate: tuple[tuple[str | None, Rate], ...] = ()
     report: OptionalPathField = field(optional(as_path), default=None)
     # An open descriptor of the kernel, which the tender closes.
     kernel_fd: int | None = field(optional(as_descriptor), default=None)
@@ -155,8 +162,9 @@ class Config:
     clone: bool = field(as_flag, default=False)
     # ... and what became of the time since it was saved.
     clock_resume: str = field(one_of(CLOCK_RESUMES), default=CLOCK_RESUMES[0])
-    # Where the file is that the guest is saved to on request.
-    snapshots: OptionalPathField = field(optional(as_path), default=None)
+    # The folder of the file that the guest is saved to on request; or, of a program, that file and
+    # the socket with its requests.
+    snapshots: SnapshotsField = field(optional(_snapshots), default=None)
     # Where the command writes its PID: see tender/observe/pidfile.py.
     pidfile: OptionalPathField = field(optional(as_path), default=None)
     # Files that the run is recorded in, or replayed from: see tender/replay/.
@@ -193,8 +201,6 @@ class Config:
                 else setting("--snapshots", "snapshots")
             )
             raise UsageError(f"{setting('--record', 'record')}: it does not go with {other}")
-        if self.clock is not None and (self.net_rate or self.block_rate):
-            raise UsageError("a rate limit is one of the host's time, and the clock is virtual")
 
 
 def guest_name(config: Config) -> str:

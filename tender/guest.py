@@ -19,6 +19,7 @@ from tender.dataclass import replace
 from tender.embed import reactor, validation
 from tender.embed.console import Console
 from tender.embed.lifecycle import Lifecycle, State
+from tender.embed.saving import Saving
 from tender.errors import InvalidValue
 
 TYPE_CHECKING = False
@@ -27,9 +28,14 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from tender.backends import Rate
     from tender.config import VirtualTime
-    from tender.embed.interfaces import BlockSpec, Cpu, NetSpec, SandboxMode, Sink
+    from tender.embed.interfaces import (
+        BlockSpec,
+        Cpu,
+        NetSpec,
+        SandboxMode,
+        Sink,
+    )
     from tender.outcome import Outcome
 
 STOP_EVERY_S = 0.01  # between two stop requests to a guest that has not ended
@@ -38,7 +44,7 @@ GRACE_S = 5.0
 GDB_PORT = 1234  # gdb's own custom, and Solo5's
 
 
-class Guest:
+class Guest(Saving):
     """A unikernel, run by this program in a process of its own, with a sandbox.
 
     Every method may be called from any thread, except that code which the guest itself calls
@@ -57,8 +63,6 @@ class Guest:
             name as a string), Descriptor, UserNet, NetSender, NetReceiver or NetAttachable.
         block: The same for block devices: a BlockFile (or a path), BlockMemory, BlockDescriptor,
             BlockDevice or BlockAttachable.
-        net_rate: Limits of what network devices move, by the devices' names.
-        block_rate: The same for block devices.
         console: Gets the console output, in addition to the attribute `console`: a callable that
             takes bytes, a stream, a file or a descriptor. The guest waits for a slow one.
         console_limit: Bytes per second of console output; lines that exceed it are dropped.
@@ -85,6 +89,7 @@ class Guest:
             not start, which `start` raises.
         fresh: Execute a Python for this guest, in the place of a fork that has the addresses of the
             program's other guests in it (docs/threat-model.md).
+        snapshots: It can be saved while it runs: `snapshot`, `fork`.
 
     Raises:
         UsageError: an argument has a wrong type or value. Whether a device can be had is found out
@@ -98,8 +103,6 @@ class Guest:
         mem_mib: int = layout.MEM_DEFAULT // layout.MIB,
         net: Mapping[str, NetSpec] | None = None,
         block: Mapping[str, BlockSpec] | None = None,
-        net_rate: Mapping[str, Rate] | None = None,
-        block_rate: Mapping[str, Rate] | None = None,
         console: Sink = None,
         console_limit: int | None = None,
         dumpcore: str | os.PathLike[str] | None = None,
@@ -117,14 +120,13 @@ class Guest:
         name: str | None = None,
         on_end: Callable[[Guest], object] | None = None,
         fresh: bool = False,
+        snapshots: bool = False,
     ) -> None:
         path, image = validation.kernel(kernel)
         self.config = Config(
             kernel=path,
             args=args,
             mem_bytes=validation.mem_mib("mem_mib", mem_mib) * layout.MIB,
-            net_rate=validation.rates("net_rate", net_rate),
-            block_rate=validation.rates("block_rate", block_rate),
             console_limit=console_limit,
             dumpcore=dumpcore,
             trace=validation.trace(trace),
@@ -148,6 +150,7 @@ class Guest:
             _guarded(validation.warn(warn) or _print),
             image=image,
             fresh=as_flag("fresh", fresh),
+            snapshots=as_flag("snapshots", snapshots),
             on_end=on_end and partial(validation.on_end(on_end), self),
         )
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tender.embed.console import Console
     from tender.embed.interfaces import BlockSpec, NetSpec, Sink
     from tender.embed.python_devices import Service
+    from tender.embed.snapshots import Requests
 
     Report = Callable[[str, BaseException | str], None]
 
@@ -45,7 +46,7 @@ class Devices:
     """The devices and the console of one guest, opened for it.
 
     `net`, `block`, `kernel_fd` and `console_fd` go into its Config; `image` is the kernel where it
-    is not a path; `descriptors` are all the numbers in them.
+    is not a path; `descriptors` are all the numbers in them. With `snapshots`, it can be saved.
     Raises TenderError, and then leaves nothing behind. `report` is called with a device and a
     problem of it, from any thread.
     """
@@ -58,8 +59,11 @@ class Devices:
         sink: Sink,
         report: Report,
         console: Console,
+        *,
+        snapshots: bool = False,
     ) -> None:
         self._report = _Reports(report)
+        self.requests: Requests | None = None  # for snapshots
         self._at_end: list[Callable[[], object]] = []  # called at the guest's end, last first
         self._owned: list[FileIO] = []  # the guest's ends, but for the console's
         self._threads: list[Service] = []
@@ -73,6 +77,11 @@ class Devices:
             self.net = tuple((name, self._net(name, spec)) for name, spec in net.items())
             self.block = tuple((name, self._block(name, spec)) for name, spec in block.items())
             self.kernel_fd = None if image is None else self._kernel(image)
+            if snapshots:
+                from tender.embed.snapshots import Requests
+
+                self.requests = Requests()
+                self._at_end.append(self.requests.close)
         except BaseException as error:
             try:
                 self.close("it was not started")
@@ -91,7 +100,8 @@ class Devices:
         """Every descriptor of the guest's, each once: what a child process gets a copy of."""
         devices = [fd for _, spec in (*self.net, *self.block) for fd in _descriptors(spec).values()]
         kernel = [] if self.kernel_fd is None else [self.kernel_fd]
-        return list(dict.fromkeys([self.console_fd, *kernel, *devices]))
+        saved = self.requests.descriptors if self.requests else ()
+        return list(dict.fromkeys([self.console_fd, *kernel, *saved, *devices]))
 
     def attached(self, config: Config, numbers: Mapping[int, int]) -> Config:
         """`config` with these devices; `numbers` has the child's number of each descriptor."""
@@ -101,11 +111,14 @@ class Devices:
             block=tuple((name, _renumbered(spec, numbers)) for name, spec in self.block),
             console_fd=numbers[self.console_fd],
             kernel_fd=None if self.kernel_fd is None else numbers[self.kernel_fd],
+            snapshots=self.requests and tuple(numbers[fd] for fd in self.requests.descriptors),
         )
 
     def handed_over(self) -> None:
         """Close the guest's ends, of which the child has copies."""
         self._capture.handed_over()
+        if self.requests:
+            self.requests.handed_over()
         for file in self._owned:
             file.close()
 

@@ -149,6 +149,7 @@ def _import_all() -> list[int]:
         tap,
     )
     from tender.observe import counters  # noqa: F401
+    from tender.snapshot import helper, restore, save  # noqa: F401
 
     namespaces: list[int] = []
     soft.installed()
@@ -162,7 +163,7 @@ def _import_all() -> list[int]:
         pass  # a guest that needs it gets the error
     try:
         from tender import kvm  # noqa: F401
-        from tender.cpu import native
+        from tender.cpu import kvm_state, native, xsave  # noqa: F401
         from tender.engine import engine  # noqa: F401
         from tender.spt import process  # noqa: F401
 

@@ -7,10 +7,13 @@ a file of their own because only a program that names one pays for the import of
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
-from typing import Any, Literal, Protocol, TypeAlias
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict
 
 from tender.backends import BlockDescriptor, BlockFile, BlockRemote, Descriptor, Tap, UserNet
+
+if TYPE_CHECKING:
+    from tender.config import VirtualTime
 
 
 class NetSender(Protocol):
@@ -138,4 +141,35 @@ BlockSpec: TypeAlias = (
 )
 Sink: TypeAlias = Callable[[bytes], object] | ConsoleSink | int | None
 Cpu: TypeAlias = Literal["auto", "kvm", "native", "soft"]
+ClockResume: TypeAlias = Literal["continue", "catch-up"]
 SandboxMode: TypeAlias = Literal["on", "require", "off"]
+
+
+class CloneOptions(TypedDict, total=False):
+    """The options of Guest, except its devices."""
+
+    mem_mib: int
+    console: Sink
+    console_limit: int | None
+    dumpcore: str | os.PathLike[str] | None
+    trace: str | os.PathLike[str] | None
+    record: str | os.PathLike[str] | None
+    pcap: Mapping[str, str | os.PathLike[str]] | None
+    warn: Callable[[str], None]
+    cpu: Cpu
+    clock: VirtualTime | None
+    instructions: int | None
+    exec_heap: bool
+    deadline: float | None
+    sandbox: SandboxMode
+    user: str | int | None
+    name: str | None
+    on_end: Callable[[Any], object] | None
+    fresh: bool
+    snapshots: bool
+
+
+class GuestOptions(CloneOptions, total=False):
+    """The options of Guest, except `net`."""
+
+    block: Mapping[str, BlockSpec] | None

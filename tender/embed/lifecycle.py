@@ -14,6 +14,7 @@ from tender.embed import program, protocol, reactor
 from tender.embed.devices import Devices, describe
 from tender.embed.latch import Latch
 from tender.embed.process import Process
+from tender.errors import GuestEnded, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from tender.config import Config
     from tender.embed.console import Console
     from tender.embed.interfaces import BlockSpec, NetSpec, Sink
+    from tender.embed.snapshots import Snapshot
     from tender.outcome import Outcome
 
 
@@ -50,8 +52,9 @@ class Lifecycle:
     """One run of a guest.
 
     `net` and `block` are what its devices are attached to, `sink` is what gets its console output
-    beside `console`; `image` is the kernel's bytes or descriptor where it is not a path. `fresh` is
-    as for Guest; `on_end` is called when the guest has ended, unless it could not start.
+    beside `console`; `image` is the kernel's bytes or descriptor where it is not a path. `fresh`
+    and `snapshots` are as for Guest; `on_end` is called when the guest has ended, unless it could
+    not start.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Lifecycle:
         *,
         image: bytes | int | None,
         fresh: bool,
+        snapshots: bool,
         on_end: Callable[[], object] | None,
     ) -> None:
         self.process = Process(warn, self._process_ended)
@@ -73,7 +77,7 @@ class Lifecycle:
         self.program = os.getpid()  # the process that has started it
         self._net, self._block, self._sink = net, block, sink
         self._console, self._warn = console, warn
-        self._image, self._fresh = image, fresh
+        self._image, self._fresh, self._snapshots = image, fresh, snapshots
         self._user_on_end = on_end
         self._devices: Devices | None = None
         self._lock = threading.Lock()  # of the state
@@ -133,7 +137,13 @@ class Lifecycle:
     def _launch(self, config: Config, deadline: float | None) -> None:
         """Open the devices, and hand them to a process with what it is to run."""
         devices = Devices(
-            self._net, self._block, self._image, self._sink, self._report, self._console
+            self._net,
+            self._block,
+            self._image,
+            self._sink,
+            self._report,
+            self._console,
+            snapshots=self._snapshots,
         )
         self._devices = devices
         try:
@@ -204,6 +214,16 @@ class Lifecycle:
             return self.process.outcome()
         except BaseException as error:
             return error
+
+    def save(self, name: str, timeout_s: float, *, stop: bool) -> Snapshot:
+        """As Guest.snapshot; `name` is the guest's."""
+        self.check_can_wait()
+        if not self._snapshots:
+            raise UsageError("this guest can't be saved: it was made without snapshots=True")
+        devices = self._devices
+        if self.state is not State.RUNNING or devices is None or devices.requests is None:
+            raise GuestEnded("the guest has ended and was not saved")
+        return devices.requests.save(name, self.process.interrupt, timeout_s, stop=stop)
 
     def _enter(self, state: State) -> None:
         """Change the state, with the lock held."""

@@ -171,6 +171,12 @@ class Process:
         self._is_stop_requested = True
         self._signal(signal.SIGTERM)
 
+    def interrupt(self) -> None:
+        """Let the guest come back from where it is, once, without a request to end."""
+        from tender._native import lib
+
+        self._signal(lib.STOP_KICK)
+
     def kill(self) -> None:
         """Kill the process. May be called from any thread, at any time."""
         self._signal(signal.SIGKILL)

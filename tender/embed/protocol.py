@@ -68,6 +68,7 @@ _ERRORS: dict[str, type[TenderError]] = {
         errors.UsageError,
         errors.ConfigError,
         errors.ImageError,
+        errors.SnapshotError,
         errors.ManifestError,
         errors.DeviceError,
         errors.SandboxError,
@@ -197,7 +198,6 @@ _VALUES: dict[str, Any] = {
         backends.BlockFile,
         backends.BlockDescriptor,
         backends.BlockRemote,
-        backends.Rate,
     )
 }
 

@@ -45,7 +45,7 @@ SAVE, SAVE_AND_STOP, KEPT = b"save", b"stop", b"kept"
 SAVED = b"saved"
 # Between helper and tender: somebody asks; the guest is at a hypercall; is it to be saved; it is
 # saved (a reason in its place: it is not); is it to end.
-_ASK, _READY, _YES, _NO, _DONE = b"?", b"r", b"y", b"n", b"+"
+ASK, READY, YES, NO, DONE = b"?", b"r", b"y", b"n", b"+"
 _TENDER, _LISTEN, _FILE, _PIDFD = 3, 4, 5, 6  # descriptors of the helper
 
 
@@ -54,11 +54,22 @@ def socket_path(folder: str, pid: int) -> str:
     return f"{folder}/{pid}.snapshot"
 
 
-def open_requests(folder: str, memory_fd: int, stop: Stop, cleanup: Cleanup) -> Requests:
-    """Start the helper of this process, which writes to a file in `folder` that has no name.
+def open_requests(
+    place: str | tuple[int, int], memory_fd: int, stop: Stop, cleanup: Cleanup
+) -> Requests:
+    """Start the helper of this process, which writes to a file without a name in a folder.
 
+    `place` is the folder; or the file and the socket to a program that is its own helper.
     `memory_fd` is the file of the guest's memory where it has one. Raises ConfigError.
     """
+    fd, helper_fd = place if isinstance(place, tuple) else _start_in(place, cleanup)
+    source = touched.open_source(memory_fd)
+    for each in source.values():
+        cleanup.callback(partial(os.close, each))
+    return Requests({"snapshot": fd, "snapshot-helper": helper_fd, **source}, stop)
+
+
+def _start_in(folder: str, cleanup: Cleanup) -> tuple[int, int]:
     where = counters.folder()
     if not where:
         raise ConfigError(
@@ -78,10 +89,7 @@ def open_requests(folder: str, memory_fd: int, stop: Stop, cleanup: Cleanup) -> 
         raise ConfigError(f"--snapshots: cannot listen in {where}: {reason}") from None
     helper_fd = ours.detach()
     cleanup.callback(lambda: _end(helper_fd, pid))
-    source = touched.open_source(memory_fd)
-    for each in source.values():
-        cleanup.callback(partial(os.close, each))
-    return Requests({"snapshot": fd, "snapshot-helper": helper_fd, **source}, stop)
+    return fd, helper_fd
 
 
 def _open_nameless(folder: str) -> int:
@@ -159,15 +167,15 @@ class Requests:
 
     def waiting(self) -> bool:
         """Whether somebody asks for a snapshot."""
-        return self._is_readable(0) and os.read(self._fd, 1) == _ASK
+        return self._is_readable(0) and os.read(self._fd, 1) == ASK
 
     def begin(self) -> bool:
         """Whether it is still wanted; the answer is immediate."""
-        return self._asked(_READY)
+        return self._asked(READY)
 
     def done(self, error: str) -> bool:
         """Whether the guest is to end: that is so when the file is kept."""
-        return self._asked(one_line(error).encode()[:TEXT_MAX] or _DONE)
+        return self._asked(one_line(error).encode()[:TEXT_MAX] or DONE)
 
     def _asked(self, what: bytes) -> bool:
         try:
@@ -175,9 +183,9 @@ class Requests:
             while not self._is_readable(-1):
                 self._stop.check_request()
             answer = os.read(self._fd, 1)
-            while answer == _ASK:  # of another request, which this snapshot answers as well
+            while answer == ASK:  # of another request, which this snapshot answers as well
                 answer = os.read(self._fd, 1)
-            return answer == _YES
+            return answer == YES
         except OSError:
             return False  # the helper has ended
 
@@ -198,7 +206,7 @@ def _serve() -> None:
         while True:
             if _TENDER in _wait([_TENDER, _LISTEN]):
                 _receive(tender)  # about a request that was given up
-                _send(tender, _NO)
+                _send(tender, NO)
                 continue
             fd, _ = listener._accept()  # type: ignore[attr-defined]
             command = socket(fileno=fd)
@@ -246,24 +254,24 @@ def _answer(tender: socket, command: socket) -> None:
     command.settimeout(None)
     if request not in (SAVE, SAVE_AND_STOP) or not _is_ready(tender, command):
         return
-    _send(tender, _YES)
+    _send(tender, YES)
     outcome, is_kept = _receive(tender), False
     try:
-        if outcome == _DONE:
+        if outcome == DONE:
             file = (SOL_SOCKET, SCM_RIGHTS, struct.pack("i", _FILE))
             command.sendmsg([SAVED], [file])
         else:
             command.send(outcome)
         is_kept = request == SAVE_AND_STOP and command.recv(len(KEPT)) == KEPT
     finally:
-        _send(tender, _YES if is_kept else _NO)
+        _send(tender, YES if is_kept else NO)
     if request == SAVE:
         command.recv(len(KEPT))  # until then, nothing else is written to the file
 
 
 def _is_ready(tender: socket, command: socket) -> bool:
     """Interrupt the guest until it can be saved; False: the command does not wait any longer."""
-    _send(tender, _ASK)
+    _send(tender, ASK)
     while True:
         try:
             _signal.pidfd_send_signal(_PIDFD, lib.STOP_KICK)

@@ -14,6 +14,7 @@ from tender.errors import ImageError
 from tender.image.elf import TARGETS
 from tender.image.file import open_image
 from tender.testing.disk import DiskImage
+from tender.testing.session import of_this_test
 from tender.testing.unikernel import Unikernel, needs_software
 
 TYPE_CHECKING = False
@@ -23,9 +24,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from tender.embed.interfaces import NetSpec
+    from tender.embed.interfaces import GuestOptions, NetSpec
     from tender.testing.session import Session
-    from tender.testing.unikernel import GuestOptions
 
 
 class UnikernelFactory:
@@ -59,19 +59,17 @@ class UnikernelFactory:
         session = self._session
         image = session.find(kernel)
         if not _is_spt(image):  # such a guest has neither
-            if session.record and options.get("cpu", "auto") in ("auto", "soft"):
+            in_software = options.get("cpu", "auto") in ("auto", "soft")
+            if session.record and in_software and not options.get("snapshots"):
                 options.setdefault("record", session.scratch() / f"{len(session.guests)}.rec")
             if not needs_software(net or {}, options):
                 options.setdefault("cpu", session.cpu)
             if session.trace:
-                options.setdefault("trace", session.scratch() / f"{len(session.guests)}.trace")
-        session.add_switches((net or {}).values())
+                options.setdefault("trace", session.trace_file())
         seconds = session.patience if patience is None else patience
         guest = Unikernel(image, *args, net=net, patience=seconds, **options)
-        if session.gdb is not None and not _is_spt(image):
-            at = _next(session.gdb, session.number())
-            session.say(f"ptender: a guest waits for a debugger: {guest.debug(at)}")
-        session.guests.append(guest)
+        guest.session_of_test, guest.can_debug = of_this_test, not _is_spt(image)
+        session.add_guest(guest, (net or {}).values())
         if start:
             guest.start()
         return guest
@@ -107,13 +105,6 @@ class UnikernelFactory:
         """Open a Python shell with the test's names, if --ptender-interactive is given."""
         frame = sys._getframe(1)
         self._shell({**frame.f_globals, **frame.f_locals})
-
-
-def _next(at: int | str, number: int) -> int | str:
-    """Where guest `number` of a test waits for a debugger."""
-    if isinstance(at, int):
-        return at + number
-    return f"{at}.{number}" if number else at
 
 
 def _is_spt(path: Path | str) -> bool:

@@ -80,6 +80,7 @@ def _open_session(
         gdb=gdb,
         say=lambda text: say(request.config, text),
         wider=lambda: [each for each in sessions_of(node) if each is not session],
+        is_test=is_test,
     )
     node.stash[SESSION] = session
     request.config.stash[TEMPORARY] = tmp_path_factory

@@ -52,6 +52,7 @@ class Session:
         gdb: int | str | None = None,
         say: Callable[[str], None] = print,
         wider: Callable[[], list[Session]] = list,
+        is_test: bool = True,
     ) -> None:
         self.name = name
         self.cpu = cpu
@@ -73,6 +74,8 @@ class Session:
         self._new_folder = scratch
         self._folder: Path | None = None  # the scratch folder
         self.closed = False
+        self.is_test = is_test  # its scope is one test
+        _open.append(self)
 
     def find(self, file: str | os.PathLike[str], what: str = "image") -> Path:
         """The path of a file that is given relative to the test's folder or to pytest's root.
@@ -102,6 +105,18 @@ class Session:
                 known.append(switch)
                 self.switches.append(switch)
 
+    def add_guest(self, guest: Unikernel, net: Iterable[object]) -> None:
+        """A guest that ends with this scope, and is not started yet; `net` are its networks."""
+        self.add_switches(net)
+        if self.gdb is not None and guest.can_debug:
+            at = _next(self.gdb, self.number())
+            self.say(f"ptender: a guest waits for a debugger: {guest.debug(at)}")
+        self.guests.append(guest)
+
+    def trace_file(self) -> Path:
+        """Where the hypercalls of the next guest are recorded."""
+        return self.scratch() / f"{len(self.guests)}.trace"
+
     def number(self) -> int:
         """The number of the next guest, among those that a test sees."""
         return sum(len(each.guests) for each in [*self._wider(), self])
@@ -129,6 +144,7 @@ class Session:
         if self.closed:
             return
         self.closed = True
+        _open.remove(self)
         unchecked = [guest for guest in self.guests if not guest.outcome_checked]
         errors = [error for guest in reversed(self.guests) if (error := _end(guest))]
         self.bad_ends = self._describe_ends(unchecked)
@@ -159,6 +175,23 @@ class Session:
             for number, guest in enumerate(self.guests, first)
             if guest in guests and (how := guest.bad_end())
         ]
+
+
+_open: list[Session] = []  # the widest first
+
+
+def of_this_test() -> Session:
+    """The session of the test that runs; RuntimeError if it uses no fixture of its own scope."""
+    if not _open or not _open[-1].is_test:
+        raise RuntimeError("a clone ends with its test: let the test use `unikernel` as well")
+    return _open[-1]
+
+
+def _next(at: int | str, number: int) -> int | str:
+    """Where guest `number` of a test waits for a debugger."""
+    if isinstance(at, int):
+        return at + number
+    return f"{at}.{number}" if number else at
 
 
 # ---- Artifacts ----

@@ -22,42 +22,27 @@ from tender.testing.net.virtual import Stuck, VirtualTimeline
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from typing import Any, TypedDict, TypeVar
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
+    from typing import Any, Protocol, TypeVar
 
     from typing_extensions import Unpack
 
-    from tender.backends import Rate
-    from tender.embed.interfaces import BlockSpec, Cpu, NetSpec, SandboxMode, Sink
+    from tender.embed.interfaces import GuestOptions, NetSpec
+    from tender.embed.snapshots import Snapshot
     from tender.outcome import Outcome
     from tender.testing.net.virtual import Participant
 
     T = TypeVar("T")
 
-    class GuestOptions(TypedDict, total=False):
-        """The options of Guest, except `net`."""
+    class Session(Protocol):
+        """What is needed of session.Session."""
 
-        block: Mapping[str, BlockSpec] | None
-        net_rate: Mapping[str, Rate] | None
-        block_rate: Mapping[str, Rate] | None
-        mem_mib: int
-        console: Sink
-        console_limit: int | None
-        dumpcore: str | os.PathLike[str] | None
-        trace: str | os.PathLike[str] | None
-        record: str | os.PathLike[str] | None
-        pcap: Mapping[str, str | os.PathLike[str]] | None
-        warn: Callable[[str], None]
-        cpu: Cpu
-        clock: VirtualTime | None
-        instructions: int | None
-        exec_heap: bool
-        deadline: float | None
-        sandbox: SandboxMode
-        user: str | int | None
-        name: str | None
-        on_end: Callable[[Guest], object] | None
-        fresh: bool
+        trace: bool
+
+        def trace_file(self) -> Path: ...
+
+        def add_guest(self, guest: Unikernel, net: Iterable[object], /) -> None: ...
 
 
 LOOK_EVERY_S = 0.02
@@ -114,9 +99,15 @@ class Unikernel(Guest):
         **options: Unpack[GuestOptions],
     ) -> None:
         self.patience = patience
-        self.switch_ports = [each for each in (net or {}).values() if isinstance(each, GuestPort)]
+        ports = {name: each for name, each in (net or {}).items() if isinstance(each, GuestPort)}
+        self.switch_ports = list(ports.values())
+        self._macs = {name: port.mac for name, port in ports.items()}
         self.participant: Participant | None = None
         self.warnings: list[str] = []  # of the host's errors with its devices
+        self.session_of_test: Callable[[], Session] | None = None  # what clones end with
+        self.can_debug = True
+        self._template: Snapshot | None = None
+        self._cpu = options.get("cpu", "auto")
         self.start_error_raised = False
         self.outcome_checked = False  # the test has been told how it ended
         self.kernel = str(kernel)
@@ -198,6 +189,55 @@ class Unikernel(Guest):
 
         again(ROUNDS)
         return empty.wait(END_S)
+
+    # ---- Templates ----
+
+    def ready(
+        self, pattern: str | re.Pattern[str] | None = None, timeout: float | None = None
+    ) -> Unikernel:
+        """Make it a template: wait for its output, save it there, and end it.
+
+        Args:
+            pattern: As of console.wait_for; None: save it at its next hypercall.
+            timeout: In seconds, of both waits.
+
+        Raises:
+            What console.wait_for and Guest.snapshot raise.
+        """
+        seconds = self.patience if timeout is None else timeout
+        if pattern is not None:
+            self.console.wait_for(pattern, seconds)
+        self._template = self.snapshot(timeout=seconds, stop=True)
+        self.wait()
+        return self
+
+    def clone(
+        self,
+        *,
+        net: Mapping[str, NetSpec] | None = None,
+        start: bool = True,
+        **options: Unpack[GuestOptions],
+    ) -> Unikernel:
+        """Start a guest that goes on where this template was saved, and ends with the test.
+
+        Its devices are its own; a port of a switch gets the MAC address of the template's port.
+        `options` are those of Guest.restore; `cpu` is the template's unless it is given.
+
+        Raises RuntimeError for a guest that is no template, and what `Guest.start` raises.
+        """
+        if self._template is None or self.session_of_test is None:
+            raise RuntimeError("this guest is no template: call ready() first")
+        session = self.session_of_test()
+        options.setdefault("cpu", self._cpu)
+        if session.trace:
+            options.setdefault("trace", session.trace_file())
+        for name, port in (net or {}).items():
+            if isinstance(port, GuestPort):
+                port.mac = self._macs.get(name, port.mac)
+        guest = self.restore(self._template, net=net, clone=True, **options)
+        guest.patience, guest.kernel = self.patience, self.kernel
+        session.add_guest(guest, (net or {}).values())
+        return guest.start() if start else guest
 
     def _new_console(self) -> Console:
         return _Console(self)
