@@ -29,7 +29,11 @@ UPROBES = {335, 336} if platform.machine() == "x86_64" else set()
 DEVICES = {1: ("net",), 2: ("net",), 3: ("block", "block-writable"), 4: ("block",)}
 OTHERS = {2: ("block-remote",)}
 USUAL = ("console", "stderr")
-SIZES = {fdtable.device_fd(3): 5 << 30, fdtable.FIXED["core"]: (8 << 20) + 4096}
+SIZES = {
+    fdtable.device_fd(3): 5 << 30,
+    fdtable.FIXED["core"]: (8 << 20) + 4096,
+    fdtable.FIXED["snapshot"]: 9 << 20,
+}
 TABLES = {
     "kvm": FdTable("kvm", (*USUAL, "vcpu"), DEVICES, SIZES),
     "kvm with everything": FdTable("kvm", tuple(fdtable.FIXED), DEVICES, SIZES),
