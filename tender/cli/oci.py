@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from argparse import REMAINDER
+from contextlib import suppress
 
 from tender import __version__
 from tender.cli.argparser import Parser
@@ -191,7 +192,10 @@ class _Commands:
         parser = self._parser("List the containers that are unikernels.", "--quiet|-q")
         parser.add_argument("--format", "-f", choices=("json", "table"), default="table")
         given = parser.parse_args(self._options.rest)
-        rows = [runtime.state(self._states, id) for id in self._states.ids()]
+        rows = []
+        for id in self._states.ids():
+            with suppress(ConfigError):  # it was deleted meanwhile
+                rows.append(runtime.state(self._states, id))
         if given.quiet:
             for row in rows:
                 print(row["id"])

@@ -62,12 +62,15 @@ class Podman:
         return f"localhost/{name}:1"
 
     def page(self, port: int) -> str:
-        return self.namespace.run(
-            "curl", "-s", "--max-time", "60", f"http://127.0.0.1:{port}/"
-        ).stdout
+        return page(self.namespace, port)
 
     def inspect(self, name: str) -> Any:
         return json.loads(self("inspect", name).stdout)[0]
+
+
+def page(namespace: Namespace, port: int) -> str:
+    """What a web server answers there on a port of 127.0.0.1."""
+    return namespace.run("curl", "-s", "--max-time", "60", f"http://127.0.0.1:{port}/").stdout
 
 
 @pytest.fixture(scope="module")

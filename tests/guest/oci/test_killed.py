@@ -79,6 +79,18 @@ def test_the_process_of_a_container(runtime: Runtime, make: Any, is_started: boo
     runtime("delete", "one")
 
 
+def test_run(runtime: Runtime, make: Any) -> None:
+    """Its guest runs on, as one that was started: it can be deleted."""
+    output = runtime.folder / "output"
+    with open(output, "w") as file:
+        command = runtime.command("run", "--bundle", make("loop"), "one")
+        with subprocess.Popen(command, stdout=file, env=runtime.environment) as process:
+            wait_until(lambda: "looping" in output.read_text())
+            process.kill()
+    assert runtime.status() == "running"
+    runtime("delete", "--force", "one")
+
+
 @pytest.mark.parametrize("name", ["passt", "frame-filter"])
 def test_a_process_of_its_network(
     runtime: Runtime, make: Any, namespaces: tuple[Namespace, Namespace], name: str
