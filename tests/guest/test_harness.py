@@ -618,7 +618,7 @@ def test_virtual_time_is_the_same_on_every_run(pytester: pytest.Pytester, images
 def test_methods_in_virtual_time(pytester: pytest.Pytester, images: Path) -> None:
     source = """
         import pytest
-        from tender.testing.net import packets as p
+        from tender.testing.net import icmp, packets as p
 
         def test_an_hour(unikernel, virtual_switch):
             switch = virtual_switch
@@ -649,15 +649,15 @@ def test_methods_in_virtual_time(pytester: pytest.Pytester, images: Path) -> Non
             host = switch.host("10.0.0.1/24")
             to = host.resolve("10.0.0.2")
             for seq in range(2000):
-                echo = p.build_echo(p.Echo(p.ECHO_REQUEST, 1, seq, bytes(1000)))
-                packet = p.build_ipv4(p.Packet("10.0.0.1", "10.0.0.2", p.ICMP, echo))
+                echo = icmp.Echo(icmp.ECHO_REQUEST, 1, seq, bytes(1000))
+                packet = p.build_ipv4(icmp.build_echo(echo, "10.0.0.1", "10.0.0.2"))
                 host.send(p.build_frame(p.Frame(to, host.mac, p.IPV4, packet)))
             def is_ipv4(frame):
                 return frame[12:14] == b"\\x08\\x00"
 
             for seq in range(2000):
                 answer = p.parse_ipv4(host.expect(is_ipv4, timeout=5)[14:])
-                assert p.parse_echo(answer.payload).seq == seq
+                assert icmp.parse_echo(answer).seq == seq
     """
     run(pytester, source).assert_outcomes(passed=2)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tender.testing.net import packets
-from tender.testing.net.packets import Arp, Datagram, Echo, Frame, Packet, Segment
+from tender.testing.net import icmp, packets
+from tender.testing.net.describe import describe
+from tender.testing.net.icmp import Echo
+from tender.testing.net.packets import Arp, Datagram, Frame, Packet, Segment
 
 MAC1, MAC2 = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
 
@@ -32,13 +34,13 @@ def test_an_arp_request_has_the_bytes_of_the_rfc() -> None:
     assert packets.build_frame(frame) == ARP_BYTES
     assert packets.parse_frame(ARP_BYTES) == frame
     assert packets.parse_arp(frame.payload) == asked
-    assert "who has 10.0.0.2, tell 10.0.0.1" in packets.describe(ARP_BYTES)
+    assert "who has 10.0.0.2, tell 10.0.0.1" in describe(ARP_BYTES)
 
 
 def test_what_was_built_is_parsed_again() -> None:
-    echo = Echo(packets.ECHO_REQUEST, 7, 3, b"abc")
-    assert packets.parse_echo(packets.build_echo(echo)) == echo
-    packet = Packet("10.0.0.1", "10.0.0.2", packets.ICMP, packets.build_echo(echo))
+    echo = Echo(icmp.ECHO_REQUEST, 7, 3, b"abc")
+    packet = icmp.build_echo(echo, "10.0.0.1", "10.0.0.2")
+    assert icmp.parse_echo(packet) == echo
     built = packets.build_ipv4(packet, ident=9)
     assert packets.parse_ipv4(built + bytes(20)) == packet  # ethernet's padding is left out
     datagram = Datagram("10.0.0.1", 1000, "10.0.0.2", 7, b"hello")
@@ -51,22 +53,22 @@ def test_what_was_built_is_parsed_again() -> None:
 
 
 def test_one_bit_of_damage_is_noticed() -> None:
-    echo = packets.build_echo(Echo(packets.ECHO_REQUEST, 7, 3, b"abcd"))
-    packet = packets.build_ipv4(Packet("10.0.0.1", "10.0.0.2", packets.ICMP, echo))
+    echo = Echo(icmp.ECHO_REQUEST, 7, 3, b"abcd")
+    packet = packets.build_ipv4(icmp.build_echo(echo, "10.0.0.1", "10.0.0.2"))
     for at in range(len(packet)):
         broken = bytearray(packet)
         broken[at] ^= 4
         found = packets.parse_ipv4(bytes(broken))
-        assert found is None or packets.parse_echo(found.payload) is None
+        assert found is None or icmp.parse_echo(found) is None
 
 
 @given(st.binary(max_size=200), st.sampled_from([packets.ARP, packets.IPV4, 0x86DD]))
 def test_no_frame_is_an_error(payload: bytes, ethertype: int) -> None:
     frame = packets.build_frame(Frame(MAC2, MAC1, ethertype, payload))
-    assert str(len(frame)) in packets.describe(frame)
-    packets.describe(frame[:9])
+    assert str(len(frame)) in describe(frame)
+    describe(frame[:9])
     packets.parse_arp(payload)
     packet = packets.parse_ipv4(payload) or Packet("1.2.3.4", "5.6.7.8", packets.TCP, payload)
-    packets.parse_echo(packet.payload)
+    icmp.parse_echo(packet)
     packets.parse_tcp(packet)
     packets.parse_udp(Packet("1.2.3.4", "5.6.7.8", packets.UDP, payload))

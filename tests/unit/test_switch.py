@@ -174,7 +174,7 @@ def test_an_address_that_does_not_answer(virtual_switch: Switch) -> None:
         host.arp("10.0.0.9", timeout=0.1)
     with pytest.raises(UsageError, match=r"192\.168\.0\.1 is not in 10\.0\.0\.0/24"):
         host.ping("192.168.0.1")
-    with pytest.raises(UsageError, match="not an IPv4 address"):
+    with pytest.raises(UsageError, match="not an IP address, as in 10"):
         host.ping("example")
 
 
@@ -239,7 +239,7 @@ def test_an_address_that_no_host_can_have(switch: Switch) -> None:
     switch.host("10.0.0.1/24")
     with pytest.raises(UsageError, match=r"^the switch has a host 10\.0\.0\.1 already$"):
         switch.host("10.0.0.1/16")
-    for text in ("10.0.0.2", "10.0.0.300/24", "10.0.0.2/33", "example/24", "fd00::1/64", "", 7):
+    for text in ("10.0.0.2", "10.0.0.300/24", "10.0.0.2/33", "example/24", "fd00::1", "", 7):
         with pytest.raises(UsageError, match="^address=.* is not an .*, as in 10.0.0.1/24$"):
             switch.host(text)  # type: ignore[arg-type]
     for wrong in ({"mac": "1:2"}, {"mac": "03:00:00:00:00:01"}, {"gateway": "example"}):
@@ -267,7 +267,7 @@ def test_wrong_types_are_one_line(switch: Switch) -> None:
         with pytest.raises(UsageError, match=message) as raised:
             call()
         assert "\n" not in str(raised.value)
-    with pytest.raises(UsageError, match="167772162 is not an IPv4 address"):
+    with pytest.raises(UsageError, match="167772162 is not an IP address"):
         wrong.http_get(0x0A000002)
 
 

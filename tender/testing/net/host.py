@@ -11,8 +11,10 @@ from typing import overload
 
 from tender.checks import as_port
 from tender.errors import InvalidValue, UsageError
-from tender.testing.net import http, packets
-from tender.testing.net.packets import Datagram, Echo, Packet
+from tender.testing.net import http, icmp, packets
+from tender.testing.net.describe import describe
+from tender.testing.net.icmp import Echo
+from tender.testing.net.packets import Datagram, Packet, endpoint
 from tender.testing.net.stack import INBOX_FRAMES, Stack, as_data
 from tender.testing.net.tcp import RETRY_S, Tcp
 from tender.testing.net.virtual import Stuck
@@ -20,11 +22,11 @@ from tender.testing.net.virtual import Stuck
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from ipaddress import IPv4Interface
     from typing import Any
 
     from tender.testing.net.bridge import Bridge
     from tender.testing.net.port import Network
+    from tender.testing.net.stack import Interface
     from tender.testing.net.tcp import Connection, Listener
 
 PING_DATA = bytes(range(56))
@@ -61,8 +63,9 @@ class UdpPort:
         """Send one datagram; waits for ARP if the MAC of its next hop is not known."""
         as_port("port", port)
         as_data("data", data)
-        datagram = Datagram(str(self._stack.address), self.number, address, port, data)
-        self._stack.send_ipv4(address, packets.UDP, packets.build_udp(datagram))
+        own, _ = self._stack.route(address)
+        payload = packets.build_udp(Datagram(own, self.number, address, port, data))
+        self._stack.send_packet(Packet(own, address, packets.UDP, payload))
 
     def receive(self, timeout: float | None = None) -> Datagram:
         """The next datagram; raises TimeoutError after `timeout` seconds without one."""
@@ -85,7 +88,7 @@ class Host(Stack):
         network: Network,
         name: str,
         index: int,
-        interface: IPv4Interface,
+        interface: Interface,
         mac: bytes,
         gateway: str | None,
     ) -> None:
@@ -143,8 +146,9 @@ class Host(Stack):
             unanswered[seq] = self.timeline.now_ns()
             self._pings[ident, seq & 0xFFFF] = answered
             result.sent += 1
-            echo = Echo(packets.ECHO_REQUEST, ident, seq & 0xFFFF, data)
-            self.send_ipv4(result.address, packets.ICMP, packets.build_echo(echo))
+            echo = Echo(icmp.ECHO_REQUEST, ident, seq & 0xFFFF, data)
+            own, _ = self.route(result.address)
+            self.send_packet(icmp.build_echo(echo, own, result.address))
 
     def udp(self, number: int = 0) -> UdpPort:
         """The UDP port with this number; 0: a free one."""
@@ -184,10 +188,10 @@ class Host(Stack):
         as_port("port", port)
         if local_port:
             as_port("local_port", local_port)
-        self.next_hop(address)
+        self.route(address)
         if self.timeline.virtual:
             raise UsageError("there is no bridge in virtual time: use the fixture `switch`")
-        target = f"{address}:{port}"
+        target = endpoint(address, port)
         bridge = Bridge(lambda: self.tcp(address, port), target, local_port)
         self._bridges.append(bridge)
         return bridge
@@ -297,7 +301,7 @@ class Host(Stack):
             return bool(found)
 
         def describe_failure() -> str:
-            last = [f"\n  {packets.describe(frame)}" for frame in skipped[-ERROR_FRAMES:]]
+            last = [f"\n  {describe(frame)}" for frame in skipped[-ERROR_FRAMES:]]
             name = getattr(what, "__name__", repr(what))
             instead = f"instead, {len(skipped)} came, the last of them:" if last else "none came"
             return f"{self.address} did not get the frame {name}; {instead}{''.join(last)}"
@@ -308,21 +312,18 @@ class Host(Stack):
     # ---- Receiving ----
 
     def on_packet(self, mac: bytes, packet: Packet) -> None:
-        if packet.protocol == packets.ICMP:
-            self._on_icmp(mac, packet)
+        if echo := icmp.parse_echo(packet):
+            self._on_echo(mac, packet, echo)
         elif datagram := packets.parse_udp(packet):
             if datagram.port in self._udp:
                 self._udp[datagram.port].put(datagram)
         elif segment := packets.parse_tcp(packet):
-            self._tcp.receive(mac, packet.sender, segment)
+            self._tcp.receive(mac, packet, segment)
 
-    def _on_icmp(self, mac: bytes, packet: Packet) -> None:
-        echo = packets.parse_echo(packet.payload)
-        if echo is None:
-            return
-        if echo.kind == packets.ECHO_REQUEST:
-            answer = packets.build_echo(Echo(packets.ECHO_REPLY, echo.ident, echo.seq, echo.data))
-            self.send_to(mac, packet.sender, packets.ICMP, answer)
+    def _on_echo(self, mac: bytes, packet: Packet, echo: Echo) -> None:
+        if echo.kind == icmp.ECHO_REQUEST:
+            answer = Echo(icmp.ECHO_REPLY, echo.ident, echo.seq, echo.data)
+            self.send_to(mac, icmp.build_echo(answer, packet.to, packet.sender))
         elif answered := self._pings.pop((echo.ident, echo.seq), None):
             answered()
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException, HTTPResponse, InvalidURL
 
 from tender.errors import InvalidValue, UsageError
+from tender.testing.net.packets import endpoint
 from tender.testing.net.stack import as_data
 
 TYPE_CHECKING = False
@@ -45,7 +46,7 @@ def request(
     headers: Mapping[str, str],
 ) -> Response:
     """Send a request and read its answer. Raises ValueError for an answer that is not HTTP."""
-    server = f"{connection.address}:{connection.port}"
+    server = endpoint(connection.address, connection.port)
     client = HTTPConnection(connection.address, connection.port)
     client.sock = _Socket(connection)
     try:

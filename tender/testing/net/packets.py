@@ -1,20 +1,19 @@
-"""Ethernet, ARP, IPv4, ICMP, UDP and TCP: as much as a host in a test needs.
+"""Ethernet, ARP, IPv4, IPv6, UDP and TCP: as much as a host in a test needs.
 
 The rule here: functions of bytes, no I/O. Parsing a truncated or malformed frame gives None, never
-an exception. Sources: RFC 826 (ARP), 791 (IPv4), 792 (ICMP), 768 (UDP),
-9293 (TCP), 1071 (the checksum).
+an exception. Sources: RFC 826 (ARP), 791 (IPv4), 8200 (IPv6), 768 (UDP), 9293 (TCP), 1071 (the
+checksum).
 """
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
-ARP, IPV4 = 0x0806, 0x0800  # ethertypes
-ICMP, TCP, UDP = 1, 6, 17  # IPv4 protocols
+ARP, IPV4, IPV6 = 0x0806, 0x0800, 0x86DD  # ethertypes
+ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58  # protocols
 ARP_REQUEST, ARP_REPLY = 1, 2
-ECHO_REPLY, ECHO_REQUEST = 0, 8
 FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10  # flags of TCP
 BROADCAST = b"\xff" * 6
 HEADER_SIZE = 14  # of Ethernet
@@ -24,7 +23,7 @@ _DONT_FRAGMENT = 0x4000
 _ETHERNET = struct.Struct("!6s6sH")
 _ARP = struct.Struct("!HHBBH6s4s6s4s")
 _IPV4 = struct.Struct("!BBHHHBBH4s4s")
-_ICMP = struct.Struct("!BBHHH")
+_IPV6 = struct.Struct("!IHBB16s16s")
 _UDP = struct.Struct("!HHHH")
 _TCP = struct.Struct("!HHIIBBHHH")
 
@@ -52,23 +51,13 @@ class Arp:
 
 @dataclass(frozen=True)
 class Packet:
-    """An IPv4 packet that is no fragment, with a correct checksum."""
+    """An IPv4 packet that is no fragment, with a correct checksum, or one of IPv6."""
 
     sender: str
     to: str
     protocol: int
     payload: bytes
-    ttl: int = _TTL
-
-
-@dataclass(frozen=True)
-class Echo:
-    """A ping or its answer."""
-
-    kind: int  # ECHO_REQUEST, ECHO_REPLY
-    ident: int
-    seq: int
-    data: bytes
+    ttl: int = _TTL  # IPv6's hop limit
 
 
 @dataclass(frozen=True)
@@ -109,12 +98,25 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
+def multicast_mac(address: str) -> bytes:
+    """The MAC of an IPv6 multicast address (RFC 2464)."""
+    return b"\x33\x33" + IPv6Address(address).packed[12:]
+
+
+def endpoint(address: str, port: int) -> str:
+    """`10.0.0.2:80`, `[fd00::2]:80`."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 def _packed(address: str) -> bytes:
-    return IPv4Address(address).packed
+    return ip_address(address).packed
 
 
-def _pseudo_header(sender: str, to: str, protocol: int, length: int) -> bytes:
-    return _packed(sender) + _packed(to) + struct.pack("!BBH", 0, protocol, length)
+def pseudo_header(sender: str, to: str, protocol: int, length: int) -> bytes:
+    """What a checksum covers beside the payload: RFC 768, and RFC 8200 for IPv6."""
+    kind = "!I3xB" if ":" in to else "!HxB"
+    rest = struct.pack(kind, length, protocol)
+    return _packed(sender) + _packed(to) + rest
 
 
 # ---- Building ----
@@ -138,16 +140,15 @@ def build_ipv4(packet: Packet, ident: int = 0) -> bytes:
     return _IPV4.pack(*fields) + packet.payload
 
 
-def build_echo(echo: Echo) -> bytes:
-    fields = echo.kind, 0
-    rest = echo.ident, echo.seq
-    total = checksum(_ICMP.pack(*fields, 0, *rest) + echo.data)
-    return _ICMP.pack(*fields, total, *rest) + echo.data
+def build_ipv6(packet: Packet) -> bytes:
+    ends = _packed(packet.sender), _packed(packet.to)
+    fields = 6 << 28, len(packet.payload), packet.protocol, packet.ttl
+    return _IPV6.pack(*fields, *ends) + packet.payload
 
 
 def build_udp(datagram: Datagram) -> bytes:
     length = _UDP.size + len(datagram.data)
-    pseudo = _pseudo_header(datagram.sender, datagram.to, UDP, length)
+    pseudo = pseudo_header(datagram.sender, datagram.to, UDP, length)
     ports = datagram.source, datagram.port
     total = checksum(pseudo + _UDP.pack(*ports, length, 0) + datagram.data) or 0xFFFF
     return _UDP.pack(*ports, length, total) + datagram.data
@@ -155,7 +156,7 @@ def build_udp(datagram: Datagram) -> bytes:
 
 def build_tcp(sender: str, to: str, segment: Segment) -> bytes:
     head = segment.source, segment.port, segment.seq, segment.ack, 5 << 4, segment.flags
-    pseudo = _pseudo_header(sender, to, TCP, _TCP.size + len(segment.data))
+    pseudo = pseudo_header(sender, to, TCP, _TCP.size + len(segment.data))
     total = checksum(pseudo + _TCP.pack(*head, segment.window, 0, 0) + segment.data)
     return _TCP.pack(*head, segment.window, total, 0) + segment.data
 
@@ -196,13 +197,21 @@ def parse_ipv4(payload: bytes) -> Packet | None:
     return Packet(*ends, protocol, payload[header:length], ttl)
 
 
-def parse_echo(payload: bytes) -> Echo | None:
-    if len(payload) < _ICMP.size or checksum(payload):
+def parse_ipv6(payload: bytes) -> Packet | None:
+    """A packet without Ethernet's padding. Extension headers stay a part of its payload."""
+    if len(payload) < _IPV6.size:
         return None
-    kind, code, _, ident, seq = _ICMP.unpack_from(payload)
-    if code or kind not in (ECHO_REQUEST, ECHO_REPLY):
+    word, length, protocol, hops, sender, to = _IPV6.unpack_from(payload)
+    if word >> 28 != 6 or _IPV6.size + length > len(payload):
         return None
-    return Echo(kind, ident, seq, payload[_ICMP.size :])
+    ends = str(IPv6Address(sender)), str(IPv6Address(to))
+    return Packet(*ends, protocol, payload[_IPV6.size : _IPV6.size + length], hops)
+
+
+def parse_packet(frame: Frame) -> Packet | None:
+    """The packet in a frame of IPv4 or IPv6."""
+    parsers = {IPV4: parse_ipv4, IPV6: parse_ipv6}
+    return parsers[frame.ethertype](frame.payload) if frame.ethertype in parsers else None
 
 
 def parse_udp(packet: Packet) -> Datagram | None:
@@ -212,7 +221,9 @@ def parse_udp(packet: Packet) -> Datagram | None:
     source, port, length, total = _UDP.unpack_from(payload)
     if not _UDP.size <= length <= len(payload):
         return None
-    if total and checksum(_pseudo_header(packet.sender, packet.to, UDP, length) + payload[:length]):
+    has_checksum = total or ":" in packet.to  # IPv6 has no other
+    pseudo = pseudo_header(packet.sender, packet.to, UDP, length)
+    if has_checksum and checksum(pseudo + payload[:length]):
         return None
     return Datagram(packet.sender, source, packet.to, port, payload[_UDP.size : length])
 
@@ -223,58 +234,7 @@ def parse_tcp(packet: Packet) -> Segment | None:
         return None
     source, port, seq, ack, words, flags, window, _, _ = _TCP.unpack_from(payload)
     header = (words >> 4) * 4
-    pseudo = _pseudo_header(packet.sender, packet.to, TCP, len(payload))
+    pseudo = pseudo_header(packet.sender, packet.to, TCP, len(payload))
     if not _TCP.size <= header <= len(payload) or checksum(pseudo + payload):
         return None
     return Segment(source, port, seq, ack, flags, window, payload[header:])
-
-
-# ---- Descriptions ----
-
-
-def describe(data: bytes) -> str:
-    """A summary of a frame, in one line."""
-    frame = parse_frame(data)
-    if frame is None:
-        return f"{len(data)} bytes, too short for a frame"
-    ends = f"{mac_text(frame.sender)} > {mac_text(frame.to)}"
-    text = None
-    if frame.ethertype == ARP:
-        text = _describe_arp(frame.payload)
-    elif frame.ethertype == IPV4:
-        packet = parse_ipv4(frame.payload)
-        text = _describe_packet(packet) if packet else "IPv4, damaged or a fragment"
-    return f"{ends}, {text or f'type {frame.ethertype:#06x}'}, {len(data)} bytes"
-
-
-def _describe_arp(payload: bytes) -> str:
-    arp = parse_arp(payload)
-    if arp is None:
-        return "ARP, damaged"
-    if arp.operation == ARP_REQUEST:
-        return f"ARP who has {arp.target}, tell {arp.sender}"
-    return f"ARP {arp.sender} is at {mac_text(arp.sender_mac)}"
-
-
-def _describe_packet(packet: Packet) -> str:
-    if packet.protocol == ICMP and (echo := parse_echo(packet.payload)):
-        kind = "ping" if echo.kind == ECHO_REQUEST else "answer"
-        return f"{packet.sender} > {packet.to} {kind} seq {echo.seq}"
-    if datagram := parse_udp(packet):
-        return (
-            f"{packet.sender}:{datagram.source} > {packet.to}:{datagram.port} "
-            f"UDP {len(datagram.data)} bytes"
-        )
-    if segment := parse_tcp(packet):
-        return (
-            f"{packet.sender}:{segment.source} > {packet.to}:{segment.port} "
-            f"TCP {flags_text(segment.flags)} seq {segment.seq} ack {segment.ack} "
-            f"{len(segment.data)} bytes"
-        )
-    known = packet.protocol in (ICMP, UDP, TCP)
-    return f"{packet.sender} > {packet.to} protocol {packet.protocol}{', damaged' * known}"
-
-
-def flags_text(flags: int) -> str:
-    names = {SYN: "SYN", FIN: "FIN", RST: "RST", PSH: "PSH", ACK: "ACK"}
-    return "+".join(name for bit, name in names.items() if flags & bit) or "none"

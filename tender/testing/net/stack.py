@@ -1,4 +1,4 @@
-"""The network stack of a host: Ethernet, ARP and IPv4, on a port of the switch.
+"""The network stack of a host: Ethernet, and IPv4 with ARP or IPv6 with neighbour discovery.
 
 The rule here: `receive` is called with the switch's lock held and never waits. The methods that a
 test calls take the lock, and wait on the switch's timeline, in real or in virtual time.
@@ -7,12 +7,12 @@ test calls take the lock, and wait on the switch's timeline, in real or in virtu
 from __future__ import annotations
 
 from collections import deque
-from ipaddress import IPv4Address
+from ipaddress import IPv6Interface, ip_address
 
-from tender.checks import as_ipv4
 from tender.errors import InvalidValue, UsageError
-from tender.testing.net import packets
-from tender.testing.net.packets import Arp, Frame, Packet
+from tender.testing.net import icmp, packets
+from tender.testing.net.icmp import ADVERTISEMENT, SOLICITATION, Neighbour
+from tender.testing.net.packets import Arp, Frame, Packet, mac_text
 from tender.testing.net.port import HostPort
 
 TYPE_CHECKING = False
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
     from tender.testing.net.port import Network
 
+    Interface = IPv4Interface | IPv6Interface
+
 INBOX_FRAMES = 10_000  # kept for `expect`
-ARP_EVERY_S = 0.2
+ASK_EVERY_S = 0.2  # for the MAC of a neighbour
 EPHEMERAL = 49152  # the first dynamic port (RFC 6335)
 
 
@@ -31,6 +33,16 @@ def as_data(name: str, value: object) -> None:
     """Raise UsageError unless `value` is bytes."""
     if not isinstance(value, (bytes, bytearray)):
         raise InvalidValue(name, value, "bytes, as b'hello'")
+
+
+def as_ip(name: str, value: object) -> str:
+    """`10.0.0.1` or `fd00::1`, in its short form; raises UsageError for anything else."""
+    try:
+        if isinstance(value, str) and "%" not in value:  # a scope means nothing here
+            return str(ip_address(value))
+    except ValueError:
+        pass
+    raise InvalidValue(name, value, "an IP address, as in 10.0.0.1 or fd00::1")
 
 
 class Stack:
@@ -41,7 +53,7 @@ class Stack:
         network: Network,
         name: str,
         index: int,
-        interface: IPv4Interface,
+        interface: Interface,
         mac: bytes,
         gateway: str | None,
     ) -> None:
@@ -50,7 +62,10 @@ class Stack:
         self.port = HostPort(network, name, index, self.receive)
         self.timeline = network.timeline
         self._network = network
-        self._subnet = interface.network
+        self._interfaces = [interface]
+        if isinstance(interface, IPv6Interface) and not interface.is_link_local:
+            self._interfaces.append(_link_local(mac))
+        self._own = {str(each.ip) for each in self._interfaces}
         self._gateway = gateway
         self._neighbours: dict[str, bytes] = {}
         self._inbox: deque[bytes] = deque(maxlen=INBOX_FRAMES)
@@ -58,39 +73,53 @@ class Stack:
         self._ephemeral = EPHEMERAL
 
     def __repr__(self) -> str:
-        return f"<host {self.address}/{self._subnet.prefixlen}, {packets.mac_text(self.mac)}>"
+        return f"<host {self._interfaces[0]}, {mac_text(self.mac)}>"
 
     # ---- Neighbours ----
 
     def arp(self, address: str, timeout: float = 1.0) -> str:
-        """The MAC of `address`, as 02:00:00:00:00:01; sends ARP requests if it is not known.
+        """The MAC of `address`, as 02:00:00:00:00:01; asks for it if it is not known.
 
-        Raises TimeoutError after `timeout` seconds without an answer. A guest that has just
-        been started may take longer, up to the switch's patience.
+        That is ARP, or neighbour discovery for an address of IPv6. Raises TimeoutError after
+        `timeout` seconds without an answer. A guest that has just been started may take longer, up
+        to the switch's patience.
         """
-        return packets.mac_text(self.resolve(address, timeout))
+        return mac_text(self.resolve(address, timeout))
 
     def resolve(self, address: str, timeout: float = 1.0) -> bytes:
         """The same as 6 bytes; for an address of another network, the gateway's."""
-        hop = self.next_hop(address)
+        own, hop = self.route(address)
         spent = 0.0
         while hop not in self._neighbours:
             patience = self.patience if self._network.awaits_guests() else timeout
             if spent >= max(timeout, patience):
-                raise TimeoutError(f"nobody answered: who has {hop}, tell {self.address}")
-            request = Arp(packets.ARP_REQUEST, self.mac, str(self.address), bytes(6), hop)
-            self._send_frame(packets.BROADCAST, packets.ARP, packets.build_arp(request))
-            self.timeline.wait(lambda: hop in self._neighbours, ARP_EVERY_S)
-            spent += ARP_EVERY_S
+                raise TimeoutError(f"nobody answered: who has {hop}, tell {own}")
+            self._ask(own, hop)
+            self.timeline.wait(lambda: hop in self._neighbours, ASK_EVERY_S)
+            spent += ASK_EVERY_S
         return self._neighbours[hop]
 
-    def next_hop(self, address: str) -> str:
-        """The neighbour to which packets for `address` go; UsageError if there is none."""
-        if IPv4Address(as_ipv4("address", address)) in self._subnet:
-            return address
-        if self._gateway is None:
-            raise UsageError(f"{address} is not in {self._subnet}, and the host has no gateway")
-        return self._gateway
+    def route(self, address: str) -> tuple[str, str]:
+        """The own address from which packets for `address` go, and the neighbour to which.
+
+        Raises UsageError if there is none.
+        """
+        to = ip_address(as_ip("address", address))
+        for hop in (to, self._gateway and ip_address(self._gateway)):
+            for interface in self._interfaces:
+                if hop and hop in interface.network and hop.version == to.version:
+                    return str(interface.ip), str(hop)
+        subnet = self._interfaces[0].network
+        raise UsageError(f"{to} is not in {subnet}, and the host has no gateway to it")
+
+    def _ask(self, own: str, hop: str) -> None:
+        if ":" in hop:
+            message = Neighbour(SOLICITATION, hop, self.mac)
+            to = icmp.solicited_node(hop)
+            self.send_to(packets.multicast_mac(to), icmp.build_neighbour(message, own, to))
+        else:
+            request = packets.build_arp(Arp(packets.ARP_REQUEST, self.mac, own, bytes(6), hop))
+            self._send_frame(packets.BROADCAST, packets.ARP, request)
 
     # ---- Waiting ----
 
@@ -116,15 +145,18 @@ class Stack:
         self._ephemeral += 1
         return self._ephemeral
 
-    def send_ipv4(self, address: str, protocol: int, payload: bytes) -> None:
-        """Send a packet; waits for ARP if the MAC of its next hop is not known."""
-        self.send_to(self.resolve(address), address, protocol, payload)
+    def send_packet(self, packet: Packet) -> None:
+        """Send it; waits for ARP if the MAC of its next hop is not known."""
+        self.send_to(self.resolve(packet.to), packet)
 
-    def send_to(self, mac: bytes, address: str, protocol: int, payload: bytes) -> None:
+    def send_to(self, mac: bytes, packet: Packet) -> None:
         """Send a packet to a known MAC; never waits."""
         self._sent += 1
-        packet = Packet(str(self.address), address, protocol, payload)
-        self._send_frame(mac, packets.IPV4, packets.build_ipv4(packet, self._sent & 0xFFFF))
+        if ":" in packet.to:
+            self._send_frame(mac, packets.IPV6, packets.build_ipv6(packet))
+        else:
+            data = packets.build_ipv4(packet, self._sent & 0xFFFF)
+            self._send_frame(mac, packets.IPV4, data)
 
     def _send_frame(self, to: bytes, ethertype: int, payload: bytes) -> None:
         self.port.sent(packets.build_frame(Frame(to, self.mac, ethertype, payload)))
@@ -139,23 +171,45 @@ class Stack:
         self._inbox.append(data)
         if frame.ethertype == packets.ARP:
             self._on_arp(frame)
-        elif frame.ethertype == packets.IPV4:
-            packet = packets.parse_ipv4(frame.payload)
-            if packet and packet.to == str(self.address):
+        elif packet := packets.parse_packet(frame):
+            if message := icmp.parse_neighbour(packet):
+                self._on_neighbour(frame.sender, packet, message)
+            elif packet.to in self._own:
                 self.on_packet(frame.sender, packet)
         self.timeline.notify()
 
     def _on_arp(self, frame: Frame) -> None:
         arp = packets.parse_arp(frame.payload)
-        if arp is None or arp.sender == str(self.address):
+        if arp is None or arp.sender in self._own:
             return
         if arp.sender != "0.0.0.0":
             self._neighbours[arp.sender] = arp.sender_mac
-        if arp.operation == packets.ARP_REQUEST and arp.target == str(self.address):
-            ours = self.mac, str(self.address)
+        if arp.operation == packets.ARP_REQUEST and arp.target in self._own:
+            ours = self.mac, arp.target
             answer = Arp(packets.ARP_REPLY, *ours, arp.sender_mac, arp.sender)
             self._send_frame(arp.sender_mac, packets.ARP, packets.build_arp(answer))
+
+    def _on_neighbour(self, mac: bytes, packet: Packet, message: Neighbour) -> None:
+        if packet.sender in self._own:
+            return
+        known = packet.sender if message.kind == SOLICITATION else message.target
+        if known != "::":
+            self._neighbours[known] = message.mac or mac
+        if message.kind == SOLICITATION and message.target in self._own:
+            # Who looks for duplicates has no address to answer to.
+            to, flags = packet.sender, icmp.SOLICITED | icmp.OVERRIDE
+            if to == "::":
+                to, flags = icmp.ALL_NODES, icmp.OVERRIDE
+                mac = packets.multicast_mac(to)
+            answer = Neighbour(ADVERTISEMENT, message.target, self.mac, flags)
+            self.send_to(mac, icmp.build_neighbour(answer, message.target, to))
 
     def on_packet(self, mac: bytes, packet: Packet) -> None:
         """A packet for this host, from the neighbour with this MAC."""
         raise NotImplementedError
+
+
+def _link_local(mac: bytes) -> IPv6Interface:
+    """The link-local address of a MAC (RFC 4291, appendix A)."""
+    ident = bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
+    return IPv6Interface((b"\xfe\x80" + bytes(6) + ident, 64))

@@ -9,14 +9,16 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from ipaddress import IPv4Interface
+from ipaddress import ip_interface
 
-from tender.checks import MTU, as_ipv4, as_ipv4_interface, as_mac, as_mtu
+from tender.checks import MTU, as_address, as_mac, as_mtu
 from tender.errors import InvalidValue, UsageError
 from tender.testing.net import capture, packets
+from tender.testing.net.describe import describe
 from tender.testing.net.faults import Delivery, Fault, Faulty, apply
 from tender.testing.net.host import Host
 from tender.testing.net.port import GuestPort, Port
+from tender.testing.net.stack import as_ip
 from tender.testing.net.timeline import RealTime
 from tender.testing.net.virtual import VirtualTimeline
 
@@ -135,14 +137,15 @@ class Switch(Faulty):
         mac: str | bytes | None = None,
         gateway: str | None = None,
     ) -> Host:
-        """A new host in Python, with an address such as "10.0.0.1/24", on a port of its own.
+        """A new host in Python, with an address such as "10.0.0.1/24" or "fd00::1/64".
 
-        It answers ARP and ping. `gateway` is the router for packets to other networks. Raises
-        UsageError for impossible values.
+        It has a port of its own, and answers ARP or neighbour discovery, and ping. A host of IPv6
+        has the link-local address of its MAC as well. `gateway` is the router for packets to other
+        networks. Raises UsageError for impossible values.
         """
-        interface = IPv4Interface(as_ipv4_interface("address", address))
+        interface = ip_interface(as_address("address", address))
         given = as_mac("mac", mac)
-        router = None if gateway is None else as_ipv4("gateway", gateway)
+        router = None if gateway is None else as_ip("gateway", gateway)
         with self._lock:
             if any(host.address == interface.ip for host in self.hosts):
                 raise UsageError(f"the switch has a host {interface.ip} already")
@@ -296,7 +299,7 @@ class Switch(Faulty):
         when = (record.time_ns - start_ns) / 1e9
         name = self.ports[record.port].name
         note = f"  [{record.note}]" if record.note else ""
-        return f"{when:12.6f} {arrow} {name}: {packets.describe(record.frame)}{note}"
+        return f"{when:12.6f} {arrow} {name}: {describe(record.frame)}{note}"
 
     def close(self) -> None:
         """Close all ports. A guest that still runs receives nothing more."""

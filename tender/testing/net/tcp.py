@@ -13,8 +13,8 @@ from collections import deque
 from tender.checks import as_port
 from tender.errors import UsageError
 from tender.testing.net import packets
-from tender.testing.net.packets import ACK, FIN, PSH, RST, SYN, Segment
-from tender.testing.net.stack import as_data
+from tender.testing.net.packets import ACK, FIN, PSH, RST, SYN, Packet, Segment, endpoint
+from tender.testing.net.stack import as_data, as_ip
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class Connection:
         self,
         stack: Stack,
         mac: bytes,
+        own_address: str,
         address: str,
         port: int,
         own_port: int,
@@ -50,6 +51,7 @@ class Connection:
     ) -> None:
         self.address = address
         self.port = port
+        self.own_address = own_address
         self.own_port = own_port
         self.received = bytearray()
         self._stack = stack
@@ -70,7 +72,8 @@ class Connection:
 
     def __repr__(self) -> str:
         how = "closed" if self.closed or self._closed else "open"
-        return f"<TCP {self._stack.address}:{self.own_port} - {self.address}:{self.port}, {how}>"
+        own = endpoint(self.own_address, self.own_port)
+        return f"<TCP {own} - {endpoint(self.address, self.port)}, {how}>"
 
     def send(self, data: bytes, timeout: float | None = None) -> None:
         """Send `data`, and wait until the peer has acknowledged all of it."""
@@ -176,9 +179,9 @@ class Connection:
             return
         if self._reset:
             raise ConnectionResetError(
-                f"{self.address}:{self.port} has refused or reset the connection"
+                f"{endpoint(self.address, self.port)} has refused or reset the connection"
             )
-        raise TimeoutError(f"{self.address}:{self.port} did not answer within {limit:g} s")
+        raise TimeoutError(f"{endpoint(self.address, self.port)} did not answer within {limit:g} s")
 
     def _send_until_acked(self, flags: int, seq: int, tries: int = TRIES) -> None:
         """Send a FIN or a SYN+ACK without waiting, and again until it is acknowledged."""
@@ -191,8 +194,9 @@ class Connection:
     def _send(self, flags: int, seq: int, data: bytes) -> None:
         ports = self.own_port, self.port
         segment = Segment(*ports, seq, self._expected, flags, WINDOW, data)
-        payload = packets.build_tcp(str(self._stack.address), self.address, segment)
-        self._stack.send_to(self._mac, self.address, packets.TCP, payload)
+        payload = packets.build_tcp(self.own_address, self.address, segment)
+        packet = Packet(self.own_address, self.address, packets.TCP, payload)
+        self._stack.send_to(self._mac, packet)
 
     # ---- Receiving, with the switch's lock held ----
 
@@ -268,7 +272,7 @@ class Listener:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<TCP {self._stack.address}:{self.port}, listening>"
+        return f"<TCP {endpoint(str(self._stack.address), self.port)}, listening>"
 
     def put(self, connection: Connection) -> None:
         self._waiting.append(connection)
@@ -285,10 +289,12 @@ class Tcp:
     def connect(self, address: str, port: int, timeout: float | None) -> Connection:
         """See Host.tcp."""
         as_port("port", port)
+        own, _ = self.stack.route(address)
+        address = as_ip("address", address)
         mac = self.stack.resolve(address)
         with self.stack.timeline.lock:
-            own_port = self.stack.free_port()
-            connection = self._add(Connection(self.stack, mac, address, port, own_port, timeout))
+            ends = own, address, port, self.stack.free_port()
+            connection = self._add(Connection(self.stack, mac, *ends, timeout))
         return connection.connect()
 
     def listen(self, port: int) -> Listener:
@@ -300,14 +306,15 @@ class Tcp:
             listener = self.listeners[port] = Listener(self, port)
             return listener
 
-    def receive(self, mac: bytes, sender: str, segment: Segment) -> None:
-        connection = self._connections.get((sender, segment.source, segment.port))
+    def receive(self, mac: bytes, packet: Packet, segment: Segment) -> None:
+        connection = self._connections.get((packet.sender, segment.source, segment.port))
         listener = self.listeners.get(segment.port)
         is_request = listener is not None and segment.flags & (SYN | ACK) == SYN
         if connection is not None and not (is_request and connection.is_over):
             connection.on_segment(segment)
         elif listener is not None and is_request:
-            connection = Connection(self.stack, mac, sender, segment.source, segment.port)
+            ends = packet.to, packet.sender, segment.source, segment.port
+            connection = Connection(self.stack, mac, *ends)
             self._add(connection).accept(segment, listener)
 
     def _add(self, connection: Connection) -> Connection:
