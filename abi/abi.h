@@ -57,8 +57,8 @@ _Static_assert(sizeof(struct hvt_aarch64_trap) <= HVT_HALT_COOKIE_SIZE, "a trap 
 PTENDER_SIZE(struct stats_device, 76);
 PTENDER_LAYOUT(struct stats_header, mem_bytes, 16);
 PTENDER_LAYOUT(struct stats_header, devices, 40);
-PTENDER_SIZE(struct counters, 32);
-PTENDER_LAYOUT(struct counters, drops, 24);
+PTENDER_SIZE(struct counters, 40);
+PTENDER_LAYOUT(struct counters, delays, 32);
 PTENDER_SIZE(struct activity, 16);
-PTENDER_LAYOUT(struct stats, state, 80);
-PTENDER_LAYOUT(struct stats, devices, 88);
+PTENDER_LAYOUT(struct stats, state, 96);
+PTENDER_LAYOUT(struct stats, devices, 104);

@@ -84,13 +84,13 @@ def make(name: str, included: list[str], c_files: list[str]) -> FFI:
 LINE = 100  # characters
 
 LAYOUTS = ["abi/note.h", "abi/hvt.h", "abi/ring.h", "abi/spt.h", "abi/stats.h"]
-HOST = ["tender/host/host.cdef", "tender/host/host.h", "tender/stop.h", "tender/observe/pcap.h"]
-HOST += ["tender/embed/heap.h"]
+HOST = ["tender/host/host.cdef", "tender/host/host.h", "tender/host/rate.h"]
+HOST += ["tender/stop.h", "tender/observe/pcap.h", "tender/embed/heap.h"]
 SANDBOX = ["tender/sandbox/sandbox.cdef", "tender/sandbox/sandbox.h"]
 KVM = ["tender/kvm.cdef", "tender/kvm.h", "tender/engine/engine.h"]
 NATIVE = ["tender/cpu/native.h", "tender/cpu/tsc.h", "tender/cpu/xsave.h", "tender/spt/spt.h"]
 MODULES = {"_native": [*LAYOUTS, *HOST, *SANDBOX], "_soft": ["abi/stats.h", "tender/cpu/soft.h"]}
-c_files = ["tender/host/host.c", "tender/stop.c", "tender/sandbox/sandbox.c"]
+c_files = ["tender/host/host.c", "tender/host/rate.c", "tender/stop.c", "tender/sandbox/sandbox.c"]
 c_files += ["tender/observe/pcap.c", "tender/embed/heap.c"]
 if MACHINE == "x86_64":  # elsewhere guests run in software
     MODULES["_native"] += KVM + NATIVE

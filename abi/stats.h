@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 #define STATS_MAGIC 0x54535450 /* "PTST" in memory */
-#define STATS_VERSION 1
+#define STATS_VERSION 2
 #define STATS_DEVICES 64
 #define STATS_NAME_SIZE 72 /* bytes, NUL included */
 
@@ -37,6 +37,7 @@ struct counters {
     _Atomic uint64_t bytes;
     _Atomic uint64_t errors; /* of the host */
     _Atomic uint64_t drops;  /* frames or output that the host did not take */
+    _Atomic uint64_t delays; /* operations that have waited for their rate limit */
 };
 
 /* What a vCPU has done. Its thread writes it. */

@@ -9,6 +9,8 @@ _ptender() {
     --mem) mapfile -t COMPREPLY < <(true) && return ;;
     --net) mapfile -t COMPREPLY < <(true) && return ;;
     --block) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
+    --net-rate) mapfile -t COMPREPLY < <(true) && return ;;
+    --block-rate) mapfile -t COMPREPLY < <(true) && return ;;
     --console-limit) mapfile -t COMPREPLY < <(true) && return ;;
     --dumpcore) mapfile -t COMPREPLY < <(compgen -d -- "$word") && return ;;
     --snapshots) mapfile -t COMPREPLY < <(compgen -d -- "$word") && return ;;
@@ -31,7 +33,7 @@ _ptender() {
     esac
     case $word in
     -*)
-        mapfile -t COMPREPLY < <(compgen -W '--name --mem --net --block --console-limit --dumpcore --snapshots --restore --clone --clock-resume --cpu --clock --instructions --x-exec-heap --sandbox --user --hugepages --no-net-ring --net-ring --engine --report --trace --record --replay --gdb --pcap --pidfile --log --verbose --version --help -v -h' -- "$word")
+        mapfile -t COMPREPLY < <(compgen -W '--name --mem --net --block --net-rate --block-rate --console-limit --dumpcore --snapshots --restore --clone --clock-resume --cpu --clock --instructions --x-exec-heap --sandbox --user --hugepages --no-net-ring --net-ring --engine --report --trace --record --replay --gdb --pcap --pidfile --log --verbose --version --help -v -h' -- "$word")
         return
         ;;
     esac

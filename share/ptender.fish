@@ -13,6 +13,8 @@ complete -c ptender -l name -x -d 'the guests name for ptender ps, stats and met
 complete -c ptender -l mem -x -d 'guest memory: MiB, or with a unit as in 64M, 1G (default 512'
 complete -c ptender -l net -x -d 'attach a tap or macvtap'
 complete -c ptender -l block -r -d 'attach a disk image or block device'
+complete -c ptender -l net-rate -x -d 'delay what a network moves beyond RATE, each way: bytes or frames per second, as in 10M, 5000ops or 10M,5000ops'
+complete -c ptender -l block-rate -x -d 'the same for a disk, where ops are reads and writes'
 complete -c ptender -l console-limit -x -d 'drop what the guest prints beyond so many bytes per second, as in 64K or 1M'
 complete -c ptender -l dumpcore -r -d 'write a core file there if the guest aborts'
 complete -c ptender -l snapshots -r -d 'let ptender snapshot save the guest'

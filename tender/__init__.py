@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tender.backends import BlockDescriptor as BlockDescriptor
     from tender.backends import BlockFile as BlockFile
     from tender.backends import Descriptor as Descriptor
+    from tender.backends import Rate as Rate
     from tender.backends import Tap as Tap
     from tender.backends import UserNet as UserNet
     from tender.config import VirtualTime as VirtualTime
@@ -52,6 +53,7 @@ _MODULES = {
     "NetReceiver": "tender.embed.interfaces",
     "NetSender": "tender.embed.interfaces",
     "Outcome": "tender.outcome",
+    "Rate": "tender.backends",
     "Snapshot": "tender.embed.snapshots",
     "Statistics": "tender.outcome",
     "Tap": "tender.backends",
@@ -75,6 +77,7 @@ __all__ = [  # noqa: RUF022 - the order of the guide
     "BlockFile",
     "BlockMemory",
     "BlockDescriptor",
+    "Rate",
     "VirtualTime",
     "NetSender",
     "NetReceiver",

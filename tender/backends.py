@@ -106,6 +106,7 @@ def _check_sync(sync: str, readonly: bool) -> None:
         raise UsageError(f"a read-only disk is not written to: leave out sync={sync}")
 
 
+_amount = whole(1, 1 << 48)
 as_sync = one_of(SYNCS)
 _overlay_size = whole(OVERLAY_MIN, INT64_MAX, f"a size of at least {OVERLAY_MIN} bytes")
 
@@ -276,6 +277,39 @@ class BlockDescriptor:
 
     def __post_init__(self) -> None:
         _check_sync(self.sync, self.readonly)
+
+
+@dataclass
+class Rate:
+    """A limit of what a device moves: a token bucket for its bytes, and one for its operations.
+
+    What exceeds it waits; nothing is lost. A network has it each way: for the frames that it sends
+    and for those that it receives. Reads and writes of a disk have one together.
+
+    Args:
+        bytes: Per second; None for no limit.
+        ops: Frames, reads or writes per second; None for no limit.
+        burst_bytes: How many bytes may pass at once after a pause; None: those of one second.
+        burst_ops: The same for operations.
+
+    Raises:
+        UsageError: as for Tap.
+    """
+
+    bytes: int | None = field(optional(_amount), default=None)
+    ops: int | None = field(optional(_amount), default=None)
+    burst_bytes: int | None = field(optional(_amount), default=None)
+    burst_ops: int | None = field(optional(_amount), default=None)
+
+    def __post_init__(self) -> None:
+        if self.bytes is None and self.ops is None:
+            raise UsageError("a rate limits bytes, operations or both")
+        for rate, burst, of in (
+            (self.bytes, self.burst_bytes, "bytes"),
+            (self.ops, self.burst_ops, "operations"),
+        ):
+            if rate is None and burst is not None:
+                raise UsageError(f"a burst of {of} needs a rate of {of}")
 
 
 @dataclass

@@ -28,7 +28,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, TypeAlias
 
-    from tender.backends import BlockValue, NetValue
+    from tender.backends import BlockValue, NetValue, Rate
     from tender.checks import Path, PathField
     from tender.dataclass import Converted
 
@@ -153,6 +153,9 @@ class Config:
     trace: TraceField = field(optional(_trace), default=None)
     # Files for the packets of network devices.
     pcap: tuple[tuple[str | None, str], ...] = field(_pcap, default=())
+    # Rate limits of network and block devices.
+    net_rate: tuple[tuple[str | None, Rate], ...] = ()
+    block_rate: tuple[tuple[str | None, Rate], ...] = ()
     report: OptionalPathField = field(optional(as_path), default=None)
     # An open descriptor of the kernel, which the tender closes.
     kernel_fd: int | None = field(optional(as_descriptor), default=None)
@@ -201,6 +204,8 @@ class Config:
                 else setting("--snapshots", "snapshots")
             )
             raise UsageError(f"{setting('--record', 'record')}: it does not go with {other}")
+        if self.clock is not None and (self.net_rate or self.block_rate):
+            raise UsageError("a rate limit is one of the host's time, and the clock is virtual")
 
 
 def guest_name(config: Config) -> str:

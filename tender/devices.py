@@ -145,6 +145,20 @@ class Devices:
             for handle, port in self.net.devices.items()
         }
 
+    def limit(self, config: Config, manifest: Manifest, stop: Stop) -> None:
+        """Give the devices the rate limits of `config`; raises DeviceError."""
+        if not config.net_rate and not config.block_rate:
+            return
+        from tender.modules.assign import assign_rates
+        from tender.modules.rate import RateLimit
+
+        nets, blocks = assign_rates(manifest, config)
+        for handle, rate in nets.items():
+            port = self.net.devices[handle]
+            port.rate_in, port.rate_out = RateLimit(rate, stop), RateLimit(rate, stop)
+        for handle, rate in blocks.items():
+            self.block.devices[handle].rate = RateLimit(rate, stop)
+
     def statistics(self) -> tuple[dict[str, Counters], dict[str, NetCounters]]:
         """What the disks and the networks have done until now, by name."""
         return (

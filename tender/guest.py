@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from tender.backends import Rate
     from tender.config import VirtualTime
     from tender.embed.interfaces import (
         BlockSpec,
@@ -63,6 +64,8 @@ class Guest(Saving):
             name as a string), Descriptor, UserNet, NetSender, NetReceiver or NetAttachable.
         block: The same for block devices: a BlockFile (or a path), BlockMemory, BlockDescriptor,
             BlockDevice or BlockAttachable.
+        net_rate: Limits of what network devices move, by the devices' names.
+        block_rate: The same for block devices.
         console: Gets the console output, in addition to the attribute `console`: a callable that
             takes bytes, a stream, a file or a descriptor. The guest waits for a slow one.
         console_limit: Bytes per second of console output; lines that exceed it are dropped.
@@ -103,6 +106,8 @@ class Guest(Saving):
         mem_mib: int = layout.MEM_DEFAULT // layout.MIB,
         net: Mapping[str, NetSpec] | None = None,
         block: Mapping[str, BlockSpec] | None = None,
+        net_rate: Mapping[str, Rate] | None = None,
+        block_rate: Mapping[str, Rate] | None = None,
         console: Sink = None,
         console_limit: int | None = None,
         dumpcore: str | os.PathLike[str] | None = None,
@@ -127,6 +132,8 @@ class Guest(Saving):
             kernel=path,
             args=args,
             mem_bytes=validation.mem_mib("mem_mib", mem_mib) * layout.MIB,
+            net_rate=validation.rates("net_rate", net_rate),
+            block_rate=validation.rates("block_rate", block_rate),
             console_limit=console_limit,
             dumpcore=dumpcore,
             trace=validation.trace(trace),

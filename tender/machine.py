@@ -193,6 +193,7 @@ def assemble(
     accelerator = accel.choose(config, image, clock, cleanup, created)
     kind = accelerator.kind
     devices = attach_devices(inputs, stop, warn, cleanup)
+    devices.limit(config, image.manifest, stop)
     memory = reserve_memory(config, image, mem_bytes, kind, devices.labels, cleanup)
     whole = memory.alias() if config.gdb is not None and kind.name == "kvm" else memory.view
     core = _open_core(config, memory, cleanup)
@@ -520,10 +521,11 @@ def ring_region(
 ) -> int:
     """How much of the guest's memory the network ring takes; 0: none is offered.
 
-    The ring is engine.c's, so all networks must be. A guest that may be saved has none.
+    The ring is engine.c's, so all networks must be. A guest that may be saved has none, nor has one
+    with a limit to the rate of a network, by which the ring would pass.
     """
     networks = {name for names in labels.values() for name in names if name.startswith("net")}
-    if config.restore or config.snapshots or networks != {"net"}:
+    if config.restore or config.snapshots or networks != {"net"} or config.net_rate:
         return 0
     if not kind.has_ring or not uses_engine(config, kind):
         return 0

@@ -22,13 +22,15 @@ class Counters:
     """What a device did, in one direction.
 
     `calls` is the number of hypercalls and `bytes` what they moved; `errors` counts failures of
-    the host, `drops` frames or output that the host did not take.
+    the host, `drops` frames or output that the host did not take, `delays` operations that have
+    waited for a rate limit.
     """
 
     calls: int = 0
     bytes: int = 0
     errors: int = 0
     drops: int = 0
+    delays: int = 0
 
 
 @dataclass

@@ -134,6 +134,9 @@ def first_option(arguments: tuple[str, ...]) -> str | None:
     return next((name for name in names if name in BY_NAME), None)
 
 
+_BY_DEVICE = ("pcap", "net_rate", "block_rate")  # beside what a device is attached to
+
+
 class _Line:
     """What has been read of a command line so far."""
 
@@ -144,7 +147,7 @@ class _Line:
         self._devices: dict[str, list[tuple[str | None, Any]]] = {
             "net": [],
             "block": [],
-            "pcap": [],
+            **{name: [] for name in _BY_DEVICE},
         }
         self._of_devices: dict[str, dict[str, tuple[str, Any]]] = {"macs": {}, "sector_sizes": {}}
 
@@ -190,9 +193,9 @@ class _Line:
         net = self._with("net", "macs", "mac")
         block = self._with("block", "sector_sizes", "sector_size")
         try:
-            pcap = tuple(self._devices["pcap"])
             self._fields["restore"] = restore
-            return Config(kernel, arguments, net=net, block=block, pcap=pcap, **self._fields)
+            fields = {name: tuple(self._devices[name]) for name in _BY_DEVICE} | self._fields
+            return Config(kernel, arguments, net=net, block=block, **fields)
         except InvalidValue as error:
             text = self._texts.get(error.name)
             raise UsageError(f"{text} is not {error.expected}" if text else str(error)) from None
@@ -205,7 +208,9 @@ class _Line:
         """What to do with the record, which has everything that its guest can see."""
         self._set_gdb()
         surplus = [self._texts[name] for name in self._fields if name not in _BESIDE_REPLAY]
-        surplus += [f"--{kind}" for kind, devices in self._devices.items() if devices]
+        surplus += [
+            f"--{kind.replace('_', '-')}" for kind, devices in self._devices.items() if devices
+        ]
         surplus += [shown(argument) for argument in rest[:1]]
         if surplus:
             raise UsageError(

@@ -99,6 +99,7 @@ class Guests:
             ("bytes", "What they moved."),
             ("errors", "Failures of the host at a device."),
             ("drops", "Frames or output that the host did not take."),
+            ("delays", "Operations that have waited for a rate limit."),
         ):
             counter = CounterMetricFamily(f"ptender_device_{name}", text, labels=DEVICE)
             for guest, labels in guests:

@@ -69,6 +69,13 @@ OPTIONS = (
     Option("--disk", "FILE", "block", values.parse_block, ""),
     Option("--block-sector-size", "NAME=N", "sector_sizes", values.parse_number, "",
            parse_solo5=values.parse_number),
+    Option("--net-rate", "[NAME=]RATE", "net_rate", values.parse_limit,
+           "delay what a network moves beyond RATE, each way:\n"
+           "bytes or frames per second, as in 10M, 5000ops or\n"
+           "10M,5000ops; burst=4M, burst=100ops is what may pass\n"
+           "at once after a pause (default: that of a second)"),
+    Option("--block-rate", "[NAME=]RATE", "block_rate", values.parse_limit,
+           "the same for a disk, where ops are reads and writes"),
     Option("--console-limit", "RATE", "console_limit", values.parse_rate,
            "drop what the guest prints beyond so many bytes per\nsecond, as in 64K or 1M"),
     Option("--dumpcore", "DIR", "dumpcore", str, "write a core file there if the guest aborts"),

@@ -47,9 +47,12 @@ def text(guest: RunningGuest) -> str:
     ]
     rows = list(guest.statistics.rows())
     room = max(len(name) for name, _ in rows)
-    lines.append(f"{'DEVICE':<{room}} {'CALLS':>12} {'BYTES':>16} {'ERRORS':>8} {'DROPS':>8}")
+    lines.append(
+        f"{'DEVICE':<{room}} {'CALLS':>12} {'BYTES':>16} {'ERRORS':>8} {'DROPS':>8} {'DELAYS':>8}"
+    )
     lines += [
-        f"{name:<{room}} {each.calls:>12} {each.bytes:>16} {each.errors:>8} {each.drops:>8}"
+        f"{name:<{room}} {each.calls:>12} {each.bytes:>16} {each.errors:>8} {each.drops:>8} "
+        f"{each.delays:>8}"
         for name, each in rows
     ]
     return "\n".join(lines)

@@ -6,7 +6,15 @@ Pure. What a value may be is checked where it is made; an error says what would 
 from __future__ import annotations
 
 from tender import checks
-from tender.backends import BlockDescriptor, BlockFile, Descriptor, Tap, UserNet, as_forwards
+from tender.backends import (
+    BlockDescriptor,
+    BlockFile,
+    Descriptor,
+    Rate,
+    Tap,
+    UserNet,
+    as_forwards,
+)
 from tender.config import VirtualTime
 from tender.dataclass import dataclass
 from tender.errors import InvalidValue, UsageError, shown
@@ -77,6 +85,26 @@ def parse_rate(text: str) -> int:
         raise UsageError(
             f"{shown(text)} is not a rate: bytes per second, as in 64K or 1M"
         ) from None
+
+
+def parse_limit(text: str) -> Rate:
+    """`10M`, `1000ops`, `10M,1000ops,burst=4M,burst=100ops`."""
+    fields: dict[str, Any] = {}
+    for part in text.split(","):
+        is_burst, number = part.startswith("burst="), part.removeprefix("burst=")
+        is_ops = number.endswith("ops")
+        name = ("burst_" if is_burst else "") + ("ops" if is_ops else "bytes")
+        try:
+            value = checks.parse_size(number.removesuffix("ops"), unit="B")
+        except ValueError:
+            raise UsageError(
+                f"{shown(part)} is not a rate: bytes per second, as in 64K or 1M, 1000ops, or "
+                "burst=1M, burst=100ops"
+            ) from None
+        if name in fields:
+            raise UsageError(f"{shown(part)}: it is given twice")
+        fields[name] = value
+    return Rate(**fields)
 
 
 def parse_trace(text: str) -> int | str:

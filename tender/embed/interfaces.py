@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict
 
-from tender.backends import BlockDescriptor, BlockFile, BlockRemote, Descriptor, Tap, UserNet
+from tender.backends import BlockDescriptor, BlockFile, BlockRemote, Descriptor, Rate, Tap, UserNet
 
 if TYPE_CHECKING:
     from tender.config import VirtualTime
@@ -148,6 +148,8 @@ SandboxMode: TypeAlias = Literal["on", "require", "off"]
 class CloneOptions(TypedDict, total=False):
     """The options of Guest, except its devices."""
 
+    net_rate: Mapping[str, Rate] | None
+    block_rate: Mapping[str, Rate] | None
     mem_mib: int
     console: Sink
     console_limit: int | None

@@ -198,6 +198,7 @@ _VALUES: dict[str, Any] = {
         backends.BlockFile,
         backends.BlockDescriptor,
         backends.BlockRemote,
+        backends.Rate,
     )
 }
 

@@ -10,7 +10,7 @@ from _thread import TIMEOUT_MAX
 from math import inf, isnan
 
 from tender import checks
-from tender.backends import BlockDescriptor, BlockFile, BlockRemote, Descriptor, Tap
+from tender.backends import BlockDescriptor, BlockFile, BlockRemote, Descriptor, Rate, Tap
 from tender.boot import layout
 from tender.errors import DeviceError, InvalidValue, TenderError, UsageError, shown
 
@@ -53,6 +53,18 @@ def pcap(given: Any) -> tuple[tuple[str, str], ...]:
             '{"service": "packets.pcapng"}'
         )
     return tuple((name, checks.as_path("pcap", path)) for name, path in given.items())
+
+
+def rates(name: str, given: Any) -> tuple[tuple[str, Rate], ...]:
+    """The `net_rate` or `block_rate` of a guest: rates by the names of devices."""
+    values = given.items() if hasattr(given, "items") else () if given is None else [(None, given)]
+    for key, rate in values:
+        if not isinstance(key, str) or not isinstance(rate, Rate):
+            raise UsageError(
+                f"{name}={shown(given)}: not a mapping from the names of devices to rates, as "
+                '{"service": Rate(bytes=10_000_000)}'
+            )
+    return tuple(values)
 
 
 def seconds(name: str, value: Any) -> float | None:

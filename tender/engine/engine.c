@@ -32,14 +32,14 @@
 #include "tender/host/ticks.h"
 #include "tender/sandbox/sandbox.h"
 
-PTENDER_SIZE(struct engine_device, 56);
+PTENDER_SIZE(struct engine_device, 72);
 PTENDER_LAYOUT(struct engine_device, capacity, 16);
 PTENDER_SIZE(struct engine_range, 24);
 PTENDER_LAYOUT(struct engine, mem_size, 24);
 PTENDER_LAYOUT(struct engine, ranges, 48);
 PTENDER_LAYOUT(struct engine, devices, 432);
-PTENDER_LAYOUT(struct engine, poll_deadline_ns, 4056);
-PTENDER_SIZE(struct engine, 4080);
+PTENDER_LAYOUT(struct engine, poll_deadline_ns, 5080);
+PTENDER_SIZE(struct engine, 5104);
 PTENDER_LAYOUT(struct engine_ring, gpa, 24);
 PTENDER_LAYOUT(struct engine_ring, ending, 36);
 PTENDER_LAYOUT(struct engine_ring, filter, 80);
@@ -118,6 +118,18 @@ static uint64_t clock_ns(clockid_t clock)
     return (uint64_t)now.tv_sec * NSEC_PER_SEC + (uint64_t)now.tv_nsec;
 }
 
+/* Whether a device must not do anything now; Python makes the call, and waits. */
+static int is_limited(const struct rate *rate)
+{
+    return rate && rate_due(rate, clock_ns(CLOCK_MONOTONIC));
+}
+
+static void take_rate(struct rate *rate, struct counters *counters, uint64_t bytes)
+{
+    if (rate && rate_take(rate, clock_ns(CLOCK_MONOTONIC), bytes))
+        count(&counters->delays, 1);
+}
+
 static int walltime(struct engine *engine, uint64_t gpa)
 {
     uint8_t *block = guest_range(engine, gpa, sizeof(struct hvt_walltime), 1);
@@ -145,13 +157,17 @@ static int console_puts(struct engine *engine, uint64_t gpa)
     return ANSWERED;
 }
 
-/* The set of ready handles; PYTHON where a descriptor is ready for anything but a frame. */
-static int ready_handles(const struct pollset *set, int events, uint64_t *ready_set)
+/* The set of ready handles; PYTHON where a descriptor is ready for anything but a frame, or the
+ * frame may not be read yet. */
+static int ready_handles(const struct engine *engine, const struct pollset *set, int events,
+                         uint64_t *ready_set)
 {
     *ready_set = 0;
     for (uint32_t i = 0; events > 0 && i < set->count; i++) {
         short revents = set->fds[i].revents;
         if (revents & ~POLLIN)
+            return PYTHON;
+        if (revents && is_limited(engine->devices[set->handles[i]].rate_in))
             return PYTHON;
         if (revents & POLLIN)
             *ready_set |= UINT64_C(1) << set->handles[i];
@@ -186,7 +202,7 @@ static int poll_devices(struct engine *engine, uint64_t gpa)
     uint64_t ready_set;
     int events = poll_and_give_back(engine, begun_ns, deadline_ns);
 
-    if (events < 0 || ready_handles(set, events, &ready_set) == PYTHON) {
+    if (events < 0 || ready_handles(engine, set, events, &ready_set) == PYTHON) {
         engine->poll_deadline_ns = deadline_ns;
         return PYTHON;
     }
@@ -207,7 +223,7 @@ static int block_io(struct engine *engine, uint64_t gpa, int write)
         return PYTHON;
     if (args.offset >= device->capacity || args.len > device->capacity - args.offset)
         return PYTHON;
-    if (args.len > STEP)
+    if (args.len > STEP || is_limited(device->rate_in))
         return PYTHON;
     void *data = guest_range(engine, args.data_gpa, args.len, !write);
     if (!data)
@@ -218,6 +234,7 @@ static int block_io(struct engine *engine, uint64_t gpa, int write)
         return PYTHON;
     count(&device->in->calls, 1);
     count(&device->in->bytes, args.len);
+    take_rate(device->rate_in, device->in, args.len);
     REPLY(block, hvt_block_io, ret, HVT_R_OK);
     return ANSWERED;
 }
@@ -273,8 +290,9 @@ static int net_write(struct engine *engine, uint64_t gpa)
     const void *frame = guest_range(engine, args.data_gpa, args.len, 0);
     if (!frame)
         return PYTHON;
-    if (net_send(device, frame, args.len, &engine->has_report))
+    if (is_limited(device->rate_out) || net_send(device, frame, args.len, &engine->has_report))
         return PYTHON;
+    take_rate(device->rate_out, device->out, args.len);
     REPLY(block, hvt_net_io, ret, HVT_R_OK);
     return ANSWERED;
 }
@@ -289,11 +307,13 @@ static int net_read(struct engine *engine, uint64_t gpa)
     if (!device)
         return PYTHON;
     void *frame = guest_range(engine, args.data_gpa, args.len, 1);
-    if (!frame)
+    if (!frame || is_limited(device->rate_in))
         return PYTHON;
     ssize_t length = net_receive(device, frame, args.len, &engine->has_report);
     if (length < 0)
         return PYTHON;
+    if (length > 0)
+        take_rate(device->rate_in, device->in, (uint64_t)length);
     REPLY(block, hvt_net_io, ret, length ? HVT_R_OK : HVT_R_AGAIN);
     REPLY(block, hvt_net_io, len, (uint64_t)length);
     return ANSWERED;

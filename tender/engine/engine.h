@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "tender/host/host.h"
+#include "tender/host/rate.h"
 #include "tender/observe/pcap.h"
 #include "tender/stop.h"
 
@@ -28,6 +29,8 @@ struct engine_device {
     struct counters *in;  /* block: reads and writes; net: frames received */
     struct counters *out; /* net: frames sent */
     struct pcap *pcap;    /* net: where its frames are recorded, or NULL */
+    struct rate *rate_in; /* limits of what `in` and `out` count, or NULL */
+    struct rate *rate_out;
 };
 
 /* Pages of guest memory that the tender may not write, or not even read. */

@@ -53,6 +53,7 @@ class Engine:
                 "writable": not disk.readonly,
                 "capacity": disk.capacity,
                 "in": disk.counters,
+                "rate_in": disk.rate.cell if disk.rate else ffi.NULL,
             }
         for handle, port in net.devices.items():
             self.cell.devices[handle] = {
@@ -62,6 +63,8 @@ class Engine:
                 "in": port.received,
                 "out": port.sent,
                 "pcap": port.pcap.cell if port.pcap else ffi.NULL,
+                "rate_in": port.rate_in.cell if port.rate_in else ffi.NULL,
+                "rate_out": port.rate_out.cell if port.rate_out else ffi.NULL,
             }
         self._pcaps = [port.pcap for port in net.devices.values() if port.pcap]
 

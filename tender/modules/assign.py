@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import TypeVar
 
+    from tender.backends import Rate
+    from tender.config import Config
     from tender.image.manifest import Device, Manifest
 
     Value = TypeVar("Value")
@@ -43,10 +45,25 @@ def assign(
 
 def assign_pcaps(manifest: Manifest, given: Iterable[tuple[str | None, str]]) -> dict[int, str]:
     """Which network device's packets go to which file, by handle; raises DeviceError."""
+    return _assign_option("--pcap", manifest, lib.MFT_DEV_NET_BASIC, given)
+
+
+def assign_rates(manifest: Manifest, config: Config) -> tuple[dict[int, Rate], dict[int, Rate]]:
+    """The rate limits of networks and disks, by handle; raises DeviceError."""
+    return (
+        _assign_option("--net-rate", manifest, lib.MFT_DEV_NET_BASIC, config.net_rate),
+        _assign_option("--block-rate", manifest, lib.MFT_DEV_BLOCK_BASIC, config.block_rate),
+    )
+
+
+def _assign_option(
+    option: str, manifest: Manifest, number: int, given: Iterable[tuple[str | None, Value]]
+) -> dict[int, Value]:
     try:
-        return assign(manifest, lib.MFT_DEV_NET_BASIC, given)
+        return assign(manifest, number, given)
     except DeviceError as error:
-        raise DeviceError(f"{setting('--pcap', 'pcap')}: {error}") from None
+        name = setting(option, option.lstrip("-").replace("-", "_"))
+        raise DeviceError(f"{name}: {error}") from None
 
 
 def _put(assigned: dict[int, Value], device: Device, value: Value) -> None:

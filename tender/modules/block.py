@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from tender.hypercalls import Handler
     from tender.memory import GuestMemory
     from tender.modules import Warn
+    from tender.modules.rate import RateLimit
     from tender.stop import Stop
 
 
@@ -36,6 +37,7 @@ class BlockDevice:
     """An open image: `capacity` bytes in sectors of `sector_size`."""
 
     in_engine = True  # it is a plain descriptor, which engine.c serves as well
+    rate: RateLimit | None = None
     syncs_at_end = False  # all is written to the host's disk when the guest has ended
     overlay_bytes = 0  # of memory that keeps what the guest writes, if that is not the file
     overlay_file: OverlayFile | None = None  # the same for a file
@@ -127,16 +129,24 @@ class Block:
         EINVAL: no block device, or a range that is not inside it; EUNSPEC: the host failed.
         """
         device, offset, data_gpa, length = self._check(block)
-        block.ret = (
-            device.read(offset, memory.writable(data_gpa, length)) if device else lib.HVT_R_EINVAL
-        )
+        if device is None:
+            block.ret = lib.HVT_R_EINVAL
+            return
+        data = memory.writable(data_gpa, length)
+        if device.rate:
+            device.rate.wait_and_take(length, device.counters)
+        block.ret = device.read(offset, data)
 
     def block_write(self, memory: GuestMemory, block: Any) -> None:
         """BLOCK_WRITE: the other way, with the same result codes."""
         device, offset, data_gpa, length = self._check(block)
-        block.ret = (
-            device.write(offset, memory.readable(data_gpa, length)) if device else lib.HVT_R_EINVAL
-        )
+        if device is None:
+            block.ret = lib.HVT_R_EINVAL
+            return
+        data = memory.readable(data_gpa, length)
+        if device.rate and not device.readonly:
+            device.rate.wait_and_take(length, device.counters)
+        block.ret = device.write(offset, data)
 
     def _check(self, block: Any) -> tuple[BlockDevice | None, int, int, int]:
         """Read the argument block, once; without a device where handle or range are wrong."""

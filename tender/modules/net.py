@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tender.hypercalls import Handler
     from tender.memory import GuestMemory
     from tender.modules import Warn
+    from tender.modules.rate import RateLimit
     from tender.observe.pcap import Pcap
 
 HEADER = 14  # Ethernet
@@ -43,6 +44,8 @@ class NetDevice:
         self.sent = new_counters()
         self._errors = DeviceErrors(f"network device '{name}'", warn)
         self.wait_for_room: Callable[[int], None] | None = None  # where no frame may be lost
+        self.rate_in: RateLimit | None = None  # of what is received
+        self.rate_out: RateLimit | None = None  # ... and sent
         self.pcap: Pcap | None = None  # where its frames are recorded
         self._is_socket = is_socket
 
@@ -53,6 +56,9 @@ class NetDevice:
     def read(self, data: memoryview) -> tuple[int, int]:
         """Receive one frame into `data`: a result code and the frame's length."""
         self.received.calls += 1
+        if self.rate_in and self.rate_in.due_ns():
+            self.rate_in.note_wait()
+            return lib.HVT_R_AGAIN, 0
         try:
             length = os.readv(self.fd, [data])
         except BlockingIOError:
@@ -64,6 +70,8 @@ class NetDevice:
         if not length:  # an empty message, or the end of a socket, which POLL notices
             return lib.HVT_R_AGAIN, 0
         self.received.bytes += length
+        if self.rate_in:
+            self.rate_in.take(length, self.received)
         return lib.HVT_R_OK, length
 
     def write(self, data: memoryview) -> int:
@@ -72,6 +80,8 @@ class NetDevice:
         if not HEADER <= len(data) <= self.frame_max:
             self.sent.drops += 1
             return lib.HVT_R_EINVAL
+        if self.rate_out:
+            self.rate_out.wait_and_take(len(data), self.sent)
         try:
             self._send(data)
         except OSError as error:

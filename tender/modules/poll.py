@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tender.clock import HostClock
     from tender.hypercalls import Handler
     from tender.memory import GuestMemory
-    from tender.modules.net import Net
+    from tender.modules.net import Net, NetDevice
     from tender.rendezvous import Rendezvous
     from tender.stop import Stop
 
@@ -42,6 +42,7 @@ class Poll:
         self._rendezvous = rendezvous
         self.begun = 0  # the deadline of this call, in ns, where the engine has begun it
         self.deadline_ns = 0  # of the call that waits now; 0: none does
+        self._limited: dict[int, int] = {}  # when frames may be read again, by handle
         self.pollset = ffi.new("struct pollset *")
         self.watch()
 
@@ -80,27 +81,47 @@ class Poll:
             return self._wait_until(deadline_ns)
         finally:
             self.deadline_ns = 0
+            if self._limited:
+                self._limited.clear()
+                self.watch()
 
     def _wait_until(self, deadline_ns: int) -> int:
         while True:
-            count = lib.host_poll(self.pollset, deadline_ns)
+            end_ns = min([deadline_ns, *self._limited.values()])
+            count = lib.host_poll(self.pollset, end_ns)
             if count > 0:
                 ready_set = self._ready()
                 if ready_set:
                     return ready_set
-            elif count == 0:
+            elif count == 0 and end_ns == deadline_ns:
                 return 0
+            elif count == 0:
+                self._limited.clear()  # one of them is due
+                self.watch()
             elif ffi.errno != errno.EINTR:
                 raise HostError("cannot wait for devices", "ppoll", ffi.errno)
             self._stop.check()
 
     def watch(self) -> None:
-        """Set what to wait for; a descriptor whose peer is gone would be ready for ever."""
-        live = [device for device in self._net.devices.values() if not device.gone]
+        """Set what to wait for; a descriptor whose peer is gone would be ready for ever, and one
+        with a frame that may not be read yet until then."""
+        live = [
+            device
+            for device in self._net.devices.values()
+            if not device.gone and device.handle not in self._limited
+        ]
         for index, device in enumerate(live):
             self.pollset.fds[index] = {"fd": device.fd, "events": lib.POLLIN}
             self.pollset.handles[index] = device.handle
         self.pollset.count = len(live)
+
+    def _must_wait(self, device: NetDevice) -> bool:
+        """Whether a frame of the device waits that may not be read yet."""
+        due_ns = device.rate_in.due_ns() if device.rate_in else 0
+        if device.rate_in and due_ns:
+            device.rate_in.note_wait()
+            self._limited[device.handle] = due_ns
+        return bool(due_ns)
 
     def _ready(self) -> int:
         ready_set = 0
@@ -110,7 +131,7 @@ class Poll:
             device = self._net.devices[self.pollset.handles[index]]
             if events & _DEAD:
                 device.look()
-            if device.gone:
+            if device.gone or (events & lib.POLLIN and self._must_wait(device)):
                 stale = True
             elif events & lib.POLLIN:
                 ready_set |= 1 << device.handle

@@ -31,6 +31,8 @@ def check(config: Config, machine: int) -> None:
         ("--pcap", "pcap"): bool(config.pcap),
         ("--console-limit", "console_limit"): config.console_limit is not None,
         ("--clock", "clock"): config.clock is not None,
+        ("--net-rate", "net_rate"): bool(config.net_rate),
+        ("--block-rate", "block_rate"): bool(config.block_rate),
         ("--instructions", "instructions"): config.instructions is not None,
         ("--net-ring", "net_ring"): bool(config.net_ring),
         ("--engine", "engine"): config.engine != "c",

@@ -62,7 +62,7 @@ def test_a_guest_is_listed_while_it_runs(
     assert found["guest_s"] > 0
     assert found["statistics"]["console"]["bytes"] >= len("held\n")
     assert found["statistics"]["block"] == {"storage": dict.fromkeys(
-        ("calls", "bytes", "errors", "drops"), 0
+        ("calls", "bytes", "errors", "drops", "delays"), 0
     )}  # fmt: skip
 
     by_name = ptender("stats", name)

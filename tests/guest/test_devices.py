@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import re
+import socket
 import struct
 import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,11 @@ from tender import (
     BlockDescriptor,
     BlockFile,
     BlockMemory,
+    Descriptor,
     Guest,
     GuestEnded,
     Outcome,
+    Rate,
 )
 from tender.errors import ConfigError, DeviceError
 from tests.guest.conftest import Build, Run
@@ -28,6 +33,10 @@ pytestmark = pytest.mark.usefixtures("cpu")
 
 LONG = 60
 HOST_MAC = bytes.fromhex("020000000001")
+ARP_REQUEST = (
+    b"\xff" * 6 + HOST_MAC + bytes.fromhex("08060001080006040001") + HOST_MAC
+    + bytes([10, 0, 0, 1]) + bytes(6) + bytes([10, 0, 0, 2])
+)  # fmt: skip
 GUEST_IP, HOST_IP = bytes([10, 0, 0, 2]), bytes([10, 0, 0, 1])
 
 
@@ -197,6 +206,50 @@ def test_an_overlay_and_a_descriptor_on_the_command_line(
         assert image.read_bytes() != bytes(1 << 16)
         done = ptender(*words, f"ro=@{fd},ro", guest("readonlyblock"), pass_fds=[fd])
         assert "SUCCESS" in done.stdout, done
+
+
+@pytest.mark.parametrize("engine", ["c", "python"])
+def test_a_limited_disk_is_slower_and_works(
+    ptender: Run, guest: Build, tmp_path: Path, engine: str
+) -> None:
+    image, report = tmp_path / "disk.img", tmp_path / "report"
+    image.write_bytes(bytes(1 << 16))
+    begun = time.monotonic()
+    done = ptender(
+        f"--engine={engine}", "--mem=8", f"--block={image}", f"--report={report}",
+        "--block-rate=storage=4ops,burst=1ops", guest("disk"),
+    )  # fmt: skip
+    assert (done.returncode, "Started 1 time now" in done.stdout) == (0, True), done
+    counters = json.loads(report.read_text())["statistics"]["block"]["storage"]
+    assert time.monotonic() - begun >= 0.5, "two of the three operations have waited"
+    delays = counters.pop("delays")
+    assert delays in (0, 1, 2), "a slow machine may do so few by itself"
+    assert counters == {"calls": 3, "bytes": 1536, "errors": 0, "drops": 0}
+    rate = {"storage": Rate(ops=100, burst_ops=1)}
+    outcome, _ = run(guest("disk"), block={"storage": BlockFile(image)}, block_rate=rate)
+    assert outcome.stats.block["storage"].bytes == 1536
+    with pytest.raises(DeviceError, match="^block_rate: Resource not declared in manifest"):
+        run(guest("disk"), block={"storage": BlockFile(image)}, block_rate={"other": Rate(ops=1)})
+    done = ptender("--mem=8", f"--block={image}", "--net-rate=1M", guest("disk"))
+    assert done.stderr == ("ptender: --net-rate: the guest's manifest declares no network device\n")
+
+
+def test_a_network_in_slow_motion(guest: Build) -> None:
+    """Each answer takes what the limits allow: none is lost, and each has waited."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.settimeout(LONG)
+    rate = {"service": Rate(ops=100, burst_ops=1)}
+    with ours, theirs:
+        net = {"service": Descriptor(theirs.fileno())}
+        with made(guest("ping"), net=net, net_rate=rate) as running:
+            assert ours.recv(2000)[12:14] == b"\x08\x06", "it announces itself"
+            begun = time.monotonic()
+            for _ in range(5):
+                ours.send(ARP_REQUEST)
+            assert [ours.recv(2000)[20:22] for _ in range(5)] == [b"\0\2"] * 5
+            assert time.monotonic() - begun >= 0.04
+            stats = running.stop().stats.net["service"]
+    assert (stats.received.drops, stats.sent.drops) == (0, 0)
 
 
 @pytest.mark.parametrize("engine", ["c", "python"])

@@ -849,6 +849,8 @@ def disks(suite: Suite, cpu: str) -> None:
         suite.run(*disk, f"--block={image}", suite.guest("disk"))
         suite.run(*disk, f"--block={image},overlay", suite.guest("disk"))
         suite.run(*disk, f"--block={image},sync=fsync", suite.guest("disk"))
+        slow = [f"--block={image}", "--block-rate=200ops,burst=1ops"]
+        suite.run(*disk, *slow, suite.guest("disk"))
         overlay = f"--block={image},overlay={suite.folder}/overlay-{engine}-{cpu},sync=fsync"
         suite.run(*disk, overlay, suite.guest("disk"))
 

@@ -73,7 +73,7 @@ class Rig:
         time = Time(self.clock)
         self.modules: list[Module] = [self.console, time, self.poll, self.block, self.net]
         self._dispatcher = Dispatcher(self.memory, self.modules)
-        self._with_engine = engine == "c"
+        self.has_engine = engine == "c"
         self.answered = 0  # by the engine
 
     def renew_engine(self) -> Engine:
@@ -111,7 +111,7 @@ class Rig:
         return block
 
     def dispatch(self, name: str, gpa: int) -> Halt | None:
-        if self._with_engine and self.renew_engine().answer(NUMBERS[name], gpa):
+        if self.has_engine and self.renew_engine().answer(NUMBERS[name], gpa):
             self.answered += 1
             return None
         return self._dispatcher.dispatch(IoOut(lib.HVT_HYPERCALL_PIO_BASE + NUMBERS[name], 4, gpa))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tender import BlockFile, Guest, Tap, UserNet, VirtualTime
+from tender import BlockFile, Guest, Rate, Tap, UserNet, VirtualTime
 from tender.backends import BlockDescriptor, BlockRemote, Descriptor
 from tender.dataclass import replace
 from tender.embed import validation
@@ -176,5 +176,10 @@ def test_who_is_warned() -> None:
     for kernel in (3.5, None, -1, True):
         with pytest.raises(UsageError, match=f"^kernel={kernel} is not "):
             Guest(kernel)  # type: ignore[arg-type]
+    for rates in ({"a": 5}, {3: Rate(1)}, Rate(1)):
+        with pytest.raises(UsageError, match="^net_rate=.*: not a mapping from the names of dev"):
+            Guest("k", net_rate=rates)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="^bytes=0 is not a whole number"):
+        Rate(bytes=0)
     with pytest.raises(UsageError, match="warn='x' is not a function"):
         validation.warn("x")

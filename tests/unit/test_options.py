@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tender._native import lib
-from tender.backends import BlockDescriptor, BlockFile, Descriptor, Tap, UserNet
+from tender.backends import BlockDescriptor, BlockFile, Descriptor, Rate, Tap, UserNet
 from tender.checks import as_mac, parse_size
 from tender.cleanup import Cleanup
 from tender.cli import commandline, usage
@@ -28,6 +28,19 @@ def parse(text: str) -> Config:
     config = commandline.parse(text.split()).config
     assert config is not None
     return config
+
+
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        ("10M", (None, Rate(bytes=10 * MIB))),
+        ("a=5000ops", ("a", Rate(ops=5000))),
+        ("a=64K,1000ops,burst=1M,burst=5ops", ("a", Rate(64 << 10, 1000, MIB, 5))),
+    ],
+)
+def test_rates(text: str, given: object) -> None:
+    config = parse(f"--net-rate {text} --block-rate={text} k")
+    assert config.net_rate == config.block_rate == (given,)
 
 
 def test_solo5_spelling() -> None:
@@ -211,6 +224,15 @@ def test_sizes(text: str, size: int) -> None:
         ("--block a=f --block-sector-size:a=513 k", "--block-sector-size:a: 513 is not a power of"),
         ("--block a=f,overlay=64Q k", "--block: overlay: '64Q' is not a size"),
         ("--block a=f,overlay=1KB k", "--block: overlay=1KB is not a size of at least 4096 bytes"),
+        (
+            "--net-rate fast k",
+            "--net-rate: 'fast' is not a rate: bytes per second, as in 64K or",
+        ),
+        ("--net-rate a=0 k", "--net-rate: '0' is not a rate"),
+        ("--net-rate 1M,2M k", "--net-rate: '2M': it is given twice"),
+        ("--block-rate a=burst=1M k", "--block-rate: a rate limits bytes, operations or both"),
+        ("--block-rate 1M,burst=5ops k", "--block-rate: a burst of operations needs a rate of op"),
+        ("--net-rate 1M --clock virtual k", "a rate limit is one of the host's time"),
         ("--block a=f,sync=on k", "--block: sync=on is not none, fsync or always"),
         (
             "--block a=f,ro,sync=fsync k",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tender._native import lib
-from tender.backends import BlockFile, BlockRemote, Descriptor, Tap, UserNet
+from tender.backends import BlockFile, BlockRemote, Descriptor, Rate, Tap, UserNet
 from tender.config import Config, VirtualTime
 from tender.dataclass import replace
 from tender.errors import HostError, TenderError, UsageError
@@ -33,6 +33,7 @@ PLAIN = Config("k.spt")
         ({"console_limit": 100}, "--console-limit: an spt guest can't"),
         ({"clock": VirtualTime()}, "--clock: an spt guest can't"),
         ({"instructions": 5}, "--instructions: an spt guest can't"),
+        ({"net_rate": ((None, Rate(ops=1)),)}, "--net-rate: an spt guest can't"),
         ({"net_ring": True}, "--net-ring: an spt guest can't"),
         ({"engine": "python"}, "--engine: an spt guest can't"),
         ({"gdb": 1234}, "--gdb: an spt guest is a process: attach"),
