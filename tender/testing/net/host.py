@@ -5,7 +5,6 @@ The rule here is that of stack.py: what receives never waits.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 from typing import overload
 
@@ -14,20 +13,24 @@ from tender.errors import InvalidValue, UsageError
 from tender.testing.net import http, icmp, packets
 from tender.testing.net.describe import describe
 from tender.testing.net.icmp import Echo
-from tender.testing.net.packets import Datagram, Packet, endpoint
-from tender.testing.net.stack import INBOX_FRAMES, Stack, as_data
+from tender.testing.net.packets import Packet, endpoint
+from tender.testing.net.stack import Stack
 from tender.testing.net.tcp import RETRY_S, Tcp
+from tender.testing.net.udp import UdpPort
 from tender.testing.net.virtual import Stuck
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
     from tender.testing.net.bridge import Bridge
+    from tender.testing.net.dhcp import DhcpServer
+    from tender.testing.net.nameserver import NameServer
     from tender.testing.net.port import Network
     from tender.testing.net.stack import Interface
     from tender.testing.net.tcp import Connection, Listener
+    from tender.testing.net.udp import UdpService
 
 PING_DATA = bytes(range(56))
 CONNECT_S = 1.0  # to one attempt of `wait_for_port`
@@ -51,35 +54,6 @@ class Ping:
         return self.sent - self.received
 
 
-class UdpPort:
-    """A UDP port of a host."""
-
-    def __init__(self, stack: Stack, number: int) -> None:
-        self.number = number
-        self._stack = stack
-        self._inbox: deque[Datagram] = deque(maxlen=INBOX_FRAMES)
-
-    def send(self, address: str, port: int, data: bytes) -> None:
-        """Send one datagram; waits for ARP if the MAC of its next hop is not known."""
-        as_port("port", port)
-        as_data("data", data)
-        own, _ = self._stack.route(address)
-        payload = packets.build_udp(Datagram(own, self.number, address, port, data))
-        self._stack.send_packet(Packet(own, address, packets.UDP, payload))
-
-    def receive(self, timeout: float | None = None) -> Datagram:
-        """The next datagram; raises TimeoutError after `timeout` seconds without one."""
-        failure = f"no datagram came to UDP port {self.number} of {self._stack.address}"
-        self._stack.wait(lambda: self._inbox, timeout, lambda: failure)
-        return self._inbox.popleft()
-
-    def __repr__(self) -> str:
-        return f"<UDP {self._stack.address}:{self.number}>"
-
-    def put(self, datagram: Datagram) -> None:
-        self._inbox.append(datagram)
-
-
 class Host(Stack):
     """A host of a test, from `switch.host()`. `mac` is 6 bytes; its link's faults are on `port`."""
 
@@ -96,6 +70,7 @@ class Host(Stack):
         self._pings: dict[tuple[int, int], Callable[[], None]] = {}  # by ident and seq
         self._pinged = 0
         self._udp: dict[int, UdpPort] = {}
+        self._services: dict[int, UdpService] = {}  # on UDP ports
         self._tcp = Tcp(self)
         self._bridges: list[Bridge] = []
 
@@ -154,11 +129,49 @@ class Host(Stack):
         """The UDP port with this number; 0: a free one."""
         with self.timeline.lock:
             number = number or self.free_port()
+            self._check_free(number)
             return self._udp.setdefault(number, UdpPort(self, number))
 
     def udp_send(self, address: str, port: int, data: bytes) -> None:
         """Send one datagram from a port of its own."""
         self.udp().send(address, port, data)
+
+    def _check_free(self, number: int) -> None:
+        if number in self._services:
+            raise UsageError(f"{self._services[number]!r} has UDP port {number} already")
+
+    def dns(self, names: Mapping[str, str | Sequence[str]]) -> NameServer:
+        """Let the host be a DNS server, over UDP: `{"db.test": ["10.0.0.2", "fd00::2"]}`.
+
+        A value is an address, or a type and what follows it in a zone file: "MX 10 mail.test.".
+        Raises UsageError, also where dnspython is not installed.
+        """
+        from tender.testing.net.nameserver import PORT, NameServer
+
+        self._check_free(PORT)
+        server = NameServer(self, names)
+        self._services[PORT] = server
+        return server
+
+    def dhcp(
+        self,
+        first: str,
+        last: str,
+        *,
+        router: str | None = None,
+        dns: str | None = None,
+        lease: float = 3600.0,
+    ) -> DhcpServer:
+        """Let the host be a DHCP server, with the addresses from `first` to `last`.
+
+        `lease` is in seconds. Raises UsageError for addresses that are not in its network.
+        """
+        from tender.testing.net.dhcp import SERVER, DhcpServer
+
+        self._check_free(SERVER)
+        server = DhcpServer(self, self.interface, first, last, router, dns, lease)
+        self._services[SERVER] = server
+        return server
 
     def tcp(self, address: str, port: int, timeout: float | None = None) -> Connection:
         """Connect to a TCP port: `with host.tcp("10.0.0.2", 80) as connection: ...`.
@@ -312,11 +325,13 @@ class Host(Stack):
     # ---- Receiving ----
 
     def on_packet(self, mac: bytes, packet: Packet) -> None:
-        if echo := icmp.parse_echo(packet):
+        if datagram := packets.parse_udp(packet):
+            if to := self._services.get(datagram.port) or self._udp.get(datagram.port):
+                to.put(mac, datagram)
+        elif packet.to in self.broadcasts:
+            pass  # of UDP alone
+        elif echo := icmp.parse_echo(packet):
             self._on_echo(mac, packet, echo)
-        elif datagram := packets.parse_udp(packet):
-            if datagram.port in self._udp:
-                self._udp[datagram.port].put(datagram)
         elif segment := packets.parse_tcp(packet):
             self._tcp.receive(mac, packet, segment)
 

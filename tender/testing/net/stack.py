@@ -12,7 +12,7 @@ from ipaddress import IPv6Interface, ip_address
 from tender.errors import InvalidValue, UsageError
 from tender.testing.net import icmp, packets
 from tender.testing.net.icmp import ADVERTISEMENT, SOLICITATION, Neighbour
-from tender.testing.net.packets import Arp, Frame, Packet, mac_text
+from tender.testing.net.packets import Arp, Datagram, Frame, Packet, mac_text
 from tender.testing.net.port import HostPort
 
 TYPE_CHECKING = False
@@ -62,10 +62,12 @@ class Stack:
         self.port = HostPort(network, name, index, self.receive)
         self.timeline = network.timeline
         self._network = network
+        self.interface = interface
         self._interfaces = [interface]
         if isinstance(interface, IPv6Interface) and not interface.is_link_local:
             self._interfaces.append(_link_local(mac))
         self._own = {str(each.ip) for each in self._interfaces}
+        self.broadcasts = {"255.255.255.255", str(interface.network.broadcast_address)} - self._own
         self._gateway = gateway
         self._neighbours: dict[str, bytes] = {}
         self._inbox: deque[bytes] = deque(maxlen=INBOX_FRAMES)
@@ -158,6 +160,11 @@ class Stack:
             data = packets.build_ipv4(packet, self._sent & 0xFFFF)
             self._send_frame(mac, packets.IPV4, data)
 
+    def send_datagram(self, mac: bytes, datagram: Datagram) -> None:
+        """Send a UDP datagram to a known MAC; never waits."""
+        payload = packets.build_udp(datagram)
+        self.send_to(mac, Packet(datagram.sender, datagram.to, packets.UDP, payload))
+
     def _send_frame(self, to: bytes, ethertype: int, payload: bytes) -> None:
         self.port.sent(packets.build_frame(Frame(to, self.mac, ethertype, payload)))
 
@@ -174,7 +181,7 @@ class Stack:
         elif packet := packets.parse_packet(frame):
             if message := icmp.parse_neighbour(packet):
                 self._on_neighbour(frame.sender, packet, message)
-            elif packet.to in self._own:
+            elif packet.to in self._own or packet.to in self.broadcasts:
                 self.on_packet(frame.sender, packet)
         self.timeline.notify()
 

@@ -1,8 +1,9 @@
-"""IPv6 of a test's hosts, with Linux as the neighbour."""
+"""Hosts of a switch with Linux as their neighbour: IPv6, DHCP, DNS."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -61,7 +62,7 @@ def switch(linux: Namespace) -> Iterator[Switch]:
         carrier.stdout.close()
 
 
-def test_linux_is_a_neighbour(linux: Namespace, switch: Switch) -> None:
+def test_linux_is_a_neighbour_of_ipv6(linux: Namespace, switch: Switch) -> None:
     host = switch.host("fd00::1/64")
     wait_until(lambda: host.ping("fd00::9").received)
     assert host.ping("fd00::9", count=3).received == 3
@@ -80,7 +81,7 @@ def test_linux_is_a_neighbour(linux: Namespace, switch: Switch) -> None:
     echo.stdout.close()
 
 
-def test_linux_speaks_tcp(linux: Namespace, switch: Switch, tmp_path: Path) -> None:
+def test_tcp_over_ipv6(linux: Namespace, switch: Switch, tmp_path: Path) -> None:
     host = switch.host("fd00::1/64")
     (tmp_path / "large").write_bytes(bytes(100_000))
     server = linux.start(sys.executable, "-um", "http.server", "-b", "fd00::9", "-d", tmp_path)
@@ -101,3 +102,37 @@ def test_linux_speaks_tcp(linux: Namespace, switch: Switch, tmp_path: Path) -> N
         thread.start()
         assert linux.run("curl", "-sg", "http://[fd00::1]/").stdout == "\0" * 100_000
         thread.join()
+
+
+def test_linux_gets_an_address_and_names(linux: Namespace, switch: Switch, tmp_path: Path) -> None:
+    pytest.importorskip("dns", reason="dnspython is not installed")
+    if shutil.which("busybox") is None:
+        pytest.skip("busybox, the DHCP and DNS client, is not installed")
+    host = switch.host("10.0.0.1/24")
+    dhcp = host.dhcp("10.0.0.100", "10.0.0.101", router="10.0.0.254", dns="10.0.0.1", lease=600)
+    dns = host.dns({"db.test": ["10.0.0.5", "fd00::5"], "www.test": "CNAME db.test."})
+    script = tmp_path / "lease"
+    script.write_text(
+        "#!/bin/sh\n"
+        '[ "$1" = bound ] || exit 0\n'
+        "echo bound $ip $subnet $router $dns $lease $serverid\n"
+        "ip addr add $ip/$mask dev $interface\n"
+    )
+    script.chmod(0o755)
+    client = ["busybox", "udhcpc", "-i", "tap0", "-nq", "-s", script]
+    bound = linux.run(*client).stdout
+    assert "bound 10.0.0.100 255.255.255.0 10.0.0.254 10.0.0.1 600 10.0.0.1\n" in bound
+    (mac,) = dhcp.leases
+    assert dhcp.wait_for(mac) == "10.0.0.100"
+    assert host.ping("10.0.0.100").received == 1
+    linux.run(*client[:4], "-nq", "-s", "/bin/true", "-r", "10.0.0.101")  # has 100 already
+    assert dhcp.leases == {mac: "10.0.0.100"}
+
+    def look_up(*words: str) -> str:
+        return linux.run("busybox", "nslookup", *words, "10.0.0.1", check=False).stdout
+
+    assert "Address: 10.0.0.5\n" in look_up("db.test")
+    assert "Address: fd00::5\n" in look_up("db.test")
+    assert "canonical name = db.test\n" in look_up("-type=a", "www.test")
+    assert "NXDOMAIN" in look_up("none.test")
+    assert {"A db.test", "AAAA db.test", "A www.test", "A none.test"} <= set(dns.queries)
