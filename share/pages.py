@@ -20,6 +20,7 @@ COMMANDS = {
     "image": "make a container image of a unikernel",
     "ps": "list the guests that run",
     "stats": "print what a running guest has done",
+    "snapshot": "save a running guest to a file",
     "metrics": "serve the numbers of all guests to Prometheus",
     "demo": "run the guest that comes with the package",
     "help": "print the options",

@@ -39,7 +39,7 @@ _ptender() {
     esac
     mapfile -t COMPREPLY < <(compgen -f -- "$word")
     if [ "$COMP_CWORD" -eq 1 ]; then
-        mapfile -t -O "${#COMPREPLY[@]}" COMPREPLY < <(compgen -W 'inspect policy build image ps stats metrics demo help version' -- "$word")
+        mapfile -t -O "${#COMPREPLY[@]}" COMPREPLY < <(compgen -W 'inspect policy build image ps stats snapshot metrics demo help version' -- "$word")
     fi
 }
 complete -F _ptender ptender

@@ -5,6 +5,7 @@ complete -c ptender -n __fish_use_subcommand -a build -d 'build a guest from C s
 complete -c ptender -n __fish_use_subcommand -a image -d 'make a container image of a unikernel'
 complete -c ptender -n __fish_use_subcommand -a ps -d 'list the guests that run'
 complete -c ptender -n __fish_use_subcommand -a stats -d 'print what a running guest has done'
+complete -c ptender -n __fish_use_subcommand -a snapshot -d 'save a running guest to a file'
 complete -c ptender -n __fish_use_subcommand -a metrics -d 'serve the numbers of all guests to Prometheus'
 complete -c ptender -n __fish_use_subcommand -a demo -d 'run the guest that comes with the package'
 complete -c ptender -n __fish_use_subcommand -a help -d 'print the options'

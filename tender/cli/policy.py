@@ -129,7 +129,12 @@ def show(config: Config) -> Shown:
     """Compute what a run of `config` may do; raises TenderError."""
     if config.sandbox == "off":
         raise UsageError("--sandbox=off: there is no policy without the sandbox")
-    config, image = _recorded(config) if config.replay else (config, open_image(config.kernel))
+    if config.replay:
+        config, image = _recorded(config)
+    elif config.restore:
+        config, image = _restored(config)
+    else:
+        image = open_image(config.kernel)
     is_spt = image.target == lib.ABI_TARGET_SPT
     if is_spt:
         from tender.spt import refusals
@@ -164,6 +169,15 @@ def show(config: Config) -> Shown:
         seccomp.build(table.policies(), table),
         seccomp.build(table.ring_policies(), table),
     )
+
+
+def _restored(config: Config) -> tuple[Config, Image]:
+    """What is restored: with the options of the saved guest, and the headers of its image."""
+    from tender.snapshot.restore import SnapshotFile
+
+    saved = SnapshotFile(config.kernel, clone=True)
+    saved.close()
+    return saved.config(config), saved.image
 
 
 def _recorded(config: Config) -> tuple[Config, Image]:

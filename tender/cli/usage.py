@@ -23,6 +23,8 @@ TOOLS = """\
        {program} trace FILE [-o OUT.json] [--json]
        {program} ps [--json]
        {program} stats NAME|PID [--json]
+       {program} snapshot NAME|PID FILE [--stop] [--timeout S]
+       {program} --restore FILE [OPTIONS]
        {program} metrics [--listen HOST:PORT|PATH]
        {program} demo [ARGS]
 """

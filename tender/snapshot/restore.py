@@ -26,6 +26,7 @@ from tender.errors import (
     setting,
 )
 from tender.image.elf import EM_AARCH64
+from tender.image.file import check_regular
 from tender.observe import touched
 from tender.snapshot import file
 
@@ -59,7 +60,7 @@ class SnapshotFile:
     def __init__(self, path: str, fd: int | None = None, *, clone: bool = False) -> None:
         self.path = path
         self.is_writable = True
-        self._fd = self._open() if fd is None else fd
+        self._fd = check_regular(path, self._open() if fd is None else fd)
         try:
             self.info = os.fstat(self._fd)
             self.snapshot, self._offset, is_used = file.read(self._fd)

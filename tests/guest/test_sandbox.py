@@ -677,7 +677,7 @@ def test_the_filter_that_is_shown_is_the_one_that_is_installed(
         "main.main(['ptender', *sys.argv[1:]])"
     )
     line = ["--mem=8", f"--dumpcore={tmp_path}", f"--trace={tmp_path}/trace"]
-    line += [f"--report={tmp_path}/report"]
+    line += [f"--report={tmp_path}/report", f"--snapshots={tmp_path}"]
     line += ["--block", str(image), str(guest("block"))]
     done = subprocess.run([sys.executable, "-c", code, *line], capture_output=True, text=True)
     raw = subprocess.run([str(PTENDER), "policy", "--bpf", *line], capture_output=True)
