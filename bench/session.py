@@ -27,6 +27,7 @@ SOURCES = {  # by the name of a guest; the first has its manifest beside it
     "ping": (BINDINGS / "samples/ping.c", BINDINGS / "samples/net.c"),
     "disk": (BINDINGS / "samples/disk.c",),
     "sleep": (BINDINGS / "tests/sleep.c",),
+    "count": (BINDINGS / "tests/count.c",),
     "readall": (ROOT / "bench/guests/readall.c",),
 }
 

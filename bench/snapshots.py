@@ -1,0 +1,143 @@
+"""Guests that go on where another was saved: what a clone costs, and what a test suite saves.
+
+The CPU time of a clone is up to its next instruction, without its process and its sandbox: the
+steps are made in the bench's own process. A suite is pytest, start and end included.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from time import perf_counter_ns, process_time_ns
+
+from bench.results import Result, Target
+from bench.rows import Row
+from bench.session import Session, check
+from bench.tenders import MEM_MIB
+from tender import Guest, accel
+from tender.cleanup import Cleanup
+from tender.config import Config
+from tender.devices import open_inputs
+from tender.embed.snapshots import Snapshot
+from tender.machine import assemble
+from tender.stop import Stop
+
+CLONES, QUICK_CLONES = 100, 10
+TESTS, QUICK_TESTS = 50, 5
+TARGETS_MS = {"soft": 1.0, "native": 1.0, "kvm": 5.0}  # of CPU time; native: beside the copy
+FORGET = 5  # samples, of first uses
+BOOT_STEPS, STEP_MS = 20, 5  # of the guest of the suite: what a boot takes
+
+SUITE = """
+import pytest
+
+BOOTED = "count {steps} "
+
+@pytest.fixture(scope="module")
+def template(module_unikernel):
+    guest = module_unikernel("{kernel}", "100000", "{step}", mem_mib=16, snapshots=True)
+    return guest.ready(BOOTED)
+
+@pytest.mark.parametrize("number", range({tests}))
+def test_with_a_template(template, unikernel, number):
+    template.clone().console.wait_for("count")
+
+@pytest.mark.parametrize("number", range({tests}))
+def test_booted(unikernel, number):
+    unikernel("{kernel}", "100000", "{step}", mem_mib=16).console.wait_for(BOOTED)
+"""
+
+
+def _cpus() -> list[str]:
+    found = ["kvm"] if os.access("/dev/kvm", os.R_OK | os.W_OK) else []
+    found += ["native"] if accel.native_usable() else []
+    return [*found, *(["soft"] if accel.soft_usable() else [])]
+
+
+def _saved(session: Session, cpu: str) -> Snapshot:
+    options = {"mem_mib": MEM_MIB, "cpu": cpu, "snapshots": True}
+    with Guest(session.guest("count"), "100000", "1", **options) as guest:  # type: ignore[arg-type]
+        guest.console.wait_for("count 3 ")
+        return guest.snapshot(stop=True)
+
+
+def clone_ms(snapshot: Snapshot, cpu: str, console_fd: int) -> float:
+    """CPU time until a clone is about to run."""
+    fd = os.dup(snapshot.fd)
+    begin = process_time_ns()
+    with Cleanup() as cleanup:
+        config = Config(
+            "clone", kernel_fd=fd, restore=True, clone=True, console_fd=console_fd, cpu=cpu
+        )
+        inputs = open_inputs(config, cleanup)
+        machine = assemble(config, inputs, Stop(), lambda _: None, cleanup)
+        machine.vcpu.start(b"")
+        elapsed_ns = process_time_ns() - begin
+        machine.vcpu.end()
+    return elapsed_ns / 1e6
+
+
+def measure_clone(session: Session) -> list[Result]:
+    count = QUICK_CLONES if session.quick else CLONES
+    null = os.open("/dev/null", os.O_WRONLY)
+    try:
+        samples = {}
+        for cpu in _cpus():
+            snapshot = _saved(session, cpu)
+            times = [clone_ms(snapshot, cpu, null) for _ in range(FORGET + count)]
+            samples[cpu] = times[FORGET:]
+    finally:
+        os.close(null)
+    targets = {cpu: Target(value=TARGETS_MS[cpu]) for cpu in samples}
+    return [Result("clone", "ms", samples, targets, note="CPU time; its process and sandbox apart")]
+
+
+def measure_fork(session: Session) -> list[Result]:
+    count = QUICK_CLONES if session.quick else CLONES
+    samples: dict[str, list[float]] = {}
+    for cpu in _cpus():
+        samples[cpu] = times = []
+        for clone in _forks(session, cpu, count):
+            begin = perf_counter_ns()
+            clone.start()
+            clone.console.wait_for("count")
+            times.append((perf_counter_ns() - begin) / 1e6)
+            clone.kill()
+    return [Result("fork", "ms", samples, note=f"{count} clones: start to first output")]
+
+
+def _forks(session: Session, cpu: str, count: int) -> list[Guest]:
+    snapshot = _saved(session, cpu)
+    return [
+        Guest.restore(snapshot, clone=True, cpu=cpu, warn=lambda _: None)  # type: ignore[arg-type]
+        for _ in range(count)
+    ]
+
+
+def measure_suite(session: Session) -> list[Result]:
+    tests = QUICK_TESTS if session.quick else TESTS
+    file = session.folder / "test_suite.py"
+    file.write_text(
+        SUITE.format(kernel=session.guest("count"), steps=BOOT_STEPS, step=STEP_MS, tests=tests)
+    )
+    samples: dict[str, list[float]] = {"template": [], "boot": []}
+    for _ in range(session.pairs):
+        samples["template"].append(_suite_ms(file, "test_with_a_template"))
+        samples["boot"].append(_suite_ms(file, "test_booted"))
+    note = f"{tests} tests of a guest that boots in {BOOT_STEPS * STEP_MS} ms"
+    return [Result("suite", "ms", samples, reference="boot", note=note)]
+
+
+def _suite_ms(file: Path, test: str) -> float:
+    begin = perf_counter_ns()
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    check([*command, "-k", test, str(file)])
+    return (perf_counter_ns() - begin) / 1e6
+
+
+ROWS = [
+    Row("clone", "a clone of a saved guest: to its next instruction", measure_clone),
+    Row("fork", "100 clones of a saved guest, one after the other", measure_fork),
+    Row("suite", "50 tests with and without a template", measure_suite),
+]
