@@ -46,7 +46,7 @@ def create(
     `tender` is the command that runs a guest. `pid_file` gets the PID, `console_socket` the
     terminal, where the container has one.
     """
-    mem_mib = memory(guest.unikernel.mem_mib, bundle.limits.get("memory.limit"))
+    memory(bundle, guest)  # its process would be killed in a group that is too small for it
     if bundle.terminal and not console_socket:
         raise ConfigError("process.terminal takes --console-socket")
     groups = cgroups.find(bundle.cgroup) if bundle.cgroup is not None else ()
@@ -54,7 +54,7 @@ def create(
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     container = Container(id, bundle.folder, now, folders)
     name = id.replace("+", "_")[:NAME_MAX]
-    command = [*tender, f"--name={name}", f"--mem={mem_mib}"]
+    command = [*tender, f"--name={name}"]
     states.make(id)
     process = None
     try:

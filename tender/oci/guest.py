@@ -78,21 +78,24 @@ def _open_kernel(bundle: Bundle, unikernel: Unikernel) -> tuple[int, Image]:
     return fd, ImageFile(unikernel.binary, fd).image  # which closes it where it raises
 
 
-def memory(mem_mib: int | None, limit: int | str | None) -> int:
-    """The guest's memory in MiB under the container's limit in bytes.
+def memory(bundle: Bundle, guest: Guest, more_mib: int = 0) -> int:
+    """The guest's memory in MiB, under the container's limit where it has one.
 
-    Raises ConfigError where what the image asks for does not fit.
+    `more_mib` is what others than the tender take. Raises ConfigError where what the image asks for
+    does not fit.
     """
     most = layout.MEM_MAX // layout.MIB
+    overhead_mib = OVERHEAD_MIB + more_mib
+    limit = bundle.limits.get("memory.limit")
     if isinstance(limit, int) and limit > 0:
-        most = min(most, limit // layout.MIB - OVERHEAD_MIB)
-    if mem_mib is None:
-        mem_mib = min(layout.MEM_DEFAULT // layout.MIB, most)
+        most = min(most, limit // layout.MIB - overhead_mib)
+    mem_mib = guest.unikernel.mem_mib or min(layout.MEM_DEFAULT // layout.MIB, most)
     least = layout.MEM_MIN // layout.MIB
     if mem_mib > most or mem_mib < least:
+        passt = " and passt" if more_mib else ""
         raise ConfigError(
             f"the container's memory limit is too low: a guest of {max(mem_mib, least)} MiB "
-            f"takes {max(mem_mib, least) + OVERHEAD_MIB} MiB with its tender"
+            f"takes {max(mem_mib, least) + overhead_mib} MiB with its tender{passt}"
         )
     return mem_mib
 
@@ -121,6 +124,7 @@ def tender_command(bundle: Bundle, guest: Guest, tender: Sequence[str]) -> list[
         command.append(f"--net={net[0]}={net[1].device}")
     os.set_inheritable(guest.kernel, True)
     taken = net[1] if net else None
+    command.append(f"--mem={memory(bundle, guest, taken.overhead_mib if taken else 0)}")
     arguments = guest_args(guest.unikernel, guest.args, bundle.env, taken, bool(names))
     return [*command, "--", f"/proc/self/fd/{guest.kernel}", *arguments]
 

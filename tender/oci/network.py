@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 TAP = "ptender0"
+PASST_MIB = 32  # it took 21 MiB after 300 connections, whatever they sent
 IFF_UP, IFF_LOOPBACK = 0x1, 0x8  # linux/if.h
 AF_INET = 2
 INGRESS, ALL_PROTOCOLS = 0xFFFF0000, 0x0003  # linux/pkt_sched.h, linux/if_ether.h
@@ -40,6 +41,7 @@ class Network:
     device: str  # as the tender's --net has it, after NAME=
     address: str  # with its prefix length; empty where the interface has none
     gateway: str  # empty where there is none
+    overhead_mib: int = 0  # of memory, for processes that serve it
 
 
 def enter(namespace: str) -> None:
@@ -86,9 +88,8 @@ def through_passt(ports: Sequence[str]) -> Network:
         number, _, protocol = each.partition("/")
         forwards.append(f"{protocol or 'tcp'}:0.0.0.0:{number}:{number}")
     net = UserNet()
-    return Network(
-        ",".join(["user", *forwards]).replace(",", ":", 1), net.address, str(net.gateway)
-    )
+    device = ",".join(["user", *forwards]).replace(",", ":", 1)
+    return Network(device, net.address, str(net.gateway), PASST_MIB)
 
 
 def _take_over() -> Network | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,18 @@ def test_no_path_of_an_image_leaves_its_root(
     (bundle / "rootfs/link").symlink_to(outside)
     error = runtime.refuses("create", "-b", bundle, "one")
     assert "in the root file system: No such file or directory" in error
+
+
+@pytest.mark.parametrize("path", ["fifo", "folder", "folder/loop", "@3", "--block=x", "d.img,ro"])
+def test_a_disk_of_an_image_is_a_file_of_it(runtime: Runtime, make: Any, path: str) -> None:
+    values = {f"{URUNC}binary": KERNEL, "ptender.block.storage": path}
+    bundle = make("disk", annotations=values)
+    disk(bundle / "rootfs/d.img")
+    os.mkfifo(bundle / "rootfs/fifo")
+    (bundle / "rootfs/folder").mkdir()
+    (bundle / "rootfs/folder/loop").symlink_to("loop")
+    error = runtime.refuses("create", "-b", bundle, "one")
+    assert error.startswith(f"create: '{path}' in the root file system: ")
 
 
 BAD = [

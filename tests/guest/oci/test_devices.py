@@ -101,6 +101,14 @@ def test_passt_where_there_is_no_tap(
     runtime("delete", "--force", "one")
 
 
+def test_memory_for_passt(runtime: Runtime, make: Any) -> None:
+    """It is in the container's group; on the host's network it is what a guest gets."""
+    limit = {"linux__resources": {"memory": {"limit": 65 << 20}}}
+    error = runtime.refuses("create", "-b", make("web", **limit), "one")
+    assert error.endswith("a guest of 2 MiB takes 66 MiB with its tender and passt")
+    assert "32 MiB" in runtime("run", "-b", make("hello", **limit), "one").stdout
+
+
 def test_a_network_without_an_interface(
     runtime: Runtime, make: Any, namespaces: tuple[Namespace, Namespace]
 ) -> None:
