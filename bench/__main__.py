@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,8 +24,10 @@ if find_spec("tender") is None:
     sys.exit("bench: ptender is not installed: pip install '.[bench]' in its checkout")
 
 from bench import (
+    against,
     container,
     cpus,
+    datapath,
     disk,
     hypercalls,
     memory,
@@ -49,6 +52,7 @@ ROWS = [
     *program.ROWS,
     *snapshots.ROWS,
     *network.ROWS,
+    *datapath.ROWS,
     *memory.ROWS,
     *cpus.ROWS,
     *spt.ROWS,
@@ -59,8 +63,8 @@ ROWS = [
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m bench",
-        description="Measure ptender and, in turn with it, the tender that the environment "
-        "variable SOLO5_HVT names.",
+        description="Measure ptender and, in turn with it, the tenders that the environment "
+        "variables SOLO5_HVT and SOLO5_SPT name.",
     )
     parser.add_argument("--list", action="store_true", help="list the rows")
     parser.add_argument(
@@ -73,11 +77,18 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         choices=tenders.ENGINES,
         help="only this engine of ptender, where it has more than one (default: each)",
     )
+    parser.add_argument(
+        "--against",
+        metavar="REV",
+        help="compare this build with that of another revision, in turn; the references are not "
+        f"measured, and a ratio above {against.SLOWER} is `missed'",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     parser.add_argument(
         "--markdown",
         metavar="FILE",
-        help="put the table between the markers of FILE (- prints it), as in docs/performance.md",
+        help="put the table between the markers of FILE (- prints it) and the picture beside it, "
+        "as of docs/performance.md",
     )
     parser.add_argument("--imports", action="store_true", help="show what a plain run imports")
     parser.add_argument(
@@ -157,24 +168,36 @@ def _run(options: argparse.Namespace, rows: list[Row], found: list[tenders.Tende
     pairs = options.pairs or (QUICK_PAIRS if options.quick else PAIRS)
     table = not options.json and options.markdown != "-"
     machine = _machine(found)
-    session = Session(found, options.ptender, pairs, options.quick)
     results: list[report.Found] = []
     if table:
         print("\n".join([*(f"{name}: {value}" for name, value in machine.items()), ""]))
         print("\n".join(report.header()))
-    try:
-        for result in _measure(rows, session):
-            results.append(result)
-            if table:
-                print("\n".join(report.lines(result)), flush=True)
-    finally:
-        session.close()
+    for result in _results(options, rows, found, pairs):
+        results.append(result)
+        if table:
+            print("\n".join(report.lines(result)), flush=True)
     _write(options, machine, results, table=table)
 
 
+def _results(
+    options: argparse.Namespace, rows: list[Row], found: list[tenders.Tender], pairs: int
+) -> Iterator[report.Found]:
+    if options.against:
+        words = [*(["--quick"] if options.quick else [])]
+        words += [f"--engine={options.engine}"] if options.engine else []
+        yield from against.measure(rows, against.revision(options.against), pairs, *words)
+        return
+    session = Session(found, options.ptender, pairs, options.quick)
+    try:
+        yield from _measure(rows, session)
+    finally:
+        session.close()
+
+
 def _command() -> str:
-    command = shlex.join(["python", "-m", "bench", *sys.argv[1:]])
-    return f"SOLO5_HVT=solo5-hvt {command}" if os.environ.get("SOLO5_HVT") else command
+    references = {"SOLO5_HVT": "solo5-hvt", "SOLO5_SPT": "solo5-spt"}
+    given = [f"{name}={path}" for name, path in references.items() if os.environ.get(name)]
+    return " ".join([*given, shlex.join(["python", "-m", "bench", *sys.argv[1:]])])
 
 
 def _write(
@@ -187,11 +210,16 @@ def _write(
     text = json.dumps(report.as_json(machine, _command(), results), indent=1)
     options.results.mkdir(parents=True, exist_ok=True)
     (options.results / "bench.json").write_text(text + "\n")
-    _draw(results, options.results / "bench.png")
+    picture = options.results / "bench.png"
+    picture.unlink(missing_ok=True)
+    _draw(results, picture)
+    if options.markdown not in (None, "-") and picture.exists():
+        shutil.copy(picture, Path(options.markdown).with_suffix(".png"))
     if options.json:
         print(text)
     if table:
-        hint = report.LEGEND if os.environ.get("SOLO5_HVT") else NO_REFERENCE
+        compared = options.against or os.environ.get("SOLO5_HVT")
+        hint = report.LEGEND if compared else NO_REFERENCE
         print(f"\n{hint}\n{options.results}: bench.json, bench.png")
     if options.markdown:
         _write_markdown(options.markdown, report.markdown(machine, _command(), results))

@@ -33,19 +33,19 @@ def measure_tender(name: str, call: str, size: int, session: Session) -> list[Re
     return [Result(name, "MB/s", in_turn(session.on_kvm, session.pairs, one), more_is_better=True)]
 
 
-def measure_guest(name: str, size: int, session: Session) -> list[Result]:
-    def one(tender: Tender) -> float:
-        image, disk = session.guest("readall"), session.disk()
-        command = tender.command_line(image, str(GUEST_MS), disk=disk, sector_size=size)
-        done = subprocess.run(
-            command, env=environment(), capture_output=True, text=True, timeout=100
-        )
-        found = re.search(r"read (\d+) bytes in (\d+) ns", done.stdout)
-        if not found:
-            raise Unavailable(f"{tender.name}: {done.stdout}{done.stderr}")
-        return int(found[1]) * 1000 / int(found[2])
+def read_mb_per_s(session: Session, size: int, tender: Tender) -> float:
+    """What a guest reads that does nothing else."""
+    image, disk = session.guest("readall", tender.target), session.disk()
+    command = tender.command_line(image, str(GUEST_MS), disk=disk, sector_size=size)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=100)
+    found = re.search(r"read (\d+) bytes in (\d+) ns", done.stdout)
+    if not found:
+        raise Unavailable(f"{tender.name}: {done.stdout}{done.stderr}")
+    return int(found[1]) * 1000 / int(found[2])
 
-    samples = in_turn(session.tenders, session.pairs, one)
+
+def measure_guest(name: str, size: int, session: Session) -> list[Result]:
+    samples = in_turn(session.tenders, session.pairs, partial(read_mb_per_s, session, size))
     note = "mostly the guest's time and KVM's, not the tender's"
     return [Result(name, "MB/s", samples, more_is_better=True, note=note)]
 

@@ -20,9 +20,10 @@ NOTE = "mostly the guest's time on this KVM, not the tender's"
 
 
 @contextmanager
-def answering(session: Session, tender: Tender) -> Iterator[None]:
-    """The ping guest at 10.0.0.2, ready."""
-    command = [*session.namespace.enter, *tender.command_line(session.guest("ping"), tap="talking")]
+def answering(session: Session, tender: Tender, guest: str = "ping") -> Iterator[None]:
+    """A guest that answers ping at 10.0.0.2, ready."""
+    image = session.guest(guest, tender.target)
+    command = [*session.namespace.enter, *tender.command_line(image, tap="talking")]
     process = start(command)
     assert process.stdout
     try:
@@ -30,7 +31,7 @@ def answering(session: Session, tender: Tender) -> Iterator[None]:
         while "listening" not in seen:
             line = process.stdout.readline()
             if not line:
-                raise Unavailable(f"{tender.name}: the ping guest ended: {seen}")
+                raise Unavailable(f"{tender.name}: the guest ended: {seen}")
             seen += line
         session.namespace.run("ping", "-c", "3", "-i", "0.02", "-q", "10.0.0.2")
         yield

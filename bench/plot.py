@@ -20,13 +20,13 @@ def draw(results: list[Result], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    compared = [result for result in results if REFERENCE in result.samples]
-    figure, axes = pyplot.subplots(figsize=(9, 1.5 + 0.45 * len(results)))
+    compared = [result for result in results if result.reference in result.samples]
+    figure, axes = pyplot.subplots(figsize=(9, 1.5 + 0.45 * len(compared or results)))
     if compared:
         _bars(axes, compared, with_ratios=True)
         axes.axvline(1, color="black", linewidth=0.8)
         _targets(axes, compared)
-        axes.set_xlabel("ratio to solo5-hvt, log scale (median and quartiles; below 1 is better)")
+        axes.set_xlabel("ratio to the reference, log scale (median, quartiles; below 1 is better)")
     else:
         _bars(axes, results, with_ratios=False)
         axes.set_xlabel("median in the unit of the row, log scale")
@@ -53,7 +53,8 @@ def _targets(axes: Any, results: list[Result]) -> None:
 
 def _bars(axes: Any, results: list[Result], *, with_ratios: bool) -> None:
     names = list(dict.fromkeys(name for result in results for name in result.samples))
-    names = [name for name in names if not (with_ratios and name == REFERENCE)]
+    references = {result.reference for result in results} if with_ratios else set()
+    names = [name for name in names if name not in references]
     height = 0.8 / max(1, len(names))
     for index, name in enumerate(names):
         spots, values = [], []

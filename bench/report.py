@@ -14,8 +14,8 @@ from bench.results import Result, Skipped, Spread, is_met, ratios, spread
 Found = Result | Skipped
 
 LEGEND = (
-    "Median of the samples. The ratio is that to solo5-hvt, of pairs measured in turn:\n"
-    "median [quartiles]; above 1, ptender takes more time or memory, or moves less."
+    "Median of the samples. The ratio is that to the first tender of the row, of pairs measured\n"
+    "in turn: median [quartiles]; above 1, more time or memory is taken, or less is moved."
 )
 WIDTH = 80
 MARKERS = ("<!-- figures: begin -->", "<!-- figures: end -->")
@@ -86,7 +86,7 @@ def markdown(machine: dict[str, str], command: str, results: list[Found]) -> str
     """The figures for docs/performance.md, with the command and the machine that made them."""
     parts = [f"Made by `{command}` on this machine:", ""]
     parts += [f"- {name}: {value}" for name, value in machine.items()]
-    parts += ["", "| row | tender | median | ratio to solo5-hvt | target | |"]
+    parts += ["", "| row | tender | median | ratio | target | |"]
     parts += ["|---|---|---:|---|---|---|"]
     for found in results:
         if isinstance(found, Skipped):

@@ -25,6 +25,7 @@ PREFIX = "ptender-bench-"
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 SOURCES = {  # by the name of a guest; the first has its manifest beside it
     "ping": (BINDINGS / "samples/ping.c", BINDINGS / "samples/net.c"),
+    "web": (BINDINGS / "samples/web.c", BINDINGS / "samples/tcp.c", BINDINGS / "samples/net.c"),
     "disk": (BINDINGS / "samples/disk.c",),
     "sleep": (BINDINGS / "tests/sleep.c",),
     "count": (BINDINGS / "tests/count.c",),
@@ -43,7 +44,7 @@ class Session:
         self.tenders = tenders
         self.pairs = pairs
         self.quick = quick
-        self._ptender = ptender
+        self.ptender = ptender
         parent = _in_memory()
         _remove_left_behind(parent)
         self.folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=parent))
@@ -65,12 +66,13 @@ class Session:
             self._namespace = Namespace()
         return self._namespace
 
-    def guest(self, name: str) -> Path:
+    def guest(self, name: str, target: str = "hvt") -> Path:
         """The image of a guest by its name, built once."""
-        image = self.folder / f"{name}.hvt"
+        image = self.folder / f"{name}.{target}"
         if not image.exists():
             sources = SOURCES[name]
-            command = [str(self._ptender), "build", *map(str, sources), "-o", str(image)]
+            command = [str(self.ptender), "build", *map(str, sources), "-o", str(image)]
+            command += ["--target", target] if target != "hvt" else []
             manifest = sources[0].with_suffix(".json")
             command += ["--manifest", str(manifest)] if manifest.exists() else []
             check(command)

@@ -21,12 +21,14 @@ ENGINES = ("c", "python")
 
 @dataclass(frozen=True)
 class Tender:
-    """A command; `engine` is None for the reference. `kvm`: its guests run on KVM."""
+    """A command; `engine` is None for the reference. `kvm`: its guests run on KVM; `target` is
+    what they are built for."""
 
     name: str
     command: tuple[str, ...]
     engine: str | None
     kvm: bool = True
+    target: str = "hvt"
 
     def command_line(
         self,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from bench import memory, report, start
+from bench import against, memory, report, start
 from bench.results import REFERENCE, Result, Skipped, Target, is_met, ratios, spread
 from bench.rows import in_turn
 from bench.tenders import Tender
@@ -108,3 +110,26 @@ def test_guest_memory_is_found_where_it_is_split() -> None:
 def test_import_times_are_read() -> None:
     text = "import time: self [us] | cumulative | imported package\nimport time:  12 |  34 |   os\n"
     assert start.import_lines(text) == [("os", 12)]
+
+
+def turn(**samples: float) -> list[dict[str, Any]]:
+    """A run of the bench with one row."""
+    tenders = {name: {"samples": [value]} for name, value in samples.items()}
+    return [{"name": "row", "unit": "ns", "more_is_better": False, "tenders": tenders}]
+
+
+def test_two_builds_are_compared_tender_by_tender() -> None:
+    turns = {"old": [turn(c=10), turn(c=30)], "this": [turn(c=11, new=1), turn(c=60, new=1)]}
+    compared, skipped = against.joined("old", turns)
+    assert isinstance(compared, Result)
+    assert compared.samples == {"old": [10, 30], "this: c": [11, 60]}
+    assert ratios(compared, "this: c") == [1.1, 2]
+    assert is_met(compared, "this: c") is False
+    assert skipped == Skipped("row", "new: old has no such row")
+
+
+def test_a_row_that_fails_in_a_build_is_skipped() -> None:
+    failed = [{"name": "row", "skipped": "no tap"}]
+    assert list(against.joined("old", {"old": [failed], "this": [failed]})) == [
+        Skipped("row", "no tap")
+    ]
