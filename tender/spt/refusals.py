@@ -33,6 +33,7 @@ def check(config: Config, machine: int) -> None:
         ("--clock", "clock"): config.clock is not None,
         ("--net-rate", "net_rate"): bool(config.net_rate),
         ("--block-rate", "block_rate"): bool(config.block_rate),
+        ("--snapshots", "snapshots"): config.snapshots is not None,
         ("--instructions", "instructions"): config.instructions is not None,
         ("--net-ring", "net_ring"): bool(config.net_ring),
         ("--engine", "engine"): config.engine != "c",

@@ -149,6 +149,7 @@ class _Disk:
     ("name", "options", "message"),
     [
         ("hello", {"trace": "t"}, "trace: an spt guest can't have it"),
+        ("hello", {"snapshots": True}, "snapshots: an spt guest can't have it"),
         ("hello", {"cpu": "soft"}, "cpu='soft': an spt guest runs as a process"),
         ("hello", {"sandbox": "off"}, "sandbox='off' is not for an spt guest"),
         ("block", {"block": {"storage": _Disk()}}, "device 'storage': .*that a program serves"),

@@ -34,6 +34,7 @@ PLAIN = Config("k.spt")
         ({"clock": VirtualTime()}, "--clock: an spt guest can't"),
         ({"instructions": 5}, "--instructions: an spt guest can't"),
         ({"net_rate": ((None, Rate(ops=1)),)}, "--net-rate: an spt guest can't"),
+        ({"snapshots": "."}, "--snapshots: an spt guest can't"),
         ({"net_ring": True}, "--net-ring: an spt guest can't"),
         ({"engine": "python"}, "--engine: an spt guest can't"),
         ({"gdb": 1234}, "--gdb: an spt guest is a process: attach"),
