@@ -27,6 +27,7 @@ from tests.needs import needs
 GUIDES = (
     "operators",
     "observing",
+    "snapshots",
     "debugging",
     "guests",
     "library",
