@@ -17,10 +17,12 @@ from tender.checks import (
     as_interface_name,
     as_ipv4,
     as_ipv4_interface,
+    as_ipv6_interface,
     as_mac,
     as_mtu,
     as_path,
     is_ipv4,
+    is_ipv6,
     one_of,
     optional,
     parse_size,
@@ -54,12 +56,13 @@ OVERLAY_MIN, OVERLAY_MAX = 4096, 1 << 30  # bytes; the second is that of the def
 
 
 def as_forwards(name: str, value: Any) -> dict[int | str, int]:
-    """Ports of the host, with or without an IPv4 address, to ports of the guest; 0: a free one."""
+    """Ports of the host, with or without an address, to ports of the guest; 0: a free one."""
     kept: dict[int | str, int] = {}
     for outside, inside in value.items() if hasattr(value, "items") else [(value, None)]:
         at, colon, text = outside.rpartition(":") if isinstance(outside, str) else ("", "", outside)
         port, to = port_number(text), port_number(inside)
-        if port is None or not to or (colon and not is_ipv4(at)):
+        is_ip6 = at.startswith("[") and at.endswith("]") and is_ipv6(at[1:-1])
+        if port is None or not to or (colon and not is_ip6 and not is_ipv4(at)):
             raise InvalidValue(
                 name, value, "host ports to guest ports, as in {8080: 80} or {'0.0.0.0:8080': 80}"
             )
@@ -176,7 +179,7 @@ class UserNet:
             is one that is free when the guest starts; `Guest.ports` has it.
         forward_udp: The same for UDP.
         host_address: What these ports are bound to, except those whose key has an address of its
-            own, as in "0.0.0.0:8080".
+            own, as in "0.0.0.0:8080" or "[::1]:8080".
         address: The guest's address with its prefix length; DHCP gives it as well.
         gateway: The gateway's address, in the same network. None: the first one that is not the
             guest's.
@@ -184,6 +187,8 @@ class UserNet:
         mac: As in Tap.
         reach_host: What the guest sends to `gateway` goes to the host's own 127.0.0.1; else it
             reaches no address of the host's loopback.
+        address6: The guest's IPv6 address with its prefix length, which is 64; router
+            advertisements and DHCPv6 give it as well, and its gateway, fe80::1. None: no IPv6.
 
     Raises:
         UsageError: as for Tap.
@@ -197,10 +202,13 @@ class UserNet:
     mtu: int = field(as_mtu, default=MTU)
     mac: MacField = field(as_mac, default=None)
     reach_host: bool = field(as_flag, default=False)
+    address6: str | None = field(optional(as_ipv6_interface), default=None)
 
     def __post_init__(self) -> None:
         import ipaddress
 
+        if self.address6 is None and any("[" in str(key) for key in self._outside()):
+            raise UsageError("a forward from an IPv6 address needs an IPv6 address of the guest")
         interface = ipaddress.IPv4Interface(self.address)
         if self.gateway is None:
             self.__dict__["gateway"] = first = _first_address(interface)
@@ -211,6 +219,9 @@ class UserNet:
         if gateway not in interface.network or gateway == interface.ip:
             expected = f"another address of the network of {self.address}"
             raise InvalidValue("gateway", self.gateway, expected)
+
+    def _outside(self) -> list[int | str]:
+        return [*self.forward, *self.forward_udp]
 
 
 def _first_address(interface: ipaddress.IPv4Interface) -> str:

@@ -134,6 +134,29 @@ def as_ipv4_interface(name: str, value: Any) -> str:
     return address
 
 
+def as_ipv6_interface(name: str, value: Any) -> str:
+    """`fd00::2/64`: an address that others than the neighbours on its link can have."""
+    import ipaddress
+
+    expected = "an IPv6 address with /64, as in fd00::2/64"
+    address = as_address(name, value)
+    if ":" not in address or not address.endswith("/64"):
+        raise InvalidValue(name, value, expected)
+    ip = ipaddress.IPv6Interface(address).ip
+    if ip.is_link_local or ip.is_multicast or not ip.packed[0]:
+        raise InvalidValue(name, value, expected)
+    return address
+
+
+def is_ipv6(value: Any) -> bool:
+    import ipaddress
+
+    try:
+        return isinstance(value, str) and "%" not in value and bool(ipaddress.IPv6Address(value))
+    except ValueError:
+        return False
+
+
 def as_ipv4(name: str, value: Any) -> str:
     """`10.0.0.1`."""
     if not is_ipv4(value):

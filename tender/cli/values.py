@@ -268,6 +268,7 @@ TAP: Suboptions = {
 }
 USER: Suboptions = {
     "addr": Suboption("ADDR/LEN", "address", str, "the guest's address (default 10.0.0.2/24)"),
+    "addr6": Suboption("ADDR/64", "address6", str, "... and its IPv6 address (default: no IPv6)"),
     "gateway": Suboption("ADDR", "gateway", str, "... and its way out (default: the first other)"),
     "mtu": _MTU,
     "mac": _MAC,

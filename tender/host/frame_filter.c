@@ -1,14 +1,20 @@
 /*
  * The frame filter: the process between a guest's network device and passt, for `--net user`.
  *
- * Usage: frame-filter GUEST PASST [ADDRESS GATEWAY]
+ * Usage: frame-filter GUEST PASST [4 ADDRESS GATEWAY] [6|6host ADDRESS GATEWAY]
  *
  * GUEST is the descriptor of a seqpacket socket, a frame per message; PASST that of a stream
  * socket, 4 bytes (big-endian) before each frame giving its length. passt connects a guest to any
  * address of the host, 127.0.0.0/8 included, and release 2023-03-09 trusts the lengths. Here a
- * frame to or from the loopback ends. With ADDRESS and GATEWAY, passt maps the gateway to
+ * frame to or from the loopback ends. With 4, ADDRESS and GATEWAY, passt maps the gateway to
  * 127.0.0.1, so that clients there get answers from UDP ports of the guest at ADDRESS: these
  * answers pass, and no other.
+ *
+ * IPv6 passes with 6 only, for a guest in the /64 network of ADDRESS. GATEWAY is the link-local
+ * address that clients on the host's ::1 have for the guest: answers to them pass, and with 6host
+ * all to there. Nothing else passes to the host's link, to multicast groups (which the host's own
+ * services have joined) or to 0000::/16, where ::1 is, and ::ffff:127.0.0.1; and nothing with an
+ * extension header, behind which passt would look for what is not checked here.
  *
  * The rule here: what comes from the guest's end is hostile. It is copied once, checked as passt
  * will read it, and sent as it was checked. This process can do nothing but receive and send.
@@ -39,6 +45,13 @@
 #define TCP_SYN_ACK 0x12
 #define TCP_SYN 0x02
 #define DHCP_SERVER 67
+#define DHCPV6_SERVER 547
+#define ECHO_REQUEST 128 /* of ICMPv6 */
+#define NDP_FIRST 133
+#define NDP_SOLICITATION 135
+#define NDP_LAST 136
+#define IP6_HEADER 40
+#define IP6_ADDRESS 16
 
 #if defined(__x86_64__)
 #define ARCH AUDIT_ARCH_X86_64
@@ -53,7 +66,10 @@ enum { GOES_ON, ENDS };
 static int guest, passt;
 static int guards_gateway;
 static uint8_t address[4], gateway[4];
-static uint8_t asked[(1 << 16) / 8];        /* ports of the gateway that have sent to the guest */
+typedef uint8_t ports[(1 << 16) / 8];
+static ports asked, asked6;                /* of the gateway: those that have sent to the guest */
+static int has_ip6, reaches_host6;
+static uint8_t address6[IP6_ADDRESS], gateway6[IP6_ADDRESS];
 static uint8_t unsent[LENGTH + FRAME_MAX]; /* a frame for passt, from unsent_from on */
 static size_t unsent_from, unsent_to;
 static uint8_t stream[1 << 17]; /* of passt, from stream_from on */
@@ -62,17 +78,61 @@ static int guest_is_full, passt_has_ended;
 
 static unsigned int be16(const uint8_t *bytes) { return (unsigned int)bytes[0] << 8 | bytes[1]; }
 
-static int is_port_asked(unsigned int port) { return asked[port / 8] >> port % 8 & 1; }
+static int has_port(const ports set, unsigned int port) { return set[port / 8] >> port % 8 & 1; }
+
+static void add_port(ports set, unsigned int port) { set[port / 8] |= (uint8_t)(1u << port % 8); }
 
 /* Whether what passt would make of this packet to the gateway is an answer to a client. */
-static int may_reach_gateway(uint8_t protocol, const uint8_t *data, size_t length)
+static int is_answer(uint8_t protocol, const uint8_t *data, size_t length, const ports clients)
 {
     if (protocol == IPPROTO_TCP)
         return length >= 14 && (data[13] & TCP_SYN_ACK) != TCP_SYN;
-    if (protocol != IPPROTO_UDP || length < 4)
+    return protocol == IPPROTO_UDP && length >= 4 && has_port(clients, be16(data + 2));
+}
+
+static int may_reach_gateway(uint8_t protocol, const uint8_t *data, size_t length)
+{
+    int is_dhcp = protocol == IPPROTO_UDP && length >= 4 && be16(data + 2) == DHCP_SERVER;
+    return is_dhcp || is_answer(protocol, data, length, asked);
+}
+
+static int is_same(const uint8_t *one, const uint8_t *other)
+{
+    return !memcmp(one, other, IP6_ADDRESS);
+}
+
+static int is_link_local(const uint8_t *ip6) { return ip6[0] == 0xfe && (ip6[1] & 0xc0) == 0x80; }
+
+/* What passt answers itself: neighbour and router discovery, and DHCPv6. */
+static int is_for_passt(uint8_t protocol, const uint8_t *target, const uint8_t *data, size_t length)
+{
+    static const uint8_t servers[IP6_ADDRESS] = {0xff, 2, [13] = 1, [15] = 2};
+    if (protocol == IPPROTO_ICMPV6)
+        return data[0] >= NDP_FIRST && data[0] <= NDP_LAST &&
+               (data[0] != NDP_SOLICITATION || length >= 8 + IP6_ADDRESS);
+    return protocol == IPPROTO_UDP && be16(data + 2) == DHCPV6_SERVER && is_same(target, servers);
+}
+
+static int may_pass6(const uint8_t *header, size_t length)
+{
+    static const uint8_t any[IP6_ADDRESS];
+    if (!has_ip6 || length < IP6_HEADER + 8 || header[0] >> 4 != 6)
         return 0;
-    unsigned int port = be16(data + 2);
-    return port == DHCP_SERVER || is_port_asked(port);
+    const uint8_t *source = header + 8, *target = header + 24, *data = header + IP6_HEADER;
+    uint8_t protocol = header[6];
+    length -= IP6_HEADER;
+    if (be16(header + 4) != length)
+        return 0;
+    int is_guests = is_link_local(source) || !memcmp(source, address6, 8);
+    if (is_for_passt(protocol, target, data, length))
+        return is_guests || is_same(source, any);
+    int is_echo = protocol == IPPROTO_ICMPV6 && data[0] == ECHO_REQUEST;
+    int is_tcp = protocol == IPPROTO_TCP && length >= 20;
+    if (!is_guests || (!is_echo && !is_tcp && protocol != IPPROTO_UDP))
+        return 0;
+    if (is_same(target, gateway6))
+        return reaches_host6 || is_answer(protocol, data, length, asked6);
+    return !is_link_local(target) && target[0] != 0xff && (target[0] || target[1]);
 }
 
 /* passt looks at the header's length, protocol and addresses, and not at fragments. */
@@ -83,6 +143,8 @@ static int may_pass(const uint8_t *frame, size_t length)
         return 0;
     if (be16(frame + 12) == 0x0806) /* ARP, which passt answers itself */
         return 1;
+    if (be16(frame + 12) == 0x86dd)
+        return may_pass6(frame + FRAME_MIN, length - FRAME_MIN);
     if (be16(frame + 12) != 0x0800 || length < FRAME_MIN + 20)
         return 0;
     const uint8_t *header = frame + FRAME_MIN, *source = header + 12, *target = header + 16;
@@ -131,6 +193,14 @@ static int from_guest(void)
     return GOES_ON;
 }
 
+static void note_client6(const uint8_t *frame, size_t length)
+{
+    const uint8_t *header = frame + FRAME_MIN;
+    if (has_ip6 && length >= FRAME_MIN + IP6_HEADER + 4 && be16(frame + 12) == 0x86dd &&
+        header[6] == IPPROTO_UDP && is_same(header + 8, gateway6))
+        add_port(asked6, be16(header + IP6_HEADER));
+}
+
 static void note_client(const uint8_t *frame, size_t length)
 {
     const uint8_t *header = frame + FRAME_MIN;
@@ -140,8 +210,7 @@ static void note_client(const uint8_t *frame, size_t length)
     if (header[9] != IPPROTO_UDP || memcmp(header + 12, gateway, sizeof gateway) ||
         FRAME_MIN + header_length + 4 > length)
         return;
-    unsigned int port = be16(header + header_length);
-    asked[port / 8] |= (uint8_t)(1u << port % 8);
+    add_port(asked, be16(header + header_length));
 }
 
 static int to_guest(void)
@@ -157,6 +226,7 @@ static int to_guest(void)
         if (stream_to - stream_from - LENGTH < length)
             break;
         note_client(frame, length);
+        note_client6(frame, length);
         if (length >= FRAME_MIN && send(guest, frame, length, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) {
             guest_is_full = errno == EAGAIN;
             return guest_is_full ? GOES_ON : ENDS;
@@ -254,17 +324,31 @@ static void become_nobody(void)
         fail("user nobody");
 }
 
+/* `4 ADDRESS GATEWAY`, or the same for IPv6; whether it is right. */
+static int take_network(char **words)
+{
+    if (!strcmp(words[0], "4")) {
+        guards_gateway = 1;
+        return inet_pton(AF_INET, words[1], address) == 1 &&
+               inet_pton(AF_INET, words[2], gateway) == 1;
+    }
+    has_ip6 = 1;
+    reaches_host6 = !strcmp(words[0], "6host");
+    return (reaches_host6 || !strcmp(words[0], "6")) &&
+           inet_pton(AF_INET6, words[1], address6) == 1 &&
+           inet_pton(AF_INET6, words[2], gateway6) == 1;
+}
+
 int main(int argc, char **argv)
 {
     int ready[2];
-    if (argc != 3 && argc != 5)
+    if (argc < 3 || argc % 3)
         return 2;
     guest = atoi(argv[1]);
     passt = atoi(argv[2]);
-    guards_gateway = argc == 5;
-    if (guards_gateway && (inet_pton(AF_INET, argv[3], address) != 1 ||
-                           inet_pton(AF_INET, argv[4], gateway) != 1))
-        return 2;
+    for (int i = 3; i < argc; i += 3)
+        if (!take_network(argv + i))
+            return 2;
     become_nobody();
     if (pipe(ready))
         fail("pipe");

@@ -31,6 +31,8 @@ FILTER = os.path.join(os.path.dirname(__file__), "frame-filter")
 RESOLV_CONF = ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf")
 START_S = 20  # passt goes into the background when it is ready, in some 10 ms
 END_S = 5
+GATEWAY6 = "fe80::1"  # link-local: passt announces such a one as the guest's router
+IPV6_ROUTES = "/proc/net/ipv6_route"
 TRIES = 5  # to have a free port that is still free when passt binds it
 IN_USE = os.strerror(EADDRINUSE)
 _NOT_ALLOWED = (
@@ -59,6 +61,8 @@ def start(net: UserNet, where: str) -> Started:
 
     Raises DeviceError, which says what is missing or in use.
     """
+    if net.address6 is not None and not _has_ipv6_route():
+        raise DeviceError(f"{where}: IPv6 needs an interface with a default route for it")
     guest, filter_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with guest, filter_end:
         stream, named = _start_passt(net, where)
@@ -108,13 +112,23 @@ def _free_port(outside: int | str, host_address: str, kind: int) -> int | str:
     address, colon, port = str(outside).rpartition(":")
     if int(port):
         return outside
-    with socket.socket(socket.AF_INET, kind) as probe:
+    with socket.socket(_family(address), kind) as probe:
         try:
-            probe.bind((address or host_address, 0))
+            probe.bind((address.strip("[]") or host_address, 0))
         except OSError:  # passt will say so
             return outside
         found = probe.getsockname()[1]
     return f"{address}:{found}" if colon else int(found)
+
+
+def _has_ipv6_route() -> bool:
+    """Whether there is a default route. Source: Linux, rt6_info_route()."""
+    try:
+        with open(IPV6_ROUTES, encoding="ascii") as routes:
+            rows = [line.split() for line in routes]
+    except OSError:  # a kernel without IPv6
+        return False
+    return any(int(row[0], 16) == 0 == int(row[1], 16) and row[-1] != "lo" for row in rows)
 
 
 def _ports(net: UserNet) -> dict[int | str, int]:
@@ -130,7 +144,8 @@ def _chosen(asked: UserNet, named: UserNet) -> Iterator[str]:
     ):
         if not before[2]:
             protocol = "udp:" if option == "-u" else ""
-            yield f"{protocol}{address}:{port} -> {inside}"
+            host = f"[{address}]" if ":" in address else address
+            yield f"{protocol}{host}:{port} -> {inside}"
 
 
 def _introduce(guest: socket.socket, net: UserNet, mac: bytes) -> bool:
@@ -179,10 +194,15 @@ def _run(
 
 
 def _guarded(net: UserNet) -> list[str]:
-    """The frame filter's arguments where passt maps the gateway and the guest may only answer."""
-    if net.reach_host or not net.forward_udp:
-        return []
-    return [net.address.partition("/")[0], net.gateway]
+    """The frame filter's arguments: where passt maps the gateway and the guest may only answer, and
+    IPv6."""
+    words = []
+    if net.forward_udp and not net.reach_host:
+        words += ["4", net.address.partition("/")[0], net.gateway]
+    if net.address6 is not None:
+        kind = "6host" if net.reach_host else "6"
+        words += [kind, net.address6.partition("/")[0], GATEWAY6]
+    return words
 
 
 def _is_closed(link: socket.socket) -> bool:
@@ -210,7 +230,11 @@ def arguments(net: UserNet) -> list[str]:
     gateway = ipaddress.IPv4Address(net.gateway)
     # By default passt has the MAC address of the host's interface, which no guest need know.
     mac = "52:55:" + gateway.packed.hex(":")
-    passed = ["--quiet", "--ipv4-only", "-a", str(interface.ip), "-g", str(gateway), "-M", mac]
+    passed = ["--quiet", "-a", str(interface.ip), "-g", str(gateway), "-M", mac]
+    if net.address6 is None:
+        passed.insert(1, "--ipv4-only")
+    else:
+        passed += ["-a", net.address6.partition("/")[0], "-g", GATEWAY6]
     passed += ["-n", str(interface.network.prefixlen), "-m", str(net.mtu)]
     # passt sends UDP answers to the host's 127.0.0.1 through the mapping of the gateway; nothing
     # else of the guest's passes the filter to there.
@@ -255,7 +279,11 @@ def _forwards(net: UserNet) -> Iterator[tuple[str, str, int, int]]:
     for option, forward in (("-t", net.forward), ("-u", net.forward_udp)):
         for outside, inside in forward.items():
             address, _, port = str(outside).rpartition(":")
-            yield option, address or net.host_address, int(port), inside
+            yield option, address.strip("[]") or net.host_address, int(port), inside
+
+
+def _family(address: str) -> int:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
 def _reason(net: UserNet, messages: str) -> str:
@@ -275,7 +303,7 @@ def _reason(net: UserNet, messages: str) -> str:
 def _bind_error(option: str, address: str, port: int) -> str:
     """Why this port can't be bound now; empty if it can."""
     kind = socket.SOCK_STREAM if option == "-t" else socket.SOCK_DGRAM
-    with socket.socket(socket.AF_INET, kind) as probe:
+    with socket.socket(_family(address), kind) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, kind == socket.SOCK_STREAM)
         try:
             probe.bind((address, port))

@@ -21,7 +21,7 @@ import pytest
 from tender import Guest, UserNet
 from tender.errors import DeviceError
 from tender.host import passt
-from tests.guest.conftest import PTENDER, Build, Run
+from tests.guest.conftest import PTENDER, Build, Namespace, Run, open_namespace
 from tests.guest.ordinary import ordinary
 from tests.needs import needs
 from tests.waiting import command_lines, wait_until
@@ -275,7 +275,10 @@ def test_what_bad_words_get(ptender: Run, guest: Build) -> None:
             ("user:0:80,0:81", "port 0 is forwarded twice (of free ports, one for each address)"),
             ("user:80:0", "'80:0' is not HOST:GUEST"),
             ("user,addr=10.0.0.2/32", "addr=10.0.0.2/32 is not an address of a network with room"),
-            ("user:[::1]:8080:80", "'[::1]:8080:80' is not HOST:GUEST (ports)"),
+            (
+                "user:[::1]:8080:80",
+                "a forward from an IPv6 address needs an IPv6 address of the guest",
+            ),
             ("user:80:65536", "'80:65536' is not HOST:GUEST"),
             ("user::80:80", "':80:80' is not HOST:GUEST"),
             ("user:8080:80,8080:81", "port 8080 is forwarded twice"),
@@ -506,3 +509,36 @@ def test_arguments_of_passt() -> None:
     assert "127.0.0.1/8080:80" in words
     assert "10.1.1.1/8081:81" in words
     assert words[-2:] == ["-u", "0.0.0.0/53:53"]
+
+
+@pytest.fixture
+def six(any_cpu: str) -> Iterator[Namespace]:
+    """A network namespace whose way out has IPv6."""
+    for namespace in open_namespace():
+        if not os.path.exists("/proc/net/if_inet6"):
+            pytest.skip("this kernel has no IPv6")
+        namespace.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
+        namespace.ip("link add out0 type veth peer name out1")
+        namespace.ip("addr add 192.0.2.2/24 dev out0")
+        namespace.ip("addr add 2001:db8::2/64 dev out0 nodad")
+        for link in ("out0", "out1"):
+            namespace.ip(f"link set {link} up")
+        namespace.ip("route add default via 192.0.2.1")
+        yield namespace
+
+
+def test_ipv6(six: Namespace) -> None:
+    """Router, addresses and ports; and nothing of the host's loopback and link."""
+    play = [sys.executable, "-m", "tests.guest.usernet6", "out0", "2001:db8::2"]
+    without = six.run(*play, check=False)
+    assert without.returncode == 1
+    assert "IPv6 needs an interface with a default route for it" in without.stderr
+    six.ip("-6 route add default via 2001:db8::1")
+    done = six.run(*play, check=False)
+    assert done.stdout.splitlines() == [
+        "router fe80::1, prefix fd00:7::",
+        "connected to the host's address",
+        "and to no other",
+        "a connection from the host's loopback",
+        "a datagram from there, and its answer",
+    ], done

@@ -104,6 +104,12 @@ IPV4 = "192.0.2.1"
         (lambda: UserNet(mtu=None), "mtu=None is not a whole number"),  # type: ignore[arg-type]
         (lambda: UserNet(address="10.0.0.2"), "address='10.0.0.2' is not an address with its"),
         (lambda: UserNet(address="fd00::2/64"), "address='fd00::2/64' is not an IPv4 address"),
+        *(
+            (lambda given=given: UserNet(address6=given), "address6=.* is not an IPv6 address")
+            for given in ("fd00::2/48", "fe80::2/64", "::1/64", "ff02::1/64", "::ffff:1.2.3.4/64")
+        ),
+        (lambda: UserNet({"[1.2.3.4]:80": 80}, address6="fd00::2/64"), "forward=.* is not host po"),
+        (lambda: UserNet({"[fe80::1%1]:80": 80}, address6="fd00::2/64"), "forward=.* is not host"),
         (lambda: UserNet(gateway=IPV4), f"gateway='{IPV4}' is not another address of the network"),
         (lambda: UserNet(gateway="10.0.0.2"), "gateway='10.0.0.2' is not another address"),
         (lambda: UserNet(host_address="x"), "host_address='x' is not an IPv4 address"),

@@ -85,7 +85,7 @@ def plain() -> Iterator[Filter]:
 @pytest.fixture
 def guarded() -> Iterator[Filter]:
     """As where the guest has a UDP port, and passt maps the gateway to 127.0.0.1."""
-    value = Filter(GUEST, GATEWAY)
+    value = Filter("4", GUEST, GATEWAY)
     yield value
     value.close()
 
@@ -163,6 +163,152 @@ def test_only_answers_reach_the_gateway_where_it_is_the_hosts_loopback(guarded: 
     assert guarded.passes(ipv4(GUEST, GATEWAY, UDP, udp(7, 4000)))
     for port in (3999, 4001, 4002):
         assert not guarded.passes(ipv4(GUEST, GATEWAY, UDP, udp(7, port)))
+
+
+GUEST6, GATEWAY6, OTHER6 = "fd00::2", "fe80::1", "2001:db8::9"
+LINK6, SERVERS6 = "fe80::77", "ff02::1:2"
+ICMP6, FRAGMENT, ROUTING, HOP_BY_HOP, TARGET = 58, 44, 43, 0, 60
+ECHO, SOLICITATION, NEIGHBOUR = 128, 133, 135
+
+
+@pytest.fixture
+def with_ipv6() -> Iterator[Filter]:
+    value = Filter("6", GUEST6, GATEWAY6)
+    yield value
+    value.close()
+
+
+def ipv6(source: str, target: str, protocol: int, data: bytes) -> bytes:
+    head = b"\x60\0\0\0" + len(data).to_bytes(2, "big") + bytes([protocol, 64])
+    both = socket.inet_pton(socket.AF_INET6, source) + socket.inet_pton(socket.AF_INET6, target)
+    return bytes(12) + IPV6 + head + both + data
+
+
+def tcp6(flags: int) -> bytes:
+    return tcp(flags)[:20].ljust(20, b"\0")
+
+
+def icmp6(kind: int, size: int = 24) -> bytes:
+    return bytes([kind]) + bytes(size - 1)
+
+
+def test_ipv6_is_off_where_it_was_not_asked_for(plain: Filter, guarded: Filter) -> None:
+    for each in (plain, guarded):
+        assert not each.passes(ipv6(GUEST6, OTHER6, TCP, tcp6(SYN)))
+        assert not each.passes(ipv6("::", "ff02::1", ICMP6, icmp6(NEIGHBOUR)))
+
+
+def test_ipv6_frames_that_pass(with_ipv6: Filter) -> None:
+    for frame in [
+        *(
+            ipv6(source, target, protocol, data)
+            for source in (GUEST6, "fd00::abcd:1", LINK6)
+            for target in (OTHER6, "64:ff9b::808:808", "fd00::1", "fec0::1", "1::")
+            for protocol, data in (
+                (TCP, tcp6(SYN)),
+                (UDP, udp(1, 53)),
+                (ICMP6, icmp6(ECHO, 8)),
+            )
+        ),
+        *(
+            ipv6(source, target, ICMP6, icmp6(kind))
+            for source in ("::", GUEST6, LINK6)
+            for target in ("ff02::2", "ff02::1:ff00:1", GATEWAY6)
+            for kind in (SOLICITATION, 134, NEIGHBOUR, 136)
+        ),
+        ipv6(LINK6, SERVERS6, UDP, udp(546, 547)),
+        ipv6(GUEST6, OTHER6, UDP, bytes(60_000)),
+        ipv4(GUEST, OTHER),
+    ]:
+        assert with_ipv6.passes(frame), frame
+
+
+def test_ipv6_frames_that_do_not_pass(with_ipv6: Filter) -> None:
+    good = ipv6(GUEST6, OTHER6, TCP, tcp6(SYN))
+    hosts_own = [
+        "::1", "::", "::2", "::ffff:127.0.0.1", "::ffff:192.0.2.1", "::127.0.0.1",
+        "::ffff:0:127.0.0.1", "0:0:1::", GATEWAY6, "fe80::2", "febf::1", "ff02::fb", "ff0e::1",
+        "ff02::1", SERVERS6,
+    ]  # fmt: skip
+    for frame in [
+        *(
+            ipv6(source, target, protocol, data)
+            for source in (GUEST6, LINK6)
+            for target in hosts_own
+            for protocol, data in (
+                (TCP, tcp6(SYN)),
+                (UDP, udp(547, 53)),
+                (ICMP6, icmp6(ECHO)),
+            )
+        ),
+        *(
+            ipv6(source, OTHER6, TCP, tcp6(SYN))
+            for source in (
+                "::",
+                "::1",
+                "fd00:0:0:1::2",
+                "2001:db8::1",
+                "::ffff:10.0.0.2",
+                "ff02::1",
+            )
+        ),
+        ipv6("::1", "ff02::1", ICMP6, icmp6(NEIGHBOUR)),
+        ipv6("::", OTHER6, ICMP6, icmp6(ECHO)),
+        ipv6(LINK6, "ff02::1:3", UDP, udp(546, 547)),
+        ipv6(LINK6, GATEWAY6, UDP, udp(546, 547)),
+        *(ipv6(GUEST6, OTHER6, ICMP6, icmp6(kind)) for kind in (1, 2, 3, 4, 129, 130, 137, 143)),
+        ipv6(GUEST6, "ff02::1", ICMP6, icmp6(NEIGHBOUR, 23)),
+        *(
+            ipv6(GUEST6, target, extension, bytes([protocol, *bytes(7)]) + tcp6(SYN))
+            for target in (OTHER6, "::1")
+            for extension in (HOP_BY_HOP, ROUTING, FRAGMENT, TARGET, 51, 135)
+            for protocol in (TCP, UDP, ICMP6)
+        ),
+        *(
+            ipv6(GUEST6, OTHER6, protocol, bytes(40))
+            for protocol in (1, 4, 41, 47, 50, 59, 132, 255)
+        ),
+        ipv6(GUEST6, OTHER6, TCP, tcp6(SYN)[:19]),
+        ipv6(GUEST6, OTHER6, UDP, bytes(7)),
+        ipv6(GUEST6, OTHER6, ICMP6, icmp6(ECHO, 7)),
+        good + b"more than its length",
+        good[:-1],
+        good[:53],
+        good[:14],
+        good.replace(b"\x60", b"\x40", 1),
+        bytes(12) + IPV6 + ipv4(GUEST, "127.0.0.1")[14:],
+        bytes(12) + VLAN + b"\0\1" + good[12:],
+    ]:
+        assert not with_ipv6.passes(frame), frame
+
+
+def test_answers_reach_the_clients_on_the_hosts_ipv6_loopback(with_ipv6: Filter) -> None:
+    for flags in (SYN_ACK, ACK, 0x04):
+        assert with_ipv6.passes(ipv6(LINK6, GATEWAY6, TCP, tcp6(flags)))
+    answer = ipv6(LINK6, GATEWAY6, UDP, udp(7, 40_000))
+    assert not with_ipv6.passes(answer)
+    asked4 = ipv4(GATEWAY, GUEST, UDP, udp(40_000, 7))
+    with_ipv6.passt.sendall(framed(asked4))
+    assert with_ipv6.guest.recv(1000) == asked4
+    assert not with_ipv6.passes(answer), "that was a client of IPv4"
+    asked = ipv6(GATEWAY6, LINK6, UDP, udp(40_000, 7))
+    with_ipv6.passt.sendall(framed(ipv6(OTHER6, GUEST6, UDP, udp(40_001, 7)), asked))
+    assert with_ipv6.guest.recv(1000)
+    assert with_ipv6.guest.recv(1000) == asked
+    assert with_ipv6.passes(answer)
+    assert not with_ipv6.passes(ipv6(LINK6, GATEWAY6, UDP, udp(7, 40_001)))
+    assert not with_ipv6.passes(ipv6(LINK6, "fe80::2", UDP, udp(7, 40_000)))
+
+
+def test_the_ipv6_loopback_where_the_host_is_to_be_reached() -> None:
+    value = Filter("6host", GUEST6, GATEWAY6)
+    try:
+        assert value.passes(ipv6(GUEST6, GATEWAY6, TCP, tcp6(SYN)))
+        assert value.passes(ipv6(GUEST6, GATEWAY6, UDP, udp(7, 53)))
+        for target in ("::1", "fe80::2", "::ffff:127.0.0.1"):
+            assert not value.passes(ipv6(GUEST6, target, TCP, tcp6(SYN)))
+    finally:
+        value.close()
 
 
 def test_frames_of_passt_in_pieces(plain: Filter) -> None:

@@ -98,6 +98,10 @@ def test_an_option_after_another_may_come_in_any_order() -> None:
             ("a", UserNet(address="10.1.0.2/16", gateway="10.1.0.1", mac=MAC)),
         ),
         ("--net:a=user --net-mac:a=2:0:0:0:0:7 k", ("a", Tap("user", mac=MAC))),
+        (
+            "--net a=user:[::1]:8080:80,addr6=fd00::2/64 k",
+            ("a", UserNet({"[::1]:8080": 80}, address6="fd00::2/64")),
+        ),
         ("--net a=user --net-mac a=2:0:0:0:0:7 k", ("a", UserNet(mac=MAC))),
         (
             "--net a=t,create,addr=10.0.0.1/255.255.255.0 k",
@@ -233,6 +237,9 @@ def test_sizes(text: str, size: int) -> None:
         ("--block-rate a=burst=1M k", "--block-rate: a rate limits bytes, operations or both"),
         ("--block-rate 1M,burst=5ops k", "--block-rate: a burst of operations needs a rate of op"),
         ("--net-rate 1M --clock virtual k", "a rate limit is one of the host's time"),
+        ("--net user,addr6=10.0.0.2/24 k", "--net: addr6=10.0.0.2/24 is not an IPv6 address with"),
+        ("--net user:[::1]:80:80 k", "--net: a forward from an IPv6 address needs an IPv6 address"),
+        ("--net user:::1:80:80,addr6=fd00::2/64 k", "--net: '::1:80:80' is not HOST:GUEST"),
         ("--block a=f,sync=on k", "--block: sync=on is not none, fsync or always"),
         (
             "--block a=f,ro,sync=fsync k",
