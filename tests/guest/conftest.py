@@ -25,6 +25,7 @@ NEEDS_FP = {"fp"}  # guests that are built with floating point
 NEEDS = {
     "ping": ["net"],
     "ping2": ["net"],
+    "ping6": ["net"],
     "talk": ["net"],
     "web": ["net", "tcp"],
 }  # sources beside their own

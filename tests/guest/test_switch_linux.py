@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from tender import Guest
+from tender.testing.net import icmp, packets
+from tender.testing.net.icmp import Echo, Neighbour
+from tender.testing.net.packets import Frame
 from tender.testing.net.port import GuestPort
 from tender.testing.net.switch import Switch
-from tests.guest.conftest import Namespace, open_namespace
+from tests.guest.conftest import Build, Namespace, open_namespace
 from tests.waiting import wait_until
 
 # Carries frames between a port of the switch and a tap.
@@ -102,6 +106,30 @@ def test_tcp_over_ipv6(linux: Namespace, switch: Switch, tmp_path: Path) -> None
         thread.start()
         assert linux.run("curl", "-sg", "http://[fd00::1]/").stdout == "\0" * 100_000
         thread.join()
+
+
+def test_a_guest_of_ipv6(linux: Namespace, switch: Switch, guest: Build, any_cpu: str) -> None:
+    port = switch.port(mac="02:00:00:00:00:42")
+    with Guest(guest("ping6"), mem_mib=8, net={"service": port}):
+        host = switch.host("fd00::1/64")
+        assert host.ping("fd00::2", count=3).received == 3
+        assert host.ping("fe80::ff:fe00:42").received == 1
+        assert "2 received" in linux.run("ping", "-6", "-c2", "-i0.2", "fd00::2").stdout
+        udp = host.udp()
+        for size in (0, 1, 1400):
+            udp.send("fd00::2", 7, bytes(size))
+            assert udp.receive().data == bytes(size)
+
+        echo = icmp.build_echo(Echo(icmp.ECHO_REQUEST, 1, 1, b"data"), "fd00::1", "fd00::2")
+        message = Neighbour(icmp.SOLICITATION, "fd00::2", host.mac)
+        for packet in (echo, icmp.build_neighbour(message, "fd00::1", "fd00::2")):
+            data = packets.build_ipv6(packet)
+            frame = packets.build_frame(Frame(port.mac, host.mac, packets.IPV6, data))
+            for length in range(packets.HEADER_SIZE, len(frame)):  # none of them is answered
+                host.send(frame[:length])
+        assert host.ping("fd00::2").received == 1
+        answers = [line for line in switch.lines() if "fd00::2 > fd00::1 answer" in line]
+        assert len(answers) == 2 * (3 + 1)  # each at two ports
 
 
 def test_linux_gets_an_address_and_names(linux: Namespace, switch: Switch, tmp_path: Path) -> None:
