@@ -157,7 +157,8 @@ def _import_all() -> list[int]:
         from tender.sandbox import confine, sandbox, seccomp  # noqa: F401
 
         seccomp.load()
-        seccomp.entries("spt")  # its children are not warmed up
+        for policy in ("spt", "spt-exit"):  # whose children are not warmed up
+            seccomp.entries(policy)
         namespaces = confine.make_namespaces()
     except (ImportError, TenderError, OSError):
         pass  # a guest that needs it gets the error
@@ -165,7 +166,7 @@ def _import_all() -> list[int]:
         from tender import kvm  # noqa: F401
         from tender.cpu import kvm_state, native, xsave  # noqa: F401
         from tender.engine import engine  # noqa: F401
-        from tender.spt import process  # noqa: F401
+        from tender.spt import process, refusals  # noqa: F401
 
         native.keep_program()
     except (ImportError, HostError):
