@@ -88,7 +88,7 @@ def _cpu_ticks(pid: int) -> int:
     return int(fields[11]) + int(fields[12])
 
 
-def _wait_until_idle(pid: int) -> None:
+def wait_until_idle(pid: int) -> None:
     """Wait until the process uses no CPU: its guest sleeps."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -120,7 +120,7 @@ def pss_of(session: Session, count: int, tender: Tender) -> float:
     with ExitStack() as stack:
         kernel = session.guest("sleep")
         pids = [stack.enter_context(sleeping(tender, kernel)) for _ in range(count)]
-        _wait_until_idle(pids[-1])
+        wait_until_idle(pids[-1])
         return sum(tender_pss_kib(pid) for pid in pids) / count
 
 
