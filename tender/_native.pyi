@@ -107,6 +107,7 @@ class _Lib:
     KVM_X86_SET_MSR_FILTER: int
     MADV_DONTNEED: int
     MADV_HUGEPAGE: int
+    MADV_NORMAL: int
     MAP_ANONYMOUS: int
     MAP_NORESERVE: int
     MAP_PRIVATE: int

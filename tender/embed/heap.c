@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -17,7 +18,7 @@
 #define PAGE 4096u
 #define PRESENT (UINT64_C(1) << 63) /* Linux, Documentation/admin-guide/mm/pagemap.rst */
 #define OF_A_FILE (UINT64_C(1) << 61)
-#define LOOK_PAGES 512
+#define LOOK_PAGES 256
 #define LARGEST (64u << 10)
 #define SMALL_BLOCK 1032u
 #define SMALLEST_BLOCK 24u
@@ -147,12 +148,17 @@ static int is_as_kept(const struct range *range, size_t page, uintptr_t kept)
     return !memcmp(at, range->as_kept + page * PAGE, PAGE);
 }
 
-static long give_back_of(const struct range *range, uintptr_t kept)
+/* Whether these pages are still there: malloc shrinks its heap, and unmaps large blocks. */
+static int are_mapped(const struct range *range, size_t first, size_t end)
 {
-    const size_t count = range->length / PAGE;
+    return !madvise(range->start + first * PAGE, (end - first) * PAGE, MADV_NORMAL);
+}
+
+static long give_back_pages(const struct range *range, size_t first, size_t last, uintptr_t kept)
+{
     long given = 0;
-    for (size_t page = 0, end; page < count; page = end + 1) {
-        for (end = page; end < count && is_as_kept(range, end, kept); end++)
+    for (size_t page = first, end; page < last; page = end + 1) {
+        for (end = page; end < last && is_as_kept(range, end, kept); end++)
             ;
         if (end > page && madvise(range->start + page * PAGE, (end - page) * PAGE, MADV_DONTNEED))
             return -1;
@@ -161,15 +167,34 @@ static long give_back_of(const struct range *range, uintptr_t kept)
     return given;
 }
 
+static long give_back_of(const struct range *range, uintptr_t kept)
+{
+    const size_t count = range->length / PAGE;
+    long given = 0;
+    for (size_t first = 0; first < count; first += LOOK_PAGES) {
+        const size_t last = count - first < LOOK_PAGES ? count : first + LOOK_PAGES;
+        const long more = are_mapped(range, first, last) ? give_back_pages(range, first, last, kept) : 0;
+        if (more < 0)
+            return -1;
+        given += more;
+    }
+    return given;
+}
+
 long heap_give_back(uintptr_t kept)
 {
     long given = 0;
     heap_clear_cache();
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
     for (unsigned i = 0; i < range_count; i++) {
         const long more = give_back_of(&ranges[i], kept);
         if (more < 0)
             return -1;
         given += more;
+        munmap((void *)ranges[i].as_kept, ranges[i].length);
     }
+    range_count = 0;
     return given;
 }

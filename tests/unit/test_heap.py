@@ -16,6 +16,7 @@ def anonymous_kib():
 
 used = [str(number) for number in range(100_000)]
 changed = [bytearray(1000) for _ in range(1000)]
+block = bytearray(8 << 20)  # of malloc's own mapping
 heap.keep()
 if os.fork():
     print(os.waitstatus_to_exitcode(os.wait()[1]))
@@ -30,7 +31,9 @@ else:
     copied = anonymous_kib() - before
     copies = heap.Copies()
     copies.open()
+    block[5000] = 1
     copies.note()
+    del block  # it is unmapped
     given = lib.heap_give_back(0)
     kept = anonymous_kib() - before
     assert used == [str(number) for number in range(100_000)]
