@@ -7,14 +7,16 @@ steps are made in the bench's own process. A suite is pytest, start and end incl
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from time import perf_counter_ns, process_time_ns
 
-from bench.results import Result, Target
+from bench import spt
+from bench.results import REFERENCE, Result, Target
 from bench.rows import Row
-from bench.session import Session, check
-from bench.tenders import MEM_MIB
+from bench.session import Session, Unavailable, check
+from bench.tenders import MEM_MIB, environment, installed
 from tender import Guest, accel
 from tender.cleanup import Cleanup
 from tender.config import Config
@@ -93,6 +95,60 @@ def measure_clone(session: Session) -> list[Result]:
     return [Result("clone", "ms", samples, targets, note="CPU time; its process and sandbox apart")]
 
 
+def output_ms(command: list[str], text: bytes) -> float:
+    """The time from starting a command until its guest has printed `text`."""
+    ours, theirs = os.pipe()
+    actions = [
+        (os.POSIX_SPAWN_DUP2, theirs, 1),
+        (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0),
+        (os.POSIX_SPAWN_CLOSE, ours),
+    ]
+    begin = perf_counter_ns()
+    pid = os.posix_spawn(command[0], command, environment(), file_actions=actions)
+    os.close(theirs)
+    output = chunk = os.read(ours, 1 << 16)
+    while chunk and text not in output:
+        chunk = os.read(ours, 1 << 16)
+        output += chunk
+    elapsed_ns = perf_counter_ns() - begin
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.close(ours)
+    if not chunk:
+        raise Unavailable(f"{' '.join(command)}: no output")
+    return elapsed_ns / 1e6
+
+
+def measure_restore(session: Session) -> list[Result]:
+    """The command, beside those that boot the same guest; to what it prints then."""
+    steps = ["100000", str(STEP_MS)]
+    booted = f"count {BOOT_STEPS} ".encode()
+    commands = {}
+    if os.environ.get("SOLO5_HVT"):
+        kernel = session.guest("count")
+        commands[REFERENCE] = [os.environ["SOLO5_HVT"], f"--mem={MEM_MIB}", str(kernel), *steps]
+    if os.environ.get("SOLO5_SPT"):
+        kernel = spt.image(session, "count")
+        commands[spt.REFERENCE] = [os.environ["SOLO5_SPT"], f"--mem={MEM_MIB}", str(kernel), *steps]
+    texts = dict.fromkeys(commands, booted)
+    for cpu in _cpus():
+        file = session.folder / f"{cpu}.snapshot"
+        snapshot = _saved(session, cpu)
+        snapshot.save(file)
+        snapshot.close()
+        name = f"restore {cpu}"
+        commands[name] = [str(installed()), "--clone", f"--cpu={cpu}", f"--restore={file}"]
+        texts[name] = b"count"
+    samples: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(FORGET + session.pairs):
+        for name, command in commands.items():
+            samples[name].append(output_ms(command, texts[name]))
+    samples = {name: times[FORGET:] for name, times in samples.items()}
+    targets = {name: Target(ratio=1.0) for name in samples if name.startswith("restore")}
+    note = f"a guest that boots in {BOOT_STEPS * STEP_MS} ms: booted, or restored, to its next line"
+    return [Result("restore", "ms", samples, targets, note=note)]
+
+
 def measure_fork(session: Session) -> list[Result]:
     count = QUICK_CLONES if session.quick else CLONES
     samples: dict[str, list[float]] = {}
@@ -137,6 +193,7 @@ def _suite_ms(file: Path, test: str) -> float:
 
 
 ROWS = [
+    Row("restore", "a saved guest, restored by the command, to its first output", measure_restore),
     Row("clone", "a clone of a saved guest: to its next instruction", measure_clone),
     Row("fork", "100 clones of a saved guest, one after the other", measure_fork),
     Row("suite", "50 tests with and without a template", measure_suite),

@@ -34,8 +34,10 @@ FILES = (
     "sandbox/__init__", "sandbox/confine", "sandbox/fdtable", "sandbox/policy", "sandbox/sandbox",
     "sandbox/seccomp",
 )  # fmt: skip
-# and what one on KVM, on the native CPU or with a device does.
+# what one on KVM, on the native CPU or with a device does, and what is restored.
 OTHERS = (
+    "boot/aarch64", "cpu/kvm_state", "cpu/saved", "cpu/xsave", "observe/touched",
+    "snapshot/__init__", "snapshot/file", "snapshot/restore",
     "kvm", "cpu/cpuid",
     "cpu/exceptions", "cpu/instruction", "cpu/native", "cpu/native_state", "cpu/privileged",
     "cpu/x86_64",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-from array import array
 
 from tender.boot.layout import PAGE_SIZE
 from tender.memory import regions
@@ -87,7 +86,8 @@ def _touched(
     first = memory.base // PAGE_SIZE
     for batch in range(low // PAGE_SIZE, high // PAGE_SIZE, BATCH):
         count = min(BATCH, high // PAGE_SIZE - batch)
-        flags = array("Q", os.pread(source["pagemap"], count * 8, (first + batch) * 8))
+        found = os.pread(source["pagemap"], count * 8, (first + batch) * 8)
+        flags = memoryview(found).cast("Q")
         start = None
         for index, each in enumerate(flags):
             page = batch + index

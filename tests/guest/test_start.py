@@ -60,6 +60,7 @@ def test_a_plain_run(guest: Build, tmp_path: Path, cpu: str) -> None:
     assert new - PLAIN_FILES - OTHERS - PLAIN == set(), "these cost every start"
     with_disk = {"tender.host.block", "tender.host.lock"}
     assert not new & with_disk, "these cost every start without a disk"
+    assert "tender.snapshot" not in new, "it costs every start that is not restored"
     image = tmp_path / "disk.img"
     image.write_bytes(bytes(4096))
     new, _ = imported(f"--cpu={cpu}", "--mem=8", "--block", str(image), str(guest("block")))
