@@ -17,7 +17,7 @@ from tender._native import lib
 from tender.backends import Tap, UserNet
 from tender.cleanup import Cleanup
 from tender.dataclass import dataclass
-from tender.errors import DeviceError, HostError
+from tender.errors import ConfigError, DeviceError, HostError
 from tender.host import passt, tap
 from tender.sandbox import confine
 
@@ -64,7 +64,7 @@ def of_container(ports: Sequence[str]) -> Network | None:
     """The network of this namespace; None where it has no interface.
 
     Without a tap it is one through passt, which has the guest's `ports` on the interface, and one
-    line says so. Raises DeviceError.
+    line says so. Raises DeviceError, or ConfigError where another unikernel has it.
     """
     try:
         return _take_over()
@@ -103,19 +103,21 @@ def _take_over() -> Network | None:
         link = _interface(ipr)
         if link is None:
             return None
+        if ipr.link_lookup(ifname=TAP):
+            raise ConfigError("the container's network is another unikernel's: a pod has one")
         index, mtu, mac = link["index"], link.get_attr("IFLA_MTU"), link.get_attr("IFLA_ADDRESS")
-        cleanup = Cleanup()
-        try:
-            _remove_redirect(ipr, index)  # of a container that had this namespace before
-            fd, _ = tap.attach(Tap(TAP, create=True, mtu=mtu), "container", cleanup)
-            (tap_index,) = ipr.link_lookup(ifname=TAP)
-            _redirect(ipr, index, tap_index)
-            _redirect(ipr, tap_index, index)
-        except NetlinkError as error:
-            _remove_redirect(ipr, index)
-            cleanup.close()
-            reason = os.strerror(error.code)
-            raise DeviceError(f"the container's network: traffic control: {reason}") from None
+        with Cleanup() as cleanup:
+            try:
+                _remove_redirect(ipr, index)  # of a container that had this namespace before
+                fd, _ = tap.attach(Tap(TAP, create=True, mtu=mtu), "container", cleanup)
+                (tap_index,) = ipr.link_lookup(ifname=TAP)
+                cleanup.callback(lambda: _remove_redirect(ipr, index))
+                _redirect(ipr, index, tap_index)
+                _redirect(ipr, tap_index, index)
+            except NetlinkError as error:
+                reason = os.strerror(error.code)
+                raise DeviceError(f"the container's network: traffic control: {reason}") from None
+            cleanup.forget()
         os.set_inheritable(fd, True)
         device = f"@{fd},mtu={mtu},mac={mac}"
         return Network(device, _address(ipr, index), _gateway(ipr, index))

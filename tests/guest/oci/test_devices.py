@@ -82,6 +82,8 @@ def test_the_guest_takes_over_the_network(
         runtime("start", "one")
         wait_until(lambda: "listening" in output.read_text())
         assert f"listening on 10.9.0.2/24, mac {mac}, mtu 1400" in output.read_text()
+        error = runtime.refuses("create", "-b", bundle, "two")
+        assert error == "create: the container's network is another unikernel's: a pod has one"
         page = host.run("curl", "-s", "--max-time", "60", "http://10.9.0.2/").stdout
         assert "Hello from a unikernel" in page
         runtime("delete", "--force", "one")
