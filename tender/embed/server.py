@@ -302,10 +302,19 @@ def _has_standard_error() -> bool:
 
 
 def _path() -> list[str]:
-    """Where this program finds modules, so that the server finds the same."""
+    """Where this program finds modules, so that the server finds the same.
+
+    Folders with another `tender` are left out: pytest inserts the folder of a test, which may be a
+    checkout.
+    """
     home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     path = [os.path.abspath(each) for each in sys.path if each]
+    path = [each for each in path if each == home or not _has_tender(each)]
     return path if home in path else [*path, home]
+
+
+def _has_tender(folder: str) -> bool:
+    return os.path.exists(os.path.join(folder, "tender", "__init__.py"))
 
 
 def _interpreter() -> str:

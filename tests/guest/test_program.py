@@ -430,3 +430,11 @@ def test_descriptors_that_run_out(guest: Build) -> None:
     assert len(errors) > 3
     for error in errors:
         assert re.search(r": Too many open files \(raise `ulimit -n`, RLIMIT_NOFILE\)$", error)
+
+
+def test_another_tender_in_the_path(guest: Build, tmp_path: Path) -> None:
+    (tmp_path / "tender").mkdir()
+    (tmp_path / "tender" / "__init__.py").write_text("raise ImportError('another one')")
+    code = "sys.path.insert(0, sys.argv[2])\nprint(Guest(sys.argv[1], '3').run().status)"
+    done = program(code, guest("exit"), tmp_path)
+    assert (done.stdout, done.stderr) == ("3\n", "")
