@@ -49,5 +49,8 @@ def _run(bundle: Bundle, hook: Hook, step: str, id: str, status: str, pid: int) 
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ConfigError(f"hook {step}: {hook.path}: {error}") from None
     if done.returncode:
+        status = f"status {done.returncode}"
+        if done.returncode < 0:
+            status = f"killed by signal {-done.returncode}"
         said = done.stderr.decode(errors="replace").strip()
-        raise ConfigError(f"hook {step}: {hook.path}: status {done.returncode}: {said}")
+        raise ConfigError(": ".join(filter(None, [f"hook {step}", hook.path, status, said])))

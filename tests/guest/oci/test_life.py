@@ -122,6 +122,9 @@ def test_hooks(runtime: Runtime, make: Any) -> None:
     hooks["prestart"] = [{"path": "/bin/sh", "args": ["sh", "-c", "echo no >&2; exit 3"]}]
     error = runtime.refuses("create", "--bundle", make("hello", hooks=hooks), "one")
     assert error == "create: hook prestart: /bin/sh: status 3: no"
+    hooks["prestart"] = [{"path": "/bin/sh", "args": ["sh", "-c", "kill -9 $$"]}]
+    error = runtime.refuses("create", "--bundle", make("hello", hooks=hooks), "one")
+    assert error == "create: hook prestart: /bin/sh: killed by signal 9"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace takes root")
