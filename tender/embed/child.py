@@ -71,7 +71,7 @@ def run(sock: socket.socket, request: bytes, server_pid: int, namespaces: list[i
                     report_fd=sock.fileno(),
                     parent_pid=server_pid,
                     namespaces=namespaces,
-                    copies=heap.Copies(),
+                    copies=heap.Copies(stop),
                 )
             outcome = machine.run(
                 config,

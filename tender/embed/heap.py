@@ -18,6 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tender.stop import Stop
+
 KEPT_BYTES = range(64 << 10, 64 << 20)  # of a mapping: of smaller ones little is shared
 BLOCKS_MAX = 1 << 16
 # Objects of each size that Python has free places for, the largest first.
@@ -71,13 +73,20 @@ def _mappings() -> list[tuple[int, int]]:
 
 
 class Copies:
-    """What tells apart which pages a child has copied."""
+    """The pages that a child has copied. A handler of signals writes to the request `stop`."""
+
+    def __init__(self, stop: Stop) -> None:
+        self._stop = int(ffi.cast("uintptr_t", stop.cell))
 
     def open(self) -> None:
-        """Open it, while there is a /proc. Raises OSError."""
+        """Open what tells which they are, while there is a /proc. Raises OSError."""
         self._pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
 
     def note(self) -> None:
-        """Note the copies that there are now, and close it."""
+        """Note those that there are now, and close it."""
         lib.heap_note_copies(self._pagemap)
         os.close(self._pagemap)
+
+    def give_back(self) -> None:
+        """Give back the noted ones that are as they were, while there is one thread."""
+        lib.heap_give_back(self._stop)

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
         def note(self) -> None:
             """Note them."""
 
+        def give_back(self) -> None:
+            """Give back those that differ in nothing, while there is one thread."""
+
 
 NOBODY = 65534
 REPORT_MAX = 1 << 16  # bytes of --report: seccomp/report-file.policy
@@ -208,6 +211,9 @@ class Sandbox:
         if self._parent_pid is not None:
             end_with(self._parent_pid)  # a change of credentials would have cleared it
         self._layer("Landlock", confine.landlock)
+        if copies and ring:  # else the engine gives them back, when the guest is idle
+            copies.note()
+            copies.give_back()
         if start:
             start(ring)  # the limits leave no address space for another thread
         self._layer("limits", confine.limit, FDS_END, address_space, _file_limit(table))
@@ -217,7 +223,7 @@ class Sandbox:
             become(main)
         if trap and lib.sandbox_report_to(FIXED["report"]):
             raise HostError("sandbox: cannot handle SIGSYS", "sigaction", ffi.errno)
-        if copies:
+        if copies and not ring:
             copies.note()
         seccomp.install(main)
         self.layers.append("seccomp")

@@ -9,6 +9,7 @@ FORKED = """
 import os
 from tender._native import lib
 from tender.embed import heap
+from tender.stop import Stop
 
 def anonymous_kib():
     text = open("/proc/self/smaps_rollup").read()
@@ -29,7 +30,7 @@ else:
         each[500:502] = number.to_bytes(2, "little")
     made = [str(-number) for number in range(10_000)]
     copied = anonymous_kib() - before
-    copies = heap.Copies()
+    copies = heap.Copies(Stop())
     copies.open()
     block[5000] = 1
     copies.note()
