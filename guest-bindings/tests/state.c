@@ -1,6 +1,6 @@
 /*
  * Registers keep their values over a hypercall, at which a test takes the guest to another CPU. The
- * command line says which: general, sse, avx, msrs, debug.
+ * command line says which: general, sse, avx, msrs, debug. With tsc, a test has set that to 2^60.
  */
 #include "check.h"
 #include "raw.h"
@@ -124,6 +124,28 @@ static void keep_debug(void)
     EXPECT(value == 0x123456);
 }
 
+static void read_tsc(void)
+{
+    uint32_t low, high, number = 1;
+    uint64_t last = UINT64_C(1) << 60;
+    for (unsigned i = 0; i < 30; i++) {
+        uint64_t now;
+        if (i % 3 == 0) {
+            __asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
+            now = (uint64_t)high << 32 | low;
+        } else if (i % 3 == 1) {
+            write_msr(0xc0000103, 5);
+            __asm__ volatile("rdtscp" : "=a"(low), "=d"(high), "=c"(number));
+            now = (uint64_t)high << 32 | low;
+            EXPECT(number == 5);
+        } else {
+            now = read_msr(0x10);
+        }
+        EXPECT(now >= last);
+        last = now;
+    }
+}
+
 int solo5_app_main(const struct solo5_start_info *info)
 {
     const char *word;
@@ -138,6 +160,8 @@ int solo5_app_main(const struct solo5_start_info *info)
             keep_msrs();
         else if (is_word(word, "debug"))
             keep_debug();
+        else if (is_word(word, "tsc"))
+            read_tsc();
     }
     return verdict();
 }

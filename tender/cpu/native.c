@@ -38,6 +38,8 @@
 #define MAX_SKIP 1000    /* waits */
 #define TRAP_GP 13
 #define OUT_DX_EAX 0xef
+#define RDTSC_0 0x0f
+#define RDTSC_1 0x31
 #define FXSAVE_SIZE 512
 #define FXSAVE_OWN 416 /* behind are words of the kernel's */
 #ifndef MFD_EXEC
@@ -213,7 +215,7 @@ static void to_guest(struct native *native)
     struct native_shared *shared = native->shared;
     if (native->guest_spins)
         note_spin(&native->guest_spin, shared->guest_sleeps != 0);
-    native->guest_spins = next_spin(native, &native->guest_spin);
+    native->guest_spins = native->traps_tsc ? 0 : next_spin(native, &native->guest_spin);
     shared->guest_spin = native->guest_spins;
     shared->turn = NATIVE_TURN_GUEST;
     if (shared->guest_sleeps)
@@ -330,6 +332,34 @@ void native_set_registers(struct native *native)
         frame->uc_mcontext.gregs[gregs[i]] = (greg_t)native->registers[i];
 }
 
+uint64_t native_counter(const struct native *native)
+{
+    const uint64_t now = __rdtsc();
+    if (!native->traps_tsc)
+        return now;
+    const unsigned __int128 passed = now - native->tsc_then;
+    return native->tsc + (uint64_t)(passed * native->tsc_hz / native->machine_hz);
+}
+
+/* Whether the trap is an RDTSC in the guest's text, which is answered. */
+static int answer_rdtsc(struct native *native)
+{
+    const uint64_t rip = native->registers[RIP];
+    if (!native->traps_tsc || native->signo != SIGSEGV || native->vector != TRAP_GP)
+        return 0;
+    if (!is_text(native, rip) || !is_text(native, rip + 1))
+        return 0;
+    const volatile uint8_t *code = native->memory + rip;
+    if (code[0] != RDTSC_0 || code[1] != RDTSC_1)
+        return 0;
+    const uint64_t now = native_counter(native);
+    native->registers[RAX] = now & 0xffffffff;
+    native->registers[RDX] = now >> 32;
+    native->registers[RIP] = rip + 2;
+    native_set_registers(native);
+    return 1;
+}
+
 int native_run(struct native *native)
 {
     for (;;) {
@@ -345,6 +375,8 @@ int native_run(struct native *native)
             return error;
         native->is_guests_turn = 0;
         error = read_trap(native);
+        if (!error && answer_rdtsc(native))
+            continue;
         if (error || !read_hypercall(native) || !native->engine)
             return error;
         struct engine *engine = native->engine;

@@ -53,6 +53,7 @@ struct native_shared {
     char comm[NATIVE_COMM]; /* the name of both processes */
     int32_t parent; /* the tender's pid */
     int32_t failed; /* written by the program: the errno of a step that failed */
+    uint32_t traps_tsc; /* RDTSC is to trap */
     uint32_t range_count;
     uint32_t filter_length;
     uint64_t filter[NATIVE_FILTER_MAX]; /* struct sock_filter */
@@ -80,6 +81,10 @@ struct native {
     uint32_t text_count;
     int32_t pidfd;
     int32_t is_guests_turn;
+    int32_t traps_tsc; /* RDTSC traps, which the guest's side would need to spin; then: */
+    uint64_t tsc;      /* ... what the guest's counter was */
+    uint64_t tsc_then; /* ... when the machine's was this */
+    uint64_t tsc_hz, machine_hz;
     uint64_t spin_cycles; /* how long to spin; 0 where there is one CPU only */
     uint64_t guest_spins; /* for how many the guest's side does now */
     struct native_spin guest_spin;
@@ -129,6 +134,9 @@ void native_set_registers(struct native *native);
  * them, but for the words that are the kernel's.
  */
 int native_fpu(struct native *native, void *area, uint64_t size, int set);
+
+/* The guest's counter: the machine's TSC, or what is made of it where RDTSC traps. */
+uint64_t native_counter(const struct native *native);
 
 /* Let the guest, which runs, come back by a SIGTRAP. */
 void native_pause(struct native *native);

@@ -136,7 +136,7 @@ class NativeCpu(NativeState):
         # For a debugger, which has put int3 at `traps`.
         self.debugged = self.single_step = False
         self.traps: frozenset[int] = frozenset()
-        self.cpu_cycle_freq = int(lib.tsc_hz())
+        self.cpu_cycle_freq = self._machine_hz = int(lib.tsc_hz())
         if len(os.sched_getaffinity(0)) > 1:
             self._cell.spin_cycles = int(SPIN_S * self.cpu_cycle_freq)
         stop.watch(ffi.addressof(self._cell, "immediate_exit"))

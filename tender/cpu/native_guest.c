@@ -50,8 +50,9 @@ static void hand_over(void)
     shared->turn = NATIVE_TURN_TENDER;
     if (shared->tender_sleeps)
         futex(FUTEX_WAKE, 1);
-    for (uint64_t begun = __builtin_ia32_rdtsc();
-         __builtin_ia32_rdtsc() - begun < shared->guest_spin;) {
+    const uint64_t spin = shared->guest_spin;
+    for (uint64_t begun = spin ? __builtin_ia32_rdtsc() : 0;
+         spin && __builtin_ia32_rdtsc() - begun < spin;) {
         if (shared->turn == NATIVE_TURN_GUEST)
             return;
         __builtin_ia32_pause();
@@ -161,6 +162,8 @@ static void give_up(void)
         check(call(__NR_prlimit64, 0, limits[i], (long)&none, 0, 0, 0));
     check(call(__NR_prctl, PR_SET_NAME, (long)shared->comm, 0, 0, 0, 0));
     check(call(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0, 0));
+    if (shared->traps_tsc)
+        check(call(__NR_prctl, PR_SET_TSC, PR_TSC_SIGSEGV, 0, 0, 0, 0));
     check(call(__NR_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0, 0));
     if (call(__NR_getppid, 0, 0, 0, 0, 0, 0) != shared->parent)
         call(__NR_exit_group, 1, 0, 0, 0, 0, 0); /* it has ended already */

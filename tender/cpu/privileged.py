@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import struct
 
-from tender._native import lib
 from tender.boot.x86_64 import CONTROL, MSR_TSC, MSRS, State, Table
 from tender.cpu.exceptions import Exceptions
 from tender.cpu.instruction import ORDER, SEGMENTS, Instruction
@@ -35,6 +34,10 @@ class Privileged(Exceptions):
         raise NotImplementedError
 
     def _set_base(self, name: str, base: int) -> None:
+        raise NotImplementedError
+
+    def counter(self) -> int:
+        """The guest's TSC."""
         raise NotImplementedError
 
     def _swapgs(self) -> None:
@@ -137,6 +140,8 @@ class Privileged(Exceptions):
         opcode = code.byte()
         if opcode == 0x30:
             return self._wrmsr()
+        if opcode == 0x31:  # where it traps
+            return self._answer(self.counter())
         if opcode == 0x32:
             return self._rdmsr()
         if opcode in (0x20, 0x22):
@@ -164,6 +169,9 @@ class Privileged(Exceptions):
         if code.peek() == 0xF8:
             self._swapgs()
             return None
+        if code.peek() == 0xF9 and code.byte():  # rdtscp, where it traps
+            self._write("rcx", self._state.msrs["tsc_aux"])
+            return self._answer(self.counter())
         if code.peek() >= 0xC0:
             return False  # xsetbv and others, which this CPU does not have for a guest
         register, _ = code.operand(0)
@@ -213,11 +221,14 @@ class Privileged(Exceptions):
         elif index == _EFER:
             value = self._state.control["efer"]
         elif index == MSR_TSC:
-            value = int(lib.tsc_read())
+            value = self.counter()
         elif index in _MSR_NAMES:
             value = self._state.msrs[_MSR_NAMES[index]]
         else:
             return False
+        return self._answer(value)
+
+    def _answer(self, value: int) -> bool:
         self._write("rax", value & 0xFFFFFFFF)
         self._write("rdx", value >> 32)
         return True
