@@ -36,6 +36,16 @@ def test_every_file_of_a_data_folder_is_packaged(package: str, folder: str) -> N
     } == packaged
 
 
+def test_every_package_is_packaged() -> None:
+    packages = re.search(
+        r"^packages = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.M | re.S
+    )
+    assert packages
+    listed = set(re.findall('"(.*?)"', packages[1]))
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "tender").rglob("__init__.py")}
+    assert {".".join(folder.parts) for folder in folders} <= listed
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="some C is for x86_64 only")
 def test_every_c_file_is_compiled() -> None:
     modules = (ffi_build.native, ffi_build.soft)
