@@ -131,6 +131,8 @@ class _Commands:
             runtime.start(self._states, given.id)
             if given.detach:
                 return 0
+            for signo in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(signo, lambda signo, _: self._forward(given.id, signo))
             status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         except BaseException:
             ended = True
@@ -139,6 +141,10 @@ class _Commands:
             if ended:
                 runtime.delete(self._states, given.id, force=True)
         return status if status >= 0 else 128 - status
+
+    def _forward(self, id: str, signo: int) -> None:
+        with suppress(ConfigError):  # it has ended by itself
+            runtime.kill(self._states, id, signo, False)
 
     def _create_container(self, *flags: str) -> tuple[Namespace, int]:
         from tender.oci.create import create  # the other commands start quicker without it

@@ -27,6 +27,18 @@ def test_a_container_runs(runtime: Runtime, make: Any) -> None:
     assert not runtime.log.exists()
 
 
+def test_a_signal_to_run_is_for_its_guest(runtime: Runtime, make: Any) -> None:
+    output = runtime.folder / "output"
+    command = runtime.command("run", "--bundle", make("loop"), "one")
+    with (
+        open(output, "w") as file,
+        subprocess.Popen(command, stdout=file, env=runtime.environment) as process,
+    ):
+        wait_until(lambda: "looping" in output.read_text())
+        process.terminate()
+    assert process.returncode == 1  # as the tender ends by SIGTERM
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="spt guests are for x86_64")
 def test_an_spt_guest_runs(runtime: Runtime, make: Any, tmp_path: Path) -> None:
     values = {f"{URUNC}binary": KERNEL, f"{URUNC}hypervisor": "spt"}
