@@ -123,6 +123,24 @@ def test_a_page_through_a_mapped_port(podman: Podman, build: Any) -> None:
     podman("rm", "web")
 
 
+def test_the_hosts_network(podman: Podman, build: Any) -> None:
+    """The guest has a network of its own behind it, and its ports are the host's."""
+    if shutil.which("passt") is None:
+        pytest.skip("passt is not installed")
+    host = podman.namespace
+    host.ip("link add up0 type veth")
+    host.ip("addr add 10.6.0.1/24 dev up0")
+    host.ip("link set up0 up")
+    host.ip("route add default via 10.6.0.2 dev up0")
+    host.run("sh", "-c", "echo 80 >/proc/sys/net/ipv4/ip_unprivileged_port_start")
+    web = podman.image(build("web"), "--expose=80")
+    podman("run", "-d", "--name=host", "--network=host", web)
+    wait_until(lambda: "listening on 10.0.0.2/24" in podman("logs", "host").stdout)
+    assert "Hello from a unikernel" in podman.page(80)
+    podman("rm", "--force", "--time=0", "host")
+    host.ip("link del up0")
+
+
 def test_a_pod_has_an_ordinary_container(podman: Podman, build: Any) -> None:
     web = podman.image(build("web"))
     if shutil.which("runc") is None or not Path("/usr/libexec/podman/catatonit").exists():
