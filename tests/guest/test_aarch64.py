@@ -313,3 +313,27 @@ def test_a_core_has_registers_and_memory(
         trap = re.search(r"elr=(0x[0-9a-f]+)", done.stdout)
         assert trap
         assert registers[32] == int(trap[1], 16)
+
+
+def test_a_guest_is_saved_and_goes_on(guest: Build, tmp_path: Path) -> None:
+    file = tmp_path / "saved"
+    words = [str(PTENDER), "--mem=8", "--cpu=soft", f"--snapshots={tmp_path}", str(guest("count"))]
+    with subprocess.Popen([*words, "100000", "10"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        while not process.stdout.readline().startswith("count 2 "):
+            assert process.poll() is None
+        command = [str(PTENDER), "snapshot", str(process.pid), str(file), "--stop"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        rest = [line for line in process.stdout if line.startswith("count")]
+    last = int(rest[-1].split()[1]) if rest else 2
+    command = [str(PTENDER), "--cpu=soft", f"--restore={file}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for number in range(last + 1, last + 4):
+            assert process.stdout.readline().startswith(f"count {number} ")
+        process.terminate()
+    for cpu in ("kvm", "native"):
+        command = [str(PTENDER), f"--cpu={cpu}", "--clone", f"--restore={file}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert "this guest is for aarch64" in done.stderr
