@@ -299,6 +299,7 @@ def assemble(
     )
     if gdb:
         gdb.statistics = machine.statistics
+        gdb.pending = machine.pending
     return machine
 
 
@@ -573,9 +574,8 @@ def _run_to_end(machine: Machine, stop: Stop, warn: Warn) -> Outcome:
     """The guest's run, and its end as an Outcome."""
     try:
         hook = machine.saver or machine.trace
-        halt = loop.run(
-            machine.vcpu, machine.memory, machine.dispatcher, stop, hook, machine.pending
-        )
+        pending = None if machine.gdb else machine.pending  # which has it
+        halt = loop.run(machine.vcpu, machine.memory, machine.dispatcher, stop, hook, pending)
         if machine.gdb and halt.status == lib.HVT_EXIT_ABORT:
             machine.gdb.aborted(halt, machine.boot)
         core = _dump_core(machine, halt, stop, warn)

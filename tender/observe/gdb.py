@@ -60,6 +60,7 @@ class GdbVcpu:
     ) -> None:
         self.path = os.path.abspath(kernel)
         self.joined = False
+        self.pending: Exit | None = None  # what the guest waits in when the debugger comes
         self.statistics: Callable[[], Statistics] = Statistics
         self.fds = vcpu.fds
         self.cpu_cycle_freq, self.pc_name = vcpu.cpu_cycle_freq, vcpu.pc_name
@@ -98,6 +99,8 @@ class GdbVcpu:
             self._begun = True
             self._wait_for_debugger()
             self._stop.on_interrupt = self._look
+            if self.pending is not None:
+                return self.pending
         while True:
             exit = self._debug.run()
             if type(exit) is not Debug:

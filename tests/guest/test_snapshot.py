@@ -445,3 +445,23 @@ def test_an_ordinary_user_saves_and_restores(guest: Build, home: Path) -> None:
     assert done.returncode == 0, done
     assert "slept" in done.stdout
     assert (home / "saved").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(not shutil.which("gdb"), reason="no gdb")
+def test_a_debugger_comes_first(
+    guest: Build, ptender: Run, cpu: str, tmp_path: Path, home: Path
+) -> None:
+    """The guest is shown where it waits, and goes on waiting when the debugger lets it."""
+    file, link = sleeper(guest, ptender, tmp_path, 2000), home / "gdb"
+    kernel = guest("sleep")
+    commands = [f"target remote {link}", "break solo5_exit", "continue", "bt 1", "kill"]
+    with subprocess.Popen([PTENDER, "--restore", file, f"--gdb={link}"]) as process:
+        wait_until(lambda: link.exists() or process.poll() is not None)
+        words = [word for command in commands for word in ("-ex", command)]
+        done = subprocess.run(
+            ["gdb", "-nx", "-batch", *words, str(kernel)],
+            capture_output=True, text=True, timeout=100,
+        )  # fmt: skip
+        process.wait(100)
+    assert "Breakpoint 1, 0x" in done.stdout, done
+    assert "in solo5_exit ()" in done.stdout, done
