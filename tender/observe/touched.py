@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PAGEMAP_PRESENT_OR_SWAPPED = 3 << 62
 BATCH = 512  # pages looked up at a time
 BATCH_BYTES = BATCH * PAGE_SIZE
+_ZERO = bytes(PAGE_SIZE)
 
 
 def open_source(memory_fd: int) -> dict[str, int]:
@@ -50,7 +51,22 @@ def write(
     for low, high, _ in regions(memory, ()):
         for start, end in _touched(source, memory, low, high):
             check()
-            pwrite(fd, memory.readable(start, end - start), offset + start)
+            data = memory.readable(start, end - start)
+            for first, last in _not_zero(data):
+                pwrite(fd, data[first:last], offset + start + first)
+
+
+def _not_zero(data: memoryview) -> Iterator[tuple[int, int]]:
+    """The runs of pages with anything in them: a huge page has more pages than are touched."""
+    start = None
+    for page in range(0, len(data), PAGE_SIZE):
+        if bytes(data[page : page + PAGE_SIZE]) != _ZERO:
+            start = page if start is None else start
+        elif start is not None:
+            yield start, page
+            start = None
+    if start is not None:
+        yield start, len(data)
 
 
 def pwrite(fd: int, data: memoryview, offset: int) -> None:

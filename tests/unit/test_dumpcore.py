@@ -56,6 +56,16 @@ def test_a_core_has_the_memory_that_was_touched(target: core.Target, tmp_path: P
     assert rip == 0x123456
 
 
+def test_pages_of_zeros_take_no_room(target: core.Target) -> None:
+    """With huge pages, the kernel holds 512 pages where the guest has touched one."""
+    memory = GuestMemory(4 * MIB)
+    memory.put(MIB, bytes(2 * MIB))
+    memory.put(2 * MIB, b"here")
+    path = Path(target.write(memory, STATE, nothing))
+    assert path.read_bytes()[core.MEMORY_OFFSET :] == bytes(memory.view)
+    assert path.stat().st_blocks * 512 < 1 << 16
+
+
 @pytest.mark.skipif(bool(native.missing()), reason="only the native CPU has memory with a file")
 def test_a_core_has_what_another_process_touched(tmp_path: Path) -> None:
     memory = GuestMemory(16 * MIB, shared=True)
