@@ -14,41 +14,22 @@ from _frozen_importlib_external import MAGIC_NUMBER
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import CodeType
+    from collections.abc import Iterator
 
     from tender.cli.frozen import Entry
 
-# tests/guest/test_start.py: what a run of hello imports on any CPU,
-FILES = (
-    "__init__", "accel", "backends", "checks", "cleanup", "clock", "config", "dataclass", "devices",
-    "errors", "hypercalls", "loop", "machine", "memory", "outcome", "stop",
-    "boot/__init__", "boot/bootinfo", "boot/layout", "boot/x86_64",
-    "cli/__init__", "cli/commandline", "cli/main", "cli/options", "cli/values",
-    "cpu/__init__", "cpu/vcpu",
-    "engine/__init__", "engine/engine",
-    "host/__init__",
-    "image/__init__", "image/elf", "image/file", "image/manifest",
-    "modules/__init__", "modules/assign", "modules/block", "modules/console", "modules/net",
-    "modules/poll", "modules/time",
-    "observe/__init__", "observe/counters",
-    "sandbox/__init__", "sandbox/confine", "sandbox/fdtable", "sandbox/policy", "sandbox/sandbox",
-    "sandbox/seccomp",
+    Sources = dict[str, tuple[str, ast.Module]]  # by module: its path below the package, and it
+
+# What every run imports, and what one on KVM, on the native CPU or with a device does, and what is
+# restored: each with all that it imports itself.
+FIRST = (
+    "cli.main", "machine", "sandbox.sandbox", "boot.x86_64", "observe.counters", "engine.engine",
 )  # fmt: skip
-# what one on KVM, on the native CPU or with a device does, and what is restored.
 OTHERS = (
-    "boot/aarch64", "cpu/kvm_state", "cpu/saved", "cpu/xsave", "observe/touched",
-    "snapshot/__init__", "snapshot/file", "snapshot/restore",
-    "kvm", "cpu/cpuid",
-    "cpu/exceptions", "cpu/instruction", "cpu/native", "cpu/native_state", "cpu/privileged",
-    "cpu/x86_64",
-    "host/block", "host/lock", "host/net", "host/tap",
+    "kvm", "cpu.kvm_state", "cpu.native", "host.block", "host.net", "host.tap",
+    "snapshot.restore", "boot.aarch64",
 )  # fmt: skip
 NAME = f"cli/frozen.{sys.implementation.cache_tag}"  # of the file, below the package
-
-
-def module_name(file: str) -> str:
-    """`cli/main` -> tender.cli.main."""
-    return f"tender/{file}".removesuffix("/__init__").replace("/", ".")
 
 
 def write(package: str, target: str, *, in_place: bool) -> None:
@@ -56,26 +37,53 @@ def write(package: str, target: str, *, in_place: bool) -> None:
 
     `in_place`: the command finds these very sources, which may change.
     """
+    sources: Sources = {}
+    for module in FIRST:
+        _collect(package, f"tender.{module}", sources)
+    first = set(sources)
+    for module in OTHERS:
+        _collect(package, f"tender.{module}", sources)
     entries: dict[str, Entry] = {}
-    for file in (*FILES, *OTHERS):
-        path = f"{package}/{file}.py"
+    for name, (file, tree) in sources.items():
+        path = f"{package}/{file}"
+        shown = os.path.abspath(path) if in_place else f"tender/{file}"
+        code = compile(tree, shown, "exec", annotations.compiler_flag, True, optimize=2)
         info = os.stat(path)
         time_ns = info.st_mtime_ns if in_place else None
-        code = _compile(path, os.path.abspath(path) if in_place else f"tender/{file}.py")
-        kept = code if file in FILES else marshal.dumps(code)
-        entries[module_name(file)] = (f"{file}.py", info.st_size, time_ns, kept)
-    reader = _compile(f"{package}/cli/frozen.py", "tender/cli/frozen.py")
+        kept = code if name in first else marshal.dumps(code)
+        entries[name] = (file, info.st_size, time_ns, kept)
+    finder = compile(_parse(f"{package}/cli/frozen.py"), "tender/cli/frozen.py", "exec")
     with open(f"{target}/{NAME}.new", "wb") as output:
-        output.write(MAGIC_NUMBER + marshal.dumps((reader, entries)))
+        output.write(MAGIC_NUMBER + marshal.dumps((finder, entries)))
     os.replace(f"{target}/{NAME}.new", f"{target}/{NAME}")
 
 
-def _compile(path: str, shown: str) -> CodeType:
-    """The code of a source, without what only readers and type checkers need."""
+def _collect(package: str, name: str, sources: Sources) -> None:
+    """Add the module `name` after its package and all that it imports."""
+    base = name.replace(".", "/").removeprefix("tender").lstrip("/")
+    files = (f"{base}.py", os.path.join(base, "__init__.py"))
+    file = next((each for each in files if os.path.isfile(f"{package}/{each}")), None)
+    if name in sources or file is None:  # a name in a module, or a compiled module
+        return
+    tree = _parse(f"{package}/{file}")
+    for each in (name.rpartition(".")[0], *_imported(tree)):
+        if each:
+            _collect(package, each, sources)
+    sources[name] = (file, tree)
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{each.name}" for each in node.names)
+
+
+def _parse(path: str) -> ast.Module:
+    """A source without what only readers and type checkers need."""
     with open(path, "rb") as source:
-        tree = ast.fix_missing_locations(_Strip().visit(ast.parse(source.read())))
-    code: CodeType = compile(tree, shown, "exec", annotations.compiler_flag, True, optimize=2)
-    return code
+        tree: ast.Module = _Strip().visit(ast.parse(source.read()))
+    return ast.fix_missing_locations(tree)
 
 
 class _Strip(ast.NodeTransformer):
