@@ -517,7 +517,7 @@ def six(any_cpu: str) -> Iterator[Namespace]:
     for namespace in open_namespace():
         if not os.path.exists("/proc/net/if_inet6"):
             pytest.skip("this kernel has no IPv6")
-        namespace.run("sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0")
+        namespace.run("sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad")
         namespace.ip("link add out0 type veth peer name out1")
         namespace.ip("addr add 192.0.2.2/24 dev out0")
         namespace.ip("addr add 2001:db8::2/64 dev out0 nodad")
