@@ -81,6 +81,7 @@ class Devices:
                 from tender.embed.snapshots import Requests
 
                 self.requests = Requests()
+                _not_for_forks.update(self.requests.sockets)
                 self._at_end.append(self.requests.close)
         except BaseException as error:
             try:

@@ -127,6 +127,11 @@ class Requests:
     def descriptors(self) -> tuple[int, int]:
         return self._file, self._theirs.fileno()
 
+    @property
+    def sockets(self) -> tuple[socket.socket, socket.socket]:
+        """Both ends, which a fork of the program must not keep: it would hide the guest's end."""
+        return self._sock, self._theirs
+
     def handed_over(self) -> None:
         """The child has its end of the socket."""
         self._theirs.close()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from tests.guest.conftest import Build
 from tests.guest.inner import run
 
 pytest_plugins = "pytester"
@@ -57,6 +59,46 @@ def test_no_template(unikernel, switch):
     with pytest.raises(RuntimeError, match="no template: call ready"):
         guest.clone()
 """
+
+
+DISKS = """
+import pytest
+from tender import BlockFile
+
+@pytest.fixture(scope="module")
+def disk(module_blockimage):
+    return module_blockimage(4096)
+
+@pytest.fixture(scope="module")
+def template(module_unikernel, disk):
+    block = {"storage": disk}
+    return module_unikernel("visits.hvt", block=block, mem_mib=8, snapshots=True).ready("ready")
+
+def go(disk):
+    return disk.data[:512] + b"x" + disk.data[513:]
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_copy(template, disk, blockimage, number):
+    own = blockimage(go(disk))
+    guest = template.clone(block={"storage": own})
+    guest.console.wait_for("visit 1")
+    assert guest.wait().status == 0
+    assert own.data[0] == 1 and disk.data[0] == 0
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_overlay(template, disk, tmp_path_factory, unikernel, number):
+    file = tmp_path_factory.getbasetemp() / "disk.img"
+    file.write_bytes(go(disk))
+    guest = template.clone(block={"storage": BlockFile(file, overlay=True)})
+    guest.console.wait_for("visit 1")
+    assert guest.wait().status == 0
+    assert file.read_bytes()[0] == 0
+"""
+
+
+def test_each_test_has_its_own_disk(pytester: pytest.Pytester, guest: Build) -> None:
+    shutil.copy(guest("visits"), pytester.path)
+    run(pytester, DISKS).assert_outcomes(passed=4)
 
 
 def test_each_test_has_its_own_guest(pytester: pytest.Pytester, images: Path) -> None:
