@@ -18,11 +18,11 @@ from bench.rows import Row
 from bench.session import Session, Unavailable, check
 from bench.tenders import MEM_MIB, environment, installed
 from tender import Guest, accel
+from tender.assemble import assemble
 from tender.cleanup import Cleanup
 from tender.config import Config
 from tender.devices import open_inputs
 from tender.embed.snapshots import Snapshot
-from tender.machine import assemble
 from tender.stop import Stop
 
 CLONES, QUICK_CLONES = 100, 10

@@ -1,4 +1,4 @@
-"""The accelerators: what runs a guest's vCPU, KVM, the native or the software CPU.
+"""The accelerators: what runs a guest's vCPU, KVM, the native or the software CPU, and how.
 
 `auto` takes KVM where it can be had and runs guests in hardware, else the native CPU, else the
 software CPU, with a notice of one line. A run loads only the CPU that it takes.
@@ -16,6 +16,7 @@ from tender.image.elf import EM_AARCH64, EM_X86_64, MACHINES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any, Protocol, TypeAlias
 
     from tender.clock import HostClock
@@ -315,3 +316,33 @@ def soft_usable() -> bool:
     except HostError:
         return False
     return True
+
+
+def uses_engine(config: Config, kind: Kind) -> bool:
+    """Whether engine.c answers what it can; else Python's handlers answer everything."""
+    observed = config.trace is not None or config.gdb is not None
+    return kind.has_engine and config.engine == "c" and not observed
+
+
+def ring_region(
+    config: Config,
+    image: Image,
+    mem_bytes: int,
+    kind: Kind,
+    labels: Mapping[int, tuple[str, ...]],
+) -> int:
+    """How much of the guest's memory the network ring takes; 0: none is offered.
+
+    The ring is engine.c's, so all networks must be. A guest that may be saved has none, nor has one
+    with a limit to the rate of a network, by which the ring would pass.
+    """
+    networks = {name for names in labels.values() for name in names if name.startswith("net")}
+    if config.restore or config.snapshots or networks != {"net"} or config.net_rate:
+        return 0
+    if not kind.has_ring or not uses_engine(config, kind):
+        return 0
+    from tender.engine import ring
+
+    if not ring.is_worth_it(config.net_ring, not emulated()):
+        return 0
+    return ring.region(mem_bytes, image)

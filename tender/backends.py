@@ -155,8 +155,8 @@ class Descriptor:
         mtu: In bytes; None: the tap's, or 1500 for a socket.
         mac: As in Tap.
         sync_fd: A seqpacket socket on which the guests and hosts of a network agree on their
-            virtual time (tender/rendezvous.py); at most one for a guest, which must have a virtual
-            clock.
+            virtual time (tender/modules/rendezvous.py); at most one for a guest, which must have a
+            virtual clock.
 
     Raises:
         UsageError: as for Tap.

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from tender.modules import Warn
     from tender.modules.block import BlockDevice, OverlayFile
     from tender.modules.net import NetDevice
+    from tender.modules.rendezvous import Rendezvous
     from tender.outcome import Counters
-    from tender.rendezvous import Rendezvous
     from tender.replay.file import Record
     from tender.sandbox.sandbox import Sandbox
     from tender.snapshot.restore import SnapshotFile
@@ -173,7 +173,7 @@ class Devices:
         """Where this guest's virtual time is agreed on with others, if it is; `fds` by label."""
         if "sync" not in fds:
             return None
-        from tender.rendezvous import open_rendezvous
+        from tender.modules.rendezvous import open_rendezvous
 
         rendezvous = open_rendezvous(fds["sync"], clock, stop)
         for port in self.net.devices.values():

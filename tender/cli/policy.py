@@ -13,7 +13,8 @@ import struct
 import textwrap
 
 from tender._native import lib
-from tender.accel import KINDS, choice, choose
+from tender.accel import KINDS, choice, choose, ring_region
+from tender.assemble import file_sizes
 from tender.backends import BlockFile
 from tender.boot.layout import PAGE_SIZE
 from tender.cleanup import Cleanup
@@ -23,7 +24,6 @@ from tender.config import usable_memory
 from tender.dataclass import dataclass
 from tender.errors import UsageError
 from tender.image.file import open_image
-from tender.machine import file_sizes, ring_region
 from tender.modules.assign import assign, assign_pcaps, check_all_attached
 from tender.observe import counters
 from tender.observe.core import Target

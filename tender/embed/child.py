@@ -12,6 +12,7 @@ import resource
 import sys
 
 from tender import accel, machine
+from tender.assemble import assemble
 from tender.cleanup import Cleanup
 from tender.config import Config
 from tender.devices import open_inputs
@@ -191,7 +192,7 @@ def warm_up(cpu: str) -> None:
     try:
         with Cleanup() as cleanup:
             inputs = open_inputs(config, cleanup)
-            guest = machine.assemble(config, inputs, Stop(), lambda _: None, cleanup)
+            guest = assemble(config, inputs, Stop(), lambda _: None, cleanup)
             _prepare_filters(guest.fd_table)
         if cpu != "kvm":
             machine.run(config, Stop(), lambda _: None)

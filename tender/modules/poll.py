@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tender.hypercalls import Handler
     from tender.memory import GuestMemory
     from tender.modules.net import Net, NetDevice
-    from tender.rendezvous import Rendezvous
+    from tender.modules.rendezvous import Rendezvous
     from tender.stop import Stop
 
 U64 = (1 << 64) - 1

@@ -17,6 +17,7 @@ import pytest
 
 from tender._native import ffi
 from tender.accel import executable
+from tender.assemble import Machine, assemble
 from tender.backends import BlockFile, Descriptor
 from tender.boot import layout, x86_64
 from tender.boot.x86_64 import PAT_AT_RESET, DebugRegisters, Fpu, State
@@ -24,7 +25,6 @@ from tender.cleanup import Cleanup
 from tender.config import Config
 from tender.cpu.soft import SoftCpu
 from tender.devices import open_inputs
-from tender.machine import Machine, assemble
 from tender.stop import Stop
 from tests.guest.conftest import PTENDER, Build, Namespace
 

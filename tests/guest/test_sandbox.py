@@ -546,10 +546,10 @@ def test_a_disk_is_written_to_its_last_byte(guest: Build, cpu: str, tmp_path: Pa
 TAKEN_OVER = """
 import sys; sys.path[:] = {{path!r}}
 import os
-from tender import machine
+from tender import accel
 from tender.embed import forkserver
 from tender.modules import console
-machine.uses_engine = lambda *_: False
+accel.uses_engine = lambda *_: False
 console.Console.puts = lambda *_: {what}
 forkserver.main({{fds}})
 """

@@ -12,6 +12,7 @@ import pytest
 
 from tender import accel, loop
 from tender._native import lib
+from tender.assemble import Machine, assemble
 from tender.cleanup import Cleanup
 from tender.config import Config
 from tender.cpu import native, saved
@@ -19,7 +20,6 @@ from tender.cpu.vcpu import IoOut
 from tender.dataclass import replace
 from tender.devices import open_inputs
 from tender.errors import HostError
-from tender.machine import Machine, assemble
 from tender.memory import PROT_WRITE, regions
 from tender.stop import Stop
 from tests.guest.conftest import CPUS, Build

@@ -547,7 +547,7 @@ def test_a_malformed_message_removes_the_guest(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_messages_have_the_layout_that_the_tender_writes() -> None:
-    from tender import rendezvous
+    from tender.modules import rendezvous
 
     assert SYNC.format == rendezvous._SYNC.format
     assert GO.size == rendezvous._GO.size == struct.calcsize("=Q")
