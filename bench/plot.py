@@ -10,7 +10,14 @@ from typing import Any
 
 from bench.results import REFERENCE, Result, ratios, spread
 
-COLOURS = {"ptender c": "#1b6ca8", "ptender python": "#e0a030", REFERENCE: "#777777"}
+COLOURS = {
+    "ptender c": "#1b6ca8",
+    "ptender python": "#e0a030",
+    "ptender native": "#3a9a5b",
+    "Guest": "#8050a0",
+    "ptender": "#c05040",
+    REFERENCE: "#777777",
+}
 
 
 def draw(results: list[Result], path: Path) -> None:
