@@ -126,7 +126,7 @@ def test_the_wheel_on(version: str, tmp_path: Path) -> None:
         "Path(tender.__file__).parent.glob('guests/*x86_64.hvt')); "
         "print(tender.Guest(kernel).run().reason)"
     )
-    assert run(bin / "python", "-c", program).stdout.endswith("halted\n")
+    assert run(bin / "python", "-I", "-c", program).stdout.endswith("halted\n")
 
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
