@@ -17,6 +17,8 @@ SHOWN_MAX = 100  # letters of a wrong value
 
 def one_line(text: str) -> str:
     """The same, safe to show: what does not print is shown as Python writes it."""
+    if text.isprintable():
+        return text
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 

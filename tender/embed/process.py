@@ -276,7 +276,8 @@ class Process:
         elif kind == "started":
             self.started = True
             self.layers, self.missing_layers, notice, self._is_guest, counters = value
-            if re.fullmatch(rf"{re.escape(self._name)}\.{self.pid}\.[0-9]+", counters):
+            name, _, begun = counters.rpartition(".")
+            if name == f"{self._name}.{self.pid}" and begun.isdigit():
                 self._counters = counters
             if self._is_guest:
                 self._warm_request = protocol.COLD  # there is nothing to warm up for another one

@@ -13,9 +13,10 @@ from tender.embed.process import TRANSITIONS, Process, State
 from tender.embed.protocol import VIOLATION as VIOLATION_FORMAT
 from tender.embed.protocol import VIOLATION_MAGIC, pack, pack_error
 from tender.errors import GuestFault, HostError, TenderError
-from tender.outcome import Outcome
+from tender.outcome import Counters, Outcome
 
-OUTCOME = {"reason": "halted", "status": 0, "signo": 0, "stats": [[0] * 4, [0] * 4, {}, {}]}
+ZEROS = [0] * len(Counters.__annotations__)
+OUTCOME = {"reason": "halted", "status": 0, "signo": 0, "stats": [ZEROS, ZEROS, {}, {}]}
 VIOLATION = b"\0SYS" + bytes(8)
 STARTED = pack("started", [[], [], "", False, ""])
 MESSAGES = [
@@ -55,6 +56,15 @@ def test_a_guest_starts_once(process: Process, signals: list[int]) -> None:
     outcome = process.outcome()
     assert outcome.reason == "host"
     assert "malformed message: 'started' in state RUNNING" in str(outcome.error)
+
+
+@pytest.mark.parametrize(
+    "name", ["web.7.123", "web.8.123", "../7.123", "web.7.", "web.7.1/2", "web.7"]
+)
+def test_only_its_own_counters_are_removed(process: Process, name: str) -> None:
+    process._name, process.pid = "web", 7
+    process._take(pack("started", [[], [], "", False, name]))
+    assert process._counters == (name if name == "web.7.123" else "")
 
 
 def test_nothing_counts_after_the_last_message(process: Process, signals: list[int]) -> None:
