@@ -8,7 +8,8 @@
 
 #include "tsc.h"
 
-#define LEAST_NS 3000000 /* a look is wrong by some 10 ns, so 10 ppm */
+#define LEAST_NS 3000000    /* a look is wrong by some 10 ns, so 10 ppm */
+#define MOST_NS 1000000000 /* in more than that, the machine may have slept, or moved */
 
 uint64_t tsc_read(void) { return __rdtsc(); }
 
@@ -61,6 +62,8 @@ __attribute__((constructor)) static void look(void) { loaded = now(); }
 
 static int64_t hz_measured(void)
 {
+    if (raw_ns() - loaded.ns > MOST_NS)
+        loaded = now();
     while (raw_ns() - loaded.ns < LEAST_NS)
         continue;
     const struct moment ended = now();
