@@ -146,8 +146,11 @@ class Host(Stack):
         A value is an address, or a type and what follows it in a zone file: "MX 10 mail.test.".
         Raises UsageError, also where dnspython is not installed.
         """
-        from tender.testing.net.nameserver import PORT, NameServer
-
+        try:
+            from tender.testing.net.nameserver import PORT, NameServer
+        except ModuleNotFoundError:
+            text = "host.dns needs dnspython: pip install 'ptender[testing]'"
+            raise UsageError(text) from None
         self._check_free(PORT)
         server = NameServer(self, names)
         self._services[PORT] = server

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
-try:
-    import dns.exception
-    import dns.flags
-    import dns.message
-    import dns.name
-    import dns.opcode
-    import dns.rcode
-    import dns.rdata
-    import dns.rdataclass
-    import dns.rdatatype
-    import dns.rrset
-except ImportError:
-    from tender.errors import UsageError
-
-    raise UsageError("host.dns needs dnspython: pip install 'ptender[testing]'") from None
+import dns.exception
+import dns.flags
+import dns.message
+import dns.name
+import dns.opcode
+import dns.rcode
+import dns.rdata
+import dns.rdataclass
+import dns.rdatatype
+import dns.rrset
 
 from tender.errors import InvalidValue
 from tender.testing.net.packets import Datagram
