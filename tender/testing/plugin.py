@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tender.testing import plugin_fixtures
 from tender.testing.plugin_fixtures import (
     PASSED,
     SECONDS_MAX,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 _CAUGHT: pytest.StashKey[bool] = pytest.StashKey()
 PATIENCE_S = 60.0
-pytest_plugins = ["tender.testing.plugin_fixtures"]
 
 
 def _seconds(text: str) -> float:
@@ -105,6 +105,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(plugin_fixtures, "ptender-fixtures")
     for name in ("--ptender-interactive", "--ptender-gdb"):
         if config.getoption(name) and config.getoption("numprocesses", None):
             raise pytest.UsageError(f"{name} cannot be used with -n: leave one out")
