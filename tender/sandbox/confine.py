@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-CAPABILITY_VERSION_3, CAPABILITIES = 0x20080522, 64  # linux/capability.h
-PR_CAPBSET_READ = 23  # linux/prctl.h
+CAPABILITY_VERSION_3 = 0x20080522  # linux/capability.h
 MOUNT_POINT = b"/proc"  # a folder that exists everywhere; only this process sees the mount
 
 # linux/landlock.h: what each version can handle of files, of TCP and of other processes.
@@ -179,12 +178,8 @@ def empty_bounding_set() -> None:
 
     It takes CAP_SETPCAP for each capability that is still in the set.
     """
-    for number in range(CAPABILITIES):
-        present = lib.sandbox_call(lib.SYS_prctl, PR_CAPBSET_READ, number, 0, 0, 0)
-        if present < 0:  # EINVAL: this kernel has no more capabilities
-            return
-        if present:
-            call(lib.SYS_prctl, lib.PR_CAPBSET_DROP, number)
+    if lib.sandbox_empty_bounding_set():
+        raise OSError(ffi.errno, os.strerror(ffi.errno))
 
 
 def become_user(uid: int, gid: int) -> None:

@@ -12,10 +12,13 @@
 #include <malloc.h>
 #include <signal.h>
 #include <stddef.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "sandbox.h"
+
+#define CAPABILITIES 64 /* linux/capability.h */
 
 struct sandbox_violation {
     char magic[4];
@@ -31,6 +34,18 @@ _Static_assert(offsetof(struct seccomp_compare, a) == 8, "struct seccomp_compare
 long sandbox_call(long number, uintptr_t a, uintptr_t b, uintptr_t c, uintptr_t d, uintptr_t e)
 {
     return syscall(number, a, b, c, d, e);
+}
+
+int sandbox_empty_bounding_set(void)
+{
+    for (unsigned long number = 0; number < CAPABILITIES; number++) {
+        const int present = prctl(PR_CAPBSET_READ, number);
+        if (present < 0) /* EINVAL: this kernel has no more */
+            return 0;
+        if (present && prctl(PR_CAPBSET_DROP, number))
+            return -1;
+    }
+    return 0;
 }
 
 static struct {

@@ -10,6 +10,9 @@
 
 long sandbox_call(long number, uintptr_t a, uintptr_t b, uintptr_t c, uintptr_t d, uintptr_t e);
 
+/* Take all capabilities out of the bounding set; 0, or -1 and errno. */
+int sandbox_empty_bounding_set(void);
+
 /*
  * From here on, malloc() makes no mapping of its own for a large block: when it grew, mremap()
  * would move it, a call that nothing else needs.
