@@ -21,7 +21,8 @@ PLAIN = {
     # the compiled part
     "_cffi_backend", "tender._native",
     # ours
-    "tender", "tender.accel", "tender.backends", "tender.boot", "tender.boot.bootinfo",
+    "tender", "tender.accel", "tender.assemble", "tender.backends", "tender.boot",
+    "tender.boot.bootinfo",
     "tender.boot.layout", "tender.boot.x86_64", "tender.checks", "tender.cleanup", "tender.cli",
     "tender.cli.commandline", "tender.cli.main", "tender.cli.options", "tender.cli.values",
     "tender.clock", "tender.config", "tender.cpu", "tender.cpu.vcpu", "tender.dataclass",
