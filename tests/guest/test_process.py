@@ -721,7 +721,7 @@ def test_lies_of_a_guest_stay_within_their_limits(
         "outcome": {
             "reason": "halted", "status": 0, "signo": 0, "error": None, "trap": None,
             "core": "/etc/core.solo5-hvt.1",
-            "stats": [[0] * 4, [0] * 4, {"\\u001b[2J": [1, 0, 0, 0]}, {}],
+            "stats": [[0] * 5, [0] * 5, {"\\u001b[2J": [1, 0, 0, 0, 0]}, {}],
         }
     }).encode()  # fmt: skip
     running = hostile(monkeypatch, f"started(''); send({told!r}); os._exit(3)", guest("exit"))

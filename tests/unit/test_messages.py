@@ -114,10 +114,10 @@ def test_what_is_shown_is_one_line_without_controls() -> None:
         {"core": "/etc/passwd"},
         {"core": "a\0core.solo5-hvt.1"},
         {"stats": None},
-        {"stats": [[1.5] * 4, [0] * 4, {}, {}]},
-        {"stats": [[0] * 4, [0] * 5, {}, {}]},
-        {"stats": [[0] * 4, [0] * 4, {str(each): [0] * 4 for each in range(10_000)}, {}]},
-        {"stats": [[0] * 4, [0] * 4, {}, {"x": [0] * 4}]},
+        {"stats": [[1.5] * 5, [0] * 5, {}, {}]},
+        {"stats": [[0] * 5, [0] * 6, {}, {}]},
+        {"stats": [[0] * 5, [0] * 5, {str(each): [0] * 5 for each in range(10_000)}, {}]},
+        {"stats": [[0] * 5, [0] * 5, {}, {"x": [0] * 5}]},
     ],
 )
 def test_an_outcome_is_checked_field_by_field(change: dict[str, Any]) -> None:
