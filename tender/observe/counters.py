@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from errno import EACCES, ENOSPC
+from errno import EACCES, ENOSPC, ENXIO
 from mmap import ALLOCATIONGRANULARITY
 from time import CLOCK_BOOTTIME, clock_gettime_ns
 
@@ -180,7 +180,9 @@ def remove_unlocked(directory: int, name: str) -> bool:
     """Remove a file whose tender has ended; False: it lives, or can't be removed."""
     try:
         fd = os.open(name, READ, dir_fd=directory)
-    except OSError:
+    except OSError as error:
+        if error.errno == ENXIO:  # the socket of a snapshot helper, which was killed, too
+            os.unlink(name, dir_fd=directory)
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +82,8 @@ def test_time_in_the_guest_counts_while_it_is_there(page: counters.Page) -> None
 
 def test_the_next_tender_removes_what_dead_ones_left(page: counters.Page, folder: Path) -> None:
     (folder / "dead.4194999.1").write_bytes(bytes(8192))  # above every pid_max
+    with socket.socket(socket.AF_UNIX) as helper:
+        helper.bind(str(folder / "4194999.snapshot"))
     other = folder / "no page"
     other.touch()
     with Cleanup() as cleanup:
