@@ -54,8 +54,9 @@ def sessions_of(node: Node) -> list[Session]:
 
 
 def _scope(node: Node) -> str:
-    scopes = {pytest.Session: "session", pytest.Module: "module"}
-    return scopes.get(type(node), "function")
+    if isinstance(node, pytest.Session):
+        return "session"
+    return "module" if isinstance(node, pytest.Module) else "function"
 
 
 def _open_session(
