@@ -8,7 +8,7 @@ changes is that guest's harm alone, and one that shrinks ends its process by SIG
 from __future__ import annotations
 
 import os
-from errno import EACCES, EPERM, EROFS
+from errno import EACCES, EIO, EPERM, EROFS
 from time import monotonic_ns, time_ns
 
 from tender._native import lib
@@ -122,7 +122,7 @@ class SnapshotFile:
         try:
             if memory.fd >= 0:
                 for start, end in self._pages(memory.size):
-                    os.preadv(self._fd, [memory.view[start:end]], self._offset + start)
+                    self._copy(memory.fd, start, end)
                     check()
             else:
                 memory.map_private(self._fd, self._offset)
@@ -130,10 +130,19 @@ class SnapshotFile:
                     memory.backed.update(range(start // PAGE_SIZE, -(-end // PAGE_SIZE)))
         except OSError as error:
             what = f"{self.path}: cannot read the snapshot"
-            raise HostError(what, "preadv", error.errno or 0) from None
+            raise HostError(what, None, error.errno or 0) from None
         for segment in self.image.segments:
             readable = segment.readable or segment.executable
             memory.protect(segment.start, segment.end, readable=readable, writable=segment.writable)
+
+    def _copy(self, memory_fd: int, start: int, end: int) -> None:
+        """From file to file: half of what it costs to touch the pages here first."""
+        os.lseek(memory_fd, start, os.SEEK_SET)
+        while start < end:
+            count = os.sendfile(memory_fd, self._fd, self._offset + start, end - start)
+            if not count:
+                raise OSError(EIO, "")
+            start += count
 
     def _pages(self, size: int) -> Iterator[tuple[int, int]]:
         """The runs of memory that the file has, as (start, end)."""
