@@ -155,6 +155,7 @@ def assemble(
             poll,
             devices,
             clock,
+            restored.snapshot.hz if restored else vcpu.cpu_cycle_freq,
             stop,
             trace,
         )

@@ -200,10 +200,10 @@ class SnapshotFile:
             clock.cell.now_ns = virtual.now_ns
             fresh = int.from_bytes(os.urandom(8), "little")
             clock.cell.random = fresh if self._clone else virtual.random
-        vcpu.set_state(self.state)
         elapsed_ns = max(0, time_ns() - snapshot.wall_ns) if is_catching_up else 0
         wanted = min(U64, snapshot.counter + elapsed_ns * snapshot.hz // NS)
         reads = vcpu.set_counter(wanted, snapshot.hz)
+        vcpu.set_state(self.state)  # in which aarch64 has the frequency
         if reads < snapshot.counter:
             raise HostError(
                 f"this CPU can't set the guest's counter, and its own is lower, so that time would "

@@ -73,7 +73,8 @@ class Saver:
     """Saves a guest; a hook of loop.run, in front of `inner`.
 
     `fds` has the file that is written to ("snapshot") and what tells which memory is touched;
-    `pieces` are the headers of the guest's image. The file is overwritten each time.
+    `pieces` are the headers of the guest's image, and `hz` is what it takes for the frequency of
+    its counter. The file is overwritten each time.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Saver:
         poll: Poll,
         devices: Devices,
         clock: HostClock,
+        hz: int,
         stop: Stop,
         inner: ExitHook | None,
     ) -> None:
@@ -102,6 +104,7 @@ class Saver:
         self._poll = poll
         self._devices = devices
         self._clock = clock
+        self._hz = hz
         self._stop = stop
         self._inner = inner
         self._exit: Exit | None = None
@@ -163,7 +166,7 @@ class Saver:
                 self._pieces,
                 state,
                 self._vcpu.counter(),
-                self._vcpu.cpu_cycle_freq,
+                self._hz,
                 time_ns(),
                 self._devices.attached(),
                 self._config.exec_heap,

@@ -137,7 +137,12 @@ def test_a_guest_goes_on_and_so_does_its_snapshot(
 
 def header_field(name: str) -> tuple[int, str]:
     """Where a number of the file's header is, and its format."""
-    return {"mark": (12, "<I"), "counter": (48, "<Q"), "wall_ns": (104, "<Q")}[name]
+    return {
+        "mark": (12, "<I"),
+        "counter": (48, "<Q"),
+        "hz": (56, "<Q"),
+        "wall_ns": (104, "<Q"),
+    }[name]
 
 
 def change(path: Path, name: str, by: int) -> None:
@@ -261,6 +266,20 @@ def test_time_never_goes_back(guest: Build, ptender: Run, tmp_path: Path, cpu: s
         assert cpu == "kvm"
         assert re.fullmatch(ONE_LINE, again)
         assert "time would go back: use --cpu=soft" in again
+
+
+def test_a_frequency_is_the_guests_for_good(
+    guest: Build, ptender: Run, tmp_path: Path, cpu: str
+) -> None:
+    path = sleeper(guest, ptender, tmp_path, SLEEP_MS)
+    change(path, "hz", 10**8)
+    again = saved_again(ptender, path)
+    if isinstance(again, Snapshot):
+        assert again.hz == read(path).hz
+    else:
+        assert cpu == "kvm"
+        assert re.fullmatch(ONE_LINE, again)
+        assert "the guest counts time in" in again
 
 
 def test_virtual_time_goes_on_where_it_stood(
