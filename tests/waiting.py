@@ -35,9 +35,27 @@ def state_of(pid: int) -> str:
 
 
 def wait_until_asleep(pid: int) -> None:
-    """Return once the process waits for something in the kernel."""
-    wait_until(lambda: state_of(pid) in ("S", ""))
+    """Return once the process, and its children, wait for something in the kernel.
+
+    While the native CPU's guest computes, its tender sleeps: so both have to, at one time.
+    """
+
+    def is_asleep() -> bool:
+        sleep = _sleep_of(pid)
+        return bool(sleep) and all(map(_sleep_of, children(pid))) and _sleep_of(pid) == sleep
+
+    wait_until(lambda: is_asleep() or not state_of(pid))
     assert state_of(pid), "it has ended"
+
+
+def _sleep_of(pid: int) -> str:
+    """Which of its sleeps a process is in; "" where it is in none."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    counts = [line for line in status.splitlines() if "ctxt_switches" in line]
+    return f"{pid} {counts}" if state_of(pid) == "S" else ""
 
 
 def unread(fd: int) -> int:

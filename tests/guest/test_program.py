@@ -414,6 +414,7 @@ def test_descriptors_that_run_out(guest: Build) -> None:
         assert guests
         for each in guests:
             each.kill()
+            each.wait()
         guests.clear()
         del each
         assert opened() <= before
