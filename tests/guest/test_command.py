@@ -390,11 +390,11 @@ def is_running(pid: str) -> bool:
 
 
 def on_a_full_disk(words: str) -> subprocess.CompletedProcess[str]:
-    """The command where /mnt has room for 64 KiB; its status and what is there, on stdout."""
+    """The command where /mnt has room for 16 KiB; its status and what is there, on stdout."""
     if os.geteuid() != 0:
         pytest.skip("a file system of its own needs root")
     needs("unshare", "--mount")
-    script = f"mount -t tmpfs -o size=64k tmpfs /mnt && {PTENDER} {words}; echo $?; ls -A /mnt"
+    script = f"mount -t tmpfs -o size=16k tmpfs /mnt && {PTENDER} {words}; echo $?; ls -A /mnt"
     return subprocess.run(
         ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True
     )
