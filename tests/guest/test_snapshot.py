@@ -524,3 +524,24 @@ def test_a_debugger_comes_first(
         process.wait(100)
     assert "Breakpoint 1, 0x" in done.stdout, done
     assert "in solo5_exit ()" in done.stdout, done
+
+
+def test_no_hypercall_is_made_twice_or_not_at_all(
+    guest: Build, ptender: Run, cpu: str, tmp_path: Path
+) -> None:
+    """A guest that never waits is saved behind a line that it has printed."""
+    path, output = tmp_path / "saved", tmp_path / "output"
+    command = [str(PTENDER), "--mem=4", f"--snapshots={tmp_path}", str(guest("flood"))]
+    with output.open("w") as console, subprocess.Popen(command, stdout=console) as process:
+        wait_until(lambda: "flood 100\n" in output.read_text())
+        done = ptender("snapshot", process.pid, path, "--stop")
+        assert (done.returncode, process.wait(100)) == (0, 0), done
+    before = output.read_text()
+    for other in filter(usable, CPUS):
+        command = [str(PTENDER), "--clone", f"--cpu={other}", f"--restore={path}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout
+            after = "".join(process.stdout.readline() for _ in range(3))
+            process.kill()
+        numbers = [int(number) for number in re.findall(r"flood (\d+)\n", before + after)]
+        assert numbers == list(range(len(numbers))), (other, numbers[-5:])
