@@ -746,7 +746,7 @@ class Suite:
 
     def program(self, cpu: str, kinds: tuple[str, ...], source: str, sync: bool = False) -> None:
         """A program whose guests have a device of each of these kinds, or of one of them."""
-        names = ("block", "disk", "ping")
+        names = ("block", "disk", "ping", "sleep")
         file = self.folder / "program.py"
         file.write_text(source.format(cpu=cpu, **{name: str(self.guest(name)) for name in names}))
         there = {**os.environ, "PYTHONPATH": str(ROOT)}  # it waits as the tests do
@@ -775,6 +775,11 @@ class Disk:
 
 guest = Guest({disk!r}, mem_mib=8, cpu={cpu!r}, block={{"storage": Disk()}})
 assert guest.run().status == 0
+"""
+
+IDLE = """
+from tender import Guest
+assert Guest({sleep!r}, "2000", mem_mib=8, cpu={cpu!r}).run().status == 0
 """
 
 VIRTUAL = """
@@ -913,6 +918,7 @@ def the_ring(suite: Suite, cpu: str) -> None:
 
 def a_program(suite: Suite, cpu: str) -> None:
     suite.program(cpu, ("block-remote",), DISK)
+    suite.program(cpu, (), IDLE)
     if cpu == "soft":
         suite.program(cpu, ("net",), VIRTUAL, sync=True)
 
@@ -959,7 +965,7 @@ def an_spt_guest(suite: Suite, cpu: str) -> None:
     image = suite.folder / "spt.img"
     image.write_bytes(bytes(1 << 20))
     suite.run("--mem=8", f"--block={image}", guest("disk"))
-    suite.run("--mem=8", guest("time"))
+    suite.run("--mem=8", f"--report={suite.folder}/spt-report", guest("time"))
     suite.run("--mem=8", guest("tls"))
     suite.run("--mem=8", f"--block={image},overlay", guest("disk"))
     exception = ["--mem=8", guest("exception")]
@@ -980,12 +986,26 @@ def an_spt_guest(suite: Suite, cpu: str) -> None:
         suite.run(*line, status=-signal.SIGTERM, until=answered, pass_fds=[theirs.fileno()])
 
 
+def a_saved_guest(suite: Suite, cpu: str) -> None:
+    saved = suite.folder / f"saved-{cpu}"
+
+    def save(process: subprocess.Popen[str]) -> None:
+        assert process.stdout
+        assert process.stdout.readline()  # what the guest says of itself comes after its start
+        tender = children(process.pid)[0]
+        wait_until_asleep(tender)
+        subprocess.run([PTENDER, "snapshot", str(tender), saved], check=True, capture_output=True)
+
+    line = ["--mem=8", f"--snapshots={suite.folder}", suite.guest("sleep"), "3600000"]
+    suite.run(*line, status=1, until=save)
+
+
 SCENARIOS = {
     function.__name__: function
     for function in (
         the_usual_ends, much_memory, exceptions, disks, networks, cores_and_traces,
         a_wait_that_was_stopped, the_ring, a_program, a_debugger,
-        a_service, an_spt_guest,
+        a_service, an_spt_guest, a_saved_guest,
     )
 }  # fmt: skip
 
