@@ -77,8 +77,6 @@ def assemble(
     devices = attach_devices(inputs, stop, warn, cleanup)
     devices.limit(config, image.manifest, stop)
     memory = reserve_memory(config, image, mem_bytes, kind, devices.labels, cleanup)
-    whole = memory.alias() if config.gdb is not None and kind.name == "kvm" else memory.view
-    core = _open_core(config, memory, cleanup)
     requests = None
     if config.snapshots is not None:
         from tender.snapshot import helper, save
@@ -86,6 +84,8 @@ def assemble(
         save.check(config, devices)
         requests = helper.open_requests(config.snapshots, memory.fd, stop, cleanup)
     inputs.file.load(memory, stop.check)
+    whole = memory.alias() if config.gdb is not None and kind.name == "kvm" else memory.view
+    core = _open_core(config, memory, cleanup)
     code = accel.executable(image, memory.size if config.exec_heap else 0)
     vcpu = accelerator.create_vcpu(memory, code, stop, cleanup)
     manifest = encode(image.manifest, devices.attached())

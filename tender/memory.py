@@ -118,6 +118,7 @@ class GuestMemory:
             raise HostError("cannot map guest memory again", "mmap", error.errno or 0) from None
         finally:
             os.close(self.fd)
+            self.fd = -1
 
     def map_private(self, fd: int, offset: int) -> None:
         """Let it begin as what the file has from `offset` on, which is not read before it is used.
