@@ -13,9 +13,10 @@ from tender import checks
 from tender.boot import layout
 from tender.config import VirtualTime
 from tender.dataclass import dataclass, field, replace
-from tender.errors import ConfigError, HostError, UsageError
+from tender.errors import ConfigError, HostError, ImageError, UsageError
 from tender.image.file import open_regular
 from tender.image.manifest import MAX_SIZE
+from tender.observe.touched import data_ranges
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -171,17 +172,31 @@ class Record:
         except OSError as error:
             raise HostError("cannot copy the image", "memfd_create", error.errno or 0) from None
         try:
-            while size:
-                data = self._read(min(size, STEP))
-                os.write(fd, data)
-                size -= len(data)
+            self._copy(fd, size)
+        except OSError as error:
+            os.close(fd)
+            raise HostError("cannot copy the image", None, error.errno or 0) from None
         except BaseException:
             os.close(fd)
             raise
         return fd
 
+    def _copy(self, fd: int, size: int) -> None:
+        """Copy with holes: those of the record take no memory."""
+        first = os.lseek(self.fd, 0, os.SEEK_CUR)
+        if os.fstat(self.fd).st_size < first + size:
+            raise self._malformed("it ends too early")
+        os.ftruncate(fd, size)
+        for start, end in data_ranges(self.fd, first, first + size):
+            data = os.pread(self.fd, end - start, start)
+            os.pwrite(fd, data, start - first)
+        os.lseek(self.fd, first + size, os.SEEK_SET)
+
     def _read(self, size: int) -> bytes:
-        data = os.read(self.fd, size)
+        try:
+            data = os.read(self.fd, size)
+        except OSError as error:
+            raise ImageError(f"{self.path}: {os.strerror(error.errno or 0)}") from None
         if len(data) != size:
             raise self._malformed("it ends too early")
         return data

@@ -15,7 +15,7 @@ from tender._native import lib
 from tender.clock import VirtualClock
 from tender.config import Config, VirtualTime
 from tender.cpu.vcpu import IoOut
-from tender.errors import ConfigError, GuestFault
+from tender.errors import ConfigError, GuestFault, ImageError
 from tender.image.elf import EM_X86_64
 from tender.image.file import ImageFile
 from tender.outcome import Outcome
@@ -217,6 +217,34 @@ def test_a_record_is_not_trusted(
     except ConfigError as error:
         assert "not a record that can be replayed: " in str(error)
         assert "\n" not in str(error)
+
+
+def test_the_holes_of_a_record_take_no_memory(
+    recorded: tuple[Recording, record.Recorder], tmp_path: Path
+) -> None:
+    """A small file can say that its image is large."""
+    whole = (tmp_path / "rec").read_bytes()
+    size, path = 1 << 30, tmp_path / "holes"
+    head = whole[: whole.index(IMAGE) + len(IMAGE)].replace(
+        len(IMAGE).to_bytes(8, "little"), size.to_bytes(8, "little"), 1
+    )
+    path.write_bytes(head)
+    os.truncate(path, len(head) - len(IMAGE) + size)
+    file = Record(str(path))
+    info = os.fstat(file.image)
+    assert info.st_size == size
+    assert info.st_blocks * 512 < 1 << 20
+    assert os.pread(file.image, len(IMAGE), 0) == IMAGE
+    assert os.read(file.fd, 1) == b""
+    file.close()
+    os.truncate(path, len(head) - len(IMAGE) + size - 1)
+    with pytest.raises(ConfigError, match="ends too early"):
+        Record(str(path))
+
+
+def test_a_record_that_can_not_be_read() -> None:
+    with pytest.raises(ImageError, match="/proc/self/mem: Input/output error"):
+        Record("/proc/self/mem")
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
