@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import stat
+import struct
 from contextlib import suppress
 
 from tender.cli.argparser import Parser
@@ -63,6 +64,14 @@ def _connect(guest: RunningGuest) -> socket.socket:
                 f"{guest.name}: it can't be saved: start it with --snapshots DIR"
             ) from None
         raise HostError(f"{guest.name}: cannot ask for it", "connect", error.errno or 0) from None
+    # A user can put a symbolic link there, to the socket of another user's guest.
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    _, uid, _ = struct.unpack("3i", credentials)
+    if uid != guest.uid:
+        connection.close()
+        raise ConfigError(
+            f"{guest.name}: cannot ask for it: its socket is of another user (UID {uid})"
+        )
     return connection
 
 
