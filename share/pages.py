@@ -18,6 +18,7 @@ COMMANDS = {
     "policy": "print the system call filter of a run",
     "build": "build a guest from C sources",
     "image": "make a container image of a unikernel",
+    "trace": "summarize a trace of hypercalls",
     "ps": "list the guests that run",
     "stats": "print what a running guest has done",
     "snapshot": "save a running guest to a file",
@@ -101,7 +102,7 @@ def manual() -> str:
         r".RI [ OPTIONS ]\ [\-\-]\  KERNEL\ [ ARGS ]",
         ".YS",
     ]
-    for name in ("inspect", "policy", "build", "image", "ps", "stats", "metrics"):
+    for name in (each for each in COMMANDS if each not in ("help", "version")):
         lines += [f".SY ptender\\ {name}", ".RI [ ... ]", ".YS"]
     lines += [TEXT.strip(), ".SH OPTIONS"]
     letters = {name: letter for letter, name in SHORT.items()}
@@ -110,7 +111,8 @@ def manual() -> str:
             continue
         names = [letters[option.name]] if option.name in letters else []
         shown = ", ".join(rf"\fB{_roff(name)}\fR" for name in (*names, option.name))
-        value = rf" \fI{_roff(option.value)}\fR" if option.value else ""
+        space = "" if option.value.startswith("[=") else " "  # --gdb[=PORT], but --mem SIZE
+        value = rf"{space}\fI{_roff(option.value)}\fR" if option.value else ""
         lines += [".TP", shown + value, _roff(_joined(option.help))]
         for key, each in option.suboptions.items():
             spelling = _roff(each.spelling(key))
@@ -125,6 +127,11 @@ def _joined(help: str) -> str:
     return " ".join(help.split("\n"))
 
 
+def _short(help: str) -> str:
+    """A help text up to its first semicolon or parenthesis."""
+    return re.split(r";| \(", _joined(help))[0]
+
+
 def _roff(text: str) -> str:
     text = text.replace("\\", r"\e").replace("-", r"\-")
     return rf"\&{text}" if text.startswith((".", "'")) else text
@@ -132,7 +139,8 @@ def _roff(text: str) -> str:
 
 def choices(option: Option) -> list[str]:
     """The values that an option takes, where there are few."""
-    return option.value.split("|") if re.fullmatch(r"[a-z0-9]+(\|[a-z0-9]+)+", option.value) else []
+    few = re.fullmatch(r"[a-z0-9-]+(\|[a-z0-9-]+)+", option.value)
+    return option.value.split("|") if few else []
 
 
 def takes_file(option: Option) -> bool:
@@ -199,7 +207,7 @@ def zsh() -> str:
     lines += [f"    '{name}:{about}'" for name, about in COMMANDS.items()]
     lines += [")", "_arguments -S \\"]
     for option in _options():
-        about = re.sub(r"[\[\]:']", "", _joined(option.help)).partition(";")[0]
+        about = re.sub(r"[\[\]:']", "", _short(option.help))
         action = ""
         if option.value:
             kind = " ".join(choices(option))
@@ -223,7 +231,7 @@ def fish() -> str:
         lines.append(f"complete -c ptender -n __fish_use_subcommand -a {name} -d '{about}'")
     letters = {name: letter.strip("-") for letter, name in SHORT.items()}
     for option in _options():
-        about = _joined(option.help).replace("'", "").partition(";")[0]
+        about = _short(option.help).replace("'", "")
         words = [f"complete -c ptender -l {option.name.strip('-')}"]
         words += [f"-s {letters[option.name]}"] if option.name in letters else []
         if choices(option):

@@ -15,7 +15,7 @@ _ptender() {
     --dumpcore) mapfile -t COMPREPLY < <(compgen -d -- "$word") && return ;;
     --snapshots) mapfile -t COMPREPLY < <(compgen -d -- "$word") && return ;;
     --restore) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
-    --clock-resume) mapfile -t COMPREPLY < <(true) && return ;;
+    --clock-resume) mapfile -t COMPREPLY < <(compgen -W 'continue catch-up' -- "$word") && return ;;
     --cpu) mapfile -t COMPREPLY < <(compgen -W 'auto kvm native soft' -- "$word") && return ;;
     --clock) mapfile -t COMPREPLY < <(true) && return ;;
     --instructions) mapfile -t COMPREPLY < <(true) && return ;;
@@ -39,7 +39,7 @@ _ptender() {
     esac
     mapfile -t COMPREPLY < <(compgen -f -- "$word")
     if [ "$COMP_CWORD" -eq 1 ]; then
-        mapfile -t -O "${#COMPREPLY[@]}" COMPREPLY < <(compgen -W 'inspect policy build image ps stats snapshot metrics demo help version' -- "$word")
+        mapfile -t -O "${#COMPREPLY[@]}" COMPREPLY < <(compgen -W 'inspect policy build image trace ps stats snapshot metrics demo help version' -- "$word")
     fi
 }
 complete -F _ptender ptender
