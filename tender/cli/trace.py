@@ -50,9 +50,11 @@ def read(path: str, output: str | None) -> dict[str, Any]:
                     file.write(events.event(call))
             file.write(events.end())
             file.close()
-        except (OSError, ValueError) as error:
-            reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
-            raise UsageError(f"{one_line(path)}: {reason}") from None
+        except OSError as error:
+            where = output if output and error.filename != path else path
+            raise UsageError(f"{one_line(where)}: {os.strerror(error.errno or 0)}") from None
+        except ValueError as error:
+            raise UsageError(f"{one_line(path)}: {error}") from None
         if made and output:
             put_in_place(made, output)
         return summary.facts(trace)
