@@ -35,7 +35,7 @@ GUIDES = (
     "testing",
     "from-solo5",
 )
-DOCUMENTS = ["README.md", *(f"docs/guide-{who}.md" for who in GUIDES)]
+DOCUMENTS = ["README.md", "docs/software-cpu.md", *(f"docs/guide-{who}.md" for who in GUIDES)]
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ENDED = "--ended--"
 PATIENCE_S = 60
