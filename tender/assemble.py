@@ -31,11 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from tender.accel import Kind, KvmAccelerator, Ranges
+    from tender.accel import Accelerator, Kind, KvmAccelerator, Ranges
     from tender.config import Config
     from tender.cpu.vcpu import Exit, Vcpu
     from tender.devices import Devices, Inputs
-    from tender.engine.engine import Engine
     from tender.engine.ring import Ring
     from tender.hypercalls import Module
     from tender.image.elf import Image
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from tender.observe.trace import Trace
     from tender.replay.file import Record
     from tender.sandbox.sandbox import Sandbox
+    from tender.snapshot.helper import Requests
     from tender.snapshot.save import Saver
     from tender.stop import Stop
 
@@ -63,6 +63,52 @@ def assemble(
     publish: bool = False,
 ) -> Machine:
     """Open, check and load everything, up to the guest's first instruction; raises TenderError."""
+    guest = load(config, inputs, stop, warn, cleanup, created)
+    fds, pcaps = open_observers(guest, inputs, warn, cleanup)
+    for each in (guest.devices, *guest.holders()):
+        fds |= each.fds
+    page = publish_page(guest, cleanup) if publish else None
+    fds |= {"stats": page.fd} if page else {}
+    if inputs.restored:
+        inputs.restored.mark(warn)
+    inputs.file.close()
+    if sandbox:
+        fds = confine(sandbox, guest, fds, pcaps, cleanup)
+    copies = sandbox is not None and sandbox.copies is not None
+    return wire(guest, inputs, fds, pcaps, page, stop, warn, cleanup, copies=copies)
+
+
+@dataclass
+class Loaded:
+    """A guest in its memory, with its devices, on a vCPU that has not run."""
+
+    config: Config  # with what the record or the snapshot says, where there is one
+    image: Image
+    boot: Any  # the module of its architecture in tender/boot/
+    accelerator: Accelerator
+    clock: HostClock
+    devices: Devices
+    memory: GuestMemory
+    whole: memoryview  # its memory, for a debugger, which may write to all of it
+    core: Target | None
+    requests: Requests | None  # for snapshots
+    vcpu: Vcpu[Any]
+    manifest: bytes  # as the guest finds it
+
+    def holders(self) -> list[Any]:
+        """What has descriptors beside the devices, in `fds`."""
+        return [each for each in (self.vcpu, self.core, self.requests) if each]
+
+
+def load(
+    config: Config,
+    inputs: Inputs,
+    stop: Stop,
+    warn: Warn,
+    cleanup: Cleanup,
+    created: KvmAccelerator | None,
+) -> Loaded:
+    """Open the devices, and put the guest into memory and on a vCPU."""
     image, restored = inputs.file.image, inputs.restored
     if restored:
         config = restored.config(config)
@@ -71,7 +117,6 @@ def assemble(
     if mem_bytes != config.mem_bytes:
         warn(f"adjusting memory to {mem_bytes} bytes")
     clock = _clock(config, inputs.record)
-
     accelerator = accel.choose(config, image, clock, cleanup, created)
     kind = accelerator.kind
     devices = attach_devices(inputs, stop, warn, cleanup)
@@ -97,30 +142,40 @@ def assemble(
         if requests:
             save.use_machine_counter(vcpu, kind, image, clock)
         boot_guest(config, image, boot, memory, code if kind.has_nx else None, vcpu, manifest)
+    return Loaded(
+        config,
+        image,
+        boot,
+        accelerator,
+        clock,
+        devices,
+        memory,
+        whole,
+        core,
+        requests,
+        vcpu,
+        manifest,
+    )
 
-    fds, pcaps = open_observers(config, inputs, devices, clock, warn, cleanup)
-    if "record" in fds:
-        from tender.replay import record
 
-        record.begin(fds["record"], config, clock, manifest, inputs.file)
-    holders = [each for each in (vcpu, core, requests) if each]
-    for each in (devices, *holders):
-        fds |= each.fds
-    page = None
-    if publish:
-        from tender.observe import counters
+def wire(
+    guest: Loaded,
+    inputs: Inputs,
+    fds: Mapping[str, int],
+    pcaps: Mapping[int, Pcap],
+    page: Page | None,
+    stop: Stop,
+    warn: Warn,
+    cleanup: Cleanup,
+    *,
+    copies: bool,
+) -> Machine:
+    """Make what answers and watches the guest, with the descriptors `fds` (by label).
 
-        handles = devices.by_handle()
-        page = counters.publish(config, kind.name, mem_bytes, image.manifest, handles, cleanup)
-        fds |= {"stats": page.fd} if page else {}
-    if restored:
-        restored.mark(warn)
-    inputs.file.close()
-    if sandbox:
-        for layer, reason in accelerator.missing_layers().items():
-            sandbox.report_missing(layer, reason)
-        fds = confine(sandbox, fds, devices, pcaps, holders, cleanup)
-
+    `copies`: this process has copies of pages to give back (tender/embed/heap.py).
+    """
+    config, image, memory, devices = guest.config, guest.image, guest.memory, guest.devices
+    clock, vcpu, kind = guest.clock, guest.vcpu, guest.accelerator.kind
     console = Console(fds["console"], stop, warn, config.console_limit)
     poll = Poll(devices.net, stop, clock, devices.rendezvous(fds, clock, stop))
     if page:
@@ -129,8 +184,9 @@ def assemble(
     dispatcher = make_dispatcher(fds, memory, modules, image.machine, clock, stop, warn)
     engine = ring = None
     if accel.uses_engine(config, kind):
-        copies = sandbox is not None and sandbox.copies is not None
-        engine, ring = start_engine(
+        from tender.engine import engine as engines
+
+        engine, ring = engines.start(
             fds, memory, console, poll, devices, vcpu, stop, cleanup, copies=copies
         )
     if page:
@@ -141,12 +197,14 @@ def assemble(
     if "trace" in fds:
         trace = observers.make_trace(config, fds, memory, image.manifest, clock, stop, warn)
     if config.gdb is not None:
-        vcpu = gdb = observers.make_gdb(config, kind, fds, vcpu, whole, stop)
-    saver = None
-    if requests:
+        vcpu = gdb = observers.make_gdb(config, kind, fds, vcpu, guest.whole, stop)
+    restored, saver = inputs.restored, None
+    if guest.requests:
+        from tender.snapshot import save
+
         saver = save.Saver(
-            requests,
-            requests.fds,
+            guest.requests,
+            guest.requests.fds,
             inputs.file.pieces,
             config,
             vcpu,
@@ -161,7 +219,7 @@ def assemble(
         )
     machine = Machine(
         image,
-        boot,
+        guest.boot,
         memory,
         vcpu,
         console,
@@ -169,10 +227,10 @@ def assemble(
         devices,
         dispatcher,
         _fd_table(kind, fds, devices, pcaps, file_sizes(config, memory.size)),
-        accelerator.notice,
+        guest.accelerator.notice,
         ring,
         trace,
-        core,
+        guest.core,
         page,
         gdb,
         fds.get("notify"),
@@ -238,14 +296,10 @@ def boot_guest(
 
 
 def open_observers(
-    config: Config,
-    inputs: Inputs,
-    devices: Devices,
-    clock: HostClock,
-    warn: Warn,
-    cleanup: Cleanup,
+    guest: Loaded, inputs: Inputs, warn: Warn, cleanup: Cleanup
 ) -> tuple[dict[str, int], Mapping[int, Pcap]]:
     """The user's descriptors and those of what watches the guest, by label; its packet files."""
+    config, devices, clock = guest.config, guest.devices, guest.clock
     fds = dict(inputs.fds)
     if not _is_observed(config):
         return fds, {}
@@ -254,23 +308,39 @@ def open_observers(
     files = [inputs.file.info, *(os.fstat(disk.fd) for disk in devices.block.devices.values())]
     fds |= observers.open_outputs(config, files, cleanup)
     fds |= observers.open_gdb(config, warn, cleanup)
-    manifest = inputs.file.image.manifest
+    manifest = guest.image.manifest
     pcaps = observers.open_pcaps(config, manifest, devices.net, fds, files, clock, warn, cleanup)
+    if "record" in fds:
+        from tender.replay import record
+
+        record.begin(fds["record"], config, clock, guest.manifest, inputs.file)
     return fds, pcaps
+
+
+def publish_page(guest: Loaded, cleanup: Cleanup) -> Page | None:
+    """The counters page by which others see the guest, where it can have one."""
+    from tender.observe import counters
+
+    config, manifest, devices = guest.config, guest.image.manifest, guest.devices.by_handle()
+    mem_bytes = guest.memory.mapped
+    return counters.publish(
+        config, guest.accelerator.kind.name, mem_bytes, manifest, devices, cleanup
+    )
 
 
 def confine(
     sandbox: Sandbox,
+    guest: Loaded,
     fds: Mapping[str, int],
-    devices: Devices,
     pcaps: Mapping[int, Pcap],
-    holders: list[Any],
     cleanup: Cleanup,
 ) -> dict[str, int]:
-    """Move all descriptors to their numbers, which `fds` (by label) and `holders` then have."""
-    moved = sandbox.move_descriptors(fds, devices.held(), pcaps)
+    """Move all descriptors to their numbers: `fds` (by label), and those of the guest's parts."""
+    for layer, reason in guest.accelerator.missing_layers().items():
+        sandbox.report_missing(layer, reason)
+    moved = sandbox.move_descriptors(fds, guest.devices.held(), pcaps)
     cleanup.forget()  # the numbers are others' now, and this process ends with its guest
-    for each in holders:
+    for each in guest.holders():
         each.fds = {label: moved[label] for label in each.fds}
     return moved
 
@@ -294,36 +364,6 @@ def make_dispatcher(
 
         return Replay(fds["replay"], memory, modules, machine, clock, stop)
     return Dispatcher(memory, modules, machine)
-
-
-def start_engine(
-    fds: Mapping[str, int],
-    memory: GuestMemory,
-    console: Console,
-    poll: Poll,
-    devices: Devices,
-    vcpu: Vcpu[Any],
-    stop: Stop,
-    cleanup: Cleanup,
-    *,
-    copies: bool = False,
-) -> tuple[Engine, Ring | None]:
-    """Let engine.c answer what it can; with the network ring, where it is offered.
-
-    `copies`: this process has copies of pages to give back (tender/embed/heap.py).
-    """
-    from tender.engine.engine import Engine
-
-    engine = Engine(memory, console, poll, devices.block, devices.net)
-    ring = None
-    if "kick" in fds:
-        from tender.engine.ring import Ring
-
-        ring = Ring(fds["kick"], memory, engine.cell, devices.net, stop, cleanup)
-    if copies and ring is None:
-        engine.give_back_copies(stop)
-    vcpu.use_engine(engine, ring)
-    return engine, ring
 
 
 @dataclass

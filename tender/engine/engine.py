@@ -9,6 +9,13 @@ from tender._native import ffi, lib
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from tender.cleanup import Cleanup
+    from tender.cpu.vcpu import Vcpu
+    from tender.devices import Devices
+    from tender.engine.ring import Ring
     from tender.memory import GuestMemory
     from tender.modules.block import Block
     from tender.modules.console import Console
@@ -85,3 +92,31 @@ class Engine:
             pcap.report()
         self._console.begun = self.cell.console_done
         self._poll.begun = self.cell.poll_deadline_ns
+
+
+def start(
+    fds: Mapping[str, int],
+    memory: GuestMemory,
+    console: Console,
+    poll: Poll,
+    devices: Devices,
+    vcpu: Vcpu[Any],
+    stop: Stop,
+    cleanup: Cleanup,
+    *,
+    copies: bool,
+) -> tuple[Engine, Ring | None]:
+    """Let engine.c answer what it can for `vcpu`; with the network ring, where it is offered.
+
+    `copies`: this process has copies of pages to give back (tender/embed/heap.py).
+    """
+    engine = Engine(memory, console, poll, devices.block, devices.net)
+    ring = None
+    if "kick" in fds:
+        from tender.engine.ring import Ring
+
+        ring = Ring(fds["kick"], memory, engine.cell, devices.net, stop, cleanup)
+    if copies and ring is None:
+        engine.give_back_copies(stop)
+    vcpu.use_engine(engine, ring)
+    return engine, ring
