@@ -78,3 +78,6 @@ class VirtualClock(HostClock):
     def advance(self, ns: int) -> None:
         """Let time go on without the guest."""
         self.cell.now_ns = (self.cell.now_ns + ns) % _U64
+
+    def synchronise(self) -> None:
+        """The guest makes a hypercall: no other time is to be followed."""

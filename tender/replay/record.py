@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import os
 from time import monotonic_ns, time_ns
-from zlib import crc32
 
-from tender._native import ffi, lib
+from tender._native import lib
 from tender.clock import VirtualClock
 from tender.config import VirtualTime
 from tender.errors import ConfigError, GuestFault, HostError
-from tender.hypercalls import HYPERCALLS, Dispatcher, decode
 from tender.observe.output import Output
-from tender.replay.file import END, FAULT, IMAGE_MAX, STEP, Event, Header, encode_header
+from tender.replay.calls import CallDispatcher, block_at, fields, how
+from tender.replay.file import END, FAULT, IMAGE_MAX, Event, Header, encode_header
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,11 +25,12 @@ if TYPE_CHECKING:
 
     from tender.config import Config
     from tender.cpu.vcpu import Exit
-    from tender.hypercalls import Halt, Hypercall, Module
+    from tender.hypercalls import Halt, Module
     from tender.image.file import ImageFile
     from tender.memory import GuestMemory
     from tender.modules import Warn
     from tender.outcome import Outcome
+    from tender.replay.calls import Call
     from tender.stop import Stop
 
 _TICK_NS = 100  # about what it takes a guest of the software CPU to read its TSC
@@ -74,7 +74,7 @@ def begin(fd: int, config: Config, clock: Any, manifest: bytes, image: ImageFile
         raise HostError("record", "write", error.errno or 0) from None
 
 
-class Recorder(Dispatcher):
+class Recorder(CallDispatcher):
     """Writes each hypercall, with its answer, to `fd`."""
 
     def __init__(
@@ -87,82 +87,43 @@ class Recorder(Dispatcher):
         stop: Stop,
         warn: Warn,
     ) -> None:
-        super().__init__(memory, modules, machine)
+        super().__init__(memory, modules, machine, clock, stop)
         self._output = Output(fd, "record", stop, warn)
-        self._clock = clock
-        self._stop = stop
 
-    def dispatch(self, exit: Exit) -> Halt | None:
-        """As Dispatcher has it."""
-        number, gpa = decode(exit)
-        call = HYPERCALLS.get(number)
-        asked = None if call is None else block_at(self._memory, call, gpa)
-        if call is None or asked is None:
-            return super().dispatch(exit)  # which raises, in a replay as well
-        crc = crc_of(self._memory, call, asked, self._stop)
+    def handle(self, exit: Exit, call: Call) -> Halt | None:
+        """As CallDispatcher has it."""
         try:
-            halt = super().dispatch(exit)
+            halt = self.answer(exit)
         except GuestFault:
-            self._write(Event(number, FAULT, gpa, asked, asked, crc, self._now(), 0))
+            self._write(call, FAULT, call.block)
             raise
-        answered = block_at(self._memory, call, gpa) or asked
-        data = self._data(call, asked, answered)
-        self._write(Event(number, 0, gpa, asked, answered, crc, self._now(), len(data)), data)
+        answered = block_at(self._memory, call.kind, call.gpa) or call.block
+        self._write(call, 0, answered, self._data(call, answered))
         return halt
 
     def end(self, outcome: Outcome) -> Outcome:
         """Write the last event, how the run has ended: `outcome`, as it is."""
         text = how(outcome).encode()
-        self._write(Event(END, 0, 0, b"", b"", 0, self._clock.cell.now_ns, len(text)), text)
+        event = Event(END, 0, 0, b"", b"", 0, self._clock.cell.now_ns, len(text))
+        self._output.write(event.encode() + text)
         return outcome
 
-    def _now(self) -> int:
-        if isinstance(self._clock, RecordedClock):
-            self._clock.synchronise()
-        return int(self._clock.cell.now_ns)
-
-    def _data(self, call: Hypercall, asked: bytes, answered: bytes) -> bytes | memoryview:
-        if call.data != "in":
+    def _data(self, call: Call, answered: bytes) -> bytes | memoryview:
+        """What has come in with the answer."""
+        if call.kind.data != "in":
             return b""
-        before, after = fields(call, asked), fields(call, answered)
+        before, after = call.asked, fields(call.kind, answered)
         if after.ret != lib.HVT_R_OK:
             return b""
-        size = min(before.len, after.len) if "len" in call.answers else before.len
+        size = min(before.len, after.len) if "len" in call.kind.answers else before.len
         return self._memory.readable(before.data_gpa, size)
 
-    def _write(self, event: Event, data: bytes | memoryview = b"") -> None:
+    def _write(
+        self, call: Call, flags: int, answered: bytes, data: bytes | memoryview = b""
+    ) -> None:
+        self._clock.synchronise()
+        now_ns = int(self._clock.cell.now_ns)
+        event = Event(
+            call.number, flags, call.gpa, call.block, answered, call.crc, now_ns, len(data)
+        )
         self._output.write(event.encode() + data)
-
-
-def how(outcome: Outcome) -> str:
-    """How a run ended, as the record has it."""
-    return f"{outcome.reason}, status {outcome.status}"
-
-
-def block_at(memory: GuestMemory, call: Hypercall, gpa: int) -> bytes | None:
-    """The argument block of a call; None where it can't have one there."""
-    try:
-        memory.at(call.layout, gpa, out=bool(call.answers))
-        return bytes(memory.readable(gpa, call.layout.size))
-    except GuestFault:
-        return None
-
-
-def fields(call: Hypercall, block: bytes) -> Any:
-    """The fields of an argument block."""
-    return ffi.from_buffer(call.layout.pointer, block)
-
-
-def crc_of(memory: GuestMemory, call: Hypercall, asked: bytes, stop: Stop) -> int:
-    """The CRC-32 of what a call passes out of the guest; 0 where it passes nothing."""
-    if call.data not in ("text", "out"):
-        return 0
-    block, crc = fields(call, asked), 0
-    try:
-        data = memory.readable(block.data_gpa, block.len)
-    except GuestFault:
-        return 0
-    for at in range(0, len(data), STEP):
-        stop.check()
-        crc = crc32(data[at : at + STEP], crc)
-    return crc

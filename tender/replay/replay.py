@@ -11,20 +11,21 @@ import os
 from tender._native import lib
 from tender.dataclass import replace
 from tender.errors import EXIT_FAILURE, GuestFault, HostError, one_line
-from tender.hypercalls import HYPERCALLS, Dispatcher, decode
+from tender.hypercalls import HYPERCALLS
+from tender.replay.calls import CallDispatcher, fields, how
 from tender.replay.file import END, FAULT, STEP, read_event
-from tender.replay.record import block_at, crc_of, fields, how
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from typing import Any
 
-    from tender.clock import HostClock
     from tender.cpu.vcpu import Exit
     from tender.errors import TenderError
     from tender.hypercalls import Halt, Hypercall, Module
     from tender.memory import GuestMemory
     from tender.outcome import Outcome
+    from tender.replay.calls import Call
     from tender.replay.file import Event
     from tender.stop import Stop
 
@@ -35,8 +36,8 @@ class ReplayError(HostError):
     """The run differs from its record, or the record ends."""
 
 
-class Replay(Dispatcher):
-    """Answers hypercalls from `fd`, a record behind its image."""
+class Replay(CallDispatcher):
+    """Answers hypercalls from `fd`, a record behind its image. Raises ReplayError as well."""
 
     def __init__(
         self,
@@ -44,35 +45,27 @@ class Replay(Dispatcher):
         memory: GuestMemory,
         modules: Iterable[Module],
         machine: int,
-        clock: HostClock,
+        clock: Any,
         stop: Stop,
     ) -> None:
-        super().__init__(memory, modules, machine)
+        super().__init__(memory, modules, machine, clock, stop)
         self._fd = fd
-        self._clock = clock
-        self._stop = stop
         self._count = 0
 
-    def dispatch(self, exit: Exit) -> Halt | None:
-        """As Dispatcher has it. Raises ReplayError as well."""
-        number, gpa = decode(exit)
-        call = HYPERCALLS.get(number)
-        asked = None if call is None else block_at(self._memory, call, gpa)
-        if call is None or asked is None:
-            return super().dispatch(exit)  # which raises, as it did
+    def handle(self, exit: Exit, call: Call) -> Halt | None:
+        """As CallDispatcher has it."""
         self._count += 1
         event = self._next(call)
-        crc = crc_of(self._memory, call, asked, self._stop)
-        self._compare(call, gpa, asked, crc, event)
+        self._compare(call, event)
         self._clock.cell.now_ns = event.now_ns
         if event.flags & FAULT:
-            raise self._fault(call, asked, number)
-        if number in (lib.HVT_HYPERCALL_PUTS, lib.HVT_HYPERCALL_HALT):
-            return super().dispatch(exit)
-        if call.data == "in":
-            self._receive(call, asked, event.data_size)
-        if call.answers:
-            self._memory.writable(gpa, len(asked))[:] = event.answered
+            raise self._fault(call)
+        if call.number in (lib.HVT_HYPERCALL_PUTS, lib.HVT_HYPERCALL_HALT):
+            return self.answer(exit)
+        if call.kind.data == "in":
+            self._receive(call, event.data_size)
+        if call.kind.answers:
+            self._memory.writable(call.gpa, len(call.block))[:] = event.answered
         return None
 
     def end(self, outcome: Outcome) -> Outcome:
@@ -87,30 +80,29 @@ class Replay(Dispatcher):
         error = self._differs(f"it ends so: {how(outcome)}; the recorded run {wanted}")
         return replace(outcome, reason="host", status=EXIT_FAILURE, error=error)
 
-    def _next(self, call: Hypercall) -> Event:
+    def _next(self, call: Call) -> Event:
         event = read_event(self._fd)
+        ends = f"the record ends before hypercall {self._count}, {call.kind.name}"
         if event is None:
-            raise ReplayError(f"the record ends before hypercall {self._count}, {call.name}")
+            raise ReplayError(ends)
         if event.number == END:
-            raise ReplayError(
-                f"the record ends before hypercall {self._count}, {call.name}: "
-                f"{self._how_it_ended(event)}"
-            )
+            raise ReplayError(f"{ends}: {self._how_it_ended(event)}")
         return event
 
     def _how_it_ended(self, event: Event) -> str:
         return one_line(os.read(self._fd, min(event.data_size, _TEXT_MAX)).decode(errors="replace"))
 
-    def _compare(self, call: Hypercall, gpa: int, asked: bytes, crc: int, event: Event) -> None:
-        recorded = HYPERCALLS.get(event.number)
-        if recorded is call and (gpa, asked, crc) == (event.gpa, event.asked, event.crc):
-            if len(event.answered) != len(asked):
+    def _compare(self, call: Call, event: Event) -> None:
+        kind = HYPERCALLS.get(event.number)
+        asked = (call.gpa, call.block, call.crc)
+        if kind is call.kind and asked == (event.gpa, event.asked, event.crc):
+            if len(event.answered) != len(call.block):
                 raise ReplayError(f"the record is malformed at hypercall {self._count}")
             return
-        now = f"{call.name} at {gpa:#x}, {_shown(call, asked)}"
-        if recorded is None or len(event.asked) != recorded.layout.size:
+        now = _shown(call.kind, call.gpa, call.block)
+        if kind is None or len(event.asked) != kind.layout.size:
             raise self._differs(f"{now}; recorded: no hypercall")
-        then = f"{recorded.name} at {event.gpa:#x}, {_shown(recorded, event.asked)}"
+        then = _shown(kind, event.gpa, event.asked)
         if now == then:
             raise self._differs(f"{now}: what it passes out is not what was recorded")
         raise self._differs(f"{now}; recorded: {then}")
@@ -118,21 +110,20 @@ class Replay(Dispatcher):
     def _differs(self, how: str) -> ReplayError:
         return ReplayError(f"the replay differs from its record at hypercall {self._count}: {how}")
 
-    def _fault(self, call: Hypercall, asked: bytes, number: int) -> TenderError:
-        block = fields(call, asked)
-        check = self._memory.writable if call.data == "in" else self._memory.readable
+    def _fault(self, call: Call) -> TenderError:
+        check = self._memory.writable if call.kind.data == "in" else self._memory.readable
         try:
-            check(block.data_gpa, block.len)
+            check(call.asked.data_gpa, call.asked.len)
         except GuestFault as fault:
-            fault.hypercall = number
+            fault.hypercall = call.number
             return fault
-        return self._differs(f"{call.name} was the guest's end when it was recorded")
+        return self._differs(f"{call.kind.name} was the guest's end when it was recorded")
 
-    def _receive(self, call: Hypercall, asked: bytes, size: int) -> None:
-        block, done = fields(call, asked), 0
-        if size > block.len:
+    def _receive(self, call: Call, size: int) -> None:
+        asked, done = call.asked, 0
+        if size > asked.len:
             raise ReplayError(f"the record is malformed at hypercall {self._count}")
-        target = self._memory.writable(block.data_gpa, size)
+        target = self._memory.writable(asked.data_gpa, size)
         while done < size:
             count = os.readv(self._fd, [target[done : done + STEP]])
             if not count:
@@ -141,6 +132,7 @@ class Replay(Dispatcher):
             done += count
 
 
-def _shown(call: Hypercall, block: bytes) -> str:
-    values = fields(call, block)
-    return " ".join(f"{name}={getattr(values, name):#x}" for name in call.asks)
+def _shown(kind: Hypercall, gpa: int, block: bytes) -> str:
+    asked = fields(kind, block)
+    values = " ".join(f"{name}={getattr(asked, name):#x}" for name in kind.asks)
+    return f"{kind.name} at {gpa:#x}, {values}"
