@@ -22,7 +22,7 @@ from tender.embed.python_devices import BlockService, NetService
 from tender.embed.reactor import show_exception
 from tender.embed.validation import BLOCK_VALUES, NET_VALUES
 from tender.errors import DeviceError, HostError, shown
-from tender.host import keep_descriptor
+from tender.host import keep_descriptor, write_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -154,8 +154,7 @@ class Devices:
             return self._copy(image, f"kernel={image}")
         fd = os.memfd_create("kernel")
         self._owned.append(FileIO(fd))
-        while image:
-            image = image[os.write(fd, image) :]
+        write_all(fd, image)
         return fd
 
     def _net(self, name: str, spec: Any) -> NetValue:

@@ -51,6 +51,12 @@ def keep_descriptor(fd: int, where: str) -> int:
         raise DeviceError(f"{where}: no such descriptor") from None
 
 
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of it, however much the kernel takes at a time. Raises OSError."""
+    while data:
+        data = data[os.write(fd, data) :]
+
+
 def set_title(name: str, words: Sequence[str]) -> None:
     """Show this process as `name` (15 bytes of it) in top(1), and as `words` in ps(1).
 

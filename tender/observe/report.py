@@ -9,6 +9,7 @@ import os
 from json import dumps
 
 from tender.errors import HostError
+from tender.host import write_all
 from tender.observe.output import open_output
 
 TYPE_CHECKING = False
@@ -29,7 +30,6 @@ def write_report(fd: int, outcome: Outcome, warn: Warn) -> None:
     """Write how the guest ended. `warn` gets a line where the host can't take it."""
     data = f"{dumps(outcome.as_dict())}\n".encode()
     try:
-        while data:
-            data = data[os.write(fd, data) :]
+        write_all(fd, data)
     except OSError as error:
         warn(f"report: {HostError('write', 'write', error.errno or 0)}")

@@ -14,6 +14,7 @@ from tender._native import lib
 from tender.clock import VirtualClock
 from tender.config import VirtualTime
 from tender.errors import ConfigError, GuestFault, HostError
+from tender.host import write_all
 from tender.observe.output import Output
 from tender.replay.calls import CallDispatcher, block_at, fields, how
 from tender.replay.file import END, FAULT, IMAGE_MAX, Event, Header, encode_header
@@ -67,9 +68,9 @@ def begin(fd: int, config: Config, clock: Any, manifest: bytes, image: ImageFile
         int(clock.cell.random),
     )
     try:
-        for piece in (encode_header(header, size), *image.contents()):
-            while piece:
-                piece = piece[os.write(fd, piece) :]
+        write_all(fd, encode_header(header, size))
+        for piece in image.contents():
+            write_all(fd, piece)
     except OSError as error:
         raise HostError("record", "write", error.errno or 0) from None
 
