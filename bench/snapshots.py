@@ -73,7 +73,7 @@ def clone_ms(snapshot: Snapshot, cpu: str, console_fd: int) -> float:
             "clone", kernel_fd=fd, restore=True, clone=True, console_fd=console_fd, cpu=cpu
         )
         inputs = open_inputs(config, cleanup)
-        machine = assemble(config, inputs, Stop(), lambda _: None, cleanup)
+        machine = assemble(inputs, Stop(), lambda _: None, cleanup)
         machine.vcpu.start(b"")
         elapsed_ns = process_time_ns() - begin
         machine.vcpu.end()

@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 
 
 def assemble(
-    config: Config,
     inputs: Inputs,
     stop: Stop,
     warn: Warn,
@@ -63,7 +62,7 @@ def assemble(
     publish: bool = False,
 ) -> Machine:
     """Open, check and load everything, up to the guest's first instruction; raises TenderError."""
-    guest = load(config, inputs, stop, warn, cleanup, created)
+    guest = load(inputs, stop, warn, cleanup, created)
     fds, pcaps = open_observers(guest, inputs, warn, cleanup)
     for each in (guest.devices, *guest.holders()):
         fds |= each.fds
@@ -82,7 +81,7 @@ def assemble(
 class Loaded:
     """A guest in its memory, with its devices, on a vCPU that has not run."""
 
-    config: Config  # with what the record or the snapshot says, where there is one
+    config: Config
     image: Image
     boot: Any  # the module of its architecture in tender/boot/
     accelerator: Accelerator
@@ -101,7 +100,6 @@ class Loaded:
 
 
 def load(
-    config: Config,
     inputs: Inputs,
     stop: Stop,
     warn: Warn,
@@ -109,9 +107,7 @@ def load(
     created: KvmAccelerator | None,
 ) -> Loaded:
     """Open the devices, and put the guest into memory and on a vCPU."""
-    image, restored = inputs.file.image, inputs.restored
-    if restored:
-        config = restored.config(config)
+    config, image, restored = inputs.config, inputs.file.image, inputs.restored
     boot = _boot(image.machine)
     mem_bytes = usable_memory(config.mem_bytes)
     if mem_bytes != config.mem_bytes:

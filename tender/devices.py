@@ -46,7 +46,8 @@ if TYPE_CHECKING:
 class Inputs:
     """What a user passes, opened: descriptors of devices, others by label, and the image.
 
-    With a `record` that is to be replayed, `config` and image are those that it has.
+    With a record that is to be replayed, or a snapshot that is to go on, `config` and image are
+    those that it has.
     """
 
     config: Config
@@ -89,7 +90,7 @@ def open_inputs(config: Config, cleanup: Cleanup, sandbox: Sandbox | None = None
     if config.restore:
         restored = _read(read_snapshot, sandbox)
         cleanup.callback(restored.close)
-        return Inputs(config, nets, blocks, fds, restored, restored)
+        return Inputs(restored.config(config), nets, blocks, fds, restored, restored)
     file = _read(lambda: ImageFile(config.kernel, config.kernel_fd), sandbox)
     cleanup.callback(file.close)
     target = TARGETS[file.image.target]

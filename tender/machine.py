@@ -69,7 +69,7 @@ def run(
         config = inputs.config
         if inputs.file.image.target == lib.ABI_TARGET_SPT:
             _become(config, inputs, stop, warn, cleanup, sandbox, started, publish=publish)
-        machine = assemble(config, inputs, stop, warn, cleanup, sandbox, created, publish=publish)
+        machine = assemble(inputs, stop, warn, cleanup, sandbox, created, publish=publish)
         if sandbox:
             sandbox.enter(machine.fd_table, machine.vcpu.start)
         else:

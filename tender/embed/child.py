@@ -192,7 +192,7 @@ def warm_up(cpu: str) -> None:
     try:
         with Cleanup() as cleanup:
             inputs = open_inputs(config, cleanup)
-            guest = assemble(config, inputs, Stop(), lambda _: None, cleanup)
+            guest = assemble(inputs, Stop(), lambda _: None, cleanup)
             _prepare_filters(guest.fd_table)
         if cpu != "kvm":
             machine.run(config, Stop(), lambda _: None)

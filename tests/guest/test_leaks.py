@@ -93,7 +93,7 @@ def started(
         cpu=cpu,
     )
     cleanup = Cleanup()
-    machine = assemble(config, open_inputs(config, cleanup), Stop(), pytest.fail, cleanup)
+    machine = assemble(open_inputs(config, cleanup), Stop(), pytest.fail, cleanup)
     if machine.ring:
         machine.ring.start()
     secrets = {

@@ -63,7 +63,7 @@ class Moving:
         """False: the guest's counter can't be `counter`, and it is not started."""
         config = replace(self._config, cpu=cpu, console_fd=self._writer)
         inputs = open_inputs(config, self.cleanup)
-        self._machine = assemble(config, inputs, Stop(), pytest.fail, self.cleanup)
+        self._machine = assemble(inputs, Stop(), pytest.fail, self.cleanup)
         if counter and self.vcpu.set_counter(counter, self.vcpu.cpu_cycle_freq) < counter:
             return False
         self.vcpu.start(b"")
