@@ -6,7 +6,6 @@ import errno
 import os
 import socket
 import stat
-import struct
 from contextlib import suppress
 
 from tender.cli.argparser import Parser
@@ -65,8 +64,7 @@ def _connect(guest: RunningGuest) -> socket.socket:
             ) from None
         raise HostError(f"{guest.name}: cannot ask for it", "connect", error.errno or 0) from None
     # A user can put a symbolic link there, to the socket of another user's guest.
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    _, uid, _ = struct.unpack("3i", credentials)
+    uid = helper.peer_uid(connection)
     if uid != guest.uid:
         connection.close()
         raise ConfigError(

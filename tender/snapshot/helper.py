@@ -54,6 +54,12 @@ def socket_path(folder: str, pid: int) -> str:
     return f"{folder}/{pid}.snapshot"
 
 
+def peer_uid(connection: socket) -> int:
+    """The user whose process is at the other end."""
+    _, uid, _ = struct.unpack("3i", connection.getsockopt(SOL_SOCKET, SO_PEERCRED, 12))
+    return int(uid)
+
+
 def open_requests(
     place: str | tuple[int, int], memory_fd: int, stop: Stop, cleanup: Cleanup
 ) -> Requests:
@@ -246,8 +252,7 @@ def _send(tender: socket, message: bytes) -> None:
 
 def _answer(tender: socket, command: socket) -> None:
     """Answer one request; raises OSError where the command has ended."""
-    _, uid, _ = struct.unpack("3i", command.getsockopt(SOL_SOCKET, SO_PEERCRED, 12))
-    if uid not in (0, os.geteuid()):
+    if peer_uid(command) not in (0, os.geteuid()):
         return
     command.settimeout(REQUEST_S)
     request = command.recv(len(SAVE))
