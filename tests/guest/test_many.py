@@ -11,6 +11,7 @@ from tender import Guest
 from tender.embed import program
 from tender.observe import counters
 from tender.testing.net.switch import Switch
+from tests.descriptors import open_descriptors
 from tests.guest.conftest import Build
 from tests.waiting import children, wait_until
 
@@ -27,10 +28,6 @@ def own_kib(pid: int) -> int:
     return sum(each.pss_kib for each in mappings) - sum(each.pss_kib for each in guest)
 
 
-def descriptors(pid: int | str) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
-
-
 def files() -> set[str]:
     return set(os.listdir(counters.folder()))
 
@@ -39,7 +36,7 @@ def test_two_hundred_guests_on_one_switch(any_cpu: str, guest: Build) -> None:
     kernel = guest("ping")
     Guest(guest("exit"), "0", mem_mib=8).run()  # which starts the server
     server = program.program_here().server.pid
-    own, of_server = descriptors("self"), descriptors(server)
+    own, of_server = open_descriptors(), open_descriptors(server)
     guests: list[Guest] = []
     with Switch(patience=300) as switch:
         host = switch.host("10.0.0.1/16")
@@ -67,5 +64,5 @@ def test_two_hundred_guests_on_one_switch(any_cpu: str, guest: Build) -> None:
             assert each.stop().reason == "stopped"
     assert not [name for name in files() if int(name.split(".")[-2]) in pids]
     wait_until(lambda: not set(children(server)) & set(pids))
-    assert descriptors("self") == own
-    assert descriptors(server) <= of_server + 1, "a child in reserve"
+    wait_until(lambda: open_descriptors() <= own)
+    assert len(open_descriptors(server) - of_server) <= 1, "a child in reserve"

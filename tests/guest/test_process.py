@@ -25,6 +25,7 @@ from tender import BlockDescriptor, BlockFile, Descriptor, Guest, Outcome
 from tender.embed import program as this_program
 from tender.embed import server
 from tender.errors import HostError, SandboxViolation, TenderError
+from tests.descriptors import open_descriptors
 from tests.guest.conftest import Build, Namespace, Run
 from tests.needs import needs
 from tests.waiting import children, kill, marked, wait_until
@@ -415,10 +416,10 @@ def test_nothing_is_left_of_many_guests(guest: Build) -> None:
         Guest(guest("exit"), "0", mem_mib=8).run()
 
     once()
-    descriptors, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    descriptors, threads = open_descriptors(), threading.active_count()
     for _ in range(20):
         once()
-    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= descriptors)
+    wait_until(lambda: open_descriptors() <= descriptors)
     wait_until(lambda: threading.active_count() <= threads)
 
 

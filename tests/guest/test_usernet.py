@@ -21,6 +21,7 @@ import pytest
 from tender import Guest, UserNet
 from tender.errors import DeviceError
 from tender.host import passt
+from tests.descriptors import open_descriptors
 from tests.guest.conftest import PTENDER, Build, Namespace, Run, open_namespace
 from tests.guest.ordinary import ordinary
 from tests.needs import needs
@@ -171,7 +172,7 @@ def test_the_guest_goes_on_without_passt(guest: Build) -> None:
 def test_two_guests_of_a_program(guest: Build) -> None:
     Guest(guest("exit"), mem_mib=8).run()  # what the first guest of a program leaves stays
     ports = [free_port(), free_port()]
-    descriptors = os.listdir("/proc/self/fd")
+    descriptors = open_descriptors()
     guests = [
         Guest(guest("web"), mem_mib=8, net={"service": UserNet(forward={port: 80})}).start()
         for port in ports
@@ -182,7 +183,7 @@ def test_two_guests_of_a_program(guest: Build) -> None:
     for running, port in zip(guests, ports, strict=True):
         assert running.stop().reason == "stopped"
         assert not passts(port)
-    assert len(os.listdir("/proc/self/fd")) <= len(descriptors)
+    assert open_descriptors() <= descriptors
 
 
 def test_passt_ends_with_a_guest_or_a_program_that_is_killed(guest: Build) -> None:

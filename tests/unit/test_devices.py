@@ -30,6 +30,7 @@ from tender.host.remote import HEADER, READ, STATUS, WRITE
 from tender.image.manifest import Device
 from tender.modules.block import BlockDevice
 from tender.stop import Stop
+from tests.descriptors import open_descriptors
 from tests.unit.interrupts import at_every_moment
 
 LONG = 20
@@ -66,23 +67,13 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     descriptors, threads = open_descriptors(), threading.active_count()
 
     def is_clean() -> bool:
-        # Fewer are no fault: an earlier test's may have been on their way.
         return open_descriptors() <= descriptors and threading.active_count() <= threads
 
     yield
     deadline = time.monotonic() + LONG
     while not is_clean() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert is_clean(), (open_descriptors(), descriptors, threading.enumerate())
-
-
-def which_are_open() -> set[int]:
-    listed = os.listdir("/proc/self/fd")  # with the one that lists them
-    return {int(fd) for fd in listed if os.path.exists(f"/proc/self/fd/{fd}")}
-
-
-def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    assert is_clean(), (open_descriptors() - descriptors, threading.enumerate())
 
 
 def opened(
@@ -454,7 +445,7 @@ def test_memory_is_read_and_written() -> None:
 
 def test_an_interrupted_attach_leaves_memory_to_the_next_guest() -> None:
     memory = BlockMemory(4096)
-    before = which_are_open()
+    before = open_descriptors()
     given: list[BlockDescriptor] = []
 
     def check() -> None:
@@ -463,7 +454,7 @@ def test_an_interrupted_attach_leaves_memory_to_the_next_guest() -> None:
             memory.detach()
         memory.attach()
         memory.detach()
-        for fd in which_are_open() - before:
+        for fd, _ in open_descriptors() - before:
             os.close(fd)
 
     at_every_moment(lambda: lambda: given.append(memory.attach()), check)
