@@ -83,16 +83,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("cpu", CPUS if wanted == "all" else [wanted], indirect=True)
 
 
+def missing(cpu: str) -> str:
+    """Why this machine has no such CPU for guests; "" if it has."""
+    if cpu == "kvm":
+        return "" if os.access("/dev/kvm", os.R_OK | os.W_OK) else "no access to /dev/kvm"
+    if cpu == "soft":
+        has_unicorn = importlib.util.find_spec("unicorn") is not None
+        return "" if has_unicorn else "the software CPU needs unicorn"
+    reason = native.missing()
+    return f"no native CPU: {reason}" if reason else ""
+
+
 @pytest.fixture
 def cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The CPU that guests run on in this test: every test runs once on each."""
     name: str = request.param
-    if name == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        pytest.skip("no access to /dev/kvm")
-    if name == "soft":
-        pytest.importorskip("unicorn", reason="the software CPU needs unicorn")
-    if name == "native" and (reason := native.missing()):
-        pytest.skip(f"no native CPU: {reason}")
+    if reason := missing(name):
+        pytest.skip(reason)
     monkeypatch.setenv("PTENDER_CPU", name)
     return name
 
@@ -101,11 +108,10 @@ def cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 def any_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The CPU of a test that does not depend on it, which runs once: the one that starts faster."""
     wanted: str = request.config.getoption("--cpu")
-    has_unicorn = importlib.util.find_spec("unicorn") is not None
-    best = "native" if not native.missing() else "soft" if has_unicorn else "kvm"
+    best = next((name for name in ("native", "soft") if not missing(name)), "kvm")
     name = best if wanted == "all" else wanted
-    if name == "kvm" and not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        pytest.skip("no access to /dev/kvm")
+    if name == "kvm" and (reason := missing(name)):
+        pytest.skip(reason)
     monkeypatch.setenv("PTENDER_CPU", name)
     return name
 

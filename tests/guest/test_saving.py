@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tender import Guest, GuestEnded, VirtualTime, accel
+from tender import Guest, GuestEnded, VirtualTime
 from tender.errors import ConfigError, DeviceError, SnapshotError, TenderError, UsageError
 from tender.testing.net.switch import Switch
-from tests.guest.conftest import Build
+from tests.guest.conftest import Build, missing
 
 if TYPE_CHECKING:
     from tender.embed.interfaces import Cpu
@@ -138,7 +138,7 @@ def test_each_fork_has_its_own_network(guest: Build, cpu: str) -> None:
 
 def test_from_cpu_to_cpu(guest: Build, tmp_path: Path) -> None:
     every: tuple[Cpu, ...] = ("kvm", "native", "soft")
-    cpus = [each for each in every if available(each)]
+    cpus = [each for each in every if not missing(each)]
     for one in cpus:
         options: dict[str, Any] = {"mem_mib": MEM_MIB, "snapshots": True, "cpu": one}
         with Guest(guest("count"), "30", "5", **options) as first:
@@ -147,12 +147,6 @@ def test_from_cpu_to_cpu(guest: Build, tmp_path: Path) -> None:
         for other, each in zip(cpus, clones, strict=True):
             check_end(each, other)
             assert counted(each)[-1] == 29
-
-
-def available(cpu: Cpu) -> bool:
-    if cpu == "kvm":
-        return os.access("/dev/kvm", os.R_OK | os.W_OK)
-    return accel.native_usable() if cpu == "native" else accel.soft_usable()
 
 
 def test_what_can_not_be_saved(guest: Build, any_cpu: str) -> None:

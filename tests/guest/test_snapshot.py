@@ -12,6 +12,7 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tender.cpu import native
 from tender.observe import counters, guests
 from tender.snapshot import file, helper
 from tender.snapshot.file import Snapshot
-from tests.guest.conftest import CPUS, PTENDER, Build, Run
+from tests.guest.conftest import CPUS, PTENDER, Build, Run, missing
 from tests.guest.ordinary import NOBODY, ordinary
 from tests.needs import needs
 from tests.waiting import children, state_of, wait_until, wait_until_asleep
@@ -109,10 +110,6 @@ def restore(start: Callable[..., Running], file: Path, *words: object, **options
     return start(f"--restore={file}", *words, kernel=False, **options)
 
 
-def usable(cpu: str) -> bool:
-    return cpu != "native" or not native.missing()
-
-
 def test_a_guest_goes_on_and_so_does_its_snapshot(
     start: Callable[..., Running], ptender: Run, tmp_path: Path, cpu: str
 ) -> None:
@@ -129,7 +126,7 @@ def test_a_guest_goes_on_and_so_does_its_snapshot(
     assert file.stat().st_blocks * 512 < 1 << 20
     assert os.listdir(tmp_path) == ["saved"]
     # From here on every CPU has the same guest.
-    for number, other in enumerate(filter(usable, CPUS)):
+    for number, other in enumerate(filterfalse(missing, CPUS)):
         clone = restore(start, file, f"--cpu={other}", *(["--clone"] if number else []), mac=None)
         assert clone.ask(5) == (2, 8), other
         assert clone.end() == "2 frames, sum 8", other
@@ -537,7 +534,7 @@ def test_no_hypercall_is_made_twice_or_not_at_all(
         done = ptender("snapshot", process.pid, path, "--stop")
         assert (done.returncode, process.wait(100)) == (0, 0), done
     before = output.read_text()
-    for other in filter(usable, CPUS):
+    for other in filterfalse(missing, CPUS):
         command = [str(PTENDER), "--clone", f"--cpu={other}", f"--restore={path}"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout

@@ -15,14 +15,14 @@ from tender._native import lib
 from tender.assemble import Machine, assemble
 from tender.cleanup import Cleanup
 from tender.config import Config
-from tender.cpu import native, saved
+from tender.cpu import saved
 from tender.cpu.vcpu import IoOut
 from tender.dataclass import replace
 from tender.devices import open_inputs
 from tender.errors import HostError
 from tender.memory import PROT_WRITE, regions
 from tender.stop import Stop
-from tests.guest.conftest import CPUS, Build
+from tests.guest.conftest import CPUS, Build, missing
 
 pytestmark = pytest.mark.skipif(os.uname().machine != "x86_64", reason="states of x86_64 guests")
 MEM = 8 << 20
@@ -114,9 +114,7 @@ class Moving:
 def cpus() -> list[str]:
     """Those that this machine has."""
     pytest.importorskip("unicorn", reason="the software CPU needs unicorn")
-    missing = {"native"} if native.missing() else set()
-    missing |= set() if os.access("/dev/kvm", os.R_OK | os.W_OK) else {"kvm"}
-    return [cpu for cpu in CPUS if cpu not in missing]
+    return [cpu for cpu in CPUS if not missing(cpu)]
 
 
 @pytest.fixture
