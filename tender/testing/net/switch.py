@@ -17,6 +17,7 @@ from tender.testing.net import capture, packets
 from tender.testing.net.describe import describe
 from tender.testing.net.faults import Delivery, Fault, Faulty, apply
 from tender.testing.net.host import Host
+from tender.testing.net.neighbours import Neighbours
 from tender.testing.net.port import GuestPort, Port
 from tender.testing.net.stack import as_ip
 from tender.testing.net.timeline import RealTime
@@ -41,8 +42,11 @@ class Switch(Faulty):
     the test waits. `seed` is the seed of all randomness. `latency` is that of every link, in
     seconds (default: 100 µs in virtual time, else 0). `patience` is how many seconds methods
     without a timeout wait, and how long a guest may take to start. The capture takes about
-    `capture_bytes` bytes of memory and drops the oldest frames. Switches that share `numbers` give
-    no MAC twice; those that share a `timeline` share their time, and the one that made it ends it.
+    `capture_bytes` bytes of memory and drops the oldest frames. With `neigh_suppress`, ARP and
+    neighbour discovery are not flooded to all guests: one that is asked for its address hears
+    that, and none hears what another one announces, nor that an address has moved. Switches that
+    share `numbers` give no MAC twice; those that share a `timeline` share their time, and the one
+    that made it ends it.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Switch(Faulty):
         latency: float | None = None,
         patience: float = 60.0,
         capture_bytes: int = CAPTURE_BYTES,
+        neigh_suppress: bool = False,
         numbers: Iterator[int] | None = None,
         timeline: Timeline | None = None,
     ) -> None:
@@ -63,6 +68,7 @@ class Switch(Faulty):
         self.seed = str(seed)
         self.patience = patience
         self.capture = capture.Capture(capture_bytes)
+        self.neigh_suppress = neigh_suppress
         self.ports: list[Port] = []
         self.hosts: list[Host] = []
         self._numbers = itertools.count() if numbers is None else numbers
@@ -70,6 +76,7 @@ class Switch(Faulty):
         self._owns_timeline = timeline is None
         self._capture_bytes = capture_bytes
         self._table: dict[bytes, Port] = {}  # the port of each MAC
+        self._neighbours = Neighbours()
         self._latency_ns = round((LATENCY_S * virtual if latency is None else latency) * 1e9)
         self._closed = False
 
@@ -83,6 +90,7 @@ class Switch(Faulty):
             latency=self._latency_ns / 1e9,
             patience=self.patience,
             capture_bytes=self._capture_bytes,
+            neigh_suppress=self.neigh_suppress,
             numbers=self._numbers,
             timeline=self.timeline,
         )
@@ -214,7 +222,10 @@ class Switch(Faulty):
         if not sender[0] & 1 and (sender in self._table or len(self._table) < MACS_MAX):
             self._table[sender] = port
         known = None if to[0] & 1 else self._table.get(to)
-        for other in self.ports if known is None else [known]:
+        receivers = self.ports if known is None else [known]
+        if self.neigh_suppress:
+            receivers = self._neighbours.limit(port, frame, receivers)
+        for other in receivers:
             if other is not port:
                 self._leave(other, frame)
 
