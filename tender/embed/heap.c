@@ -84,6 +84,10 @@ static int file_of(const uint8_t *start, size_t length)
 int heap_keep(uintptr_t start, size_t length)
 {
     struct range *range = &ranges[range_count];
+    if (sysconf(_SC_PAGESIZE) != PAGE) {
+        errno = ENOTSUP;
+        return -1;
+    }
     const uintptr_t of_thread = (uintptr_t)&errno; /* where the kernel writes, too: rseq(2) */
     if (start <= of_thread && of_thread - start < length)
         return 0;
@@ -122,7 +126,8 @@ static int note_copies_of(const struct range *range, int pagemap)
     uint64_t flags[LOOK_PAGES];
     for (size_t page = 0; page < count; page++) {
         const size_t index = page % LOOK_PAGES;
-        if (!index && pread(pagemap, flags, sizeof flags, offset + (off_t)(page * sizeof *flags)) < 0)
+        const off_t at = offset + (off_t)(page * sizeof *flags);
+        if (!index && pread(pagemap, flags, sizeof flags, at) != sizeof flags)
             return -1;
         const size_t number = range->first_page + page;
         if (flags[index] & PRESENT && !(flags[index] & OF_A_FILE))
@@ -154,13 +159,26 @@ static int are_mapped(const struct range *range, size_t first, size_t end)
     return !madvise(range->start + first * PAGE, (end - first) * PAGE, MADV_NORMAL);
 }
 
+static int give_back_run(const struct range *range, size_t page, size_t end)
+{
+    uint8_t *start = range->start + page * PAGE;
+    const uint8_t *as_kept = range->as_kept + page * PAGE;
+    const size_t length = (end - page) * PAGE;
+    if (madvise(start, length, MADV_DONTNEED))
+        return -1;
+    /* Another mapping may be here by now, where a block was freed: then these pages are zero. */
+    if (memcmp(start, as_kept, length))
+        memcpy(start, as_kept, length);
+    return 0;
+}
+
 static long give_back_pages(const struct range *range, size_t first, size_t last, uintptr_t kept)
 {
     long given = 0;
     for (size_t page = first, end; page < last; page = end + 1) {
         for (end = page; end < last && is_as_kept(range, end, kept); end++)
             ;
-        if (end > page && madvise(range->start + page * PAGE, (end - page) * PAGE, MADV_DONTNEED))
+        if (end > page && give_back_run(range, page, end))
             return -1;
         given += (long)(end - page);
     }

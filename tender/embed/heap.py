@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 KEPT_BYTES = range(64 << 10, 64 << 20)  # of a mapping: of smaller ones little is shared
 BLOCKS_MAX = 1 << 16
+NOT_INHERITED = {b"wf", b"dc"}  # Linux, fs/proc/task_mmu.c: MADV_WIPEONFORK, MADV_DONTFORK
 # Objects of each size that Python has free places for, the largest first.
 _MAKERS: list[Callable[[], object]] = [
     *(partial(bytes, size - sys.getsizeof(b"")) for size in range(512, 32, -16)),
@@ -37,10 +38,12 @@ def keep() -> None:
     lib.heap_clear_cache()
     _take_free_blocks()
     lib.heap_fill()
-    mappings = _mappings()
+    mappings, special = _mappings(), _special_mappings()
     lib.heap_clear_cache()
     for start, end in mappings:
-        if end - start in KEPT_BYTES and lib.heap_keep(start, end - start):
+        if start in special or end - start not in KEPT_BYTES:
+            continue
+        if lib.heap_keep(start, end - start):
             raise OSError(ffi.errno, os.strerror(ffi.errno))
 
 
@@ -69,6 +72,19 @@ def _mappings() -> list[tuple[int, int]]:
             if rights == b"rw-p" and rest[-1] != b"[stack]":
                 start, end = (int(each, 16) for each in addresses.split(b"-"))
                 found.append((start, end))
+    return found
+
+
+def _special_mappings() -> set[int]:
+    """Where mappings begin that a fork wipes or leaves out, as the C library's random state."""
+    found, start = set(), 0
+    with open("/proc/self/smaps", "rb") as file:
+        for line in file:
+            name, *rest = line.split()
+            if b"-" in name:
+                start = int(name.partition(b"-")[0], 16)
+            elif name == b"VmFlags:" and not NOT_INHERITED.isdisjoint(rest):
+                found.add(start)
     return found
 
 

@@ -52,3 +52,42 @@ def test_a_child_gives_back_the_pages_that_it_has_only_used() -> None:
     assert (parent, done.stderr) == ("3", "")
     assert copied > 5000 + kept, "100,000 strings take 5 MiB"
     assert 4 * given >= copied - kept - 500
+
+
+IN_ANOTHER_PLACE = """
+import ctypes, mmap, os
+from tender._native import ffi, lib
+from tender.embed import heap
+from tender.stop import Stop
+
+SIZE, PAGE = 8 << 20, 4096
+WIPE_ON_FORK = 18
+block = bytearray(b"\\xff") * SIZE  # of malloc's own mapping
+at = ctypes.addressof(ctypes.c_char.from_buffer(block)) + PAGE & -PAGE
+secret = mmap.mmap(-1, 1 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+secret.madvise(WIPE_ON_FORK)
+secret[:6] = b"secret"
+heap.keep()
+if os.fork():
+    print(os.waitstatus_to_exitcode(os.wait()[1]), secret[:6])
+else:
+    assert secret[:6] == bytes(6)
+    copies = heap.Copies(Stop())
+    copies.open()
+    for place in range(0, SIZE, PAGE):
+        block[place] = 255
+    copies.note()
+    place = ffi.cast("void *", at)
+    fd = os.memfd_create("another")
+    os.truncate(fd, 1 << 20)
+    assert lib.host_map_private(place, 1 << 20, fd, 0) == 0
+    ffi.memmove(place, b"\\xff" * (1 << 20), 1 << 20)
+    assert lib.heap_give_back(0) >= 512
+    assert bytes(ffi.buffer(place, 1 << 20)) == b"\\xff" * (1 << 20)
+    os._exit(3)
+"""
+
+
+def test_what_is_mapped_in_the_place_of_a_block_or_wiped_by_a_fork_stays_so() -> None:
+    done = subprocess.run([sys.executable, "-c", IN_ANOTHER_PLACE], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("3 b'secret'\n", "")
