@@ -23,9 +23,9 @@ from tender.checks import (
     as_path,
     is_ipv4,
     is_ipv6,
+    looks_like_size,
     one_of,
     optional,
-    parse_size,
     port_number,
     whole,
 )
@@ -79,20 +79,13 @@ def as_sector_size(name: str, value: Any) -> int:
 
 
 def as_overlay(name: str, value: Any) -> bool | int | str:
-    """True or False, a size in bytes, or a path."""
-    if isinstance(value, str) and _is_size(value):
+    """True or False, a size in bytes, or a path, which is a string that looks like no size."""
+    if isinstance(value, str) and looks_like_size(value):
         expected = f"a size in bytes (a number) or a path (a file of this name is './{value}')"
         raise InvalidValue(name, value, expected)
     if isinstance(value, (str, bytes, os.PathLike)):
         return as_path(name, value)
     return value if isinstance(value, bool) else int(_overlay_size(name, value))
-
-
-def _is_size(text: str) -> bool:
-    try:
-        return bool(parse_size(text))
-    except ValueError:
-        return False
 
 
 def check_capacity(capacity: int, size: int) -> None:

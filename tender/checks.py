@@ -204,6 +204,11 @@ def is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 20
 
 
+def looks_like_size(text: str) -> bool:
+    """Whether it begins as a number does: a path that does so is spelled with `./` before it."""
+    return text.strip().lstrip("+-.,")[:1].isdigit()
+
+
 def parse_size(text: str, unit: str = "M") -> int:
     """A size in bytes: `64` (in `unit`), `64M`, `1G`, `65536K`, also with `B` or `iB`.
 

@@ -63,7 +63,7 @@ def parse_size(text: str) -> int:
 
 def parse_overlay(text: str) -> int | str:
     """A size, or else the path of a file."""
-    if not text[0].isdigit():
+    if not checks.looks_like_size(text):
         return text
     try:
         return parse_size(text)

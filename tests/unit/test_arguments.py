@@ -139,6 +139,8 @@ IPV4 = "192.0.2.1"
         (lambda: BlockFile(""), "path='' is not a path"),
         (lambda: BlockFile("x", overlay=1), "overlay=1 is not a size of at least 4096 bytes"),
         (lambda: BlockFile("x", overlay="64M"), "overlay='64M' is not a size in bytes .a number"),
+        (lambda: BlockFile("x", overlay="-1"), "overlay='-1' is not .* of this name is './-1'"),
+        (lambda: BlockFile("x", overlay="64Q"), "overlay='64Q' is not a size in bytes .a number"),
         (lambda: BlockFile("x", True, overlay=True), "a read-only disk needs no overlay"),
         (lambda: BlockFile("x", sector_size="512"), "sector_size='512' is not a power of two fr"),  # type: ignore[arg-type]
         (lambda: BlockRemote(3, 0), "Backing storage size must be block aligned: 0 bytes"),

@@ -227,6 +227,12 @@ def test_sizes(text: str, size: int) -> None:
         ("--block a=f,sector-size=x k", "--block: sector-size=x is not a power of two"),
         ("--block a=f --block-sector-size:a=513 k", "--block-sector-size:a: 513 is not a power of"),
         ("--block a=f,overlay=64Q k", "--block: overlay: '64Q' is not a size"),
+        (
+            "--block a=f,overlay=-1 k",
+            "--block: overlay: '-1' is not a size: a number of MiB, or "
+            "one with a unit, as in 64M; for a file of this name: ./-1",
+        ),
+        ("--block a=f,overlay=.5G k", "--block: overlay: '.5G' is not a size"),
         ("--block a=f,overlay=1KB k", "--block: overlay=1KB is not a size of at least 4096 bytes"),
         (
             "--net-rate fast k",
