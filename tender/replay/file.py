@@ -162,8 +162,10 @@ class Record:
             raise self._malformed("its header names impossible sizes")
         try:
             fields = json.loads(self._read(size))
+            if not isinstance(fields, dict) or fields.keys() != Header.__annotations__.keys():
+                raise self._malformed("its header: not the fields of one")
             return Header(**fields), image_size
-        except (ValueError, TypeError, RecursionError, UsageError) as error:
+        except (ValueError, RecursionError, UsageError) as error:
             raise self._malformed(f"its header: {error}") from None
 
     def _copy_image(self, size: int) -> int:
@@ -205,15 +207,36 @@ class Record:
         return ConfigError(f"{self.path}: not a record that can be replayed: {what}")
 
 
+class ReplayError(HostError):
+    """The run differs from its record, or the record ends or can't be read."""
+
+
+def read_into(fd: int, target: bytearray | memoryview) -> int:
+    """Read what comes next in a record; how many bytes there were. Raises ReplayError."""
+    try:
+        return os.readv(fd, [target])
+    except OSError as error:
+        raise ReplayError("cannot read the record", "readv", error.errno or 0) from None
+
+
+def read_bytes(fd: int, size: int) -> bytes:
+    """The next `size` bytes of a record, or as many as there are. Raises ReplayError."""
+    data = bytearray(size)
+    return bytes(data[: read_into(fd, data)])
+
+
 def read_event(fd: int) -> Event | None:
-    """The next event; its data is to be read next. None: the record ends, or is malformed here."""
-    head = os.read(fd, EVENT.size)
+    """The next event; its data is to be read next. None: the record ends, or is malformed here.
+
+    Raises ReplayError.
+    """
+    head = read_bytes(fd, EVENT.size)
     if len(head) != EVENT.size:
         return None
     number, flags, size, crc, gpa, now_ns, data_size = EVENT.unpack(head)
     if size > BLOCK_MAX:
         return None
-    blocks = os.read(fd, 2 * size)
+    blocks = read_bytes(fd, 2 * size)
     if len(blocks) != 2 * size:
         return None
     return Event(number, flags, gpa, blocks[:size], blocks[size:], crc, now_ns, data_size)

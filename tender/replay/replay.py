@@ -6,14 +6,12 @@ console is written. The first difference ends the run, in words that name it.
 
 from __future__ import annotations
 
-import os
-
 from tender._native import lib
 from tender.dataclass import replace
-from tender.errors import EXIT_FAILURE, GuestFault, HostError, one_line
+from tender.errors import EXIT_FAILURE, GuestFault, one_line
 from tender.hypercalls import HYPERCALLS
 from tender.replay.calls import CallDispatcher, fields, how
-from tender.replay.file import END, FAULT, STEP, read_event
+from tender.replay.file import END, FAULT, STEP, ReplayError, read_bytes, read_event, read_into
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,10 +28,6 @@ if TYPE_CHECKING:
     from tender.stop import Stop
 
 _TEXT_MAX = 256
-
-
-class ReplayError(HostError):
-    """The run differs from its record, or the record ends."""
 
 
 class Replay(CallDispatcher):
@@ -72,12 +66,15 @@ class Replay(CallDispatcher):
         """The outcome of a run that has ended, compared with the recorded one."""
         if isinstance(outcome.error, ReplayError) or outcome.reason == "stopped":
             return outcome
-        event = read_event(self._fd)
-        recorded = self._how_it_ended(event) if event and event.number == END else ""
-        if recorded == how(outcome):
-            return outcome
-        wanted = f"ended so: {recorded}" if recorded else "went on, or was cut off"
-        error = self._differs(f"it ends so: {how(outcome)}; the recorded run {wanted}")
+        try:
+            event = read_event(self._fd)
+            recorded = self._how_it_ended(event) if event and event.number == END else ""
+            if recorded == how(outcome):
+                return outcome
+            wanted = f"ended so: {recorded}" if recorded else "went on, or was cut off"
+            error = self._differs(f"it ends so: {how(outcome)}; the recorded run {wanted}")
+        except ReplayError as failed:
+            error = failed.with_traceback(None)
         return replace(outcome, reason="host", status=EXIT_FAILURE, error=error)
 
     def _next(self, call: Call) -> Event:
@@ -90,7 +87,8 @@ class Replay(CallDispatcher):
         return event
 
     def _how_it_ended(self, event: Event) -> str:
-        return one_line(os.read(self._fd, min(event.data_size, _TEXT_MAX)).decode(errors="replace"))
+        text = read_bytes(self._fd, min(event.data_size, _TEXT_MAX))
+        return one_line(text.decode(errors="replace"))
 
     def _compare(self, call: Call, event: Event) -> None:
         kind = HYPERCALLS.get(event.number)
@@ -125,7 +123,7 @@ class Replay(CallDispatcher):
             raise ReplayError(f"the record is malformed at hypercall {self._count}")
         target = self._memory.writable(asked.data_gpa, size)
         while done < size:
-            count = os.readv(self._fd, [target[done : done + STEP]])
+            count = read_into(self._fd, target[done : done + STEP])
             if not count:
                 raise ReplayError(f"the record ends in the middle of hypercall {self._count}")
             self._stop.check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,8 +21,8 @@ from tender.image.elf import EM_X86_64
 from tender.image.file import ImageFile
 from tender.outcome import Outcome
 from tender.replay import record
-from tender.replay.file import Record
-from tender.replay.replay import Replay, ReplayError
+from tender.replay.file import Record, ReplayError
+from tender.replay.replay import Replay
 from tests.unit import elves
 from tests.unit.rig import ARGS, CAPACITY, DATA, DISK, NUMBERS, PORT, TEXT, Rig
 
@@ -217,6 +218,34 @@ def test_a_record_is_not_trusted(
     except ConfigError as error:
         assert "not a record that can be replayed: " in str(error)
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("name", ["self", "x" * 100_000, "\x1b[2J\nptender: all is well"])
+def test_the_names_of_a_header_are_not_shown(
+    recorded: tuple[Recording, record.Recorder], tmp_path: Path, name: str
+) -> None:
+    whole, path = (tmp_path / "rec").read_bytes(), tmp_path / "changed"
+    size = int.from_bytes(whole[16:20], "little")
+    text = json.dumps({**json.loads(whole[28 : 28 + size]), name: 1}).encode()
+    path.write_bytes(whole[:16] + len(text).to_bytes(4, "little") + whole[20:28] + text)
+    with pytest.raises(ConfigError, match="replayed: its header: not the fields of one$"):
+        Record(str(path))
+
+
+def test_a_record_that_cannot_be_read(
+    recorded: tuple[Recording, record.Recorder], replaying: Any, tmp_path: Path
+) -> None:
+    recording, _ = recorded
+    recording.call("WALLTIME")
+    again, replay = replaying()
+    folder = os.open(tmp_path, os.O_RDONLY)
+    os.dup2(folder, replay._fd)
+    os.close(folder)
+    with pytest.raises(ReplayError, match="^cannot read the record: Is a directory$"):
+        again.call("WALLTIME")
+    outcome = replay.end(Outcome("halted", 0))
+    assert (outcome.reason, outcome.status) == ("host", 1)
+    assert str(outcome.error) == "cannot read the record: Is a directory"
 
 
 def test_the_holes_of_a_record_take_no_memory(
