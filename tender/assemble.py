@@ -133,7 +133,7 @@ def load(
     if inputs.record:
         manifest = inputs.record.manifest(len(manifest))
     if restored:
-        restored.set_cpu(config, vcpu, clock, warn)
+        restored.set_cpu(config, kind, vcpu, clock, warn)
     else:
         if requests:
             save.use_machine_counter(vcpu, kind, image, clock)
@@ -212,6 +212,8 @@ def wire(
             restored.snapshot.hz if restored else vcpu.cpu_cycle_freq,
             stop,
             trace,
+            image,
+            restored.snapshot.features if restored else frozenset(),
         )
     machine = Machine(
         image,

@@ -11,7 +11,7 @@ import os
 import struct
 
 from tender._native import ffi, lib
-from tender.boot.x86_64 import CONTROL, REGISTERS, SEGMENTS, Segment, State, Table
+from tender.boot.x86_64 import CONTROL, CR4_OSXSAVE, REGISTERS, SEGMENTS, Segment, State, Table
 from tender.cpu import cpuid
 from tender.cpu.vcpu import (
     Failure,
@@ -217,7 +217,8 @@ class Vcpu:
         self.immediate_exit = ffi.addressof(self.shared, "immediate_exit")
         self._engine: Engine | None = None
         self._ring: Ring | None = None
-        _ioctl_at(self.fd, "KVM_SET_CPUID2", _cpuid2(cpuid.shown(vm.kvm.supported_cpuid())))
+        self._cpuid = cpuid.shown(vm.kvm.supported_cpuid())
+        _ioctl_at(self.fd, "KVM_SET_CPUID2", _cpuid2(self._cpuid))
         self.cpu_cycle_freq = self._tsc_khz() * 1000
 
     @property
@@ -379,6 +380,8 @@ class Vcpu:
         _ioctl_at(self.fd, "KVM_GET_SREGS", sregs)
         for name in CONTROL:
             setattr(sregs, name, state.control[name])
+        if state.xcr0 > 1 and not self.cpuid(0xD, 0)[0]:  # a CPU without XSAVE
+            sregs.cr4 &= ~CR4_OSXSAVE
         for name in SEGMENTS:
             for field in _SEGMENT_FIELDS:
                 setattr(getattr(sregs, name), field, getattr(state.segments[name], field))
@@ -390,6 +393,11 @@ class Vcpu:
             from tender.cpu import kvm_state  # not by a guest that starts
 
             kvm_state.set_rest(self, state)
+
+    def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+        """As cpu.vcpu.Vcpu has it."""
+        found = (entry[3:] for entry in self._cpuid if entry[:2] == (leaf, subleaf))
+        return next(found, (0, 0, 0, 0))
 
     def counter(self) -> int:
         """As cpu.vcpu.Vcpu has it (KVM_GET_MSRS)."""

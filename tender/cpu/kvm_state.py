@@ -10,7 +10,7 @@ import errno
 from tender._native import ffi, lib
 from tender.boot.x86_64 import EXTENDED, MSR_TSC, MSRS, X87_AND_SSE, DebugRegisters, Fpu, State
 from tender.cpu import xsave
-from tender.errors import HostError, option
+from tender.errors import HostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         shared: Any  # struct kvm_run
 
         def ioctl(self, name: str, argument: Any) -> None: ...
+        def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]: ...
 
 
 XCR0 = 0  # its number
@@ -70,6 +71,12 @@ def get_xcr0(vcpu: Vcpu) -> int:
     return int(xcrs.xcrs[0].value) if xcrs.nr_xcrs else 1
 
 
+def supported_xcr0(vcpu: Vcpu) -> int:
+    """What XCR0 can have; 0 where the CPU has no XSAVE (SDM volume 2, CPUID leaf 0Dh)."""
+    low, _, _, high = vcpu.cpuid(0xD, 0)
+    return low | high << 32
+
+
 def get_rest(vcpu: Vcpu) -> dict[str, Any]:
     """The fields of a State that KVM_GET_REGS and KVM_GET_SREGS do not give."""
     debug = ffi.new("struct kvm_debugregs *")
@@ -88,18 +95,13 @@ def get_rest(vcpu: Vcpu) -> dict[str, Any]:
 
 def set_rest(vcpu: Vcpu, state: State) -> None:
     """Set these, after the system registers; raises HostError where KVM refuses them."""
-    if state.xcr0 > 1:
-        vcpu.ioctl(
-            "KVM_SET_XCRS",
-            ffi.new("struct kvm_xcrs *", {"nr_xcrs": 1, "xcrs": [(XCR0, state.xcr0)]}),
-        )
+    xcr0 = state.xcr0 & supported_xcr0(vcpu)
+    if xcr0 > 1:
+        xcrs = ffi.new("struct kvm_xcrs *", {"nr_xcrs": 1, "xcrs": [(XCR0, xcr0)]})
+        vcpu.ioctl("KVM_SET_XCRS", xcrs)
     if state.fpu is not None:
-        missing = [part for part in state.fpu.extended if not state.xcr0 >> part & 1]
-        if missing and state.xcr0:
-            raise HostError(
-                "KVM: the guest uses AVX without having enabled it, as it could on the native CPU: "
-                f"use {option('cpu', 'native')}"
-            )
+        if state.xcr0 and any(not xcr0 >> part & 1 for part in state.fpu.extended):
+            raise HostError("KVM: the guest uses AVX or AVX-512, which this machine has not")
         set_fpu(vcpu, state.fpu)
     if state.debug is not None:
         debug = state.debug

@@ -14,13 +14,16 @@ from tender.boot.x86_64 import (
     CR0_WP,
     CR4_OSFXSR,
     CR4_OSXMMEXCPT,
+    CR4_OSXSAVE,
     CR4_PAE,
     EFER_LMA,
     EFER_LME,
     EFER_NXE,
+    EXTENDED,
     MSRS,
     PAT_AT_RESET,
     REGISTERS,
+    X87_AND_SSE,
     DebugRegisters,
     Fpu,
     State,
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
 NUMBERS = {name: index for index, name in enumerate(REGISTERS)}
 # The system registers of a process on the page tables that the tender makes: what they must be, and
 # the bits that may be otherwise.
-CR0_ET, CR4_OSXSAVE = 1 << 4, 1 << 18
+CR0_ET = 1 << 4
 FIXED = {
     "cr0": (CR0_PE | CR0_NE | CR0_WP | CR0_PG, CR0_ET),
     "cr3": (X86_PML4, 0),
@@ -48,6 +51,14 @@ FIXED = {
 }
 LEAP_S = 0.1  # by which the guest's clock may leap
 MSRS_AT_START = {**dict.fromkeys(MSRS, 0), "pat": PAT_AT_RESET}
+
+
+def machine_cpuid(leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+    """EAX, EBX, ECX, EDX of this machine's CPUID."""
+    registers = ffi.new("uint32_t[4]")
+    lib.cpuid_leaf(leaf, subleaf, registers)
+    eax, ebx, ecx, edx = registers
+    return eax, ebx, ecx, edx
 
 
 class NativeState(Privileged):
@@ -119,7 +130,11 @@ class NativeState(Privileged):
             return replace(self._state, fpu=self._state.fpu or Fpu())
         area = self._area(xsave.size())
         fpu = xsave.fpu(bytes(ffi.buffer(area))) if area else None
-        return replace(self.core_state(), fpu=fpu, msrs=dict(self._state.msrs), xcr0=1)
+        xcr0 = lib.xsave_enabled() & (X87_AND_SSE | sum(1 << part for part in EXTENDED))
+        state = self.core_state()
+        if xcr0 > 1:  # what the guest could do here, it can do where it goes on
+            state.control["cr4"] |= CR4_OSXSAVE
+        return replace(state, fpu=fpu, msrs=dict(self._state.msrs), xcr0=xcr0)
 
     def _area(self, size: int) -> Any:
         """The XSAVE area of the frame; None: there is none."""
@@ -168,6 +183,10 @@ class NativeState(Privileged):
             raise HostError(
                 f"{self.what}: the guest uses debug registers ({option('cpu', 'soft')} may run it)"
             )
+
+    def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+        """The machine's own: CPUID does not trap in a process."""
+        return machine_cpuid(leaf, subleaf)
 
     def counter(self) -> int:
         """The machine's own TSC, unless RDTSC traps."""

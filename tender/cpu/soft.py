@@ -322,6 +322,10 @@ class SoftCpu:
         """As kvm.Vcpu has it."""
         raise NotImplementedError
 
+    def cpuid(self, _leaf: int, _subleaf: int) -> tuple[int, int, int, int]:
+        """As cpu.vcpu.Vcpu has it."""
+        return 0, 0, 0, 0
+
     def counter(self) -> int:
         """As cpu.vcpu.Vcpu has it; virtual time does not take it for a reading of the guest's."""
         cell = self._clock.cell

@@ -19,7 +19,6 @@ from tender.boot.x86_64 import (
     REGISTERS,
     SEGMENTS,
     UNUSABLE,
-    X87_AND_SSE,
     DebugRegisters,
     Fpu,
     Segment,
@@ -87,6 +86,7 @@ class X86Vcpu(Exceptions, SoftCpu):
     pc = NUMBERS["rip"]
     pc_name = "rip"
     what = "software CPU"
+    _xcr0 = 1  # kept for a CPU that has XSAVE
 
     def _hook(self) -> None:
         soft = self._soft
@@ -143,7 +143,7 @@ class X86Vcpu(Exceptions, SoftCpu):
             Table(idt.base, idt.limit),
             self._get_fpu(),
             msrs,
-            1,
+            self._xcr0,
             DebugRegisters(
                 tuple(self.read_register(NUMBERS["dr0"] + index) for index in range(4)),
                 self._read("dr6"),
@@ -164,8 +164,9 @@ class X86Vcpu(Exceptions, SoftCpu):
         code = state.segments["cs"]
         if not code.l or code.dpl or not state.control["efer"] & EFER_LMA:
             raise HostError("software CPU: it runs 64-bit code in ring 0 only")
-        if state.xcr0 & ~X87_AND_SSE or (state.fpu and state.fpu.extended):
+        if state.fpu and state.fpu.extended:
             raise HostError(f"software CPU: it has no AVX: use {option('cpu', 'auto')}")
+        self._xcr0 = state.xcr0 or 1
         if self._soft.inside:
             self._renew()
         self._set_msr(MSR_EFER, state.control["efer"])
@@ -270,6 +271,10 @@ class X86Vcpu(Exceptions, SoftCpu):
 
     def _on_insn(self) -> Exit | None:
         return _INSNS[self._soft.number](self)
+
+    def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+        """As cpu.vcpu.Vcpu has it."""
+        return leaf_values(leaf, subleaf)
 
     def _cpuid(self) -> Exit | None:
         leaf, subleaf = self._read("rax") & 0xFFFFFFFF, self._read("rcx") & 0xFFFFFFFF

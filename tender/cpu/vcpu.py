@@ -66,6 +66,9 @@ if TYPE_CHECKING:
         def set_state(self, state: State) -> None:
             """Raises HostError for a state that this CPU can't be in."""
 
+        def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+            """EAX, EBX, ECX, EDX as CPUID shows them to the guest; zeros on aarch64."""
+
         def counter(self) -> int:
             """The guest's counter (TSC, CNTVCT_EL0) now."""
 

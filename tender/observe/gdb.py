@@ -119,6 +119,10 @@ class GdbVcpu:
         """As kvm.Vcpu has it."""
         self._vcpu.set_state(state)
 
+    def cpuid(self, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+        """As cpu.vcpu.Vcpu has it."""
+        return self._vcpu.cpuid(leaf, subleaf)
+
     def counter(self) -> int:
         """As cpu.vcpu.Vcpu has it."""
         return self._vcpu.counter()

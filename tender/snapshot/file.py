@@ -12,6 +12,7 @@ import struct
 
 from tender.boot import layout
 from tender.config import VirtualTime
+from tender.cpu import features
 from tender.dataclass import dataclass
 from tender.errors import ImageError, SnapshotError, UsageError
 from tender.image import elf
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
 
     Pieces: TypeAlias = tuple[tuple[int, bytes], ...]  # of a file: offset, bytes
 
-MAGIC, VERSION = b"PTENDSNP", 1
+MAGIC, VERSION = b"PTENDSNP", 2
 # Version, mark, flags, numbers of devices and pieces, bytes of the state and of all records; then
-# memory, counter and its frequency; POLL; virtual time; wall time; random.
-_HEADER = struct.Struct("<8s2I4IQ3Q2Q3QQQ")
+# memory, counter and its frequency; POLL; virtual time; wall time; random; features of the CPU.
+_HEADER = struct.Struct(f"<8s2I4IQ3Q2Q3QQQ{features.SIZE}s")
 _MARK = 12  # where the header says whether the guest was restored: a u32
 _DEVICE = struct.Struct("<QQ6sHI")  # a struct Attached
 _PIECE = struct.Struct("<QQ")
@@ -73,6 +74,7 @@ class Snapshot:
         exec_heap: Whether it may execute its heap.
         poll: The POLL that it waits in, if it does.
         virtual: Its virtual time; None: it has the host's.
+        features: What it was shown of the CPU and may use, by the names of cpu/features.py.
     """
 
     mem_bytes: int
@@ -85,6 +87,7 @@ class Snapshot:
     exec_heap: bool = False
     poll: PendingPoll | None = None
     virtual: VirtualNow | None = None
+    features: frozenset[str] = frozenset()
 
     def image(self) -> Image:
         """The headers of its image; raises SnapshotError."""
@@ -135,6 +138,7 @@ def encode(snapshot: Snapshot) -> bytes:
         *(time.start_ns, time.tick_ns),
         *(virtual.now_ns if virtual else 0, snapshot.wall_ns),
         virtual.random if virtual else 0,
+        features.encode(snapshot.features),
     )
     return header + rest
 
@@ -193,7 +197,7 @@ def _decode(fields: tuple[Any, ...], rest: bytes) -> Snapshot:
     if records.left:
         raise _damaged("the size of its records")
     mem_bytes, counter, hz = fields[8:11]
-    poll_gpa, poll_ns, start_ns, tick_ns, now_ns, wall_ns, random = fields[11:]
+    poll_gpa, poll_ns, start_ns, tick_ns, now_ns, wall_ns, random, shown = fields[11:]
     if mem_bytes % layout.MEM_STEP or not layout.MEM_MIN <= mem_bytes <= layout.MEM_MAX:
         raise _damaged("the size of its memory")
     if not HZ_MIN <= hz <= HZ_MAX:
@@ -217,6 +221,7 @@ def _decode(fields: tuple[Any, ...], rest: bytes) -> Snapshot:
         exec_heap=bool(flags & _EXEC_HEAP),
         poll=PendingPoll(poll_gpa, poll_ns) if flags & _IN_POLL else None,
         virtual=virtual,
+        features=features.decode(shown),
     )
 
 

@@ -13,7 +13,7 @@ from time import monotonic_ns, time_ns
 
 from tender._native import lib
 from tender.boot.layout import MMIO_BASE, PAGE_SIZE
-from tender.cpu import saved
+from tender.cpu import features, saved
 from tender.cpu.vcpu import IoOut, Mmio
 from tender.dataclass import replace
 from tender.errors import (
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from typing import Any
 
+    from tender.accel import Kind
     from tender.clock import HostClock
     from tender.config import Config
     from tender.cpu.vcpu import Exit, Vcpu
@@ -189,9 +190,12 @@ class SnapshotFile:
                         f"device has {shown[1]}"
                     )
 
-    def set_cpu(self, config: Config, vcpu: Vcpu[Any], clock: HostClock, warn: Warn) -> None:
+    def set_cpu(
+        self, config: Config, kind: Kind, vcpu: Vcpu[Any], clock: HostClock, warn: Warn
+    ) -> None:
         """Give the CPU the guest's registers and its time; raises TenderError."""
         snapshot, virtual = self.snapshot, self.snapshot.virtual
+        self._check_features(kind, vcpu, warn)
         is_catching_up = config.clock_resume == "catch-up"
         if virtual:
             if is_catching_up:
@@ -216,6 +220,20 @@ class SnapshotFile:
                 f"{(reads - snapshot.counter) / snapshot.hz:.3f} s have passed since it was saved"
             )
         self._passed_ns = (reads - snapshot.counter) * NS // snapshot.hz
+
+    def _check_features(self, kind: Kind, vcpu: Vcpu[Any], warn: Warn) -> None:
+        """Refuse a CPU that lacks what the guest may have chosen its code by."""
+        missing = sorted(self.snapshot.features - features.shown(vcpu.cpuid))
+        if not missing:
+            return
+        names = ", ".join(missing)
+        if kind.name == "soft":  # which says where it is, if the guest uses one
+            warn(f"the guest may use what the software CPU has not, and ends there: {names}")
+            return
+        raise HostError(
+            f"{self.path}: the guest may use what this CPU has not: {names} "
+            f"({option('cpu', 'soft')} runs it until it does)"
+        )
 
     def pending(self, poll: Poll) -> Exit | None:
         """The POLL that is still to be answered, if there is one; `poll` has its deadline then."""

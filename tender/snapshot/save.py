@@ -12,11 +12,11 @@ from errno import EIO
 from time import monotonic_ns, time_ns
 
 from tender._native import lib
-from tender.cpu import saved
+from tender.cpu import features, saved
 from tender.cpu.vcpu import IoOut, Mmio
 from tender.errors import HostError, UsageError, setting
 from tender.hypercalls import decode
-from tender.image.elf import MACHINES
+from tender.image.elf import EM_X86_64, MACHINES
 from tender.observe import touched
 from tender.snapshot import file
 from tender.snapshot.file import PendingPoll, Snapshot, VirtualNow
@@ -74,7 +74,8 @@ class Saver:
 
     `fds` has the file that is written to ("snapshot") and what tells which memory is touched;
     `pieces` are the headers of the guest's image, and `hz` is what it takes for the frequency of
-    its counter. The file is overwritten each time.
+    its counter. `known` are the features of the CPU that it was saved with before. The file is
+    overwritten each time.
     """
 
     def __init__(
@@ -92,6 +93,8 @@ class Saver:
         hz: int,
         stop: Stop,
         inner: ExitHook | None,
+        image: Image,
+        known: frozenset[str],
     ) -> None:
         self.has_ended = False  # the guest, because it was saved
         self._requests = requests
@@ -107,6 +110,8 @@ class Saver:
         self._hz = hz
         self._stop = stop
         self._inner = inner
+        self._image = image
+        self._known = known
         self._exit: Exit | None = None
         self._is_wanted = False
         vcpu.get_state()  # imports what it needs, which it can't after lockdown
@@ -154,8 +159,17 @@ class Saver:
             self.has_ended = True
             raise Stopped
 
+    def _features(self, state: Any) -> frozenset[str]:
+        """What the guest may have chosen its code by: here, and where it was restored from."""
+        view, image = self._memory.view, self._image
+        code = [(each.start, each.end) for each in image.segments if each.executable]
+        looks = any(features.looks_at_cpuid(view[start:end]) for start, end in code)
+        if image.machine != EM_X86_64 or not (looks or self._config.exec_heap):
+            return frozenset()
+        return self._known | features.usable(features.shown(self._vcpu.cpuid), state.xcr0)
+
     def _write(self, poll: PendingPoll | None) -> None:
-        state = saved.encode(self._vcpu.get_state())
+        state = self._vcpu.get_state()
         virtual = None
         if self._config.clock:
             cell = self._clock.cell
@@ -164,7 +178,7 @@ class Saver:
             Snapshot(
                 self._memory.size,
                 self._pieces,
-                state,
+                saved.encode(state),
                 self._vcpu.counter(),
                 self._hz,
                 time_ns(),
@@ -172,6 +186,7 @@ class Saver:
                 self._config.exec_heap,
                 poll,
                 virtual,
+                self._features(state),
             )
         )
         fd, offset = self._fds["snapshot"], file.memory_offset(len(records))
