@@ -213,7 +213,8 @@ def choose(
         kvm = _kvm(image, created, wanted)
     except HostError as error:
         if wanted == "kvm":
-            raise HostError(f"{error}, or use {option('cpu', 'soft')}", error.syscall, 0) from None
+            other = "soft" if _not_native(image, config.mem_bytes) else "native"
+            raise HostError(f"{error}, or use {option('cpu', other)}", error.syscall, 0) from None
         return _without_kvm(error, image, config.mem_bytes, clock)
     cleanup.callback(kvm.close)
     return kvm

@@ -23,8 +23,8 @@ def main(argv: list[str]) -> str:
     guests = running()
     if options.json:
         return json.dumps([guest.as_dict() for guest in guests], indent=2)
-    if not counters.folder():
-        return "XDG_RUNTIME_DIR is not set: without it, guests of this user are not listed"
+    if not guests and (unlisted := counters.unlisted()):
+        return unlisted
     return table(guests, shutil.get_terminal_size().columns if os.isatty(1) else None)
 
 

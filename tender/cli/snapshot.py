@@ -42,7 +42,7 @@ def main(argv: list[str]) -> str:
         raise UsageError("--timeout: not a number of seconds above 0")
     guest = find(options.guest, running())
     if os.path.lexists(options.file):
-        raise UsageError(f"{options.file}: it exists already: name a new file")
+        raise ConfigError(f"{options.file}: it exists already: name a new file")
     connection = _connect(guest)
     with connection:
         size = _save(connection, guest, options.file, options.timeout, stop=options.stop)

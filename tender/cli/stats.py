@@ -6,7 +6,7 @@ import json
 
 from tender.cli.argparser import Parser
 from tender.cli.units import amount, duration
-from tender.errors import UsageError
+from tender.errors import ConfigError
 from tender.observe.guests import RunningGuest, running
 
 
@@ -21,14 +21,16 @@ def main(argv: list[str]) -> str:
 
 
 def find(wanted: str, guests: list[RunningGuest]) -> RunningGuest:
-    """The guest with this name or PID; raises UsageError."""
+    """The guest with this name or PID; raises ConfigError."""
     found = [each for each in guests if str(each.pid) == wanted]
     found = found or [each for each in guests if each.name == wanted]
     if not found:
-        raise UsageError(f"no guest {wanted!r} runs; see ptender ps")
+        raise ConfigError(f"no guest {wanted!r} runs; see ptender ps")
     if len(found) > 1:
         pids = ", ".join(str(each.pid) for each in found)
-        raise UsageError(f"{len(found)} guests have the name {wanted}: take one of the PIDs {pids}")
+        raise ConfigError(
+            f"{len(found)} guests have the name {wanted}: take one of the PIDs {pids}"
+        )
     return found[0]
 
 

@@ -7,7 +7,7 @@ import os
 from contextlib import ExitStack
 
 from tender.cli.argparser import Parser
-from tender.errors import UsageError, one_line
+from tender.errors import ConfigError, HostError, one_line
 from tender.image.output import put_in_place, signals, work_folder
 from tender.observe.trace_file import MICROSECONDS, Events, Summary, TraceFile
 
@@ -52,9 +52,9 @@ def read(path: str, output: str | None) -> dict[str, Any]:
             file.close()
         except OSError as error:
             where = output if output and error.filename != path else path
-            raise UsageError(f"{one_line(where)}: {os.strerror(error.errno or 0)}") from None
+            raise HostError(one_line(where), None, error.errno or 0) from None
         except ValueError as error:
-            raise UsageError(f"{one_line(path)}: {error}") from None
+            raise ConfigError(f"{one_line(path)}: {error}") from None
         if made and output:
             put_in_place(made, output)
         return summary.facts(trace)

@@ -65,6 +65,7 @@ LINKING = (
 PATIENCE_S = 2  # for a compiler that is asked to end: it has files of its own in /tmp
 
 
+DISK_FULL = os.strerror(errno.ENOSPC)
 NO_MAIN = (
     "no source has solo5_app_main(), where a guest begins in the place of main(): "
     "#include <solo5.h> and int solo5_app_main(const struct solo5_start_info *info)"
@@ -89,7 +90,7 @@ class Toolchain:
             print(shlex.join(command), file=sys.stderr)
         status, messages = _run(command)
         why = _reason(messages) if status else ""
-        if why != NO_MAIN:
+        if why != NO_MAIN and not why.startswith(DISK_FULL):
             sys.stderr.write(messages)
             sys.stderr.flush()
         if status:
@@ -126,9 +127,8 @@ def _run(command: Sequence[str]) -> tuple[int, str]:
 def _reason(messages: str) -> str:
     """The first error of a compiler or linker; empty where none is recognised."""
     lines = re.sub(r"\x1b\[[0-9;]*[mK]", "", messages).splitlines()
-    full = os.strerror(errno.ENOSPC)
-    if any(full in line for line in lines):
-        return f"{full}: in the output's folder or in {os.environ.get('TMPDIR', '/tmp')}"
+    if any(DISK_FULL in line for line in lines):
+        return f"{DISK_FULL}: in the output's folder or in {os.environ.get('TMPDIR', '/tmp')}"
     undefined = re.findall(r"undefined (?:reference to|symbol:) [`']?([^\s']+)", "\n".join(lines))
     if undefined and set(undefined) == {"solo5_app_main"}:
         return NO_MAIN

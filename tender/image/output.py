@@ -60,7 +60,7 @@ signals = Signals()
 
 @contextlib.contextmanager
 def work_folder(output: str) -> Iterator[Path]:
-    """Make a folder, beside the output if that is a file; remove it whatever happens."""
+    """Make a folder, beside the output unless that is written into; remove it whatever happens."""
     # Its name is known before it is there: so it goes away whenever the build is ended.
     beside = (os.path.dirname(output) or ".") if _is_replaced(output) else tempfile.gettempdir()
     folder = Path(beside, f".ptender-build-{os.urandom(8).hex()}")
@@ -75,12 +75,13 @@ def work_folder(output: str) -> Iterator[Path]:
 
 
 def _is_replaced(output: str) -> bool:
-    """Whether the output is a file that is replaced as a whole, or a new one.
+    """Whether the output is a file or folder that is replaced as a whole, or a new one.
 
     A FIFO, a device and what a symbolic link names (/dev/stdout) are written into.
     """
     try:
-        return stat.S_ISREG(os.lstat(output).st_mode)
+        mode = os.lstat(output).st_mode
+        return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
     except OSError:
         return True
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import fcntl
 import os
-from errno import EACCES, ENOSPC, ENXIO
+from errno import EACCES, ENOENT, ENOSPC, ENXIO
 from mmap import ALLOCATIONGRANULARITY
 from time import CLOCK_BOOTTIME, clock_gettime_ns
 
 from tender._native import ffi, lib
 from tender.cleanup import Cleanup
 from tender.config import guest_name
+from tender.errors import one_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 SHARED = 0o022  # a folder with one of these bits is for others to write to
 LOOKS = 4  # at the files of others, for each one that is made
 
+_REMEDY = (
+    "guests of this user are found by it: log in (su sets none), or set it to a folder that is "
+    "this user's own"
+)
 own_name = ""  # of the file that this process has made
 
 
@@ -53,6 +58,23 @@ def folder() -> str:
         return SYSTEM
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     return f"{runtime}/ptender" if runtime.startswith("/") else ""
+
+
+def unlisted() -> str:
+    """Why no guest of this user is listed, and what helps; empty: they are listed."""
+    path = folder()
+    if not os.geteuid():
+        return ""
+    if not path:
+        return f"XDG_RUNTIME_DIR is not set: {_REMEDY}"
+    runtime = os.path.dirname(path)
+    try:
+        os.close(open_folder(path))
+        return ""
+    except OSError as error:
+        if error.errno == ENOENT and os.access(runtime, os.W_OK | os.X_OK):
+            return ""  # the first guest makes it
+        return f"XDG_RUNTIME_DIR={one_line(runtime)}: {error.strerror}: {_REMEDY}"
 
 
 def publish(

@@ -11,7 +11,7 @@ import json
 from array import array
 
 from tender.dataclass import dataclass
-from tender.errors import UsageError, one_line
+from tender.errors import ConfigError, one_line
 from tender.observe.trace import VERSION
 
 TYPE_CHECKING = False
@@ -58,13 +58,13 @@ class TraceFile:
         head = self._fields(*next(self._lines, (1, "{}")))
         version = (head or {}).get("trace")
         if version is None:
-            raise UsageError(f"{path}: not a trace: its first line names no version")
+            raise ConfigError(f"{path}: not a trace: its first line names no version")
         if version != VERSION:
-            raise UsageError(f"{path}: its format is {version}; this ptender reads {VERSION}")
+            raise ConfigError(f"{path}: its format is {version}; this ptender reads {VERSION}")
         self.guest = one_line(str((head or {}).get("guest", "")))
 
     def calls(self) -> Iterator[Call]:
-        """Each of them, in order. Raises UsageError for a line that no trace has."""
+        """Each of them, in order. Raises ConfigError for a line that no trace has."""
         for number, line in self._lines:
             fields = self._fields(number, line)
             if fields is None:
@@ -89,8 +89,8 @@ class TraceFile:
             raise self._error(number)
         return fields
 
-    def _error(self, number: int) -> UsageError:
-        return UsageError(f"{self._path}:{number}: not a line of a trace")
+    def _error(self, number: int) -> ConfigError:
+        return ConfigError(f"{self._path}:{number}: not a line of a trace")
 
 
 def _call(fields: Fields) -> Call:

@@ -72,7 +72,9 @@ def begin(fd: int, config: Config, clock: Any, manifest: bytes, image: ImageFile
         for piece in image.contents():
             write_all(fd, piece)
     except OSError as error:
-        raise HostError("record", "write", error.errno or 0) from None
+        raise HostError(
+            f"Could not write record: {config.record}", "write", error.errno or 0
+        ) from None
 
 
 class Recorder(CallDispatcher):

@@ -76,12 +76,9 @@ def open_requests(
 
 
 def _start_in(folder: str, cleanup: Cleanup) -> tuple[int, int]:
+    if unlisted := counters.unlisted():
+        raise ConfigError(f"--snapshots: {unlisted}")
     where = counters.folder()
-    if not where:
-        raise ConfigError(
-            "--snapshots: XDG_RUNTIME_DIR is not set: without it, ptender snapshot finds no guest "
-            "of this user"
-        )
     try:
         fd = _open_nameless(folder)
         cleanup.callback(lambda: os.close(fd))
@@ -91,8 +88,7 @@ def _start_in(folder: str, cleanup: Cleanup) -> tuple[int, int]:
     try:
         ours, pid = _start(fd, socket_path(where, os.getpid()), where)
     except OSError as error:
-        reason = os.strerror(error.errno or 0)
-        raise ConfigError(f"--snapshots: cannot listen in {where}: {reason}") from None
+        raise ConfigError(f"--snapshots: cannot listen in {where}: {error.strerror}") from None
     helper_fd = ours.detach()
     cleanup.callback(lambda: _end(helper_fd, pid))
     return fd, helper_fd

@@ -52,5 +52,5 @@ def _why_not_kvm() -> str:
     except ImportError:
         return "there is no KVM on this system"
     except HostError as error:
-        return str(error).removesuffix(", or use --cpu=soft")
+        return str(error)
     return _EMULATED if accel.emulated() else ""

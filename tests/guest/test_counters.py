@@ -78,7 +78,7 @@ def test_a_guest_is_listed_while_it_runs(
     assert held.pid not in listed(ptender)
     done = ptender("stats", name)
     assert (done.returncode, done.stderr) == (
-        2, f"ptender: no guest '{name}' runs; see ptender ps\n"
+        1, f"ptender: no guest '{name}' runs; see ptender ps\n"
     )  # fmt: skip
 
 

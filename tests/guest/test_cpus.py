@@ -177,7 +177,7 @@ def test_kvm_that_is_asked_for_and_not_there(bare: list[str]) -> None:
     done = run_bare(bare, "--cpu=kvm", "/dev/../" + str(demo()))
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(
-        r"ptender: KVM: Could not open /dev/kvm: [^\n]*, or use --cpu=soft\n", done.stderr
+        rf"ptender: KVM: Could not open /dev/kvm: [^\n]*, or use --cpu={INSTEAD}\n", done.stderr
     ), done
 
 
@@ -237,7 +237,7 @@ def test_a_kvm_that_makes_no_machine(
     line = rf"ptender: KVM: ioctl \(CREATE_VM\) failed: [\w ]+{re.escape(hint)}[^\n]*"
     if accelerator == "kvm":
         assert done.returncode == 1, done
-        assert re.fullmatch(line + ", or use --cpu=soft\n", done.stderr), done
+        assert re.fullmatch(f"{line}, or use --cpu={INSTEAD}\n", done.stderr), done
     else:
         assert (done.returncode, "Hello" in done.stdout) == (0, True), done
         assert re.fullmatch(f"{line}; {re.escape(TAKING[INSTEAD])}\n", done.stderr), done

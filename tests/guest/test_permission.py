@@ -7,11 +7,13 @@ import subprocess
 
 import pytest
 
+from tender.cpu import native
 from tests.guest.conftest import PTENDER, ROOT, Build
 from tests.needs import needs
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to make a /dev/kvm")
 
+INSTEAD = "soft" if native.missing() else "native"
 GROUP = 1  # one that has a name everywhere
 ALONE = "as root, chgrp kvm /dev/kvm && chmod 660 /dev/kvm"
 
@@ -52,7 +54,7 @@ def test_what_would_be_right(guest: Build, mount: str, group: int, mode: str, hi
     text = hint.format(group=name_of(group))
     assert done.returncode == 1
     assert f"ptender: KVM: Could not open /dev/kvm: no permission: {text}" in done.stderr, done
-    assert done.stderr.endswith(", or use --cpu=soft\n")
+    assert done.stderr.endswith(f", or use --cpu={INSTEAD}\n")
     assert done.stderr.count("\n") == 1
 
 

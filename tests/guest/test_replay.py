@@ -166,7 +166,7 @@ def test_a_full_disk(guest: Build, rec: Path) -> None:
     """Before the guest runs it is an error; afterwards it ends the record and not the guest."""
     done = ptender("--mem=8", "--record=/dev/full", guest("exit"), 5)
     assert (done.returncode, done.stderr) == (
-        1, "ptender: record: No space left on device\n",
+        1, "ptender: Could not write record: /dev/full: No space left on device\n",
     )  # fmt: skip
     kernel = guest("instructions")  # whose hypercalls take some KiB more
     blocks = kernel.stat().st_size // 1024 + 3

@@ -17,14 +17,17 @@ from tender._native import ffi, lib
 from tender.cleanup import Cleanup
 from tender.cli import ps, stats
 from tender.config import Config, guest_name
-from tender.errors import UsageError
+from tender.errors import ConfigError, UsageError
 from tender.image.manifest import Device, Manifest
 from tender.modules.net import NetDevice
 from tender.observe import counters, guests
+from tender.snapshot import helper
+from tender.stop import Stop
 
 MANIFEST = Manifest((
     Device("service", lib.MFT_DEV_NET_BASIC, 1), Device("storage", lib.MFT_DEV_BLOCK_BASIC, 2)
 ))  # fmt: skip
+NOBODY = 65534
 HEADER, SPAN = 4096, 256  # where the counters are here, and about how many bytes are used
 
 
@@ -139,6 +142,38 @@ def test_without_a_folder_there_is_no_page(folder: Path, monkeypatch: pytest.Mon
             assert publish(cleanup)[0] is None
 
 
+@pytest.mark.parametrize(
+    ("runtime", "why"),
+    [
+        (None, "XDG_RUNTIME_DIR is not set: "),
+        ("/nonexistent", "XDG_RUNTIME_DIR=/nonexistent: No such file or directory: "),
+        ("/proc/1", "XDG_RUNTIME_DIR=/proc/1: No such file or directory: "),
+        ("{shared}", "XDG_RUNTIME_DIR={shared}: it is for others to write to: "),
+        ("{own}", None),
+    ],
+)
+def test_a_user_whose_guests_are_not_listed_reads_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runtime: str | None, why: str | None
+) -> None:
+    user = os.geteuid() or NOBODY
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    names = {"shared": tmp_path / "shared", "own": tmp_path / "own"}
+    (names["shared"] / "ptender").mkdir(parents=True)
+    (names["shared"] / "ptender").chmod(0o777)
+    names["own"].mkdir()
+    if runtime:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", runtime.format(**names))
+    with Cleanup() as cleanup:
+        if why is None:
+            assert ps.main([]).startswith("NAME ")
+            return
+        assert ps.main([]).startswith(why.format(**names))
+        with pytest.raises(ConfigError) as caught:
+            helper.open_requests(str(tmp_path), -1, Stop(), cleanup)
+        assert str(caught.value) == f"--snapshots: {ps.main([])}"
+
+
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     cut=st.integers(0, 5000),
@@ -189,10 +224,10 @@ def test_every_counter_may_have_its_largest_value_in_80_columns(page: counters.P
 def test_a_name_or_a_pid_names_a_guest(page: counters.Page, folder: Path) -> None:
     with Cleanup() as cleanup:
         publish(cleanup)
-        with pytest.raises(UsageError, match="2 guests have the name web: take one of the PIDs"):
+        with pytest.raises(ConfigError, match="2 guests have the name web: take one of the PIDs"):
             stats.find("web", guests.running())
     assert stats.find(str(os.getpid()), guests.running()).name == "web"
-    with pytest.raises(UsageError, match="no guest 'we' runs"):
+    with pytest.raises(ConfigError, match="no guest 'we' runs"):
         stats.find("we", guests.running())
 
 
