@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.conftest import BINDINGS, PTENDER, Build
+from tests.guest.conftest import PTENDER, Build
 from tests.needs import needs
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
@@ -27,7 +27,6 @@ exec "$@"
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("build {source} -o out", "compiling {source} failed: No space left on device: in "),
         ("trace {trace} -o out", "out: No space left on device"),
         ("image {kernel} -t web -o out", "can't write out: No space left on device"),
         ("image {kernel} -t web -o folder/", "can't write folder: No space left on device"),
@@ -42,7 +41,6 @@ def test_one_line_names_the_file(guest: Build, tmp_path: Path, words: str, messa
     (tmp_path / "disk.img").write_bytes(bytes(1 << 16))
     (tmp_path / "trace").write_text('{"trace": 1, "guest": "web"}\n')
     names = {
-        "source": BINDINGS / "tests" / "exit.c",
         "trace": tmp_path / "trace",
         "disk": tmp_path / "disk.img",
         "kernel": guest("exit"),
