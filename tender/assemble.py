@@ -122,7 +122,7 @@ def load(
     if config.snapshots is not None:
         from tender.snapshot import helper, save
 
-        save.check(config, devices)
+        save.check(devices)
         requests = helper.open_requests(config.snapshots, memory.fd, stop, cleanup)
     inputs.file.load(memory, stop.check)
     whole = memory.alias() if config.gdb is not None and kind.name == "kvm" else memory.view

@@ -28,8 +28,8 @@ class Stop:
     def __init__(self) -> None:
         self.cell = ffi.new("struct stop *")
         self._entered = False
-        # Called where the guest was interrupted, or a hypercall of it was: a debugger may want it.
-        self.on_interrupt: Callable[[], None] | None = None
+        # Called where the guest was interrupted, or a hypercall of it was: for those who want it.
+        self.on_interrupt: list[Callable[[], None]] = []
         self.check_cpu: Callable[[], None] | None = None  # raises where the CPU can't go on
         self._lock = allocate_lock()  # a request must not touch a vCPU that is being closed
 
@@ -77,8 +77,8 @@ class Stop:
             raise Stopped
         if self.check_cpu is not None:
             self.check_cpu()
-        if self.on_interrupt is not None:
-            self.on_interrupt()
+        for call in self.on_interrupt:
+            call()
 
     def check_request(self) -> None:
         """The same, for whoever is what `on_interrupt` calls."""

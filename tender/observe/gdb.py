@@ -98,7 +98,7 @@ class GdbVcpu:
         if not self._begun:
             self._begun = True
             self._wait_for_debugger()
-            self._stop.on_interrupt = self._look
+            self._stop.on_interrupt.append(self._look)
             if self.pending is not None:
                 return self.pending
         while True:

@@ -51,15 +51,11 @@ if TYPE_CHECKING:
             """It is saved, or not, for a reason; whether the guest is to end."""
 
 
-def check(config: Config, devices: Devices) -> None:
+def check(devices: Devices) -> None:
     """Raise UsageError for what keeps a guest from being saved."""
-    refused = {
-        setting("--gdb", "gdb="): config.gdb is not None,
-        "virtual time that guests share": "sync" in devices.fds,
-    }
-    for name, given in refused.items():
-        if given:
-            raise UsageError(f"{setting('--snapshots', 'snapshots=')}: not with {name}")
+    if "sync" in devices.fds:
+        name = setting("--snapshots", "snapshots=")
+        raise UsageError(f"{name}: not with virtual time that guests share")
 
 
 def use_machine_counter(vcpu: Vcpu[Any], kind: Kind, image: Image, clock: HostClock) -> None:
@@ -115,7 +111,7 @@ class Saver:
         self._exit: Exit | None = None
         self._is_wanted = False
         vcpu.get_state()  # imports what it needs, which it can't after lockdown
-        stop.on_interrupt = self._on_interrupt
+        stop.on_interrupt.append(self._on_interrupt)
 
     def before(self, exit: Exit) -> None:
         """As loop.ExitHook has it."""

@@ -316,10 +316,6 @@ REFUSALS = [
     ("--clock-resume=catch-up {answer}", "--clock-resume: this goes with --restore"),
     ("--clock-resume=never --restore={saved}", "'never' is not continue or catch-up"),
     ("--snapshots=/nonexistent {net} {disk} {answer}", "cannot make a file there: No such file"),
-    (
-        "--snapshots={folder} --gdb={folder}/gdb {net} {disk} {answer}",
-        "--snapshots: not with --gdb",
-    ),
     ("snapshot nobody {folder}/new", "no guest 'nobody' runs"),
     ("snapshot {name} {saved}", "it exists already: name a new file"),
     ("snapshot {name} /nonexistent/new", "/nonexistent/new: cannot make it: No such file"),
@@ -521,6 +517,32 @@ def test_a_debugger_comes_first(
         process.wait(100)
     assert "Breakpoint 1, 0x" in done.stdout, done
     assert "in solo5_exit ()" in done.stdout, done
+
+
+@pytest.mark.skipif(not shutil.which("gdb"), reason="no gdb")
+def test_a_guest_is_saved_while_it_is_debugged(
+    guest: Build, ptender: Run, cpu: str, tmp_path: Path, home: Path
+) -> None:
+    """It stops at its breakpoint afterwards, which the saved guest does not have."""
+    path, link, kernel = tmp_path / "saved", home / "gdb", guest("sleep")
+    command = [str(PTENDER), "--mem=4", f"--snapshots={tmp_path}", f"--gdb={link}", str(kernel)]
+    commands = ["break solo5_exit", "continue", "bt 1", "kill"]
+    with subprocess.Popen([*command, "2000"], stdout=subprocess.PIPE) as process:
+        wait_until(lambda: link.exists() or process.poll() is not None)
+        words = [word for each in (f"target remote {link}", *commands) for word in ("-ex", each)]
+        with subprocess.Popen(
+            ["gdb", "-nx", "-batch", *words, kernel], stdout=subprocess.PIPE, text=True
+        ) as gdb:
+            assert process.stdout
+            while b"heap" not in process.stdout.readline():
+                assert process.poll() is None
+            done = ptender("snapshot", process.pid, path)
+            assert done.returncode == 0, done
+            shown, _ = gdb.communicate(timeout=100)
+    assert "Breakpoint 1, 0x" in shown
+    assert "in solo5_exit ()" in shown
+    done = ptender(f"--restore={path}")
+    assert (done.returncode, "SUCCESS" in done.stdout) == (0, True), done
 
 
 def test_no_hypercall_is_made_twice_or_not_at_all(
