@@ -27,6 +27,7 @@ COMMANDS = {
     "help": "print the options",
     "version": "print the version",
 }
+TOOLS = [name for name in COMMANDS if name not in ("policy", "demo")]  # without a run's options
 TEXT = r"""
 .SH DESCRIPTION
 .B ptender
@@ -129,7 +130,7 @@ def _joined(help: str) -> str:
 
 def _short(help: str) -> str:
     """A help text up to its first semicolon or parenthesis."""
-    return re.split(r";| \(", _joined(help))[0]
+    return re.split(r";| \(", _joined(help).removeprefix("... "))[0]
 
 
 def _roff(text: str) -> str:
@@ -146,6 +147,11 @@ def choices(option: Option) -> list[str]:
 def takes_file(option: Option) -> bool:
     """Whether a value of the option is a path."""
     return option.value.endswith(("FILE", "DIR"))
+
+
+def takes_next(option: Option) -> bool:
+    """Whether its value may be the next word: that of --gdb[=PORT] may not."""
+    return bool(option.value) and not option.value.startswith("[=")
 
 
 def _options() -> list[Option]:
@@ -169,6 +175,7 @@ _ptender() {{
     esac
     case $word in
     -*)
+        case ${{COMP_WORDS[1]}} in {tools}) return ;; esac
         mapfile -t COMPREPLY < <(compgen -W '{names}' -- "$word")
         return
         ;;
@@ -190,34 +197,40 @@ def bash() -> str:
             reply = f"compgen -W '{' '.join(choices(option))}' -- \"$word\""
         elif takes_file(option) and option.value:
             reply = f'compgen -{"d" if option.value.endswith("DIR") else "f"} -- "$word"'
-        elif option.value:
+        elif takes_next(option):
             reply = "true"
         else:
             continue
         body = f"mapfile -t COMPREPLY < <({reply}) && return"
         cases.append(f"    {option.name}) {body} ;;")
     names = [option.name for option in _options()] + list(SHORT)
-    return BASH.format(cases="\n".join(cases), names=" ".join(names), commands=" ".join(COMMANDS))
+    return BASH.format(
+        cases="\n".join(cases),
+        names=" ".join(names),
+        commands=" ".join(COMMANDS),
+        tools="|".join(TOOLS),
+    )
 
 
 def zsh() -> str:
     """Completion for zsh."""
     lines = ["#compdef ptender", "# made of the table of options (share/pages.py)"]
-    lines += ["local -a commands", "commands=("]
+    lines += ["local -a subcommands", "subcommands=("]
     lines += [f"    '{name}:{about}'" for name, about in COMMANDS.items()]
     lines += [")", "_arguments -S \\"]
     for option in _options():
-        about = re.sub(r"[\[\]:']", "", _short(option.help))
+        about = re.sub(r"[\[\]:]", r"\\\g<0>", _short(option.help)).replace("'", r"'\''")
         action = ""
         if option.value:
             kind = " ".join(choices(option))
             action = f":value:({kind})" if kind else ":value:"
             if takes_file(option):
                 action = ":directory:_files -/" if option.value.endswith("DIR") else ":file:_files"
-        equals = "=" if option.value else ""
+        equals = "=" if takes_next(option) else "=-" if option.value else ""
+        action = action if takes_next(option) or not action else f":{action}"
         lines.append(f"    '*{option.name}{equals}[{about}]{action}' \\")
     lines += [
-        "    '1:kernel:{_describe command commands; _files}' \\",
+        "    '1:kernel:{((CURRENT > 2)) || _describe command subcommands; _files}' \\",
         "    '*::argument:_files'",
         "",
     ]
@@ -227,16 +240,17 @@ def zsh() -> str:
 def fish() -> str:
     """Completion for fish."""
     lines = ["# completion of ptender, made of its table of options (share/pages.py)"]
+    runs = f"complete -c ptender -n 'not __fish_seen_subcommand_from {' '.join(TOOLS)}'"
     for name, about in COMMANDS.items():
         lines.append(f"complete -c ptender -n __fish_use_subcommand -a {name} -d '{about}'")
     letters = {name: letter.strip("-") for letter, name in SHORT.items()}
     for option in _options():
-        about = _short(option.help).replace("'", "")
-        words = [f"complete -c ptender -l {option.name.strip('-')}"]
+        about = _short(option.help).replace("'", r"\'")
+        words = [f"{runs} -l {option.name.strip('-')}"]
         words += [f"-s {letters[option.name]}"] if option.name in letters else []
         if choices(option):
             words.append(f"-x -a '{' '.join(choices(option))}'")
-        elif option.value:
+        elif takes_next(option):
             words.append("-r" if takes_file(option) else "-x")
         lines.append(f"{' '.join(words)} -d '{about}'")
     return "\n".join([*lines, ""])

@@ -26,13 +26,13 @@ _ptender() {
     --trace) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
     --record) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
     --replay) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
-    --gdb) mapfile -t COMPREPLY < <(true) && return ;;
     --pcap) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
     --pidfile) mapfile -t COMPREPLY < <(compgen -f -- "$word") && return ;;
     --log) mapfile -t COMPREPLY < <(compgen -W 'text json' -- "$word") && return ;;
     esac
     case $word in
     -*)
+        case ${COMP_WORDS[1]} in inspect|build|image|trace|ps|stats|snapshot|metrics|help|version) return ;; esac
         mapfile -t COMPREPLY < <(compgen -W '--name --mem --net --block --net-rate --block-rate --console-limit --dumpcore --snapshots --restore --clone --clock-resume --cpu --clock --instructions --x-exec-heap --sandbox --user --hugepages --no-net-ring --net-ring --engine --report --trace --record --replay --gdb --pcap --pidfile --log --verbose --version --help -v -h' -- "$word")
         return
         ;;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -49,6 +50,8 @@ def test_man_reads_the_page() -> None:
         (["--trace", "kernel"], "kernel.hvt"),
         (["kern"], "kernel.hvt"),
         (["--mem", ""], ""),
+        (["--gdb", "kern"], "kernel.hvt"),
+        (["build", "--n"], ""),
     ],
 )
 def test_bash_completes(tmp_path: Path, words: list[str], expected: str) -> None:
@@ -62,3 +65,40 @@ def test_bash_completes(tmp_path: Path, words: list[str], expected: str) -> None
     command = ["bash", "-c", script, "bash", *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("--na", ["--name\tthe guest's name for ptender ps, stats and metrics"]),
+        ("--sandbox=r", ["--sandbox=require"]),
+        ("--gdb kern", ["kernel.hvt"]),
+        ("build --n", []),
+    ],
+)
+def test_fish_completes(tmp_path: Path, line: str, expected: list[str]) -> None:
+    if not shutil.which("fish"):
+        pytest.skip("fish is not installed")
+    (tmp_path / "kernel.hvt").touch()
+    script = f"source {SHARE}/ptender.fish; complete -C 'ptender {line}'"
+    done = subprocess.run(
+        ["fish", "-c", script], cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path)},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = done.stdout.splitlines()
+    assert len(found) == len(expected)
+    for shown, wanted in zip(found, expected, strict=True):
+        assert shown.startswith(wanted)
+
+
+def test_zsh_reads_the_completion(tmp_path: Path) -> None:
+    """It makes of it what _arguments gets: no word is cut at an apostrophe or a colon."""
+    if not shutil.which("zsh"):
+        pytest.skip("zsh is not installed")
+    script = f'_arguments() {{ print -rl -- "$@" }}; . {SHARE}/_ptender'
+    done = subprocess.run(["zsh", "-fc", script], capture_output=True, text=True, check=True)
+    words = done.stdout.splitlines()
+    assert (words[0], words[-1], done.stderr) == ("-S", "*::argument:_files", "")
+    assert "*--name=[the guest's name for ptender ps, stats and metrics]:value:" in words
+    shown = {word.partition("[")[0].strip("*=-") for word in words[1:-2]}
+    assert shown == {option.name.strip("-") for option in pages._options()}
