@@ -68,6 +68,12 @@ struct soft_piece { /* of guest memory, as the emulator has it */
     const char *host;
 };
 
+struct soft_set { /* of addresses: an open hash table, where 0 is a free place */
+    uint64_t *places;
+    size_t room, count; /* 0 is not counted */
+    bool has_zero;
+};
+
 struct soft_debugging { /* what a debugger has set */
     bool on, before, step;
     bool passing;       /* the next instruction does not stop the guest */
@@ -75,7 +81,7 @@ struct soft_debugging { /* what a debugger has set */
     uint64_t last;      /* the last instruction that was begun */
     uint32_t hit;       /* enum soft_debug_kind: an access that was watched, or 0 */
     uint64_t hit_at;
-    uint64_t *breakpoints, room, count; /* as `seen` below */
+    struct soft_set breakpoints;
     struct soft_watch *watches;
     size_t watch_count;
 };
@@ -89,7 +95,7 @@ struct soft_private {
     _Atomic int stopping;                  /* the emulator was told to stop */
     bool stale;                            /* translated code is to be forgotten */
     struct uc_tb suspect;                  /* a block to translate again, with more hooks; size 0 */
-    uint64_t *seen, seen_room, seen_count; /* addresses with such hooks */
+    struct soft_set seen;                  /* addresses with such hooks */
     bool watch;
     uint64_t random[SOFT_RANDOM / 8]; /* from the host, the first `random_left` of them unused */
     unsigned random_left;
@@ -401,36 +407,45 @@ static int soft_on_insn(void *emulator, void *data)
     return (int)insn->soft->reply;
 }
 
-/* The addresses that are hooked already: an open hash table of those seen, 0 for free. */
-static uint64_t *soft_slot(uint64_t *seen, uint64_t room, uint64_t address)
+static uint64_t *soft_place(const struct soft_set *set, uint64_t address)
 {
-    uint64_t i = address * 0x9e3779b97f4a7c15 >> 32 & (room - 1);
-    while (seen[i] && seen[i] != address)
-        i = (i + 1) & (room - 1);
-    return &seen[i];
+    size_t i = address * 0x9e3779b97f4a7c15 >> 32 & (set->room - 1);
+    while (set->places[i] && set->places[i] != address)
+        i = (i + 1) & (set->room - 1);
+    return &set->places[i];
 }
 
-static bool soft_is_hooked(struct soft *soft, uint64_t address)
+static bool soft_set_has(const struct soft_set *set, uint64_t address)
 {
-    return soft->own->seen && *soft_slot(soft->own->seen, soft->own->seen_room, address) == address;
+    return address ? set->count && *soft_place(set, address) : set->has_zero;
 }
 
-static void soft_remember(struct soft *soft, uint64_t address)
+static bool soft_set_grow(struct soft_set *set)
 {
-    if (soft->own->seen_count * 2 >= soft->own->seen_room) {
-        uint64_t room = soft->own->seen_room ? soft->own->seen_room * 2 : 256;
-        uint64_t *seen = calloc(room, sizeof *seen);
-        if (!seen)
-            abort();
-        for (uint64_t i = 0; i < soft->own->seen_room; i++)
-            if (soft->own->seen[i])
-                *soft_slot(seen, room, soft->own->seen[i]) = soft->own->seen[i];
-        free(soft->own->seen);
-        soft->own->seen = seen;
-        soft->own->seen_room = room;
+    const struct soft_set old = *set;
+    set->room = old.room ? old.room * 2 : 256;
+    set->places = calloc(set->room, sizeof *set->places);
+    if (!set->places) {
+        *set = old;
+        return false;
     }
-    *soft_slot(soft->own->seen, soft->own->seen_room, address) = address;
-    soft->own->seen_count++;
+    for (size_t i = 0; i < old.room; i++)
+        if (old.places[i])
+            *soft_place(set, old.places[i]) = old.places[i];
+    free(old.places);
+    return true;
+}
+
+/* Add an address that is not in it; false: no memory. */
+static bool soft_set_add(struct soft_set *set, uint64_t address)
+{
+    if (!address)
+        return set->has_zero = true;
+    if (set->count * 2 >= set->room && !soft_set_grow(set))
+        return false;
+    *soft_place(set, address) = address;
+    set->count++;
+    return true;
 }
 
 /* Making one. Each of these gives a uc_err, 0 for success. */
@@ -563,7 +578,7 @@ static void soft_on_block(void *emulator, struct uc_tb *block, struct uc_tb *bef
         return;
     unsigned size = soft_read_code(soft, block->pc, code, block->size);
     for (unsigned i = 0; i < size; i++)
-        if (soft_is_watched(code + i, size - i) && !soft_is_hooked(soft, block->pc + i)) {
+        if (soft_is_watched(code + i, size - i) && !soft_set_has(&soft->own->seen, block->pc + i)) {
             soft->own->suspect = *block;
             uc.emu_stop(emulator);
             return;
@@ -657,11 +672,10 @@ static int soft_hook_suspects(struct soft *soft)
     soft->own->suspect.size = 0;
     for (unsigned i = 0; i < size && !error; i++) {
         uint64_t at = block.pc + i;
-        if (!soft_is_watched(code + i, size - i) || soft_is_hooked(soft, at))
+        if (!soft_is_watched(code + i, size - i) || soft_set_has(&soft->own->seen, at))
             continue;
-        if (soft->own->seen_count == SOFT_WATCHED_MAX)
+        if (soft->own->seen.count == SOFT_WATCHED_MAX || !soft_set_add(&soft->own->seen, at))
             return UC_ERR_NOMEM;
-        soft_remember(soft, at);
         error = soft_hook(soft, UC_HOOK_CODE, soft_on_watched, soft, at, at, 0);
     }
     uc.ctl(soft->own->uc, UC_CTL_WRITE_2(UC_CTL_TB_REMOVE_CACHE), block.pc, block.pc + block.size);
@@ -709,11 +723,6 @@ static void soft_debug_leave(struct soft *soft, uint32_t why, uint64_t address)
     soft_leave(soft, SOFT_DEBUG);
 }
 
-static bool soft_is_breakpoint(const struct soft_debugging *debug, uint64_t address)
-{
-    return debug->count && *soft_slot(debug->breakpoints, debug->room, address) == address;
-}
-
 /* Before an instruction. */
 static void soft_on_debug(void *emulator, uint64_t address, uint32_t size, void *data)
 {
@@ -726,7 +735,7 @@ static void soft_on_debug(void *emulator, uint64_t address, uint32_t size, void 
         uint32_t why = debug->hit;
         debug->hit = 0;
         soft_debug_leave(soft, why, debug->hit_at);
-    } else if (!debug->passing && soft_is_breakpoint(debug, address)) {
+    } else if (!debug->passing && soft_set_has(&debug->breakpoints, address)) {
         soft_debug_leave(soft, SOFT_BREAKPOINT, address);
     } else if (!debug->passing && debug->step) {
         soft_debug_leave(soft, SOFT_STEP, address);
@@ -784,33 +793,22 @@ int soft_debug(struct soft *soft, bool before)
     return error ? error : soft_hook_all(soft, UC_HOOK_MEM_READ | UC_HOOK_MEM_WRITE, soft_on_access);
 }
 
-static int soft_set_breakpoints(struct soft_debugging *debug, const uint64_t *breakpoints,
-                                size_t count)
-{
-    uint64_t room = 16;
-    while (room < count * 2)
-        room *= 2;
-    uint64_t *table = calloc(room, sizeof *table);
-    if (!table)
-        return UC_ERR_NOMEM;
-    for (size_t i = 0; i < count; i++)
-        *soft_slot(table, room, breakpoints[i]) = breakpoints[i];
-    free(debug->breakpoints);
-    debug->breakpoints = table;
-    debug->room = room;
-    debug->count = count;
-    return 0;
-}
-
 int soft_set_debug(struct soft *soft, const uint64_t *breaks, size_t breaks_count,
                    const struct soft_watch *watches, size_t watch_count, bool step)
 {
     struct soft_debugging *debug = &soft->own->debug;
     struct soft_watch *copy = calloc(watch_count + 1, sizeof *copy);
-    if (!copy || soft_set_breakpoints(debug, breaks, breaks_count)) {
+    struct soft_set breakpoints = {0};
+    bool made = copy != NULL;
+    for (size_t i = 0; i < breaks_count && made; i++)
+        made = soft_set_has(&breakpoints, breaks[i]) || soft_set_add(&breakpoints, breaks[i]);
+    if (!made) {
+        free(breakpoints.places);
         free(copy);
         return UC_ERR_NOMEM;
     }
+    free(debug->breakpoints.places);
+    debug->breakpoints = breakpoints;
     memcpy(copy, watches, watch_count * sizeof *copy);
     free(debug->watches);
     debug->watches = copy;
@@ -903,9 +901,9 @@ void soft_close(struct soft *soft)
         uc.close(soft->own->uc);
     if (soft->own->stack)
         munmap(soft->own->stack, SOFT_STACK);
-    free(soft->own->seen);
+    free(soft->own->seen.places);
     free(soft->own->pieces);
-    free(soft->own->debug.breakpoints);
+    free(soft->own->debug.breakpoints.places);
     free(soft->own->debug.watches);
     free(soft);
 }

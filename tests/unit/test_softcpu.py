@@ -586,6 +586,16 @@ def test_instructions_in_code_that_is_mapped_elsewhere(cpu: Make) -> None:
     assert (vector, frame[1]) == (GP, rip + 8)
 
 
+def test_instructions_at_address_zero(cpu: Make) -> None:
+    rig = cpu(
+        "rdrand %eax\nmov $0xdead, %ecx\nxor %eax, %eax\njmp *%rax\n.org 0x1000\nrdmsr",
+        handlers=True,
+    )
+    rig.put(layout.X86_PT, struct.pack("<Q", CODE + 0x1000 | 1))
+    vector, frame = rig.trap()
+    assert (vector, frame[1]) == (GP, 0)
+
+
 # The state, as a value.
 
 
