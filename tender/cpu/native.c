@@ -123,6 +123,24 @@ void native_filter(struct native_shared *shared)
     shared->filter_length = sizeof filter / sizeof *filter;
 }
 
+/*
+ * clone(2) as vfork(2) does it: the child runs `function` on a stack in this process's memory. It
+ * has all signals blocked, as a handler would write to that memory, too.
+ */
+static int start_child(int (*function)(void *), void *stack_end, void *argument, int *pidfd)
+{
+    const int flags = CLONE_VM | CLONE_VFORK | (pidfd ? CLONE_PIDFD : 0) | SIGCHLD;
+    sigset_t all, before;
+
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, &before);
+    const int pid = clone(function, stack_end, flags, argument, pidfd);
+    const int error = errno;
+    sigprocmask(SIG_SETMASK, &before, NULL);
+    errno = error;
+    return pid;
+}
+
 struct start {
     int program_fd;
     int shared_fd;
@@ -159,8 +177,7 @@ int native_start(int program_fd, int shared_fd, int memory_fd)
     struct start start = {program_fd, shared_fd, memory_fd, 0};
     char stack[1 << 14] __attribute__((aligned(16)));
     int pidfd = -1;
-    int pid = clone(execute, stack + sizeof stack,
-                    CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD, &start, &pidfd);
+    const int pid = start_child(execute, stack + sizeof stack, &start, &pidfd);
     if (pid < 0)
         return -1;
     if (start.error) {
@@ -427,7 +444,7 @@ static int end(void *nothing)
 static int can_start_a_process(void)
 {
     char stack[1 << 12] __attribute__((aligned(16)));
-    const int pid = clone(end, stack + sizeof stack, CLONE_VM | CLONE_VFORK | SIGCHLD, NULL);
+    const int pid = start_child(end, stack + sizeof stack, NULL, NULL);
     while (pid > 0 && waitpid(pid, NULL, 0) < 0 && errno == EINTR)
         ;
     return pid > 0 || errno != EAGAIN;
