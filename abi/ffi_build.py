@@ -34,8 +34,16 @@ SOURCES = sorted(
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
 HARDENED = ["-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
 MACHINE = sysconfig.get_platform().rpartition("-")[2]  # also where another one builds for it
+COMPILED = {"_native": HARDENED, "_soft": HARDENED}
+LINKED: dict[str, list[str]] = {"_native": [], "_soft": []}
 if MACHINE == "x86_64":
-    HARDENED += ["-fcf-protection"]
+    # By the linker, because Debian's C library has objects without a note for it. A shadow stack
+    # does not allow the emulator's longjmp() to another stack.
+    COMPILED = {
+        "_native": [*HARDENED, "-fcf-protection"],
+        "_soft": [*HARDENED, "-fcf-protection=branch"],
+    }
+    LINKED["_native"] = ["-Wl,-z,shstk"]
 SANITIZED = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g"]
 
 
@@ -65,7 +73,7 @@ def make(name: str, included: list[str], c_files: list[str]) -> FFI:
         ffi.cdef(declarations((ROOT / file).read_text()))
     headers = [file for file in [*included, *MODULES[name]] if file.endswith(".h")]
     sanitized = os.environ.get("PTENDER_SANITIZE") == "1"
-    flags = SANITIZED if sanitized else HARDENED
+    flags = SANITIZED if sanitized else COMPILED[name]
     ffi.set_source(
         f"tender.{name}",
         "\n".join(f'#include "{header}"' for header in headers),
@@ -75,7 +83,7 @@ def make(name: str, included: list[str], c_files: list[str]) -> FFI:
         define_macros=[("Py_LIMITED_API", "0x030A0000")],
         py_limited_api=True,
         extra_compile_args=["-std=gnu11", "-O2", "-fvisibility=hidden", *WARNINGS, *flags],
-        extra_link_args=["-Wl,-z,relro", "-Wl,-z,now", *(flags if sanitized else [])],
+        extra_link_args=["-Wl,-z,relro", "-Wl,-z,now", *(flags if sanitized else LINKED[name])],
         libraries=["dl"],
     )
     return ffi
