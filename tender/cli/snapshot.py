@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import stat
 from contextlib import suppress
@@ -58,10 +59,12 @@ def _connect(guest: RunningGuest) -> socket.socket:
         connection.connect(helper.socket_path(folder, guest.pid))
     except OSError as error:
         connection.close()
-        if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
+        if error.errno == errno.ENOENT:
             raise ConfigError(
                 f"{guest.name}: it can't be saved: start it with --snapshots DIR"
             ) from None
+        if error.errno == errno.ECONNREFUSED:
+            raise _helper_has_ended(guest) from None
         raise HostError(f"{guest.name}: cannot ask for it", "connect", error.errno or 0) from None
     # A user can put a symbolic link there, to the socket of another user's guest.
     uid = helper.peer_uid(connection)
@@ -112,12 +115,33 @@ def _request(
         answer, files = b"", []
     connection.settimeout(None)
     if not answer:
-        raise ConfigError(f"{guest.name}: it ended before it was saved")
+        if _ends(guest.pid):
+            raise ConfigError(f"{guest.name}: it ended before it was saved")
+        raise _helper_has_ended(guest)
     if answer != helper.SAVED or len(files) != 1:
         raise HostError(f"{guest.name}: {one_line(answer.decode(errors='replace'))}")
     if not stat.S_ISREG(os.fstat(files[0]).st_mode):
         raise HostError(f"{guest.name}: what it was saved to is no file")
     return files[0]
+
+
+def _helper_has_ended(guest: RunningGuest) -> ConfigError:
+    return ConfigError(
+        f"{guest.name}: it can't be saved any more: its snapshot helper was killed (the guest runs "
+        "on)"
+    )
+
+
+def _ends(pid: int) -> bool:
+    """Whether a tender has ended, or does so within a second."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([fd], [], [], 1)[0])
+    finally:
+        os.close(fd)
 
 
 def _copy(source: int, target: int) -> int:

@@ -11,6 +11,7 @@ import errno
 import os
 from _socket import AF_UNIX, SOCK_SEQPACKET, socketpair
 
+from tender.errors import HostError
 from tender.sandbox.confine import move_descriptors
 
 ANSWER_MAX = 300  # bytes: an errno and a file name
@@ -94,21 +95,30 @@ def _serve(file: CoreFile, tender: int) -> None:
         _signal.signal(signo, _signal.SIG_IGN)
     move_descriptors({_TENDER: tender, _CORE: file.fd, _FOLDER: file.folder_fd}, 8)
     file.fd, file.folder_fd = _CORE, _FOLDER
-    if os.read(_TENDER, 1):  # once: it has one core
-        try:
-            answer = b"\0" + os.fsencode(file.publish())
-        except OSError as error:
-            answer = bytes([error.errno or 0])
-        os.write(_TENDER, answer)
-    file.discard()
+    try:
+        if os.read(_TENDER, 1):  # once: it has one core
+            try:
+                answer = b"\0" + os.fsencode(file.publish())
+            except OSError as error:
+                answer = bytes([error.errno or 0])
+            os.write(_TENDER, answer)
+    finally:
+        file.discard()
     os._exit(0)
 
 
 def request_name(helper: int) -> str:
-    """Have the helper name the file; returns the name, or raises OSError."""
-    os.write(helper, b"n")
-    answer = os.read(helper, ANSWER_MAX)
-    if not answer or answer[0]:
-        error = answer[0] if answer else errno.EIO  # the helper has ended
-        raise OSError(error, os.strerror(error))
+    """Have the helper name the file; returns the name.
+
+    Raises OSError where it can't, HostError where it has ended.
+    """
+    try:
+        os.write(helper, b"n")
+        answer = os.read(helper, ANSWER_MAX)
+    except OSError:
+        answer = b""
+    if not answer:
+        raise HostError("dumpcore: the core-file helper was killed: there is no core file")
+    if answer[0]:
+        raise OSError(answer[0], os.strerror(answer[0]))
     return os.fsdecode(answer[1:])

@@ -139,8 +139,10 @@ def _start(fd: int, path: str, folder: str) -> tuple[socket, int]:
             move_descriptors(places, 8)
             _serve()
         finally:
-            os.unlink(path)
-            os._exit(0)
+            try:
+                os.unlink(path)
+            finally:  # it may be gone: what follows is the tender's
+                os._exit(0)
     for each in (reader, pidfd):
         os.close(each)
     theirs.close()
@@ -169,7 +171,10 @@ class Requests:
 
     def waiting(self) -> bool:
         """Whether somebody asks for a snapshot."""
-        return self._is_readable(0) and os.read(self._fd, 1) == ASK
+        try:
+            return self._is_readable(0) and os.read(self._fd, 1) == ASK
+        except OSError:
+            return False  # the helper has ended
 
     def begin(self) -> bool:
         """Whether it is still wanted; the answer is immediate."""
