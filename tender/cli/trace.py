@@ -41,7 +41,9 @@ def read(path: str, output: str | None) -> dict[str, Any]:
             lines = stack.enter_context(open(path, encoding="utf-8", errors="replace"))
             trace, summary = TraceFile(lines, path), Summary()
             made = stack.enter_context(work_folder(output)) / "events" if output else None
-            file = stack.enter_context(open(made or os.devnull, "w", encoding="utf-8"))
+            file = stack.enter_context(
+                open(made or os.devnull, "w", encoding="utf-8", opener=_for_its_owner)
+            )
             events = Events(trace.guest)
             file.write(events.begin())
             for call in trace.calls():
@@ -58,6 +60,10 @@ def read(path: str, output: str | None) -> dict[str, Any]:
         if made and output:
             put_in_place(made, output)
         return summary.facts(trace)
+
+
+def _for_its_owner(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def text(facts: dict[str, Any]) -> str:

@@ -46,7 +46,7 @@ def open_outputs(config: Config, inputs: list[os.stat_result], cleanup: Cleanup)
     if config.record is not None:
         from tender.observe.output import open_output
 
-        fds["record"] = open_output(config.record, "record", inputs, cleanup, private=True)
+        fds["record"] = open_output(config.record, "record", inputs, cleanup)
     if config.notify is not None:
         from tender.observe import notify
 

@@ -1,6 +1,7 @@
-"""Opening a file that a tender writes: a trace, packets, a report.
+"""Opening a file that a tender writes: a trace, packets, a report, a record.
 
-The rule here: such a file is never one that the guest reads, and root's tender harms nobody by it.
+The rule here: such a file has what the guest knows, so it is for its owner only; it is never one
+that the guest reads, and root's tender harms nobody by it.
 """
 
 from __future__ import annotations
@@ -24,21 +25,13 @@ if TYPE_CHECKING:
 _WAIT_MS = 1000
 
 
-def open_output(
-    path: str,
-    what: str,
-    inputs: Iterable[os.stat_result],
-    cleanup: Cleanup,
-    *,
-    private: bool = False,
-) -> int:
+def open_output(path: str, what: str, inputs: Iterable[os.stat_result], cleanup: Cleanup) -> int:
     """Open the file that `what` is written to, which must be none of the guest's `inputs`.
 
-    A new file that root makes, or that is `private`, is for its owner only. Root follows no
-    symbolic link, and overwrites no file of another user, in a folder that others may write to.
-    Raises ConfigError.
+    It becomes mode 0600, also where it was there. Root follows no symbolic link, and overwrites no
+    file of another user, in a folder that others may write to. Raises ConfigError.
     """
-    fd = _open(path, what, private or not os.geteuid())
+    fd = _open(path, what)
     cleanup.callback(lambda: os.close(fd))
     info = os.fstat(fd)
     if any(os.path.samestat(info, each) for each in inputs):
@@ -49,6 +42,8 @@ def open_output(
                 f"Could not open {what}: {path}: it is another user's file, in a folder that "
                 "others may write to"
             )
+        if info.st_mode & 0o077:
+            _make_private(fd, f"Could not open {what}: {path}")
         os.ftruncate(fd, 0)
     os.set_blocking(fd, True)
     return fd
@@ -98,16 +93,22 @@ def _is_shared(path: str) -> bool:
     return bool(info.st_uid or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
 
 
-def _open(path: str, what: str, private: bool) -> int:
+def _make_private(fd: int, where: str) -> None:
+    try:
+        os.fchmod(fd, 0o600)
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise ConfigError(
+            f"{where}: others may open it, and its mode can't be changed: {reason}: name a new file"
+        ) from None
+
+
+def _open(path: str, what: str) -> int:
     # Not blocking while it is opened: a FIFO that nobody reads must not hang the command.
     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
     is_shared = _is_shared(path)
     try:
-        return os.open(
-            path,
-            flags | (os.O_NOFOLLOW if is_shared else 0),
-            0o600 if private else 0o666,
-        )
+        return os.open(path, flags | (os.O_NOFOLLOW if is_shared else 0), 0o600)
     except (OSError, ValueError) as error:
         reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
         code = getattr(error, "errno", 0)

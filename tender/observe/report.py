@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def open_report(path: str, inputs: Iterable[os.stat_result], cleanup: Cleanup) -> int:
     """Open the file, empty; raises ConfigError."""
-    return open_output(path, "report", inputs, cleanup, private=True)
+    return open_output(path, "report", inputs, cleanup)
 
 
 def write_report(fd: int, outcome: Outcome, warn: Warn) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.guest.conftest import PTENDER, Build, Run
+from tests.guest.ordinary import ordinary
 from tests.waiting import wait_until_blocked
 
 Line = dict[str, Any]
@@ -195,11 +198,45 @@ def test_the_engine_is_not_asked(ptender: Run, guest: Build, tmp_path: Path, cpu
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="root's files in a folder of others")
 
 
+@pytest.mark.parametrize("option", ["trace", "pcap", "report", "record"])
+def test_it_is_for_its_owner_only(guest: Build, tmp_path: Path, option: str) -> None:
+    """A new file, and one that others could read."""
+    files = tmp_path / "new", tmp_path / "old"
+    files[1].write_text("what was there before")
+    files[1].chmod(0o644)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        for file in files:
+            ours.send(bytes(60))
+            words = [PTENDER, "--cpu=soft", "--mem=8", f"--net=@{theirs.fileno()}"]
+            words += [f"--{option}={file}", guest("frames")]
+            subprocess.run(list(map(str, words)), check=True, pass_fds=[theirs.fileno()])
+            assert b"before" not in file.read_bytes()
+            assert file.stat().st_mode & 0o777 == 0o600
+            if option == "trace":
+                events = tmp_path / f"{file.name}.events"
+                subprocess.run([PTENDER, "trace", file, "-o", events], check=True)
+                assert events.stat().st_mode & 0o777 == 0o600
+
+
 @as_root
-def test_a_new_file_of_root_is_for_root_only(ptender: Run, guest: Build, tmp_path: Path) -> None:
-    done = ptender("--mem=8", "--trace", tmp_path / "trace", guest("exit"))
-    assert done.returncode == 0, done
-    assert (tmp_path / "trace").stat().st_mode & 0o777 == 0o600
+def test_a_file_that_others_may_read_and_keep(guest: Build, tmp_path: Path) -> None:
+    """Another user's file that this one may write to: its mode is the other's to change."""
+    folder = Path(tempfile.mkdtemp(prefix="ptender-"))
+    folder.chmod(0o755)
+    file = folder / "trace"
+    file.write_text("another's")
+    file.chmod(0o666)
+    words = [PTENDER, "--mem=8", "--trace", file, shutil.copy(guest("exit"), folder)]
+    command = ordinary(tmp_path / "mount", words)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, ""), done
+    assert done.stderr == (
+        f"ptender: Could not open trace: {file}: others may open it, and its mode can't be "
+        "changed: Operation not permitted: name a new file\n"
+    )
+    assert file.read_text() == "another's"
+    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("through", ["its name", "a link", "a hard link"])
