@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
 from tender.cli.argparser import Parser
 from tender.errors import UsageError
 from tender.image.elf import MACHINES
 from tender.image.file import open_image
-from tender.image.output import signals
+from tender.image.output import report, signals
 from tender.oci import image as oci_image
 from tender.oci.annotations import GUESTS, is_port
 
@@ -43,7 +41,7 @@ def main(argv: list[str]) -> str:
 
 
 def _report(text: str) -> None:
-    print(f"ptender image: {text}", file=sys.stderr)
+    report(f"ptender image: {text}")
 
 
 def _disk(text: str) -> tuple[str, str]:

@@ -13,7 +13,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -23,7 +22,7 @@ from tender.dataclass import dataclass
 from tender.errors import BuildError
 from tender.image import manifest as manifest_notes
 from tender.image.elf import BINDINGS_NOTE
-from tender.image.output import put_in_place, signals, work_folder
+from tender.image.output import put_in_place, report, signals, work_folder
 
 SOURCE_SUFFIXES = (".c", ".S", ".s")
 LINKED_SUFFIXES = (".o", ".a")
@@ -84,15 +83,14 @@ class Toolchain:
 
     def run(self, arguments: Sequence[str], doing: str) -> None:
         """Run the compiler; it explains its own failure on standard error."""
-        color = ["-fdiagnostics-color=always"] if sys.stderr.isatty() else []
+        color = ["-fdiagnostics-color=always"] if os.isatty(2) else []
         command = [*self.command, *color, *arguments]
         if self.verbose:
-            print(shlex.join(command), file=sys.stderr)
+            report(shlex.join(command))
         status, messages = _run(command)
         why = _reason(messages) if status else ""
-        if why != NO_MAIN and not why.startswith(DISK_FULL):
-            sys.stderr.write(messages)
-            sys.stderr.flush()
+        if messages and why != NO_MAIN and not why.startswith(DISK_FULL):
+            report(messages.removesuffix("\n"))
         if status:
             raise BuildError(
                 f"{doing} failed: {why or f'{self.command[0]} ended with status {status}'}"

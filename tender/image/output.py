@@ -16,8 +16,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tender.errors import BuildError
+from tender.host import write_all
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def report(text: str) -> None:
+    """Write lines to standard error, for whoever reads it: nobody need."""
+    with contextlib.suppress(OSError):
+        write_all(2, f"{text}\n".encode(errors="surrogateescape"))
 
 
 class Signals:

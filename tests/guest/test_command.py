@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.guest.conftest import PTENDER, Build, Run
+from tests.guest.conftest import BINDINGS, PTENDER, Build, Run
 from tests.needs import needs
 from tests.waiting import wait_until, wait_until_asleep, wait_until_blocked
 
@@ -526,6 +526,28 @@ def test_closed_descriptors_are_not_taken_for_the_console(guest: Build, tmp_path
     assert subprocess.run(["sh", "-c", command]).returncode == 0
     assert image.stat().st_size == 8 * 512
     assert b"Solo5" not in image.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        ("build -v {T}/exit.c -o {out} 2>&-", 0, ""),
+        ("build -v {T}/exit.c -o {out} 2>/dev/full", 0, ""),
+        ("build {T}/none.c -o {out} 2>/dev/full", 1, ""),
+        ("build --help >&-", 0, ""),
+        ("build --help >/dev/full", 1, "ptender: standard output: No space left on device\n"),
+        ("ps --help >/dev/full", 1, "ptender: standard output: No space left on device\n"),
+        ("ps --json >/dev/full", 1, "ptender: standard output: No space left on device\n"),
+    ],
+)
+def test_a_tool_whose_output_nobody_takes(
+    tmp_path: Path, words: str, status: int, message: str
+) -> None:
+    words = words.format(T=BINDINGS / "tests", out=tmp_path / "out")
+    command = ["sh", "-c", f"{PTENDER} {words}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", message)
+    assert (tmp_path / "out").exists() == ("build" in words and "exit" in words)
 
 
 @pytest.mark.usefixtures("kvm")
