@@ -102,7 +102,7 @@ c_files = ["tender/host/host.c", "tender/host/rate.c", "tender/stop.c", "tender/
 c_files += ["tender/observe/pcap.c", "tender/embed/heap.c"]
 if MACHINE == "x86_64":  # elsewhere guests run in software
     MODULES["_native"] += KVM + NATIVE
-    c_files += ["tender/kvm.c", "tender/engine/engine.c"]
+    c_files += ["tender/kvm.c", "tender/engine/engine.c", "tender/engine/ring.c"]
     c_files += ["tender/cpu/native.c", "tender/cpu/tsc.c", "tender/cpu/xsave.c", "tender/spt/spt.c"]
 
 native = make("_native", ["abi/abi.h", "tender/sandbox/constants.h"], c_files)

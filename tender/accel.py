@@ -334,7 +334,7 @@ def ring_region(
 ) -> int:
     """How much of the guest's memory the network ring takes; 0: none is offered.
 
-    The ring is engine.c's, so all networks must be. A guest that may be saved has none, nor has one
+    The ring is ring.c's, so all networks must be. A guest that may be saved has none, nor has one
     with a limit to the rate of a network, by which the ring would pass.
     """
     networks = {name for names in labels.values() for name in names if name.startswith("net")}

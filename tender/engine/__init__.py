@@ -1,1 +1,1 @@
-"""The fast path: engine.c, its Python side, and the network ring."""
+"""The fast path: engine.c (hypercalls) and ring.c (the network ring), and their Python side."""
