@@ -103,7 +103,8 @@ c_files += ["tender/observe/pcap.c", "tender/embed/heap.c"]
 if MACHINE == "x86_64":  # elsewhere guests run in software
     MODULES["_native"] += KVM + NATIVE
     c_files += ["tender/kvm.c", "tender/engine/engine.c", "tender/engine/ring.c"]
-    c_files += ["tender/cpu/native.c", "tender/cpu/tsc.c", "tender/cpu/xsave.c", "tender/spt/spt.c"]
+    c_files += ["tender/cpu/native.c", "tender/cpu/native_process.c", "tender/cpu/tsc.c"]
+    c_files += ["tender/cpu/xsave.c", "tender/spt/spt.c"]
 
 native = make("_native", ["abi/abi.h", "tender/sandbox/constants.h"], c_files)
 soft = make("_soft", [], ["tender/cpu/soft.c"])
