@@ -6,14 +6,14 @@
  * GUEST is the descriptor of a seqpacket socket, a frame per message; PASST that of a stream
  * socket, 4 bytes (big-endian) before each frame giving its length. passt connects a guest to any
  * address of the host, 127.0.0.0/8 included, and release 2023-03-09 trusts the lengths. Here a
- * frame to or from the loopback ends. With 4, ADDRESS and GATEWAY, passt maps the gateway to
+ * frame to or from the loopback ends, and one to a multicast group, which the host's own services
+ * may have joined, or to all hosts but a request of DHCP. With 4, ADDRESS and GATEWAY, passt maps the gateway to
  * 127.0.0.1, so that clients there get answers from UDP ports of the guest at ADDRESS: these
  * answers pass, and no other.
  *
  * IPv6 passes with 6 only, for a guest in the /64 network of ADDRESS. GATEWAY is the link-local
  * address that clients on the host's ::1 have for the guest: answers to them pass, and with 6host
- * all to there. Nothing else passes to the host's link, to multicast groups (which the host's own
- * services have joined) or to 0000::/16, where ::1 is, and ::ffff:127.0.0.1; and nothing with an
+ * all to there. Nothing else passes to the host's link, to multicast groups or to 0000::/16, where ::1 is, and ::ffff:127.0.0.1; and nothing with an
  * extension header, behind which passt would look for what is not checked here.
  *
  * The rule here: what comes from the guest's end is hostile. It is copied once, checked as passt
@@ -45,6 +45,7 @@
 #define TCP_SYN_ACK 0x12
 #define TCP_SYN 0x02
 #define DHCP_SERVER 67
+#define MULTICAST_FIRST 224 /* the first byte of 224.0.0.0/4; behind it, what is reserved */
 #define DHCPV6_SERVER 547
 #define ECHO_REQUEST 128 /* of ICMPv6 */
 #define NDP_FIRST 133
@@ -90,10 +91,9 @@ static int is_answer(uint8_t protocol, const uint8_t *data, size_t length, const
     return protocol == IPPROTO_UDP && length >= 4 && has_port(clients, be16(data + 2));
 }
 
-static int may_reach_gateway(uint8_t protocol, const uint8_t *data, size_t length)
+static int is_dhcp(uint8_t protocol, const uint8_t *data, size_t length)
 {
-    int is_dhcp = protocol == IPPROTO_UDP && length >= 4 && be16(data + 2) == DHCP_SERVER;
-    return is_dhcp || is_answer(protocol, data, length, asked);
+    return protocol == IPPROTO_UDP && length >= 4 && be16(data + 2) == DHCP_SERVER;
 }
 
 static int is_same(const uint8_t *one, const uint8_t *other)
@@ -138,7 +138,7 @@ static int may_pass6(const uint8_t *header, size_t length)
 /* passt looks at the header's length, protocol and addresses, and not at fragments. */
 static int may_pass(const uint8_t *frame, size_t length)
 {
-    static const uint8_t any[4];
+    static const uint8_t any[4], all_hosts[4] = {255, 255, 255, 255};
     if (length < FRAME_MIN)
         return 0;
     if (be16(frame + 12) == 0x0806) /* ARP, which passt answers itself */
@@ -154,13 +154,18 @@ static int may_pass(const uint8_t *frame, size_t length)
     int is_from_any = !memcmp(source, any, sizeof any); /* a client of DHCP */
     if (source[0] == 127 || target[0] == 127 || target[0] == 0 || (!source[0] && !is_from_any))
         return 0;
+    uint8_t protocol = header[9];
+    const uint8_t *data = header + header_length;
+    length -= FRAME_MIN + header_length;
+    if (target[0] >= MULTICAST_FIRST &&
+        (memcmp(target, all_hosts, sizeof all_hosts) || !is_dhcp(protocol, data, length)))
+        return 0;
     if (!guards_gateway)
         return 1;
     if (memcmp(source, address, sizeof address) && !is_from_any)
         return 0; /* passt would take it for the guest's address */
-    return memcmp(target, gateway, sizeof gateway) ||
-           may_reach_gateway(header[9], header + header_length,
-                             length - FRAME_MIN - header_length);
+    return memcmp(target, gateway, sizeof gateway) || is_dhcp(protocol, data, length) ||
+           is_answer(protocol, data, length, asked);
 }
 
 static int send_unsent(void)

@@ -98,6 +98,7 @@ def test_frames_that_pass(plain: Filter) -> None:
         ipv4("10.0.0.77", OTHER),
         ipv4(GUEST, "128.0.0.1"),
         ipv4(GUEST, "126.255.255.255", words=15),
+        ipv4(GUEST, "223.255.255.255"),
         ipv4("0.0.0.0", "255.255.255.255", UDP, udp(68, 67)),
         bytes(12) + ARP + bytes(28),
         bytes(12) + ARP,
@@ -116,6 +117,14 @@ def test_frames_that_do_not_pass(plain: Filter) -> None:
             for protocol, data in ((TCP, tcp(SYN)), (UDP, udp(1, 53)), (ICMP, bytes(8)))
         ),
         ipv4(GUEST, "127.0.0.1", words=6),
+        *(
+            ipv4(GUEST, target, UDP, udp(5353, port))
+            for target in ("224.0.0.251", "239.255.255.250", "240.0.0.1", "255.255.255.254")
+            for port in (5353, 67)
+        ),
+        ipv4(GUEST, "255.255.255.255", UDP, udp(67, 68)),
+        ipv4(GUEST, "255.255.255.255", TCP, tcp(SYN)),
+        ipv4(GUEST, "224.0.0.1"),
         ipv4("127.0.0.1", OTHER),
         ipv4("0.0.0.1", OTHER),
         bytes(12) + IPV6 + ipv6,
