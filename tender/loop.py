@@ -11,6 +11,7 @@ from tender.errors import GuestFault, NotEmulated
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any, Protocol
 
     from tender.cpu.vcpu import Exit, Vcpu
@@ -36,7 +37,7 @@ def run(
     memory: GuestMemory,
     dispatcher: Dispatcher,
     stop: Stop,
-    hook: ExitHook | None = None,
+    hooks: Sequence[ExitHook] = (),
     pending: Exit | None = None,
 ) -> Halt:
     """Raises GuestFault, or Stopped after a stop request.
@@ -47,8 +48,8 @@ def run(
     while True:
         exit = pending or vcpu.run()
         pending = None
-        if hook is not None:
-            halt = _with_hook(hook, exit, vcpu, memory, dispatcher, stop)
+        if hooks:
+            halt = _with_hooks(hooks, exit, vcpu, memory, dispatcher, stop)
         elif type(exit) is IoOut:  # a hypercall on x86_64, first of all because it is to be quick
             halt = dispatcher.dispatch(exit)
         else:
@@ -69,14 +70,17 @@ def _handle(
     return None
 
 
-def _with_hook(hook: ExitHook, exit: Exit, *context: Any) -> Halt | None:
-    hook.before(exit)
+def _with_hooks(hooks: Sequence[ExitHook], exit: Exit, *context: Any) -> Halt | None:
+    for hook in hooks:
+        hook.before(exit)
     try:
         halt = _handle(exit, *context)
     except BaseException as error:
-        hook.after(error)
+        for hook in hooks:
+            hook.after(error)
         raise
-    hook.after(None)
+    for hook in hooks:
+        hook.after(None)
     return halt
 
 

@@ -74,16 +74,16 @@ def run(
             sandbox.enter(machine.fd_table, machine.vcpu.start)
         else:
             machine.vcpu.start(b"")
-        if machine.notify is not None:
+        if "notify" in machine.fds:
             from tender.observe import notify
 
-            notify.ready(machine.notify, config.kernel)
+            notify.ready(machine.fds["notify"], config.kernel)
         if started:
-            started(machine.notice)
+            started(machine.guest.accelerator.notice)
         if machine.page:
             machine.page.stats.state = lib.STATS_RUNNING
         outcome = machine.dispatcher.end(_run_to_end(machine, stop, warn))
-        machine.devices.block.end()
+        machine.guest.devices.block.end()
         outcome = replace(outcome, stats=machine.statistics())
         machine.console.report_dropped()
         if machine.gdb:
@@ -91,12 +91,12 @@ def run(
         machine.vcpu.end()
         if machine.trace:
             machine.trace.end(outcome)
-        if machine.report is not None:
+        if "report-file" in machine.fds:
             from tender.observe import report
 
-            report.write_report(machine.report, outcome, warn)
-        if machine.notify is not None:
-            notify.stopping(machine.notify, outcome.reason, outcome.status)
+            report.write_report(machine.fds["report-file"], outcome, warn)
+        if "notify" in machine.fds:
+            notify.stopping(machine.fds["notify"], outcome.reason, outcome.status)
         return outcome
     except (Stopped, HostError) as error:
         if not stop.requested or (isinstance(error, HostError) and error.errno != EINTR):
@@ -149,11 +149,12 @@ def _become(
 def _run_to_end(machine: Machine, stop: Stop, warn: Warn) -> Outcome:
     """The guest's run, and its end as an Outcome."""
     try:
-        hook = machine.saver or machine.trace
+        hooks = [each for each in (machine.trace, machine.saver) if each]
         pending = None if machine.gdb else machine.pending  # which has it
-        halt = loop.run(machine.vcpu, machine.memory, machine.dispatcher, stop, hook, pending)
+        memory = machine.guest.memory
+        halt = loop.run(machine.vcpu, memory, machine.dispatcher, stop, hooks, pending)
         if machine.gdb and halt.status == lib.HVT_EXIT_ABORT:
-            machine.gdb.aborted(halt, machine.boot)
+            machine.gdb.aborted(halt, machine.guest.boot)
         core = _dump_core(machine, halt, stop, warn)
         return Outcome("halted", halt.status, trap=halt.trap, core=core)
     except Stopped:
@@ -188,13 +189,14 @@ def _registers(machine: Machine) -> dict[str, int] | None:
 
 def _dump_core(machine: Machine, halt: Halt, stop: Stop, warn: Warn) -> str | None:
     """The path of the core file of a guest that aborted."""
-    if halt.status != lib.HVT_EXIT_ABORT or machine.core is None:
+    guest = machine.guest
+    if halt.status != lib.HVT_EXIT_ABORT or guest.core is None:
         return None
     state = machine.vcpu.core_state()
     if halt.trap:
-        state = machine.boot.with_trap(state, halt.trap)
+        state = guest.boot.with_trap(state, halt.trap)
     try:
-        return machine.core.write(machine.memory, state, stop.check)
+        return guest.core.write(guest.memory, state, stop.check)
     except HostError as error:
         warn(str(error))
         return None

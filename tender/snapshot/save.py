@@ -14,6 +14,7 @@ from time import monotonic_ns, time_ns
 from tender._native import lib
 from tender.cpu import features, saved
 from tender.cpu.vcpu import IoOut, Mmio
+from tender.dataclass import replace
 from tender.errors import HostError, UsageError, setting
 from tender.hypercalls import decode
 from tender.image.elf import EM_X86_64, MACHINES
@@ -33,13 +34,18 @@ if TYPE_CHECKING:
     from tender.cpu.vcpu import Engine, Exit, Vcpu
     from tender.devices import Devices
     from tender.image.elf import Image
-    from tender.loop import ExitHook
+    from tender.image.manifest import Attached
     from tender.memory import GuestMemory
     from tender.modules.poll import Poll
     from tender.stop import Stop
 
     class Requests(Protocol):
-        """Who asks for snapshots."""
+        """Who asks for snapshots.
+
+        `fds` has the file to write to ("snapshot"), and what tells which memory is touched.
+        """
+
+        fds: dict[str, int]
 
         def waiting(self) -> bool:
             """Whether somebody asks for one now; takes the request, and does not wait."""
@@ -65,49 +71,56 @@ def use_machine_counter(vcpu: Vcpu[Any], kind: Kind, image: Image, clock: HostCl
         vcpu.set_counter(lib.host_ticks(), lib.host_ticks_hz())
 
 
-class Saver:
-    """Saves a guest; a hook of loop.run, in front of `inner`.
+def template(
+    config: Config,
+    pieces: Mapping[int, bytes],
+    mem_bytes: int,
+    attached: Mapping[int, Attached],
+    hz: int,
+) -> Snapshot:
+    """What all snapshots of a guest that was booted have in common."""
+    virtual = VirtualNow(config.clock, 0, 0) if config.clock else None
+    return Snapshot(
+        mem_bytes=mem_bytes,
+        pieces=tuple(pieces.items()),
+        state=b"",
+        counter=0,
+        hz=hz,
+        wall_ns=0,
+        attached=attached,
+        exec_heap=config.exec_heap,
+        virtual=virtual,
+    )
 
-    `fds` has the file that is written to ("snapshot") and what tells which memory is touched;
-    `pieces` are the headers of the guest's image, and `hz` is what it takes for the frequency of
-    its counter. `known` are the features of the CPU that it was saved with before. The file is
-    overwritten each time.
+
+class Saver:
+    """Saves a guest; a hook of loop.run.
+
+    `snapshot` is what it was restored from, or `template`: what all of its snapshots have in
+    common. Each overwrites the file of the one before.
     """
 
     def __init__(
         self,
         requests: Requests,
-        fds: Mapping[str, int],
-        pieces: Mapping[int, bytes],
-        config: Config,
+        snapshot: Snapshot,
         vcpu: Vcpu[Any],
         engine: Engine | None,
         memory: GuestMemory,
         poll: Poll,
-        devices: Devices,
         clock: HostClock,
-        hz: int,
         stop: Stop,
-        inner: ExitHook | None,
-        image: Image,
-        known: frozenset[str],
     ) -> None:
         self.has_ended = False  # the guest, because it was saved
         self._requests = requests
-        self._fds = fds
-        self._pieces = tuple(pieces.items())
-        self._config = config
+        self._snapshot = snapshot
+        self._image = snapshot.image()
         self._vcpu = vcpu
         self._engine = engine
         self._memory = memory
         self._poll = poll
-        self._devices = devices
         self._clock = clock
-        self._hz = hz
         self._stop = stop
-        self._inner = inner
-        self._image = image
-        self._known = known
         self._exit: Exit | None = None
         self._is_wanted = False
         vcpu.get_state()  # imports what it needs, which it can't after lockdown
@@ -116,13 +129,9 @@ class Saver:
     def before(self, exit: Exit) -> None:
         """As loop.ExitHook has it."""
         self._exit = exit
-        if self._inner:
-            self._inner.before(exit)
 
     def after(self, error: BaseException | None) -> None:
         """As loop.ExitHook has it: the guest is saved here."""
-        if self._inner:
-            self._inner.after(error)
         if self._is_wanted and error is None and isinstance(self._exit, (IoOut, Mmio)):
             number, _ = decode(self._exit)
             if number != lib.HVT_HYPERCALL_HALT:
@@ -155,38 +164,33 @@ class Saver:
             self.has_ended = True
             raise Stopped
 
-    def _features(self, state: Any) -> frozenset[str]:
-        """What the guest may have chosen its code by: here, and where it was restored from."""
-        view, image = self._memory.view, self._image
-        code = [(each.start, each.end) for each in image.segments if each.executable]
-        looks = any(features.looks_at_cpuid(view[start:end]) for start, end in code)
-        if image.machine != EM_X86_64 or not (looks or self._config.exec_heap):
-            return frozenset()
-        return self._known | features.usable(features.shown(self._vcpu.cpuid), state.xcr0)
-
     def _write(self, poll: PendingPoll | None) -> None:
-        state = self._vcpu.get_state()
-        virtual = None
-        if self._config.clock:
+        snapshot, state = self._snapshot, self._vcpu.get_state()
+        virtual = snapshot.virtual
+        if virtual:
             cell = self._clock.cell
-            virtual = VirtualNow(self._config.clock, int(cell.now_ns), int(cell.random))
-        records = file.encode(
-            Snapshot(
-                self._memory.size,
-                self._pieces,
-                saved.encode(state),
-                self._vcpu.counter(),
-                self._hz,
-                time_ns(),
-                self._devices.attached(),
-                self._config.exec_heap,
-                poll,
-                virtual,
-                self._features(state),
-            )
+            virtual = replace(virtual, now_ns=int(cell.now_ns), random=int(cell.random))
+        snapshot = replace(
+            snapshot,
+            state=saved.encode(state),
+            counter=self._vcpu.counter(),
+            wall_ns=time_ns(),
+            poll=poll,
+            virtual=virtual,
+            features=snapshot.features | self._features(state),
         )
-        fd, offset = self._fds["snapshot"], file.memory_offset(len(records))
+        fds, records = self._requests.fds, file.encode(snapshot)
+        fd, offset = fds["snapshot"], file.memory_offset(len(records))
         os.ftruncate(fd, 0)
         os.ftruncate(fd, offset + self._memory.size)
         touched.pwrite(fd, memoryview(records), 0)
-        touched.write(fd, offset, self._fds, self._memory, self._stop.check_request)
+        touched.write(fd, offset, fds, self._memory, self._stop.check_request)
+
+    def _features(self, state: Any) -> frozenset[str]:
+        """What the guest may have chosen its code by."""
+        view, image = self._memory.view, self._image
+        code = [(each.start, each.end) for each in image.segments if each.executable]
+        looks = any(features.looks_at_cpuid(view[start:end]) for start, end in code)
+        if image.machine != EM_X86_64 or not (looks or self._snapshot.exec_heap):
+            return frozenset()
+        return features.usable(features.shown(self._vcpu.cpuid), state.xcr0)

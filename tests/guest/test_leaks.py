@@ -47,7 +47,7 @@ class Started:
         self.machine = machine
         self.kernel = kernel
         self.secrets = secrets
-        memory = machine.memory
+        memory = machine.guest.memory
         self.memory = bytes(ffi.buffer(memory.pointer, memory.mapped))
         self.size = memory.size
         self.state: State = machine.vcpu.get_state()
@@ -137,7 +137,7 @@ def expected(started: Started) -> bytes:
     """All of the guest's memory, from the image and the specification."""
     memory = bytearray(len(started.memory))
     file = started.kernel.read_bytes()
-    image = started.machine.image
+    image = started.machine.guest.image
     for segment in image.segments:
         part = file[segment.offset : segment.offset + segment.filesz]
         memory[segment.vaddr : segment.vaddr + len(part)] = part
@@ -212,7 +212,7 @@ def numbers(memory: bytes, size: int) -> Iterator[tuple[int, int]]:
 
 def test_registers(started: Started) -> None:
     nx = cpu_is_soft(started)
-    wanted = x86_64.initial_state(started.machine.image.entry, started.size, nx=nx)
+    wanted = x86_64.initial_state(started.machine.guest.image.entry, started.size, nx=nx)
     state = started.state
     assert state.registers == wanted.registers
     zero = set(state.registers) - {"rip", "rsp", "rdi", "rflags"}

@@ -74,7 +74,7 @@ class Moving:
         machine = self._machine
         assert machine
         try:
-            loop.run(machine.vcpu, machine.memory, machine.dispatcher, Stop(), Hook())
+            loop.run(machine.vcpu, machine.guest.memory, machine.dispatcher, Stop(), [Hook()])
         except Taken:
             return True
         self.end()
@@ -101,9 +101,9 @@ class Moving:
         self.start(cpu)
         new = self._machine
         assert new
-        for start, end, prot in regions(old.memory, ()):
+        for start, end, prot in regions(old.guest.memory, ()):
             if prot & PROT_WRITE:
-                new.memory.view[start:end] = old.memory.view[start:end]
+                new.guest.memory.view[start:end] = old.guest.memory.view[start:end]
         self.vcpu.set_state(saved.decode(data, is_aarch64=False))
         if hz == self.vcpu.cpu_cycle_freq or cpu == "soft":
             assert self.vcpu.set_counter(counter, hz) >= counter  # time never goes back
