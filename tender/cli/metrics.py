@@ -32,12 +32,13 @@ DEVICE = (*GUEST, "kind", "device", "direction")
 
 def main(argv: list[str]) -> None:
     """The command: serves until a signal ends it."""
-    parser = Parser("ptender metrics", "serve the numbers of all guests to Prometheus")
+    parser = Parser("ptender metrics", "Serve the numbers of all guests to Prometheus.")
     parser.add_argument(
         "--listen", metavar="HOST:PORT|PATH", default=LISTEN,
         help=f"a TCP address, or the path of a Unix socket (default {LISTEN})",
     )  # fmt: skip
     where = parser.parse_args(argv).listen
+    running()  # raises where there will never be any
     app = make_app()
     for signo in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signo, _end)
@@ -67,7 +68,11 @@ class Guests:
         """The metrics; prometheus_client has the interface."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
-        guests = [(each, [each.name, str(each.pid)]) for each in running()]
+        try:
+            found = running()
+        except ConfigError:
+            found = []  # the user has logged out
+        guests = [(each, [each.name, str(each.pid)]) for each in found]
         info = InfoMetricFamily("ptender_guest", "A guest that runs.", labels=GUEST)
         for guest, labels in guests:
             info.add_metric(labels, {"cpu": guest.cpu, "state": guest.state})

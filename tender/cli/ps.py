@@ -8,7 +8,6 @@ import shutil
 
 from tender.cli.argparser import Parser
 from tender.cli.units import amount, duration
-from tender.observe import counters
 from tender.observe.guests import RunningGuest, running
 
 NAME_MIN = 17  # with which a line has 80 columns
@@ -17,14 +16,12 @@ HEADINGS = ("NAME", "PID", "CPU", "UPTIME", "MEMORY", "NET IN", "NET OUT", "DISK
 
 def main(argv: list[str]) -> str:
     """The command; returns what it prints."""
-    parser = Parser("ptender ps", "list the guests that run: yours, or everybody's for root")
+    parser = Parser("ptender ps", "List the guests that run: yours, or everybody's for root.")
     parser.add_argument("--json", action="store_true", help="print a JSON array")
     options = parser.parse_args(argv)
     guests = running()
     if options.json:
         return json.dumps([guest.as_dict() for guest in guests], indent=2)
-    if not guests and (unlisted := counters.unlisted()):
-        return unlisted
     return table(guests, shutil.get_terminal_size().columns if os.isatty(1) else None)
 
 

@@ -12,7 +12,7 @@ from tender.observe.guests import RunningGuest, running
 
 def main(argv: list[str]) -> str:
     """The command; returns what it prints."""
-    parser = Parser("ptender stats", "show what a running guest and its devices have done")
+    parser = Parser("ptender stats", "Show what a running guest and its devices have done.")
     parser.add_argument("guest", metavar="NAME|PID", help="a guest, as ptender ps lists it")
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     options = parser.parse_args(argv)

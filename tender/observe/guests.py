@@ -18,6 +18,7 @@ from time import CLOCK_BOOTTIME, clock_gettime_ns, time
 
 from tender._native import ffi, lib
 from tender.dataclass import dataclass
+from tender.errors import ConfigError
 from tender.image.manifest import is_name
 from tender.modules import counters_value
 from tender.observe import counters
@@ -79,7 +80,10 @@ def running() -> list[RunningGuest]:
     """The guests of this user, or of all users for root; the oldest first.
 
     What a tender has left that was killed is removed on the way, in the caller's own folder.
+    Raises ConfigError where guests of this user can't be found.
     """
+    if unlisted := counters.unlisted():
+        raise ConfigError(unlisted)
     folders = [counters.folder(), *([] if os.geteuid() else sorted(glob(USERS)))]
     found = [guest for path in folders if path for guest in _in_folder(path)]
     return sorted(found, key=lambda guest: (guest.started, guest.pid))

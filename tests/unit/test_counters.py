@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tender._native import ffi, lib
 from tender.cleanup import Cleanup
-from tender.cli import ps, stats
+from tender.cli import metrics, ps, stats
 from tender.config import Config, guest_name
 from tender.errors import ConfigError, UsageError
 from tender.image.manifest import Device, Manifest
@@ -168,10 +168,13 @@ def test_a_user_whose_guests_are_not_listed_reads_why(
         if why is None:
             assert ps.main([]).startswith("NAME ")
             return
-        assert ps.main([]).startswith(why.format(**names))
+        for tool, words in ((ps, []), (stats, ["web"]), (metrics, [])):
+            with pytest.raises(ConfigError) as error:
+                tool.main(words)
+            assert str(error.value).startswith(why.format(**names))
         with pytest.raises(ConfigError) as caught:
             helper.open_requests(str(tmp_path), -1, Stop(), cleanup)
-        assert str(caught.value) == f"--snapshots: {ps.main([])}"
+        assert str(caught.value) == f"--snapshots: {error.value}"
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
