@@ -107,7 +107,8 @@ if MACHINE == "x86_64":  # elsewhere guests run in software
     c_files += ["tender/cpu/xsave.c", "tender/spt/spt.c"]
 
 native = make("_native", ["abi/abi.h", "tender/sandbox/constants.h"], c_files)
-soft = make("_soft", [], ["tender/cpu/soft.c"])
+soft_files = [f"tender/cpu/soft{part}.c" for part in ("", "_hooks", "_watch", "_debug", "_set")]
+soft = make("_soft", [], soft_files)
 
 
 def stub(files: list[str]) -> str:
