@@ -45,6 +45,7 @@ _WORDS = (
     (0x80000001, 0, EDX, {22: "mmxext", 27: "rdtscp", 30: "3dnowext", 31: "3dnow"}),
     (0x80000008, 0, EBX, {0: "clzero"}),
 )  # fmt: skip
+_LEAVES = {row[:2] for row in _WORDS}
 _RECORD = struct.Struct(f"<{len(_WORDS)}I")
 SIZE = _RECORD.size
 
@@ -60,9 +61,9 @@ _STEP = 1 << 16
 
 
 def shown(cpuid: Cpuid) -> frozenset[str]:
-    """What CPUID shows."""
-    words = [cpuid(leaf, subleaf)[register] for leaf, subleaf, register, _ in _WORDS]
-    return frozenset(_names(words))
+    """What CPUID shows. A hypervisor takes 20 us for each leaf."""
+    leaves = {(leaf, subleaf): cpuid(leaf, subleaf) for leaf, subleaf in _LEAVES}
+    return frozenset(_names(leaves[row[:2]][row[2]] for row in _WORDS))
 
 
 def usable(names: Iterable[str], xcr0: int) -> frozenset[str]:

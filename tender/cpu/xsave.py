@@ -20,11 +20,12 @@ LEGACY = 512  # bytes: x87 and SSE, as FXSAVE has them; then comes XSTATE_BV
 _FIELDS = struct.Struct("<HHBxHQQI")
 _ST, _XMM = 32, 160  # offsets
 _IN_USE = struct.Struct("<Q")
+_OFFSETS = {part: lib.xsave_offset(part) for part in EXTENDED}
 
 
 def size() -> int:
     """Of an area with all parts that this CPU has and that are kept, in bytes."""
-    ends = [offset + size for part, size in EXTENDED.items() if (offset := lib.xsave_offset(part))]
+    ends = [_OFFSETS[part] + size for part, size in EXTENDED.items() if _OFFSETS[part]]
     return max(ends, default=LEGACY)
 
 
@@ -42,7 +43,7 @@ def fpu(area: bytes) -> Fpu:
     in_use, extended = parts_in_use(area), {}
     for part, size in EXTENDED.items():
         if in_use >> part & 1:
-            offset = lib.xsave_offset(part)
+            offset = _OFFSETS[part]
             extended[part] = area[offset : offset + size]
     return Fpu(fcw, fsw, ftwx, last_opcode, last_ip, last_dp, st, xmm, mxcsr, extended)
 
@@ -62,7 +63,7 @@ def write(fpu: Fpu, area: Any, what: str) -> None:
         return
     in_use = parts_in_use(bytes(area[:])) & ~sum(1 << part for part in EXTENDED) | X87_AND_SSE
     for part, value in fpu.extended.items():
-        offset = lib.xsave_offset(part)
+        offset = _OFFSETS[part]
         if not offset:
             raise HostError(f"{what}: the guest uses AVX or AVX-512, which this machine has not")
         area[offset : offset + len(value)] = value

@@ -223,7 +223,8 @@ class SnapshotFile:
 
     def _check_features(self, kind: Kind, vcpu: Vcpu[Any], warn: Warn) -> None:
         """Refuse a CPU that lacks what the guest may have chosen its code by."""
-        missing = sorted(self.snapshot.features - features.shown(vcpu.cpuid))
+        needed = self.snapshot.features
+        missing = sorted(needed - features.shown(vcpu.cpuid)) if needed else []
         if not missing:
             return
         names = ", ".join(missing)
