@@ -28,10 +28,16 @@ if TYPE_CHECKING:
     Pieces: TypeAlias = tuple[tuple[int, bytes], ...]  # of a file: offset, bytes
 
 MAGIC, VERSION = b"PTENDSNP", 2
-# Version, mark, flags, numbers of devices and pieces, bytes of the state and of all records; then
-# memory, counter and its frequency; POLL; virtual time; wall time; random; features of the CPU.
-_HEADER = struct.Struct(f"<8s2I4IQ3Q2Q3QQQ{features.SIZE}s")
-_MARK = 12  # where the header says whether the guest was restored: a u32
+# The header, field by field. `mark`: whether the guest was restored. Sizes are in bytes; `records`
+# is that of all that comes before the memory.
+_FIELDS = {
+    "magic": "8s", "version": "I", "mark": "I", "flags": "I", "devices": "I", "pieces": "I",
+    "state": "I", "records": "Q", "mem_bytes": "Q", "counter": "Q", "hz": "Q", "poll_gpa": "Q",
+    "poll_ns": "Q", "start_ns": "Q", "tick_ns": "Q", "now_ns": "Q", "wall_ns": "Q", "random": "Q",
+    "features": f"{features.SIZE}s",
+}  # fmt: skip
+_HEADER = struct.Struct("<" + "".join(_FIELDS.values()))
+_MARK = 12  # its offset
 _DEVICE = struct.Struct("<QQ6sHI")  # a struct Attached
 _PIECE = struct.Struct("<QQ")
 ALIGNMENT = 1 << 16  # of the memory in the file: the largest page of any machine
@@ -127,20 +133,28 @@ def encode(snapshot: Snapshot) -> bytes:
     )
     pieces = b"".join(_PIECE.pack(offset, len(data)) + data for offset, data in snapshot.pieces)
     rest = devices + snapshot.state + pieces
-    time = virtual.time if virtual else VirtualTime()
-    header = _HEADER.pack(
-        MAGIC,
-        VERSION,
-        0,
-        *(flags, len(snapshot.attached), len(snapshot.pieces), len(snapshot.state)),
-        *(_HEADER.size + len(rest), snapshot.mem_bytes, snapshot.counter, snapshot.hz),
-        *(poll.gpa if poll else 0, poll.left_ns if poll else 0),
-        *(time.start_ns, time.tick_ns),
-        *(virtual.now_ns if virtual else 0, snapshot.wall_ns),
-        virtual.random if virtual else 0,
-        features.encode(snapshot.features),
-    )
-    return header + rest
+    header = {
+        "magic": MAGIC,
+        "version": VERSION,
+        "mark": 0,
+        "flags": flags,
+        "devices": len(snapshot.attached),
+        "pieces": len(snapshot.pieces),
+        "state": len(snapshot.state),
+        "records": _HEADER.size + len(rest),
+        "mem_bytes": snapshot.mem_bytes,
+        "counter": snapshot.counter,
+        "hz": snapshot.hz,
+        "poll_gpa": poll.gpa if poll else 0,
+        "poll_ns": poll.left_ns if poll else 0,
+        "start_ns": virtual.time.start_ns if virtual else 0,
+        "tick_ns": virtual.time.tick_ns if virtual else 0,
+        "now_ns": virtual.now_ns if virtual else 0,
+        "wall_ns": snapshot.wall_ns,
+        "random": virtual.random if virtual else 0,
+        "features": features.encode(snapshot.features),
+    }
+    return _HEADER.pack(*(header[name] for name in _FIELDS)) + rest
 
 
 def read(fd: int) -> tuple[Snapshot, int, bool]:
@@ -154,74 +168,71 @@ def read(fd: int) -> tuple[Snapshot, int, bool]:
             raise SnapshotError("it is not a snapshot of ptender's")
         if len(header) < _HEADER.size:
             raise _damaged("it is truncated")
-        fields = _HEADER.unpack(header)
-        records_size = _records_size(fields)
+        fields = dict(zip(_FIELDS, _HEADER.unpack(header), strict=True))
+        _check(fields)
         length = os.fstat(fd).st_size
-        rest = os.pread(fd, records_size - _HEADER.size, _HEADER.size)
+        rest = os.pread(fd, fields["records"] - _HEADER.size, _HEADER.size)
     except OSError as error:
         raise SnapshotError(f"cannot read the snapshot: {os.strerror(error.errno or 0)}") from None
-    snapshot = _decode(fields, rest)
-    offset = memory_offset(records_size)
+    snapshot = _decode(fields, _Records(rest))
+    offset = memory_offset(fields["records"])
     if length < offset + snapshot.mem_bytes:
         raise _damaged("it is truncated")
-    return snapshot, offset, bool(fields[2])
+    return snapshot, offset, bool(fields["mark"])
 
 
-def _records_size(fields: tuple[Any, ...]) -> int:
-    version, (devices, pieces), size = fields[1], fields[4:6], fields[7]
-    if version != VERSION:
+def _check(fields: dict[str, Any]) -> None:
+    """Raise SnapshotError for a number that is out of bounds."""
+    if fields["version"] != VERSION:
         raise SnapshotError(
-            f"the snapshot is of version {version}, and this tender reads {VERSION}"
+            f"the snapshot is of version {fields['version']}, and this tender reads {VERSION}"
         )
-    if not _HEADER.size <= size <= RECORDS_MAX:
+    if not _HEADER.size <= fields["records"] <= RECORDS_MAX:
         raise _damaged("the size of its records")
-    if devices > MAX_DEVICES or pieces > PIECES_MAX:
+    if fields["devices"] > MAX_DEVICES or fields["pieces"] > PIECES_MAX:
         raise _damaged("the number of its records")
-    return int(size)
+    mem_bytes = fields["mem_bytes"]
+    if mem_bytes % layout.MEM_STEP or not layout.MEM_MIN <= mem_bytes <= layout.MEM_MAX:
+        raise _damaged("the size of its memory")
+    if not HZ_MIN <= fields["hz"] <= HZ_MAX:
+        raise _damaged("the frequency of its counter")
+    if fields["flags"] & ~(_EXEC_HEAP | _IN_POLL | _VIRTUAL):
+        raise _damaged("its flags")
 
 
-def _decode(fields: tuple[Any, ...], rest: bytes) -> Snapshot:
-    flags, devices, pieces, state_size = fields[3:7]
-    records = _Records(rest)
+def _decode(fields: dict[str, Any], records: _Records) -> Snapshot:
+    flags, virtual = fields["flags"], None
+    if flags & _VIRTUAL:
+        try:
+            time = VirtualTime(fields["start_ns"], fields["tick_ns"])
+        except UsageError:
+            raise _damaged("its clock") from None
+        virtual = VirtualNow(time, fields["now_ns"], fields["random"])
     attached = {}
-    for _ in range(devices):
+    for _ in range(fields["devices"]):
         *values, handle = records.take(_DEVICE)
         if handle in attached:
             raise _damaged("its devices")
         attached[handle] = Attached(*values)
-    state = records.bytes(state_size)
-    kept = []
-    for _ in range(pieces):
+    state = records.bytes(fields["state"])
+    pieces = []
+    for _ in range(fields["pieces"]):
         offset, size = records.take(_PIECE)
-        kept.append((offset, records.bytes(size)))
+        pieces.append((offset, records.bytes(size)))
     if records.left:
         raise _damaged("the size of its records")
-    mem_bytes, counter, hz = fields[8:11]
-    poll_gpa, poll_ns, start_ns, tick_ns, now_ns, wall_ns, random, shown = fields[11:]
-    if mem_bytes % layout.MEM_STEP or not layout.MEM_MIN <= mem_bytes <= layout.MEM_MAX:
-        raise _damaged("the size of its memory")
-    if not HZ_MIN <= hz <= HZ_MAX:
-        raise _damaged("the frequency of its counter")
-    if flags & ~(_EXEC_HEAP | _IN_POLL | _VIRTUAL):
-        raise _damaged("its flags")
-    virtual = None
-    if flags & _VIRTUAL:
-        try:
-            virtual = VirtualNow(VirtualTime(start_ns, tick_ns), now_ns, random)
-        except UsageError:
-            raise _damaged("its clock") from None
     return Snapshot(
-        mem_bytes,
-        tuple(kept),
-        state,
-        counter,
-        hz,
-        wall_ns,
-        attached,
+        mem_bytes=fields["mem_bytes"],
+        pieces=tuple(pieces),
+        state=state,
+        counter=fields["counter"],
+        hz=fields["hz"],
+        wall_ns=fields["wall_ns"],
+        attached=attached,
         exec_heap=bool(flags & _EXEC_HEAP),
-        poll=PendingPoll(poll_gpa, poll_ns) if flags & _IN_POLL else None,
+        poll=PendingPoll(fields["poll_gpa"], fields["poll_ns"]) if flags & _IN_POLL else None,
         virtual=virtual,
-        features=features.decode(shown),
+        features=features.decode(fields["features"]),
     )
 
 
