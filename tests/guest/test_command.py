@@ -20,7 +20,7 @@ import pytest
 
 from tests.guest.conftest import BINDINGS, PTENDER, Build, Run
 from tests.needs import needs
-from tests.waiting import wait_until, wait_until_asleep, wait_until_blocked
+from tests.waiting import PATIENCE_S, wait_until, wait_until_asleep, wait_until_blocked
 
 ONE_LINE = r"(ptender|solo5-hvt[.2]*): [^\n]+\n"
 
@@ -295,7 +295,7 @@ def test_a_signal_ends_any_guest(
         if name == "sleep":
             wait_until_asleep(process.pid)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert errors == f"ptender: Exiting on signal {int(number)}\n"
 
@@ -306,7 +306,7 @@ def test_a_signal_ends_a_guest_whose_output_nobody_takes(guest: Build) -> None:
         assert process.stdout
         wait_until_blocked(process.pid, process.stdout.fileno())
         process.terminate()
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
     assert errors == "ptender: Exiting on signal 15\n"
 
@@ -318,7 +318,7 @@ def test_a_signal_at_any_moment_ends_the_command(guest: Build) -> None:
         with start("--mem=8", guest("loop")) as process:
             time.sleep(step * 0.005)
             process.terminate()
-            _, errors = process.communicate(timeout=30)
+            _, errors = process.communicate(timeout=PATIENCE_S)
         assert process.returncode in (1, -signal.SIGTERM)
         assert errors in ("", "ptender: Exiting on signal 15\n")
 
@@ -385,7 +385,7 @@ def test_a_build_that_is_ended_leaves_nothing(tmp_path: Path, number: signal.Sig
         assert len(compilers) == 2
         assert sorted(tmp_path.rglob("*")) != before
         process.send_signal(number)
-        _, errors = process.communicate(timeout=30)  # at the end of all who have its output
+        _, errors = process.communicate(timeout=PATIENCE_S)  # at the end of all who have its output
     assert (process.returncode, errors) == (1, f"ptender: Exiting on signal {int(number)}\n")
     assert sorted(tmp_path.rglob("*")) == before
     assert not any(is_running(pid) for pid in compilers)
@@ -561,7 +561,7 @@ def test_a_signal_that_was_ignored_at_the_start(guest: Build, number: signal.Sig
     ) as process:  # fmt: skip
         read_until(process, "looping")
         process.send_signal(number)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, errors) == (1, f"ptender: Exiting on signal {int(number)}\n")
 
 
@@ -611,7 +611,7 @@ def test_a_signal_ends_a_guest_whose_messages_nobody_takes(guest: Build) -> None
     ) as process:
         wait_until_blocked(process.pid, reader)
         process.terminate()
-        assert process.wait(timeout=30) == 1
+        assert process.wait(timeout=PATIENCE_S) == 1
     os.close(reader)
     os.close(writer)
 
@@ -689,7 +689,7 @@ def test_a_limit_bounds_what_a_guest_prints(
     ):
         wait_until(lambda: "is dropped" in errors.read_text())
         process.terminate()
-        assert process.wait(timeout=30) == 1
+        assert process.wait(timeout=PATIENCE_S) == 1
     size = log.stat().st_size
     assert rate - 100 <= size <= rate * (1 + time.monotonic() - begin)
     assert re.fullmatch(rb"Solo5: .*\nSolo5: .*\n(flood \d+\n)+", log.read_bytes())

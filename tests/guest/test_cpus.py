@@ -20,7 +20,7 @@ from tests.guest.conftest import PTENDER, Build, Run
 from tests.guest.ordinary import ordinary
 from tests.needs import needs
 from tests.unit import elves
-from tests.waiting import wait_until_asleep
+from tests.waiting import PATIENCE_S, wait_until_asleep
 
 pytest.importorskip("unicorn", reason="the software CPU needs unicorn")
 
@@ -428,7 +428,7 @@ def test_virtual_time_and_frames(guest: Build) -> None:
         ours.recv(2000)
         wait_until_asleep(process.pid)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 1
+        assert process.wait(timeout=PATIENCE_S) == 1
     ours.close()
     theirs.close()
 

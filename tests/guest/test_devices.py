@@ -27,11 +27,10 @@ from tender import (
 )
 from tender.errors import ConfigError, DeviceError
 from tests.guest.conftest import Build, Run
-from tests.waiting import wait_until_asleep
+from tests.waiting import PATIENCE_S, wait_until_asleep
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
-LONG = 60
 HOST_MAC = bytes.fromhex("020000000001")
 ARP_REQUEST = (
     b"\xff" * 6 + HOST_MAC + bytes.fromhex("08060001080006040001") + HOST_MAC
@@ -50,7 +49,7 @@ def start(kernel: Path, *args: str, **options: Any) -> Guest:
 
 def run(kernel: Path, *args: str, **options: Any) -> tuple[Outcome, str]:
     with made(kernel, *args, **options) as running:
-        return running.wait(LONG), running.console.text
+        return running.wait(PATIENCE_S), running.console.text
 
 
 # The console.
@@ -68,16 +67,16 @@ def test_the_console_is_kept_and_not_printed(
 
 def test_a_program_waits_for_words(guest: Build) -> None:
     with made(guest("sleep"), "300") as running:
-        assert running.console.wait_for(r"^Solo5: solo5_exit\((\d+)\)", LONG).group(1) == "0"
+        assert running.console.wait_for(r"^Solo5: solo5_exit\((\d+)\)", PATIENCE_S).group(1) == "0"
     with made(guest("loop")) as running:
         with pytest.raises(TimeoutError, match=r"'never' within 0.1 s"):
             running.console.wait_for("never", timeout=0.1)
         threading.Timer(0.2, running.stop).start()
         with pytest.raises(GuestEnded, match=r"before its end \(.*stopped"):
-            running.console.wait_for("never", LONG)
+            running.console.wait_for("never", PATIENCE_S)
     ended = pytest.raises(GuestEnded, match=r"never' before its end \(.*\n  Solo5: .*")
     with ended, made(guest("exit"), "3") as running:
-        running.console.wait_for("never", LONG)
+        running.console.wait_for("never", PATIENCE_S)
 
 
 def test_the_console_goes_where_it_is_sent(guest: Build, tmp_path: Path) -> None:
@@ -94,7 +93,7 @@ def test_a_slow_consumer_slows_the_guest_and_loses_nothing(guest: Build) -> None
     got = []
 
     def slow(piece: bytes) -> None:
-        may_go.wait(LONG)
+        may_go.wait(PATIENCE_S)
         got.append(piece)
 
     running = start(guest("flood"), console=slow)
@@ -118,7 +117,7 @@ def test_a_consumer_can_not_wait_for_its_guest(guest: Build) -> None:
 
     running = made(guest("flood"), console=stop, warn=told.append)
     running.start()
-    running.console.wait_for("flood 100", LONG)
+    running.console.wait_for("flood 100", PATIENCE_S)
     assert running.stop().reason == "stopped"
     assert told[0].startswith("console: RuntimeError: ")
 
@@ -146,9 +145,9 @@ def test_a_disk_in_memory_is_seen_by_the_program(guest: Build) -> None:
 def test_memory_has_one_guest_at_a_time(guest: Build) -> None:
     disk = BlockMemory(1 << 16)
     with made(guest("hold"), block={"storage": disk}) as first:
-        first.console.wait_for("held", LONG)
+        first.console.wait_for("held", PATIENCE_S)
         with pytest.raises(DeviceError, match="'storage': .*attached to another guest"):
-            start(guest("block"), block={"storage": disk}).wait(LONG)
+            start(guest("block"), block={"storage": disk}).wait(PATIENCE_S)
     assert run(guest("block"), block={"storage": disk})[0].status == 0
 
 
@@ -237,7 +236,7 @@ def test_a_limited_disk_is_slower_and_works(
 def test_a_network_in_slow_motion(guest: Build) -> None:
     """Each answer takes what the limits allow: none is lost, and each has waited."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.settimeout(LONG)
+    ours.settimeout(PATIENCE_S)
     rate = {"service": Rate(ops=100, burst_ops=1)}
     with ours, theirs:
         net = {"service": Descriptor(theirs.fileno())}
@@ -350,11 +349,11 @@ def test_a_guest_whose_disk_does_not_answer_can_be_stopped(guest: Build) -> None
     class Slow(Disk):
         def read(self, offset: int, length: int) -> bytes:
             asked.set()
-            answer.wait(LONG)
+            answer.wait(PATIENCE_S)
             return super().read(offset, length)
 
     running = start(guest("disk"), block={"storage": Slow()})
-    assert asked.wait(LONG)
+    assert asked.wait(PATIENCE_S)
     threading.Timer(0.5, answer.set).start()
     assert running.stop().reason == "stopped"
 
@@ -399,8 +398,8 @@ class Pinger:
 def test_a_network_in_python(guest: Build) -> None:
     net = Pinger(100)
     with made(guest("ping"), "--limit=100", net={"service": net}) as running:
-        assert net.done.wait(LONG)
-        assert running.wait(LONG).status == 0
+        assert net.done.wait(PATIENCE_S)
+        assert running.wait(PATIENCE_S).status == 0
     assert "answered 100 pings" in running.console.text
 
 
@@ -416,7 +415,7 @@ def test_frames_from_a_program_that_may_block(guest: Build) -> None:
             return ping_frame(self.mac, self.left)
 
     with made(guest("ping"), "--limit=20", net={"service": Source()}) as running:
-        assert running.wait(LONG).status == 0
+        assert running.wait(PATIENCE_S).status == 0
     assert "mac 02:00:00:00:00:02" in running.console.text
 
 
@@ -424,7 +423,7 @@ def test_an_exception_of_a_network_is_reported_and_the_guest_goes_on(guest: Buil
     told: list[str] = []
     net = Pinger(1, error=True)
     with made(guest("ping"), net={"service": net}, warn=told.append) as running:
-        running.console.wait_for("listening", LONG)
+        running.console.wait_for("listening", PATIENCE_S)
         with pytest.raises(TimeoutError):
             running.wait(0.2)
         assert running.running
@@ -440,7 +439,7 @@ def test_what_is_no_device(guest: Build) -> None:
     ]
     for options, kind in wrong:
         with pytest.raises(kind, match="is none of"):
-            start(guest("ping"), **options).wait(LONG)
+            start(guest("ping"), **options).wait(PATIENCE_S)
 
 
 def test_nothing_is_left_of_a_program_that_dies(guest: Build) -> None:
@@ -458,5 +457,5 @@ os.kill(os.getpid(), 9)
 """
     import sys
 
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=LONG)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=PATIENCE_S)
     assert (done.returncode, done.stdout, done.stderr) == (-9, b"", b"")

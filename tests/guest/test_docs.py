@@ -23,6 +23,7 @@ import pytest
 from tender.cli import options
 from tests.guest.conftest import PTENDER, ROOT, Namespace, open_namespace
 from tests.needs import needs
+from tests.waiting import PATIENCE_S
 
 GUIDES = (
     "operators",
@@ -38,7 +39,6 @@ GUIDES = (
 DOCUMENTS = ["README.md", "docs/software-cpu.md", *(f"docs/guide-{who}.md" for who in GUIDES)]
 BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 ENDED = "--ended--"
-PATIENCE_S = 60
 
 
 class Terminal:

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.guest.conftest import PTENDER, Build
+from tests.waiting import PATIENCE_S
 
 pytestmark = [
     pytest.mark.skipif(os.uname().machine != "x86_64", reason="the guest is about x86_64"),
@@ -31,7 +32,6 @@ BLOCKS = {"kvm": 1_000, "native": 10_000, "soft": 10_000}
 RING_ENTRIES = 10_000
 SAMPLES = 3  # of blocks that end their guest: each takes a guest of its own
 GROWTH_KB = 512
-PATIENCE_S = 300
 FAULT = re.compile(r"ptender: Invalid guest access: [^\n]+\n")
 
 
@@ -72,7 +72,7 @@ class Forger:
                 output, errors = process.communicate(timeout=10)
             except subprocess.TimeoutExpired:
                 process.terminate()
-                output, errors = process.communicate(timeout=30)
+                output, errors = process.communicate(timeout=PATIENCE_S)
         return process.returncode, output.decode(errors="replace"), errors.decode()
 
 
@@ -140,7 +140,7 @@ def run_and_measure(forger: Forger, *words: object) -> None:
         reader.join()
         assert process.stderr
         errors = process.stderr.read().decode()
-        status = process.wait(timeout=30)
+        status = process.wait(timeout=PATIENCE_S)
     assert b"SUCCESS" in reader.tail, (status, reader.tail)
     assert (status, errors) == (1, "ptender: Exiting on signal 15\n")
     assert growth < GROWTH_KB, f"{growth} KiB more"

@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from tests.guest.conftest import Build
-from tests.guest.test_usernet import LONG, free_port, needs_passt, passts, wait_until_gone
+from tests.guest.test_usernet import free_port, needs_passt, passts, wait_until_gone
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.usefixtures("any_cpu")
 __all__ = ["needs_passt"]  # a fixture: skips where there is none
@@ -33,7 +34,7 @@ time.sleep(1000)
         try:
             assert len(passts(port)) == 1
             program.kill()
-            program.wait(LONG)
+            program.wait(PATIENCE_S)
             wait_until_gone(port)
             os.kill(worker, 0)  # it still lives
         finally:

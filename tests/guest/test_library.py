@@ -20,9 +20,7 @@ from tender import BlockDescriptor, BlockFile, Descriptor, Guest, open_image
 from tender.errors import DeviceError, GuestFault, ImageError, TenderError
 from tests.descriptors import open_descriptors
 from tests.guest.conftest import Build
-from tests.waiting import wait_until, wait_until_asleep
-
-LONG = 60
+from tests.waiting import PATIENCE_S, wait_until, wait_until_asleep
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -80,7 +78,7 @@ def test_a_callback_at_the_end(guest: Build) -> None:
 
     one = Guest(guest("exit"), "5", mem_mib=8, on_end=on_end, warn=warnings.append)
     outcome = one.run()
-    assert done.wait(LONG)
+    assert done.wait(PATIENCE_S)
     assert ended == [(one, outcome)]
     wait_until(lambda: warnings)
     assert re.fullmatch(r"on_end: ValueError: of its own \(.*test_library.py:\d+\)", warnings[0])
@@ -90,7 +88,7 @@ def test_a_callback_at_the_end(guest: Build) -> None:
     done.clear()
     with killed:
         killed.kill()
-        assert done.wait(LONG)
+        assert done.wait(PATIENCE_S)
     assert len(ended) == 1, "a guest that could not start has not ended"
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.guest.conftest import PTENDER, Build, Namespace, Run
-from tests.waiting import wait_until_asleep
+from tests.waiting import PATIENCE_S, wait_until_asleep
 
 TAP_FLAGS = 0x1002  # IFF_TAP | IFF_NO_PI
 
@@ -36,7 +36,7 @@ def running(
         yield process
     finally:
         process.terminate()
-        process.communicate(timeout=30)
+        process.communicate(timeout=PATIENCE_S)
 
 
 def ping(namespace: Namespace, address: str, count: int = 5) -> str:
@@ -120,7 +120,7 @@ def test_a_made_tap_is_gone_with_the_guest(namespace: Namespace, guest: Build) -
             assert "mtu 1400" in namespace.ip("link show vm0")
             assert " 0% packet loss" in ping(namespace, "10.0.0.2")
             process.send_signal(number)
-            process.wait(timeout=30)
+            process.wait(timeout=PATIENCE_S)
             assert taps(namespace) == ""
     done = namespace.run(PTENDER, "--net", spec, guest("mtu"))
     assert "mtu 1400" in done.stdout
@@ -214,7 +214,7 @@ def test_a_tap_that_is_deleted_does_not_end_the_guest(namespace: Namespace, gues
         assert any("disconnected; the guest goes on" in line for line in process.stdout)
         wait_until_asleep(process.pid)
         process.terminate()
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=PATIENCE_S)
     assert "disconnected" not in output
 
 

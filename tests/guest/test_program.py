@@ -22,17 +22,19 @@ from tender import BlockMemory, Guest
 from tender.embed import program as this_program
 from tender.errors import UsageError
 from tests.guest.conftest import PTENDER, Build
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.usefixtures("any_cpu")
-
-LONG = 60
 
 
 def program(code: str, kernel: Path, *words: object) -> subprocess.CompletedProcess[str]:
     """A program of its own; `kernel` and `words` are its arguments."""
     command = [sys.executable, "-c", f"import os, signal, sys\nfrom tender import *\n{code}"]
     return subprocess.run(
-        [*command, str(kernel), *map(str, words)], capture_output=True, text=True, timeout=LONG
+        [*command, str(kernel), *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
 
 
@@ -42,7 +44,7 @@ def reserve(guest: Build) -> int:
     Guest(guest("exit"), "0", mem_mib=8).run()
     pid = this_program.program_here().server.pid
     children = Path(f"/proc/{pid}/task/{pid}/children")
-    limit = time.monotonic() + LONG
+    limit = time.monotonic() + PATIENCE_S
     while not (pids := [pid for pid in children.read_text().split() if not is_zombie(pid)]):
         assert time.monotonic() < limit
         time.sleep(0.01)
@@ -71,7 +73,7 @@ def test_nothing_of_a_guest_stays_until_its_deadline(guest: Build) -> None:
     running = Guest(guest("disk"), mem_mib=8, block={"storage": disk}, deadline=3600)
     assert running.run().reason == "halted"
     del running, disk
-    limit = time.monotonic() + LONG
+    limit = time.monotonic() + PATIENCE_S
     while kept() is not None and time.monotonic() < limit:
         gc.collect()
         time.sleep(0.01)
@@ -104,16 +106,16 @@ def test_warn_may_raise(
         raise error
 
     with Guest(guest("flood"), mem_mib=8, console_limit=100, warn=warn) as running:
-        assert warned.wait(LONG)
+        assert warned.wait(PATIENCE_S)
         assert running.running
-    assert running.wait(LONG).reason == "stopped"
+    assert running.wait(PATIENCE_S).reason == "stopped"
     assert reported[0] is error
 
 
 def test_a_killed_reserve_is_no_guests_end(reserve: int, guest: Build) -> None:
     pidfd = os.pidfd_open(reserve)
     os.kill(reserve, signal.SIGKILL)
-    assert select.select([pidfd], [], [], LONG)[0], "it has died"
+    assert select.select([pidfd], [], [], PATIENCE_S)[0], "it has died"
     os.close(pidfd)
     assert Guest(guest("exit"), "3", mem_mib=8).run().status == 3
     with Guest(guest("loop"), mem_mib=8) as running:
@@ -185,7 +187,7 @@ os.execv(sys.argv[1], sys.argv[1:])
     while "loop" not in running.stdout.readline():
         assert running.poll() is None
     running.terminate()
-    assert running.communicate(timeout=LONG)[1] == "ptender: Exiting on signal 15\n"
+    assert running.communicate(timeout=PATIENCE_S)[1] == "ptender: Exiting on signal 15\n"
 
 
 def test_few_descriptors(guest: Build) -> None:
@@ -363,13 +365,17 @@ def test_a_program_that_embeds_python_does_not_start_itself_without_end(
     if subprocess.run(build, capture_output=True).returncode:
         pytest.skip("libpython is not installed")
     environment = {**os.environ, "LD_LIBRARY_PATH": str(library)}
-    done = subprocess.run([binary], capture_output=True, text=True, timeout=LONG, env=environment)
+    done = subprocess.run(
+        [binary], capture_output=True, text=True, timeout=PATIENCE_S, env=environment
+    )
     assert done.returncode != 0
     errors = [line for line in done.stderr.splitlines() if "HostError" in line]
     assert "name one in PTENDER_PYTHON" in errors[-1]
     assert starts.read_text() == "xx"  # itself, and once as the server
     environment["PTENDER_PYTHON"] = sys.executable
-    done = subprocess.run([binary], capture_output=True, text=True, timeout=LONG, env=environment)
+    done = subprocess.run(
+        [binary], capture_output=True, text=True, timeout=PATIENCE_S, env=environment
+    )
     assert (done.stdout, done.returncode) == ("3\n", 0)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from tests.guest.conftest import PTENDER, Build, Namespace, Run
 from tests.guest.test_net import ping, running
+from tests.waiting import PATIENCE_S
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +40,7 @@ def test_traffic_over_the_ring(namespace: Namespace, guest: Build) -> None:
     with running(namespace, *words, says="listening") as process:
         assert " 0% packet loss" in ping(namespace, "10.0.0.2", count=200)
         process.terminate()
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=PATIENCE_S)
     assert "net:service:sent: 20" in output  # 200 replies, ARP, the announcement
 
 
@@ -91,7 +92,7 @@ def test_a_guest_that_never_stops_is_ended_by_a_signal(guest: Build, port: int, 
         while "storming" not in process.stdout.readline():
             assert process.poll() is None
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, errors) == (1, "ptender: Exiting on signal 15\n")
 
 

@@ -16,11 +16,11 @@ import pytest
 
 from tender import Guest, __version__
 from tests.guest.conftest import PTENDER, Build, builder, shared_folder
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="spt guests run on x86_64")
 
 REPORT_FD = 12
-LONG = 100  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Build:
 
 def ptender(*words: object) -> subprocess.CompletedProcess[str]:
     command = [str(PTENDER), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=LONG)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S)
 
 
 def listed() -> dict[int, dict[str, Any]]:
@@ -109,7 +109,7 @@ def test_a_report_of_an_exception(reported: Reported, guest: Build) -> None:
     rip = found["registers"]["rip"]
     assert found["error"]["text"] == f"general protection fault (SIGSEGV), rip={rip:#x}"
     with Guest(guest("exception"), "gp", mem_mib=4) as running:
-        outcome = running.wait(LONG).as_dict()
+        outcome = running.wait(PATIENCE_S).as_dict()
     assert outcome["error"] == found["error"]
 
 
@@ -133,7 +133,7 @@ def test_a_report_of_a_guest_that_is_stopped(guest: Build, tmp_path: Path, signo
     path = tmp_path / "report.json"
     with looping(guest, f"--report={path}", f"--dumpcore={tmp_path}") as process:
         process.send_signal(signo)
-        _, messages = process.communicate(timeout=LONG)
+        _, messages = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, messages) == (128 + signo, f"ptender: Exiting on signal {signo}\n")
     found = json.loads(path.read_text())
     assert (found["reason"], found["signal"]) == ("stopped", signo)
@@ -148,7 +148,7 @@ def test_a_manager_is_told_when_it_runs(guest: Build, tmp_path: Path) -> None:
     name = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
         server.bind(name)
-        server.settimeout(LONG)
+        server.settimeout(PATIENCE_S)
         command = [str(PTENDER), "--mem=4", str(guest("exit")), "42"]
         environment = {**os.environ, "NOTIFY_SOCKET": name}
         done = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL)

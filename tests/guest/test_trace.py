@@ -18,7 +18,7 @@ import pytest
 
 from tests.guest.conftest import PTENDER, Build, Run
 from tests.guest.ordinary import ordinary
-from tests.waiting import wait_until_blocked
+from tests.waiting import PATIENCE_S, wait_until_blocked
 
 Line = dict[str, Any]
 
@@ -121,7 +121,7 @@ def test_a_trace_is_complete_when_a_signal_ends_the_guest(
         wait_until_blocked(process.pid, process.stdout.fileno())
         process.send_signal(signo)
         output = process.stdout.read()
-        process.wait(timeout=30)
+        process.wait(timeout=PATIENCE_S)
     texts = [line["text"].encode() for line in lines(trace) if line.get("call") == "PUTS"]
     assert len(texts) > 50
     assert output.startswith(b"".join(texts[:-1]))  # of the last one, what the pipe could hold

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -25,11 +26,10 @@ from tests.descriptors import open_descriptors
 from tests.guest.conftest import PTENDER, Build, Namespace, Run, open_namespace
 from tests.guest.ordinary import ordinary
 from tests.needs import needs
-from tests.waiting import command_lines, wait_until
+from tests.waiting import PATIENCE_S, command_lines, wait_until
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
-LONG = 60
 WHERE = "network device 'service'"
 GUEST_MAC = bytes.fromhex("020000000009")
 
@@ -48,14 +48,19 @@ def needs_passt() -> None:
 
 
 def free_port(kind: int = socket.SOCK_STREAM) -> int:
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """One that no connection of another test takes: Linux gives those ports from 32768 on."""
+    while True:
+        port = random.randrange(20000, 32768)
+        with socket.socket(socket.AF_INET, kind) as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
 
 
 def page(port: int, address: str = "127.0.0.1") -> str:
-    with urllib.request.urlopen(f"http://{address}:{port}/", timeout=LONG) as answer:
+    with urllib.request.urlopen(f"http://{address}:{port}/", timeout=PATIENCE_S) as answer:
         text: str = answer.read().decode()
         return text
 
@@ -63,7 +68,7 @@ def page(port: int, address: str = "127.0.0.1") -> str:
 def echo(port: int, data: bytes) -> bytes:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
         asker.settimeout(1)
-        for _ in range(LONG):
+        for _ in range(PATIENCE_S):
             asker.sendto(data, ("127.0.0.1", port))
             try:
                 return asker.recv(2000)
@@ -113,7 +118,7 @@ def test_a_page_and_an_echo(guest: Build, engine: str) -> None:
         for size in (1, 500, 1400):
             assert echo(udp, bytes(size)) == bytes(size)
         page(port)
-        assert process.wait(LONG) == 0
+        assert process.wait(PATIENCE_S) == 0
         assert process.stdout
         assert "answered 3 requests" in process.stdout.read()
     wait_until_gone(port)
@@ -132,7 +137,7 @@ def test_as_an_ordinary_user_without_kvm(guest: Build) -> None:
             assert "Hello from a unikernel" in page(port)
             assert passts(port)
             process.terminate()
-            assert process.wait(LONG) == 1
+            assert process.wait(PATIENCE_S) == 1
             assert process.stderr
             assert process.stderr.read() == "ptender: Exiting on signal 15\n"
         wait_until_gone(port)
@@ -150,7 +155,7 @@ def test_passt_ends_with_the_guest(guest: Build, signo: int) -> None:
     with command(PTENDER, "--mem=8", "--net", f"user:{port}:80", guest("web")) as process:
         assert len(passts(port)) == 1
         process.send_signal(signo)
-        process.wait(LONG)
+        process.wait(PATIENCE_S)
         wait_until_gone(port)
     # The port can be had again at once.
     with command(PTENDER, "--mem=8", "--net", f"user:{port}:80", guest("web")):
@@ -166,7 +171,7 @@ def test_the_guest_goes_on_without_passt(guest: Build) -> None:
         assert "disconnected; the guest goes on" in process.stderr.readline()
         assert process.poll() is None
         process.terminate()
-        assert process.wait(LONG) == 1
+        assert process.wait(PATIENCE_S) == 1
 
 
 def test_two_guests_of_a_program(guest: Build) -> None:
@@ -178,7 +183,7 @@ def test_two_guests_of_a_program(guest: Build) -> None:
         for port in ports
     ]
     for running, port in zip(guests, ports, strict=True):
-        running.console.wait_for("listening", LONG)
+        running.console.wait_for("listening", PATIENCE_S)
         assert "this is request 1." in page(port)
     for running, port in zip(guests, ports, strict=True):
         assert running.stop().reason == "stopped"
@@ -189,10 +194,10 @@ def test_two_guests_of_a_program(guest: Build) -> None:
 def test_passt_ends_with_a_guest_or_a_program_that_is_killed(guest: Build) -> None:
     port = free_port()
     with Guest(guest("web"), mem_mib=8, net={"service": UserNet({port: 80})}) as running:
-        running.console.wait_for("listening", LONG)
+        running.console.wait_for("listening", PATIENCE_S)
         assert running.pid
         os.kill(running.pid, signal.SIGKILL)
-        assert running.wait(LONG).reason == "killed"
+        assert running.wait(PATIENCE_S).reason == "killed"
         assert not passts(port)
     code = f"""
 from tender import Guest, UserNet
@@ -202,7 +207,7 @@ Guest({str(guest("web"))!r}, mem_mib=8, net=net, console=1).start().wait()
     with command(sys.executable, "-c", code) as program:
         assert len(passts(port)) == 1
         program.kill()
-        program.wait(LONG)
+        program.wait(PATIENCE_S)
         wait_until_gone(port)
 
 
@@ -212,7 +217,7 @@ def test_another_address_of_both_sides(guest: Build) -> None:
         {f"0.0.0.0:{port}": 80}, address="192.168.9.7/28", gateway="192.168.9.1", mtu=1280
     )
     with Guest(guest("web"), "--ipv4=192.168.9.7/28", mem_mib=8, net={"service": net}) as running:
-        running.console.wait_for("listening on 192.168.9.7/28, mac .*, mtu 1280", LONG)
+        running.console.wait_for("listening on 192.168.9.7/28, mac .*, mtu 1280", PATIENCE_S)
         assert "request 1." in page(port, "127.0.0.2")
 
 
@@ -230,7 +235,7 @@ def test_a_free_port_is_found_and_reported(guest: Build) -> None:
     user_net = UserNet({0: 80}, {0: 7})
     with Guest(guest("web"), mem_mib=8, net={"service": user_net}) as running:
         assert running.ports.keys() == {80, "udp:7"}
-        running.console.wait_for("listening", LONG)
+        running.console.wait_for("listening", PATIENCE_S)
         assert "request 1." in page(running.ports[80])
         assert echo(running.ports["udp:7"], b"hello") == b"hello"
 
@@ -338,7 +343,7 @@ def test_ctrl_c_while_passt_starts(guest: Build, tmp_path: Path) -> None:
         text=True,
         env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
         start_new_session=True,
-        timeout=LONG,
+        timeout=PATIENCE_S,
     )
     assert (done.returncode, done.stdout, done.stderr) == (1, "", "ptender: Exiting on signal 2\n")
     wait_until_gone(port)
@@ -370,7 +375,7 @@ class Link:
 
     def __init__(self, net: UserNet) -> None:
         self.end = socket.socket(fileno=passt.start(net, WHERE).device.fd)
-        self.end.settimeout(LONG)
+        self.end.settimeout(PATIENCE_S)
 
     def send(self, frame: bytes) -> None:
         self.end.send(frame)

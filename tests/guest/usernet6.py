@@ -18,10 +18,10 @@ from scapy.packet import Packet, Raw
 
 from tender.backends import UserNet
 from tender.host import passt
+from tests.waiting import PATIENCE_S
 
 LINK, ADDRESS = sys.argv[1:]
 MAC, GUEST, GUEST_LINK, GATEWAY = "02:00:00:00:00:09", "fd00:7::2", "fe80::9", "fe80::1"
-PATIENCE_S = 60
 
 
 def listener(address: str) -> socket.socket:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
-LONG = 20
+from tests.waiting import PATIENCE_S
 
 
 def interrupted(number: int, function: Callable[[], object]) -> bool:
@@ -50,5 +50,5 @@ def comes_back(function: Callable[[], object]) -> bool:
     """Whether `function`, called by another thread, comes back."""
     thread = threading.Thread(target=function, daemon=True)
     thread.start()
-    thread.join(LONG)
+    thread.join(PATIENCE_S)
     return not thread.is_alive()

@@ -15,8 +15,7 @@ from tender.embed.aio import Flag
 from tender.embed.console import Console
 from tender.errors import GuestEnded, TenderError, UsageError
 from tests.unit.interrupts import at_every_moment, comes_back
-
-LONG = 20
+from tests.waiting import PATIENCE_S
 
 
 def test_a_console_is_kept_and_searched() -> None:
@@ -34,7 +33,7 @@ def test_waiting_for_what_comes_later() -> None:
     console = Console()
     threading.Timer(0.05, console.feed, (b"list",)).start()
     threading.Timer(0.1, console.feed, (b"ening on 10.0.0.2\n",)).start()
-    assert console.wait_for(r"listening on (\S+)", LONG).group(1) == "10.0.0.2"
+    assert console.wait_for(r"listening on (\S+)", PATIENCE_S).group(1) == "10.0.0.2"
 
 
 def test_what_does_not_come_says_what_did() -> None:
@@ -52,7 +51,7 @@ def test_the_end_of_a_guest_ends_the_waiting() -> None:
     console.feed(b"bye\n")
     threading.Timer(0.05, console.end, ("halted, status 3",)).start()
     with pytest.raises(GuestEnded, match=r"before its end \(halted, status 3\); .*\n  bye"):
-        console.wait_for("never", LONG)
+        console.wait_for("never", PATIENCE_S)
     assert console.wait_for("bye")
     assert issubclass(GuestEnded, TenderError)
 
@@ -100,7 +99,7 @@ def test_how_a_guest_ended_may_be_known_late() -> None:
     console.end()
     threading.Timer(0.05, console.end, ("killed",)).start()
     with pytest.raises(GuestEnded, match=r"\(killed\)"):
-        console.wait_for("never", LONG)
+        console.wait_for("never", PATIENCE_S)
 
 
 def test_a_console_keeps_the_last_bytes() -> None:
@@ -133,7 +132,7 @@ def test_a_guest_that_prints_single_bytes_leaves_the_program_most_of_its_time() 
     assert time.thread_time() - before < 0.4
     searched.set()
     thread.join()
-    assert console.wait_for("xdone", LONG)
+    assert console.wait_for("xdone", PATIENCE_S)
 
 
 def test_escape_sequences_are_made_printable_in_errors() -> None:
@@ -141,7 +140,7 @@ def test_escape_sequences_are_made_printable_in_errors() -> None:
     console.feed(b"\x1b[2Jred\n")
     console.end("halted, status 0")
     with pytest.raises(GuestEnded) as raised:
-        console.wait_for("never", LONG)
+        console.wait_for("never", PATIENCE_S)
     assert str(raised.value).splitlines()[-1] == r"  \x1b[2Jred"
 
 
@@ -195,7 +194,7 @@ def beside(console: Console, feed: Callable[[], object], wait: Awaitable[Any]) -
 def test_a_task_waits_for_a_pattern() -> None:
     console = Console()
     console.feed(b"list")
-    wait = console.wait_for_async(r"listening on (\S+)", LONG)
+    wait = console.wait_for_async(r"listening on (\S+)", PATIENCE_S)
     assert beside(console, lambda: console.feed(b"ening on 10.0.0.2\n"), wait)[1] == "10.0.0.2"
     with pytest.raises(TimeoutError, match="'never' within 0.01 s; the last lines:"):
         asyncio.run(console.wait_for_async("never", 0.01))
@@ -224,7 +223,7 @@ def test_other_tasks_run_while_one_waits() -> None:
     console = Console()
 
     async def main() -> int:
-        waiting = asyncio.create_task(console.wait_for_async("ready", LONG))
+        waiting = asyncio.create_task(console.wait_for_async("ready", PATIENCE_S))
         rounds = 0
         while not waiting.done():
             await asyncio.sleep(0.001)

@@ -32,8 +32,8 @@ from tender.modules.block import BlockDevice
 from tender.stop import Stop
 from tests.descriptors import open_descriptors
 from tests.unit.interrupts import at_every_moment
+from tests.waiting import PATIENCE_S
 
-LONG = 20
 DISK = Device("storage", lib.MFT_DEV_BLOCK_BASIC, 1)
 PORT = Device("service", lib.MFT_DEV_NET_BASIC, 2)
 FRAME = bytes(range(60))
@@ -70,7 +70,7 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
         return open_descriptors() <= descriptors and threading.active_count() <= threads
 
     yield
-    deadline = time.monotonic() + LONG
+    deadline = time.monotonic() + PATIENCE_S
     while not is_clean() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert is_clean(), (open_descriptors() - descriptors, threading.enumerate())
@@ -142,10 +142,12 @@ def test_a_sink_that_is_gone_is_left_alone(told: Told) -> None:
 
 def test_a_slow_sink_slows_the_guest(told: Told) -> None:
     may_go = threading.Event()
-    capture = Capture(Console(), lambda _: may_go.wait(LONG), lambda what: told("console", what))
+    capture = Capture(
+        Console(), lambda _: may_go.wait(PATIENCE_S), lambda what: told("console", what)
+    )
     os.set_blocking(capture.guest_fd, False)
     written = 0
-    deadline = time.monotonic() + LONG
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         try:
             written += os.write(capture.guest_fd, bytes(4096))
@@ -168,7 +170,7 @@ def test_a_sink_may_have_the_guest_closed(told: Told) -> None:
 
     capture = Capture(Console(), stop, lambda what: told("console", what))
     os.write(capture.guest_fd, b"x")
-    assert closed.wait(LONG)
+    assert closed.wait(PATIENCE_S)
 
 
 def test_a_copy_of_the_guests_end_does_not_keep_it_open(told: Told) -> None:
@@ -345,7 +347,7 @@ def test_what_an_interrupt_has_left_is_given_back_by_the_next_close(
         memory.detach()
         assert console.ended
         for thread in threads_of_devices():
-            thread.join(LONG)
+            thread.join(PATIENCE_S)
         assert not threads_of_devices()
 
     before = open_descriptors()
@@ -670,7 +672,7 @@ def test_receive_that_always_raises_is_told_once(told: Told) -> None:
 
     devices = opened({"service": Broken()}, {}, None, told)
     for _ in range(3):
-        assert asked.acquire(timeout=LONG)
+        assert asked.acquire(timeout=PATIENCE_S)
     devices.close()
     assert [str(what) for _, what in told] == ["broken"]
 
@@ -694,7 +696,7 @@ def test_who_is_told_may_raise(cleanup: Cleanup, monkeypatch: pytest.MonkeyPatch
     assert device.read(0, memoryview(bytearray(512))) == EUNSPEC
     assert device.read(0, memoryview(bytearray(512))) == OK
     with socket.socket(fileno=os.dup(spec.fd)) as guest:
-        guest.settimeout(LONG)
+        guest.settimeout(PATIENCE_S)
         guest.send(b"\xff" + FRAME)
         guest.send(FRAME)
         assert guest.recv(2000) == FRAME
@@ -723,7 +725,7 @@ def test_requests_that_no_tender_makes(told: Told) -> None:
     (spec,) = (spec for _, spec in devices.block)
     assert isinstance(spec, BlockRemote)
     with socket.socket(fileno=os.dup(spec.fd)) as end:
-        end.settimeout(LONG)
+        end.settimeout(PATIENCE_S)
         for request in [
             b"x",
             HEADER.pack(READ, 512, (1 << 18) - 511),
@@ -822,7 +824,7 @@ def test_what_is_no_frame_reaches_no_device_and_ends_nothing(told: Told, length:
     ((_, spec),) = devices.net
     assert isinstance(spec, Descriptor)
     with socket.socket(fileno=os.dup(spec.fd)) as guest:
-        guest.settimeout(LONG)
+        guest.settimeout(PATIENCE_S)
         guest.send(bytes(length))
         guest.send(bytes(length))
         guest.send(FRAME)
@@ -840,7 +842,7 @@ def test_an_empty_request_ends_no_block_device(told: Told) -> None:
     ((_, spec),) = devices.block
     assert isinstance(spec, BlockRemote)
     with socket.socket(fileno=os.dup(spec.fd)) as guest:
-        guest.settimeout(LONG)
+        guest.settimeout(PATIENCE_S)
         guest.send(b"")
         assert guest.recv(100) == STATUS.pack(errno.EIO)
         guest.send(HEADER.pack(READ, 512, 0))
@@ -857,7 +859,7 @@ def test_a_network_device_in_python(told: Told) -> None:
     assert isinstance(spec, Descriptor)
     assert (spec.mtu, spec.mac) == (9000, Wire.mac)
     with socket.socket(fileno=os.dup(spec.fd)) as guest:
-        guest.settimeout(LONG)
+        guest.settimeout(PATIENCE_S)
         guest.send(FRAME)
         assert [guest.recv(2000), guest.recv(2000)] == [FRAME, FRAME]
         wire.waiting.put(FRAME + b"by itself")
@@ -896,7 +898,7 @@ def test_one_half_of_a_device_is_enough(told: Told) -> None:
     assert isinstance(source, Descriptor)
     assert isinstance(other, Descriptor)
     with socket.socket(fileno=os.dup(source.fd)) as end:
-        end.settimeout(LONG)
+        end.settimeout(PATIENCE_S)
         assert [end.recv(100), end.recv(100)] == [FRAME, FRAME[::-1]]
         end.send(b"nobody takes it")
     os.write(other.fd, FRAME)
@@ -923,7 +925,7 @@ def test_frames_that_no_wire_carries(told: Told) -> None:
     assert isinstance(source, Descriptor)
     assert isinstance(other, Descriptor)
     with socket.socket(fileno=os.dup(source.fd)) as end:
-        end.settimeout(LONG)
+        end.settimeout(PATIENCE_S)
         assert end.recv(100000) == bytes(1518)
     os.write(other.fd, FRAME)
     devices.close()

@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 
 from tender.host.passt import FILTER
-from tests.waiting import command_lines
+from tests.waiting import PATIENCE_S, command_lines
 
 GUEST, GATEWAY, OTHER = "10.0.0.2", "10.0.0.1", "192.0.2.9"
 IPV4, ARP, IPV6, VLAN = b"\x08\x00", b"\x08\x06", b"\x86\xdd", b"\x81\x00"
 TCP, UDP, ICMP = 6, 17, 1
 SYN, SYN_ACK, ACK = 0x02, 0x12, 0x10
 LAST = bytes(12) + ARP + b"last"  # passes always
-LONG = 20
 
 
 def framed(*frames: bytes) -> bytes:
@@ -54,7 +53,7 @@ class Filter:
         filter_end.close()
         stream.close()
         for each in (self.guest, self.passt):
-            each.settimeout(LONG)
+            each.settimeout(PATIENCE_S)
         self.stream = self.passt.makefile("rb")
 
     def close(self) -> None:
@@ -342,7 +341,7 @@ def test_a_slow_side_gets_all_in_order(plain: Filter, size: int) -> None:
         pass
     assert [plain.frame() for _ in sent] == sent
 
-    plain.guest.settimeout(LONG)
+    plain.guest.settimeout(PATIENCE_S)
     plain.passt.setblocking(False)
     data, done = framed(*frames), 0
     try:
@@ -363,7 +362,7 @@ def test_what_was_sent_is_delivered_before_the_end(plain: Filter) -> None:
     plain.guest.setblocking(False)
     with pytest.raises(BlockingIOError):
         plain.guest.recv(1)  # which ends when passt has
-    plain.guest.settimeout(LONG)
+    plain.guest.settimeout(PATIENCE_S)
     plain.stream.close()
     plain.passt.close()
     assert plain.guest.recv(1) == b""

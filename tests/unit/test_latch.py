@@ -7,14 +7,13 @@ from collections.abc import Callable
 
 from tender.embed.latch import Latch
 from tests.unit.interrupts import at_every_moment, comes_back
-
-LONG = 20
+from tests.waiting import PATIENCE_S
 
 
 def test_all_who_wait_are_woken() -> None:
     latch, results = Latch(), []
     threads = [
-        threading.Thread(target=lambda: results.append(latch.wait(LONG)), daemon=True)
+        threading.Thread(target=lambda: results.append(latch.wait(PATIENCE_S)), daemon=True)
         for _ in range(8)
     ]
     for thread in threads:
@@ -24,7 +23,7 @@ def test_all_who_wait_are_woken() -> None:
     latch.set()
     latch.set()
     for thread in threads:
-        thread.join(LONG)
+        thread.join(PATIENCE_S)
     assert results == [True] * 8
     assert latch.is_set
     assert latch.wait(0)
@@ -35,7 +34,7 @@ def test_ctrl_c_in_a_wait() -> None:
     latch = Latch()
     at_every_moment(lambda: lambda: latch.wait(0.001), lambda: None)
     assert comes_back(latch.set)
-    assert latch.wait(LONG)
+    assert latch.wait(PATIENCE_S)
 
 
 def test_ctrl_c_in_set() -> None:
@@ -47,6 +46,6 @@ def test_ctrl_c_in_set() -> None:
 
     def check() -> None:
         assert comes_back(latches[-1].set)
-        assert latches[-1].wait(LONG)
+        assert latches[-1].wait(PATIENCE_S)
 
     at_every_moment(prepare, check)

@@ -16,9 +16,9 @@ import pytest
 
 from tender.embed.reactor import GONE, READ, WRITE, Reactor, reactor
 from tests.unit.interrupts import at_every_moment, comes_back
+from tests.waiting import PATIENCE_S
 
 Ends = tuple[socket.socket, socket.socket]
-LONG = 20
 
 
 @pytest.fixture
@@ -35,12 +35,12 @@ def test_a_descriptor_is_served(pair: Ends) -> None:
     try:
         for word in (b"one", b"two"):
             theirs.send(word)
-            assert got.get(timeout=LONG) == word
+            assert got.get(timeout=PATIENCE_S) == word
     finally:
         reactor().unregister(ours.fileno())
     theirs.send(b"three")
     reactor().call_soon(lambda: got.put(b"after"))
-    assert got.get(timeout=LONG) == b"after"
+    assert got.get(timeout=PATIENCE_S) == b"after"
 
 
 def test_other_events(pair: Ends) -> None:
@@ -52,9 +52,9 @@ def test_other_events(pair: Ends) -> None:
         got.put(events)
 
     reactor().register(ours.fileno(), READ | WRITE, once)
-    assert got.get(timeout=LONG) == WRITE
+    assert got.get(timeout=PATIENCE_S) == WRITE
     theirs.close()
-    assert got.get(timeout=LONG) & GONE
+    assert got.get(timeout=PATIENCE_S) & GONE
     reactor().unregister(ours.fileno())
     reactor().unregister(ours.fileno())
 
@@ -80,7 +80,7 @@ def test_timers_come_in_order_and_can_be_cancelled() -> None:
     cancelled.cancel()
     for number in range(3):
         loop.call_soon(lambda number=number: got.put(str(number)))  # type: ignore[misc]
-    assert [got.get(timeout=LONG) for _ in range(5)] == ["0", "1", "2", "early", "late"]
+    assert [got.get(timeout=PATIENCE_S) for _ in range(5)] == ["0", "1", "2", "early", "late"]
     assert got.empty()
 
 
@@ -92,11 +92,11 @@ def test_a_callback_that_raises_is_reported_and_survived(pair: Ends) -> None:
     try:
         reactor().register(ours.fileno(), READ, lambda _: 1 // 0)
         theirs.send(b"x")
-        assert shown.get(timeout=LONG) is ZeroDivisionError
+        assert shown.get(timeout=PATIENCE_S) is ZeroDivisionError
         reactor().call_soon(lambda: int("x"))
-        assert shown.get(timeout=LONG) is ValueError
+        assert shown.get(timeout=PATIENCE_S) is ValueError
         reactor().call_soon(lambda: shown.put("alive"))
-        assert shown.get(timeout=LONG) == "alive"
+        assert shown.get(timeout=PATIENCE_S) == "alive"
         assert shown.empty()  # the descriptor that is still readable is not looked at any more
     finally:
         threading.excepthook = before
@@ -115,7 +115,7 @@ def test_unregister_waits_for_the_callback_that_runs(pair: Ends) -> None:
 
     reactor().register(ours.fileno(), READ, slow)
     theirs.send(b"x")
-    assert begun.wait(LONG)
+    assert begun.wait(PATIENCE_S)
     reactor().unregister(ours.fileno())
     steps.append("unregistered")
     assert steps == ["callback", "unregistered"]
@@ -132,7 +132,7 @@ def test_a_callback_may_unregister_itself(pair: Ends) -> None:
 
     reactor().register(ours.fileno(), READ, once)
     theirs.send(b"x")
-    got.get(timeout=LONG)
+    got.get(timeout=PATIENCE_S)
     with pytest.raises(queue.Empty):
         got.get(timeout=0.05)
     assert not reactor().is_here()
@@ -160,7 +160,7 @@ def test_thousands_of_descriptors_from_many_threads() -> None:
             thread.start()
         for thread in threads:
             thread.join()
-        sizes = [got.get(timeout=LONG) for _ in pairs]
+        sizes = [got.get(timeout=PATIENCE_S) for _ in pairs]
         assert len(sizes) == len(pairs)
     finally:
         for ours, theirs in pairs:
@@ -220,7 +220,7 @@ def test_an_interrupted_unregister_leaves_the_reactor_at_work(pair: Ends) -> Non
     def slow(_events: int) -> None:
         ours.recv(100)
         begun.set()
-        go_on.wait(LONG)
+        go_on.wait(PATIENCE_S)
 
     def prepare() -> Callable[[], object]:
         """Its callback runs: to unregister waits for that."""
@@ -228,7 +228,7 @@ def test_an_interrupted_unregister_leaves_the_reactor_at_work(pair: Ends) -> Non
         go_on.clear()
         reactor().register(ours.fileno(), READ, slow)
         theirs.send(b"x")
-        assert begun.wait(LONG)
+        assert begun.wait(PATIENCE_S)
         threading.Timer(0.002, go_on.set).start()
         return lambda: reactor().unregister(ours.fileno())
 
@@ -237,7 +237,7 @@ def test_an_interrupted_unregister_leaves_the_reactor_at_work(pair: Ends) -> Non
         assert comes_back(lambda: reactor().unregister(ours.fileno()))
         served = threading.Event()
         assert comes_back(lambda: reactor().call_soon(served.set))
-        assert served.wait(LONG)
+        assert served.wait(PATIENCE_S)
 
     at_every_moment(prepare, check)
 
@@ -246,8 +246,8 @@ def test_a_call_that_is_due_in_centuries_does_not_end_the_thread() -> None:
     far = [reactor().call_later(seconds, print) for seconds in (1e10, 1e300, float("inf"))]
     got: queue.Queue[str] = queue.Queue()
     reactor().call_later(0.01, lambda: got.put("alive"))
-    assert got.get(timeout=LONG) == "alive"
+    assert got.get(timeout=PATIENCE_S) == "alive"
     reactor().call_soon(lambda: got.put("still"))
-    assert got.get(timeout=LONG) == "still"
+    assert got.get(timeout=PATIENCE_S) == "still"
     for timer in far:
         timer.cancel()
