@@ -15,6 +15,7 @@ CR0_PE, CR0_NE, CR0_WP, CR0_PG = 1 << 0, 1 << 5, 1 << 16, 1 << 31
 CR4_PAE, CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_OSXSAVE = 1 << 5, 1 << 9, 1 << 10, 1 << 18
 EFER_LME, EFER_LMA, EFER_NXE = 1 << 8, 1 << 10, 1 << 11
 RFLAGS_ALWAYS_1 = 1 << 1
+MXCSR_MM = 1 << 17  # AMD's "misalignsse" (APM volume 1, 4.2.2)
 
 PTE_PRESENT, PTE_WRITABLE, PTE_LARGE, PTE_NX = 1 << 0, 1 << 1, 1 << 7, 1 << 63
 

@@ -39,7 +39,7 @@ _EFER_SCE = 1 << 0
 _EFER_MUST = x86_64.EFER_LME | x86_64.EFER_LMA
 _EFER = _EFER_MUST | _EFER_SCE | x86_64.EFER_NXE
 _XCR0 = (0b1, 0b11, 0b111, 0b11100111)  # with AVX, with AVX-512 (SDM volume 1, 13.3)
-_MXCSR = 0xFFFF
+_MXCSR = 0xFFFF | x86_64.MXCSR_MM
 _CR3_MAX = (1 << 52) - 1  # bits of a physical address
 _CR8_MAX = 15
 _U32 = (1 << 32) - 1
@@ -157,7 +157,7 @@ def _x86_checks(state: x86_64.State) -> Iterator[tuple[str, bool]]:
         yield "DR0 to DR3", all(map(is_canonical, state.debug.breakpoints))
         yield "DR6, DR7", max(state.debug.dr6, state.debug.dr7) <= _U32
     if state.fpu is not None:
-        yield "MXCSR", state.fpu.mxcsr <= _MXCSR
+        yield "MXCSR", not state.fpu.mxcsr & ~_MXCSR
 
 
 def _decode_aarch64(data: bytes) -> aarch64.State:

@@ -12,6 +12,7 @@ from errno import EIO
 from time import monotonic_ns, time_ns
 
 from tender._native import lib
+from tender.boot.x86_64 import MXCSR_MM
 from tender.cpu import features, saved
 from tender.cpu.vcpu import IoOut, Mmio
 from tender.dataclass import replace
@@ -187,10 +188,12 @@ class Saver:
         touched.write(fd, offset, fds, self._memory, self._stop.check_request)
 
     def _features(self, state: Any) -> frozenset[str]:
-        """What the guest may have chosen its code by."""
+        """What the guest may have chosen its code by, or has set."""
         view, image = self._memory.view, self._image
         code = [(each.start, each.end) for each in image.segments if each.executable]
         looks = any(features.looks_at_cpuid(view[start:end]) for start, end in code)
-        if image.machine != EM_X86_64 or not (looks or self._snapshot.exec_heap):
+        if image.machine != EM_X86_64:
             return frozenset()
+        if not looks and not self._snapshot.exec_heap:
+            return frozenset({"misalignsse"} if state.fpu.mxcsr & MXCSR_MM else ())
         return features.usable(features.shown(self._vcpu.cpuid), state.xcr0)
