@@ -16,6 +16,7 @@
 #include "heap.h"
 
 #define PAGE 4096u
+#define HUGE (2u << 20)
 #define PRESENT (UINT64_C(1) << 63) /* Linux, Documentation/admin-guide/mm/pagemap.rst */
 #define OF_A_FILE (UINT64_C(1) << 61)
 #define LOOK_PAGES 256
@@ -28,12 +29,13 @@
 
 static struct range {
     uint8_t *start;
-    const uint8_t *as_kept; /* the file, mapped once more */
     size_t length;
     size_t first_page; /* its number among those of all ranges */
 } ranges[HEAP_RANGES];
 static unsigned range_count;
 static size_t page_count;
+static uint8_t *content; /* of all ranges, as they were kept */
+static size_t content_length;
 static uint8_t copies[HEAP_PAGES / 8];
 
 void heap_clear_cache(void)
@@ -81,6 +83,21 @@ static int file_of(const uint8_t *start, size_t length)
     return fd;
 }
 
+int heap_reserve(size_t length)
+{
+    uint8_t *start = mmap(NULL, length + HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (start == MAP_FAILED)
+        return -1;
+    const size_t before = -(uintptr_t)start % HUGE;
+    content = start + before;
+    content_length = length;
+    if (before)
+        munmap(start, before);
+    munmap(content + length, HUGE - before);
+    madvise(content, length, MADV_HUGEPAGE); /* a fork shares them at the cost of a page */
+    return 0;
+}
+
 int heap_keep(uintptr_t start, size_t length)
 {
     struct range *range = &ranges[range_count];
@@ -91,7 +108,9 @@ int heap_keep(uintptr_t start, size_t length)
     const uintptr_t of_thread = (uintptr_t)&errno; /* where the kernel writes, too: rseq(2) */
     if (start <= of_thread && of_thread - start < length)
         return 0;
-    if (range_count == HEAP_RANGES || length / PAGE > HEAP_PAGES - page_count) {
+    const size_t offset = page_count * PAGE;
+    if (range_count == HEAP_RANGES || page_count + length / PAGE > HEAP_PAGES ||
+        offset + length > content_length) {
         errno = ENOSPC;
         return -1;
     }
@@ -101,19 +120,17 @@ int heap_keep(uintptr_t start, size_t length)
     int fd = file_of(range->start, length);
     if (fd < 0)
         return -1;
-    void *as_kept = mmap(NULL, length, PROT_READ, MAP_PRIVATE, fd, 0);
-    int error = as_kept == MAP_FAILED ? errno : 0;
-    if (!error && mmap(range->start, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, fd, 0) ==
-                      MAP_FAILED)
+    memcpy(content + offset, range->start, length);
+    int error = 0;
+    if (mmap(range->start, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, fd, 0) == MAP_FAILED)
         error = errno;
-    if (!error)
+    else
         fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW);
     close(fd);
     if (error) {
         errno = error;
         return -1;
     }
-    range->as_kept = as_kept;
     range_count++;
     page_count += length / PAGE;
     return 0;
@@ -144,13 +161,18 @@ int heap_note_copies(int pagemap)
     return 0;
 }
 
+static const uint8_t *as_kept(const struct range *range, size_t page)
+{
+    return content + (range->first_page + page) * PAGE;
+}
+
 static int is_as_kept(const struct range *range, size_t page, uintptr_t kept)
 {
     const size_t number = range->first_page + page;
     const uint8_t *at = range->start + page * PAGE;
     if (!(copies[number / 8] & 1u << number % 8) || kept - (uintptr_t)at < PAGE)
         return 0;
-    return !memcmp(at, range->as_kept + page * PAGE, PAGE);
+    return !memcmp(at, as_kept(range, page), PAGE);
 }
 
 /* Whether these pages are still there: malloc shrinks its heap, and unmaps large blocks. */
@@ -162,13 +184,12 @@ static int are_mapped(const struct range *range, size_t first, size_t end)
 static int give_back_run(const struct range *range, size_t page, size_t end)
 {
     uint8_t *start = range->start + page * PAGE;
-    const uint8_t *as_kept = range->as_kept + page * PAGE;
     const size_t length = (end - page) * PAGE;
     if (madvise(start, length, MADV_DONTNEED))
         return -1;
     /* Another mapping may be here by now, where a block was freed: then these pages are zero. */
-    if (memcmp(start, as_kept, length))
-        memcpy(start, as_kept, length);
+    if (memcmp(start, as_kept(range, page), length))
+        memcpy(start, as_kept(range, page), length);
     return 0;
 }
 
@@ -211,8 +232,8 @@ long heap_give_back(uintptr_t kept)
         if (more < 0)
             return -1;
         given += more;
-        munmap((void *)ranges[i].as_kept, ranges[i].length);
     }
+    munmap(content, content_length);
     range_count = 0;
     return given;
 }

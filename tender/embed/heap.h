@@ -16,6 +16,9 @@ void heap_clear_cache(void);
 /* Have malloc take what comes next from fresh pages: blocks that were freed stay taken. */
 void heap_fill(void);
 
+/* Make room for a copy of `length` bytes, which children compare with; 0, or -1 and errno. */
+int heap_reserve(size_t length);
+
 /* Make `length` bytes at `start`, private memory of a process with one thread, a private mapping of a
  * file with the same content, unless it holds what is the thread's own; 0, or -1 and errno. */
 int heap_keep(uintptr_t start, size_t length);

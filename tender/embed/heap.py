@@ -40,10 +40,15 @@ def keep() -> None:
     lib.heap_fill()
     mappings, special = _mappings(), _special_mappings()
     lib.heap_clear_cache()
-    for start, end in mappings:
-        if start in special or end - start not in KEPT_BYTES:
-            continue
-        if lib.heap_keep(start, end - start):
+    kept = [
+        (start, end - start)
+        for start, end in mappings
+        if start not in special and end - start in KEPT_BYTES
+    ]
+    if lib.heap_reserve(sum(length for _, length in kept)):
+        raise OSError(ffi.errno, os.strerror(ffi.errno))
+    for start, length in kept:
+        if lib.heap_keep(start, length):
             raise OSError(ffi.errno, os.strerror(ffi.errno))
 
 

@@ -11,9 +11,10 @@ from tender._native import lib
 from tender.embed import heap
 from tender.stop import Stop
 
-def anonymous_kib():
-    text = open("/proc/self/smaps_rollup").read()
-    return int(text.partition("Anonymous:")[2].split()[0])
+def copied_kib():
+    mappings = open("/proc/self/smaps").read().split("VmFlags:")
+    kept = [each for each in mappings if "memfd:ptender-heap" in each]
+    return sum(int(each.partition("Anonymous:")[2].split()[0]) for each in kept)
 
 used = [str(number) for number in range(100_000)]
 changed = [bytearray(1000) for _ in range(1000)]
@@ -23,20 +24,20 @@ if os.fork():
     print(os.waitstatus_to_exitcode(os.wait()[1]))
     assert used[-1] == "99999" and changed[7] == bytes(1000)
 else:
-    before = anonymous_kib()
+    before = copied_kib()
     for each in used:
         each.isdigit()
     for number, each in enumerate(changed):
         each[500:502] = number.to_bytes(2, "little")
     made = [str(-number) for number in range(10_000)]
-    copied = anonymous_kib() - before
+    copied = copied_kib() - before
     copies = heap.Copies(Stop())
     copies.open()
     block[5000] = 1
     copies.note()
     del block  # it is unmapped
     given = lib.heap_give_back(0)
-    kept = anonymous_kib() - before
+    kept = copied_kib() - before
     assert used == [str(number) for number in range(100_000)]
     assert all(int.from_bytes(each[500:502], "little") == n for n, each in enumerate(changed))
     assert made == [str(-number) for number in range(10_000)]
