@@ -33,7 +33,7 @@ END_S = 5.0
 NAMESPACES = ("net", "mnt", "user", "ipc", "uts", "cgroup", "pid_for_children", "time_for_children")
 PYTHON = "PTENDER_PYTHON"  # of the environment: the interpreter that servers run
 IS_SERVER = "PTENDER_SERVER"  # in the environment of a server
-KEPT_VARIABLES = ("LD_", "LC_", "LANG")  # of the environment: it may hold secrets
+KEPT_VARIABLES = ("LD_", "LC_", "LANG", "XDG_RUNTIME_DIR")  # the rest may be secrets
 CODE = "import sys; sys.path[:] = {path!r}; from tender.embed.forkserver import main; main({fds})"
 _CAPABILITIES = re.compile(rb"^Cap(?:Prm|Eff|Bnd):\s*(\w+)", re.M)
 _UMASK = re.compile(rb"^Umask:\s*(\w+)", re.M)

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from tender.cpu import native
+from tests.guest.ordinary import NOBODY
 from tests.needs import needs
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +104,19 @@ def cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
         pytest.skip(reason)
     monkeypatch.setenv("PTENDER_CPU", name)
     return name
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A folder of the user's of tests/guest/ordinary.py."""
+    folder = Path(tempfile.mkdtemp(prefix="ptender-"))
+    folder.chmod(0o755)
+    home = folder / "home"
+    home.mkdir()
+    if os.geteuid() == 0:
+        os.chown(home, int(NOBODY), int(NOBODY))
+    yield home
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

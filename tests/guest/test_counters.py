@@ -6,9 +6,11 @@ import fcntl
 import json
 import os
 import pty
+import shutil
 import signal
 import struct
 import subprocess
+import sys
 import termios
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ import pytest
 
 from tender import BlockFile, Guest
 from tests.guest.conftest import PTENDER, Build, Run
+from tests.guest.ordinary import ordinary
 from tests.needs import needs
 
 CAPACITY = 1 << 20
@@ -107,6 +110,28 @@ def test_guests_of_a_program(ptender: Run, guest: Build, cpu: str, image: Path) 
         assert found[one.pid]["name"] == "of-a-program"
         assert found[other.pid]["name"] == "hold.hvt"
     assert not {one.pid, other.pid} & listed(ptender).keys()
+
+
+OF_A_USER = """
+import subprocess, sys
+from tender import BlockFile, Guest
+disk = BlockFile(sys.argv[2], readonly=True)
+with Guest(sys.argv[1], block={"storage": disk}, mem_mib=8, cpu=sys.argv[3]):
+    print(subprocess.run([sys.argv[4], "ps"], capture_output=True, text=True).stdout)
+"""
+
+
+def test_guests_of_an_ordinary_users_program(
+    guest: Build, cpu: str, image: Path, home: Path
+) -> None:
+    kernel, disk = shutil.copy(guest("hold"), home), shutil.copy(image, home)
+    program = [sys.executable, "-c", OF_A_USER, kernel, disk, cpu, PTENDER]
+    script = f'export XDG_RUNTIME_DIR={home}; exec "$@"'
+    command = ordinary(home.parent / "mount", ["sh", "-c", script, "sh", *program])
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\nhold.hvt " in done.stdout
+    assert not list((home / "ptender").iterdir())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")

@@ -10,7 +10,6 @@ import signal
 import socket
 import struct
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from itertools import filterfalse
 from pathlib import Path
@@ -468,17 +467,6 @@ def test_a_file_that_is_read_only_is_restored_with_a_warning(
     assert done.returncode == 0, done
     assert f"{file}: read-only: that it was restored can't be noted there" in done.stderr
     assert ptender(f"--restore={file}").returncode == 0
-
-
-@pytest.fixture
-def home() -> Iterator[Path]:
-    """A folder of an ordinary user's."""
-    folder = Path(tempfile.mkdtemp(prefix="ptender-"))
-    folder.chmod(0o755)
-    home = folder / "home"
-    home.mkdir()
-    yield home
-    shutil.rmtree(folder)
 
 
 def test_an_ordinary_user_saves_and_restores(guest: Build, home: Path) -> None:
