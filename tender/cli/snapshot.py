@@ -119,7 +119,8 @@ def _request(
             raise ConfigError(f"{guest.name}: it ended before it was saved")
         raise _helper_has_ended(guest)
     if answer != helper.SAVED or len(files) != 1:
-        raise HostError(f"{guest.name}: {one_line(answer.decode(errors='replace'))}")
+        reason = one_line(answer.decode(errors="replace"))
+        raise HostError(f"{guest.name}: not saved, in the folder of --snapshots: {reason}")
     if not stat.S_ISREG(os.fstat(files[0]).st_mode):
         raise HostError(f"{guest.name}: what it was saved to is no file")
     return files[0]

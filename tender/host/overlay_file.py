@@ -18,6 +18,7 @@ import struct
 from tender._native import lib
 from tender.dataclass import dataclass
 from tender.errors import DeviceError, reason
+from tender.host import write_all
 from tender.host.lock import lock
 from tender.memory import MAP_NORESERVE
 from tender.modules import STEP
@@ -198,8 +199,7 @@ def open_overlay(
     layout = Layout(capacity)
     try:
         if not os.fstat(fd).st_size:
-            header = HEADER.pack(MAGIC, VERSION, PAGE, capacity, modified_ns)
-            os.pwrite(fd, header.ljust(PAGE, b"\0"), 0)
+            _make(fd, HEADER.pack(MAGIC, VERSION, PAGE, capacity, modified_ns))
         _check(os.pread(fd, HEADER.size, 0), capacity, modified_ns, disk.path, where)
         size = os.fstat(fd).st_size
         if size == PAGE:  # new, or its making was interrupted
@@ -209,6 +209,14 @@ def open_overlay(
         return OverlayFile(fd, layout)
     except OSError as error:
         raise DeviceError(f"{where}: {reason(error.errno or 0)}") from None
+
+
+def _make(fd: int, header: bytes) -> None:
+    try:
+        write_all(fd, header.ljust(PAGE, b"\0"))
+    except OSError:
+        os.ftruncate(fd, 0)
+        raise
 
 
 def _check(header: bytes, capacity: int, modified_ns: int, image: str, where: str) -> None:

@@ -8,6 +8,7 @@ what the host's clock says.
 from __future__ import annotations
 
 import os
+import stat
 from time import monotonic_ns, time_ns
 
 from tender._native import lib
@@ -72,6 +73,8 @@ def begin(fd: int, config: Config, clock: Any, manifest: bytes, image: ImageFile
         for piece in image.contents():
             write_all(fd, piece)
     except OSError as error:
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            os.ftruncate(fd, 0)
         raise HostError(
             f"Could not write record: {config.record}", "write", error.errno or 0
         ) from None

@@ -161,6 +161,7 @@ class Saver:
         except (OSError, HostError) as failed:
             number = getattr(failed, "errno", 0)
             error = os.strerror(number or EIO) if isinstance(failed, OSError) else str(failed)
+            os.ftruncate(self._requests.fds["snapshot"], 0)  # gives the disk back
         if self._requests.done(error):
             self.has_ended = True
             raise Stopped
