@@ -13,12 +13,12 @@
 #include <linux/seccomp.h>
 #include <linux/mman.h>
 #include <linux/resource.h>
-#include <asm/unistd.h>
 
 #include <asm/siginfo.h>
 #include <asm/signal.h>
 
 #include "native.h"
+#include "tender/host/freestanding.h"
 
 #define PAGE 4096
 #define USER_END 0x7ffffffff000
@@ -27,22 +27,9 @@ static struct native_shared *const shared = (struct native_shared *)NATIVE_SHARE
 
 extern char _end[] __attribute__((visibility("hidden")));
 
-static inline long call(long number, long a, long b, long c, long d, long e, long f)
-{
-    register long r10 __asm__("r10") = d;
-    register long r8 __asm__("r8") = e;
-    register long r9 __asm__("r9") = f;
-    long result;
-    __asm__ volatile("syscall"
-                     : "=a"(result)
-                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
-                     : "rcx", "r11", "memory");
-    return result;
-}
-
 static void futex(int operation, uint32_t value)
 {
-    call(__NR_futex, (long)&shared->turn, operation, value, 0, 0, 0);
+    call(__NR_futex, (long)&shared->turn, operation, value, 0, 0);
 }
 
 static void hand_over(void)
@@ -82,19 +69,7 @@ __attribute__((used)) void on_trap(int signo, siginfo_t *info, void *context)
     __asm__ volatile("wrgsbase %0" : : "r"(base));
 }
 
-/* The kernel leaves the guest's AC set, with which an unaligned access would trap in the handler. */
-__attribute__((visibility("hidden"))) void handler(void);
-__attribute__((visibility("hidden"))) void restorer(void);
-__asm__(".globl handler, restorer\n"
-        "handler:\n"
-        "    pushfq\n"
-        "    andl $~0x40000, (%rsp)\n"
-        "    popfq\n"
-        "    jmp on_trap\n"
-        "restorer:\n"
-        "    mov $15, %eax\n" /* rt_sigreturn */
-        "    syscall\n"
-        "    ud2\n");
+SIGNAL_HANDLER(on_trap)
 
 __attribute__((noreturn)) static void fail(long error)
 {
@@ -102,7 +77,7 @@ __attribute__((noreturn)) static void fail(long error)
     shared->turn = NATIVE_TURN_TENDER;
     futex(FUTEX_WAKE, 1);
     for (;;)
-        call(__NR_exit_group, 1, 0, 0, 0, 0, 0);
+        call(__NR_exit_group, 1, 0, 0, 0, 0);
 }
 
 static long check(long result)
@@ -115,7 +90,7 @@ static long check(long result)
 static void unmap(uint64_t start, uint64_t end)
 {
     if (start < end)
-        check(call(__NR_munmap, (long)start, (long)(end - start), 0, 0, 0, 0));
+        check(call(__NR_munmap, (long)start, (long)(end - start), 0, 0, 0));
 }
 
 static void map_memory(void)
@@ -123,8 +98,8 @@ static void map_memory(void)
     uint64_t end = NATIVE_MEMORY_START;
     for (uint32_t i = 0; i < shared->range_count; i++) {
         const struct native_range *range = &shared->ranges[i];
-        check(call(__NR_mmap, (long)range->start, (long)(range->end - range->start), range->prot,
-                   MAP_SHARED | MAP_FIXED_NOREPLACE, NATIVE_MEMORY_FD, (long)range->start));
+        check(call6(__NR_mmap, (long)range->start, (long)(range->end - range->start), range->prot,
+                    MAP_SHARED | MAP_FIXED_NOREPLACE, NATIVE_MEMORY_FD, (long)range->start));
         end = range->end;
     }
     /* The first stack, the environment, the vDSO. */
@@ -142,13 +117,13 @@ static void handle_traps(void)
     };
     struct sigaction action = {
         .sa_handler = (__sighandler_t)handler,
-        .sa_flags = SA_SIGINFO | SA_ONSTACK | 0x04000000 /* SA_RESTORER */,
+        .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTORER_FLAG,
         .sa_restorer = restorer,
         .sa_mask = ~0ul,
     };
-    check(call(__NR_sigaltstack, (long)&stack, 0, 0, 0, 0, 0));
+    check(call(__NR_sigaltstack, (long)&stack, 0, 0, 0, 0));
     for (unsigned i = 0; i < sizeof signals; i++)
-        check(call(__NR_rt_sigaction, signals[i], (long)&action, 0, sizeof action.sa_mask, 0, 0));
+        check(call(__NR_rt_sigaction, signals[i], (long)&action, 0, sizeof action.sa_mask, 0));
 }
 
 static void give_up(void)
@@ -156,23 +131,23 @@ static void give_up(void)
     static const uint8_t limits[] = {RLIMIT_CORE, RLIMIT_NOFILE, RLIMIT_MSGQUEUE, RLIMIT_MEMLOCK};
     const struct rlimit none = {0, 0};
 
-    for (int fd = 0; call(__NR_close_range, fd, ~0u, 0, 0, 0, 0) < 0 && fd < 1024; fd++)
-        call(__NR_close, fd, 0, 0, 0, 0, 0); /* Linux before 5.9 */
+    for (int fd = 0; call(__NR_close_range, fd, ~0u, 0, 0, 0) < 0 && fd < 1024; fd++)
+        call(__NR_close, fd, 0, 0, 0, 0); /* Linux before 5.9 */
     for (unsigned i = 0; i < sizeof limits; i++)
-        check(call(__NR_prlimit64, 0, limits[i], (long)&none, 0, 0, 0));
-    check(call(__NR_prctl, PR_SET_NAME, (long)shared->comm, 0, 0, 0, 0));
-    check(call(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0, 0));
+        check(call(__NR_prlimit64, 0, limits[i], (long)&none, 0, 0));
+    check(call(__NR_prctl, PR_SET_NAME, (long)shared->comm, 0, 0, 0));
+    check(call(__NR_prctl, PR_SET_DUMPABLE, 0, 0, 0, 0));
     if (shared->traps_tsc)
-        check(call(__NR_prctl, PR_SET_TSC, PR_TSC_SIGSEGV, 0, 0, 0, 0));
-    check(call(__NR_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0, 0));
-    if (call(__NR_getppid, 0, 0, 0, 0, 0, 0) != shared->parent)
-        call(__NR_exit_group, 1, 0, 0, 0, 0, 0); /* it has ended already */
-    check(call(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0));
+        check(call(__NR_prctl, PR_SET_TSC, PR_TSC_SIGSEGV, 0, 0, 0));
+    check(call(__NR_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0));
+    if (call(__NR_getppid, 0, 0, 0, 0, 0) != shared->parent)
+        call(__NR_exit_group, 1, 0, 0, 0, 0); /* it has ended already */
+    check(call(__NR_prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
     struct sock_fprog program = {
         .len = (unsigned short)shared->filter_length,
         .filter = (struct sock_filter *)shared->filter,
     };
-    check(call(__NR_seccomp, SECCOMP_SET_MODE_FILTER, 0, (long)&program, 0, 0, 0));
+    check(call(__NR_seccomp, SECCOMP_SET_MODE_FILTER, 0, (long)&program, 0, 0));
 }
 
 /* On the signal stack, which is free until the first trap: that hands over a frame, in which the
@@ -188,10 +163,10 @@ __attribute__((used, noreturn)) void run(void)
 
 __attribute__((used, noreturn)) void start(void)
 {
-    long mapped = call(__NR_mmap, NATIVE_SHARED, NATIVE_SHARED_SIZE, PROT_READ | PROT_WRITE,
-                       MAP_SHARED | MAP_FIXED_NOREPLACE, NATIVE_SHARED_FD, 0);
+    long mapped = call6(__NR_mmap, NATIVE_SHARED, NATIVE_SHARED_SIZE, PROT_READ | PROT_WRITE,
+                        MAP_SHARED | MAP_FIXED_NOREPLACE, NATIVE_SHARED_FD, 0);
     if (mapped != NATIVE_SHARED)
-        call(__NR_exit_group, 1, 0, 0, 0, 0, 0);
+        call(__NR_exit_group, 1, 0, 0, 0, 0);
     __asm__ volatile("mov %0, %%rsp; xor %%ebp, %%ebp; call run"
                      :
                      : "r"(NATIVE_SHARED + NATIVE_SHARED_SIZE)

@@ -19,7 +19,6 @@
 
 #define USER_END 0x7ffffffff000ul
 #define LAST_SIGNAL 64
-#define SA_RESTORER_FLAG 0x04000000
 #define ARCH_SHSTK_DISABLE_CODE 0x5002 /* asm/prctl.h of Linux 6.6 */
 #define EXIT_FAILURE 1
 #define ABORT 255
@@ -96,19 +95,7 @@ __attribute__((used)) void on_signal(int signo, siginfo_t *info, void *context)
     die(signo);
 }
 
-/* The kernel leaves the guest's AC set, with which an unaligned access would trap in the handler. */
-__attribute__((visibility("hidden"))) void handler(void);
-__attribute__((visibility("hidden"))) void restorer(void);
-__asm__(".globl handler, restorer\n"
-        "handler:\n"
-        "    pushfq\n"
-        "    andl $~0x40000, (%rsp)\n"
-        "    popfq\n"
-        "    jmp on_signal\n"
-        "restorer:\n"
-        "    mov $15, %eax\n" /* rt_sigreturn */
-        "    syscall\n"
-        "    ud2\n");
+SIGNAL_HANDLER(on_signal)
 
 __attribute__((noreturn)) static void fail(const struct spt_plan *plan, const char *what, long error)
 {

@@ -3,32 +3,19 @@
  */
 #pragma once
 
-#include <asm/unistd.h>
-
 #include <asm/sigcontext.h>
 #include <asm/siginfo.h>
 #include <asm/signal.h>
 #include <asm/ucontext.h>
 
 #include "spt.h"
+#include "tender/host/freestanding.h"
 
 #define PAGE 4096ul
 
 #pragma GCC visibility push(hidden)
 
 extern char code_start[];
-
-static inline long call(long number, long a, long b, long c, long d, long e)
-{
-    register long r10 __asm__("r10") = d;
-    register long r8 __asm__("r8") = e;
-    long result;
-    __asm__ volatile("syscall"
-                     : "=a"(result)
-                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8)
-                     : "rcx", "r11", "memory");
-    return result;
-}
 
 static inline struct spt_plan *plan_here(void)
 {

@@ -1,0 +1,46 @@
+/*
+ * For the programs of this machine that have no C library: system calls, and the entry of their
+ * signal handler.
+ */
+#pragma once
+
+#include <asm/unistd.h>
+
+#define SA_RESTORER_FLAG 0x04000000 /* linux, arch/x86/include/uapi/asm/signal.h */
+
+/* The result, or a negative errno. */
+static inline long call6(long number, long a, long b, long c, long d, long e, long f)
+{
+    register long r10 __asm__("r10") = d;
+    register long r8 __asm__("r8") = e;
+    register long r9 __asm__("r9") = f;
+    long result;
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+                     : "rcx", "r11", "memory");
+    return result;
+}
+
+static inline long call(long number, long a, long b, long c, long d, long e)
+{
+    return call6(number, a, b, c, d, e, 0);
+}
+
+/*
+ * Define `handler` and `restorer`, for sigaction(2): `function` handles the signal. The kernel leaves
+ * the guest's AC set, with which an unaligned access would trap in it.
+ */
+#define SIGNAL_HANDLER(function)                                                                   \
+    __attribute__((visibility("hidden"))) void handler(void);                                      \
+    __attribute__((visibility("hidden"))) void restorer(void);                                     \
+    __asm__(".globl handler, restorer\n"                                                           \
+            "handler:\n"                                                                           \
+            "    pushfq\n"                                                                         \
+            "    andl $~0x40000, (%rsp)\n"                                                         \
+            "    popfq\n"                                                                          \
+            "    jmp " #function "\n"                                                              \
+            "restorer:\n"                                                                          \
+            "    mov $15, %eax\n" /* rt_sigreturn */                                               \
+            "    syscall\n"                                                                        \
+            "    ud2\n");
