@@ -22,14 +22,14 @@ def lock(where: str, fd: int, readonly: bool, warn: Warn) -> None:
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if readonly else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # EACCES is SMB's answer to a conflict
-        raise DeviceError(f"{where}: locked by {_holder(fd)}") from None
+        raise DeviceError(f"{where}: locked by {holder(fd)}") from None
     except OSError as error:
         # A file system without locks: Solo5's own tender never locks, so the guest runs.
         reason = HostError("cannot be locked", "flock", error.errno or 0)
         warn(f"{where}: {reason}; make sure that no other process writes to it")
 
 
-def _holder(fd: int) -> str:
+def holder(fd: int) -> str:
     """Who holds the lock, from /proc/locks and /proc/PID/cmdline: best effort, for a message."""
     info = os.fstat(fd)
     inode = f"{os.major(info.st_dev):02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"

@@ -13,6 +13,7 @@ from errno import EACCES
 
 from tender.errors import DeviceError, reason, setting
 from tender.host import tap
+from tender.host.lock import holder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ def attach(
         hint = f" (chown USER {path})" if error.errno == EACCES else ""
         raise DeviceError(f"{where}: {path}: {reason(error.errno or 0)}{hint}") from None
     cleanup.callback(lambda: os.close(fd))
+    try:  # the kernel would share its frames among all who have it open
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DeviceError(f"{where}: it is in use by {holder(fd)}") from None
     found, mtu = _set_up(fd, where)
     if found != name or mtu is None:
         raise DeviceError(

@@ -52,6 +52,16 @@ def test_by_name(macvtap: Macvtap, guest: Build) -> None:
         assert " 0% packet loss" in ping(macvtap.namespace, "10.0.0.2")
 
 
+def test_one_guest_has_it(macvtap: Macvtap, guest: Build) -> None:
+    """The kernel would give each of two a part of the frames."""
+    with running(macvtap.namespace, "--net=mv0", guest("ping"), says=f"mac {LINK_MAC}"):
+        words = [PTENDER, "--mem=8", "--net=mv0", guest("ping"), "another"]
+        done = macvtap.namespace.run(*words, check=False)
+        assert "Could not attach interface 'mv0': it is in use by process " in done.stderr
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1), done
+        assert " 0% packet loss" in ping(macvtap.namespace, "10.0.0.2")
+
+
 def test_as_a_descriptor(macvtap: Macvtap, guest: Build) -> None:
     fd = os.open(macvtap.path, os.O_RDWR)
     words = [f"--net=@{fd},mac={LINK_MAC}", "--", guest("ping")]
