@@ -14,7 +14,7 @@ import pytest
 
 from tests.engines.test_podman import page
 from tests.guest.conftest import PTENDER, Namespace, builder, open_namespace
-from tests.waiting import wait_until
+from tests.waiting import remove_group, wait_until
 
 OCI = PTENDER.with_name("ptender-oci")
 Docker = Callable[..., subprocess.CompletedProcess[str]]
@@ -58,7 +58,7 @@ def docker(namespace: Namespace) -> Iterator[Docker]:
         daemon.wait()
         shutil.rmtree(folder)
         for group in Path("/sys/fs/cgroup").glob(f"*/{folder.name}"):
-            group.rmdir()
+            remove_group(group)
 
 
 def load(docker: Docker, folder: Path, name: str) -> str:

@@ -64,6 +64,11 @@ class Podman:
     def page(self, port: int) -> str:
         return page(self.namespace, port)
 
+    def wait_until_listening(self, name: str, times: int = 1) -> str:
+        """Return what the web server has printed, once it has been started so often."""
+        wait_until(lambda: self("logs", name).stdout.count("listening on") == times)
+        return self("logs", name).stdout
+
     def inspect(self, name: str) -> Any:
         return json.loads(self("inspect", name).stdout)[0]
 
@@ -105,15 +110,17 @@ def test_run(podman: Podman, build: Any) -> None:
 def test_a_page_through_a_mapped_port(podman: Podman, build: Any) -> None:
     web = podman.image(build("web"))
     podman("run", "-d", "--name=web", "-p", "8080:80", web)
+    printed = podman.wait_until_listening("web")
     assert "Hello from a unikernel" in podman.page(8080)
     state = podman.inspect("web")
     assert state["State"]["Status"] == "running"
     address = state["NetworkSettings"]["Networks"]["podman"]["IPAddress"]
     mac = state["NetworkSettings"]["Networks"]["podman"]["MacAddress"]
-    assert f"listening on {address}/16, mac {mac}" in podman("logs", "web").stdout
+    assert f"listening on {address}/16, mac {mac}" in printed
     done = podman("exec", "web", "sh", check=False)
     assert "a unikernel has no processes beside its own" in done.stderr
     podman("restart", "--time=5", "web")
+    podman.wait_until_listening("web", times=2)
     assert "this is request 1." in podman.page(8080)
     podman("stop", "--time=60", "web")
     assert podman.inspect("web")["State"]["ExitCode"] == 1  # as the tender ends by SIGTERM
@@ -135,7 +142,7 @@ def test_the_hosts_network(podman: Podman, build: Any) -> None:
     host.run("sh", "-c", "echo 80 >/proc/sys/net/ipv4/ip_unprivileged_port_start")
     web = podman.image(build("web"), "--expose=80")
     podman("run", "-d", "--name=host", "--network=host", web)
-    wait_until(lambda: "listening on 10.0.0.2/24" in podman("logs", "host").stdout)
+    assert "listening on 10.0.0.2/24" in podman.wait_until_listening("host")
     assert "Hello from a unikernel" in podman.page(80)
     podman("rm", "--force", "--time=0", "host")
     host.ip("link del up0")
@@ -146,7 +153,8 @@ def test_a_pod_has_an_ordinary_container(podman: Podman, build: Any) -> None:
     if shutil.which("runc") is None or not Path("/usr/libexec/podman/catatonit").exists():
         pytest.skip("a pod takes runc and catatonit")
     podman("pod", "create", "--name=pod", "-p", "8081:80")
-    podman("run", "-d", "--pod=pod", web)
+    podman("run", "-d", "--pod=pod", "--name=web", web)
+    podman.wait_until_listening("web")
     assert "Hello from a unikernel" in podman.page(8081)
     podman("pod", "rm", "--force", "--time=0", "pod")
 
