@@ -1,6 +1,7 @@
 /*
  * Registers keep their values over a hypercall, at which a test takes the guest to another CPU. The
- * command line says which: general, sse, avx, msrs, debug. With tsc, a test has set that to 2^60.
+ * command line says which: general, sse, avx, avx512, msrs, debug. With tsc, a test has set that to
+ * 2^60.
  */
 #include "check.h"
 #include "raw.h"
@@ -10,6 +11,8 @@
 static struct hvt_walltime walltime;
 static uint64_t general[14];
 static uint8_t vectors[16][32];
+static uint8_t wide_vectors[32][64];
+static uint16_t mask;
 static struct {
     uint16_t control;
     uint16_t reserved[13];
@@ -96,6 +99,27 @@ static void keep_avx(void)
     check_vectors(32);
 }
 
+#define LOAD_ZMM(n) "vmovdqu64 wide_vectors + 64 * " n ", %%zmm" n "\n"
+#define STORE_ZMM(n) "vmovdqu64 %%zmm" n ", wide_vectors + 64 * " n "\n"
+#define SECOND_HALF(move) \
+    move("16") move("17") move("18") move("19") move("20") move("21") move("22") move("23") \
+    move("24") move("25") move("26") move("27") move("28") move("29") move("30") move("31")
+
+static void keep_avx512(void)
+{
+    for (unsigned i = 0; i < sizeof wide_vectors; i++)
+        ((uint8_t *)wide_vectors)[i] = (uint8_t)(i * 7 + i / 256);
+    mask = 0x1234;
+    __asm__ volatile("kmovw mask, %%k5\n" EACH(LOAD_ZMM) SECOND_HALF(LOAD_ZMM) CALL
+                     : : "d"(PORT), "a"(ARGUMENT) : "memory");
+    memset(wide_vectors, 0, sizeof wide_vectors);
+    mask = 0;
+    __asm__ volatile(EACH(STORE_ZMM) SECOND_HALF(STORE_ZMM) "kmovw %%k5, mask" : : : "memory");
+    for (unsigned i = 0; i < sizeof wide_vectors; i++)
+        EXPECT(((uint8_t *)wide_vectors)[i] == (uint8_t)(i * 7 + i / 256));
+    EXPECT(mask == 0x1234);
+}
+
 static uint64_t read_msr(uint32_t number)
 {
     uint32_t low, high;
@@ -161,6 +185,8 @@ int solo5_app_main(const struct solo5_start_info *info)
             keep_sse();
         else if (is_word(word, "avx"))
             keep_avx();
+        else if (is_word(word, "avx512"))
+            keep_avx512();
         else if (is_word(word, "msrs"))
             keep_msrs();
         else if (is_word(word, "debug"))

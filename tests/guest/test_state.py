@@ -173,11 +173,14 @@ def test_debug_registers_go_with_it_where_the_cpu_has_them(
 
 
 @pytest.mark.skipif(not lib.xsave_offset(2), reason="this machine has no AVX")
-def test_avx_goes_where_it_is(moving: Callable[..., Moving], cpus: list[str]) -> None:
+@pytest.mark.parametrize("word", ["avx", "avx512"])
+def test_avx_goes_where_it_is(moving: Callable[..., Moving], cpus: list[str], word: str) -> None:
+    if word == "avx512" and not lib.xsave_offset(7):
+        pytest.skip("this machine has no AVX-512")
     if "native" not in cpus:
         pytest.skip("a guest has AVX at once on the native CPU only")
     for other in with_fp(cpus):
-        guest = moving("state", "avx")
+        guest = moving("state", word)
         guest.start("native")
         guest.run_to_test()
         if other == "soft":
