@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tender.embed.console import Console
     from tender.embed.interfaces import BlockSpec, NetSpec, Sink
     from tender.embed.python_devices import Service
-    from tender.embed.snapshots import Requests
+    from tender.embed.snapshots import Requester
 
     Report = Callable[[str, BaseException | str], None]
 
@@ -63,7 +63,7 @@ class Devices:
         snapshots: bool = False,
     ) -> None:
         self._report = _Reports(report)
-        self.requests: Requests | None = None  # for snapshots
+        self.requester: Requester | None = None  # for snapshots
         self._at_end: list[Callable[[], object]] = []  # called at the guest's end, last first
         self._owned: list[FileIO] = []  # the guest's ends, but for the console's
         self._threads: list[Service] = []
@@ -78,11 +78,11 @@ class Devices:
             self.block = tuple((name, self._block(name, spec)) for name, spec in block.items())
             self.kernel_fd = None if image is None else self._kernel(image)
             if snapshots:
-                from tender.embed.snapshots import Requests
+                from tender.embed.snapshots import Requester
 
-                self.requests = Requests()
-                _not_for_forks.update(self.requests.sockets)
-                self._at_end.append(self.requests.close)
+                self.requester = Requester()
+                _not_for_forks.update(self.requester.sockets)
+                self._at_end.append(self.requester.close)
         except BaseException as error:
             try:
                 self.close("it was not started")
@@ -101,7 +101,7 @@ class Devices:
         """Every descriptor of the guest's, each once: what a child process gets a copy of."""
         devices = [fd for _, spec in (*self.net, *self.block) for fd in _descriptors(spec).values()]
         kernel = [] if self.kernel_fd is None else [self.kernel_fd]
-        saved = self.requests.descriptors if self.requests else ()
+        saved = self.requester.descriptors if self.requester else ()
         return list(dict.fromkeys([self.console_fd, *kernel, *saved, *devices]))
 
     def attached(self, config: Config, numbers: Mapping[int, int]) -> Config:
@@ -112,14 +112,14 @@ class Devices:
             block=tuple((name, _renumbered(spec, numbers)) for name, spec in self.block),
             console_fd=numbers[self.console_fd],
             kernel_fd=None if self.kernel_fd is None else numbers[self.kernel_fd],
-            snapshots=self.requests and tuple(numbers[fd] for fd in self.requests.descriptors),
+            snapshots=self.requester and tuple(numbers[fd] for fd in self.requester.descriptors),
         )
 
     def handed_over(self) -> None:
         """Close the guest's ends, of which the child has copies."""
         self._capture.handed_over()
-        if self.requests:
-            self.requests.handed_over()
+        if self.requester:
+            self.requester.handed_over()
         for file in self._owned:
             file.close()
 

@@ -221,9 +221,9 @@ class Lifecycle:
         if not self._snapshots:
             raise UsageError("this guest can't be saved: it was made without snapshots=True")
         devices = self._devices
-        if self.state is not State.RUNNING or devices is None or devices.requests is None:
+        if self.state is not State.RUNNING or devices is None or devices.requester is None:
             raise GuestEnded("the guest has ended and was not saved")
-        return devices.requests.save(name, self.process.interrupt, timeout_s, stop=stop)
+        return devices.requester.save(name, self.process.interrupt, timeout_s, stop=stop)
 
     def _enter(self, state: State) -> None:
         """Change the state, with the lock held."""

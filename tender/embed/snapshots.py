@@ -17,13 +17,12 @@ from tender.checks import as_path
 from tender.errors import GuestEnded, HostError, SnapshotError, UsageError, one_line, reason
 from tender.observe.touched import data_ranges
 from tender.snapshot import file
-from tender.snapshot.helper import ASK, DONE, NO, READY, TEXT_MAX, YES
+from tender.snapshot.helper import AGAIN_MS, ASK, DONE, NO, READY, TEXT_MAX, YES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-AGAIN_MS = 10  # between two interruptions of a guest that has made no hypercall
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -107,9 +106,11 @@ def _copy(source: int, target: int, size: int) -> None:
             start += count
 
 
-class Requests:
-    """The program's side of a guest that may be saved: what its process writes to, and the socket
-    to it. `descriptors` are the guest's ends."""
+class Requester:
+    """Asks the process of a guest for snapshots: what it writes them to, and the socket to it.
+
+    `descriptors` are its ends.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # of one request at a time

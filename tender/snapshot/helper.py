@@ -159,7 +159,11 @@ def _end(fd: int, pid: int) -> None:
 
 
 class Requests:
-    """The tender's side; as snapshot.save.Requests has it."""
+    """The tender's side: who asks for snapshots.
+
+    `fds` has the file to write to ("snapshot"), the socket to the helper, and what tells which
+    memory is touched.
+    """
 
     def __init__(self, fds: dict[str, int], stop: Stop) -> None:
         self.fds = fds
@@ -170,18 +174,19 @@ class Requests:
         return self.fds["snapshot-helper"]
 
     def waiting(self) -> bool:
-        """Whether somebody asks for a snapshot."""
+        """Whether somebody asks for a snapshot; takes the request, and does not wait."""
         try:
             return self._is_readable(0) and os.read(self._fd, 1) == ASK
         except OSError:
             return False  # the helper has ended
 
     def begin(self) -> bool:
-        """Whether it is still wanted; the answer is immediate."""
+        """The guest can be saved: whether that is still wanted. The answer is immediate."""
         return self._asked(READY)
 
     def done(self, error: str) -> bool:
-        """Whether the guest is to end: that is so when the file is kept."""
+        """It is saved, or not, for a reason: whether the guest is to end. So it is when the file
+        is kept."""
         return self._asked(one_line(error).encode()[:TEXT_MAX] or DONE)
 
     def _asked(self, what: bytes) -> bool:

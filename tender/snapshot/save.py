@@ -27,7 +27,7 @@ from tender.stop import Stopped
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any, Protocol
+    from typing import Any
 
     from tender.accel import Kind
     from tender.clock import HostClock
@@ -38,24 +38,8 @@ if TYPE_CHECKING:
     from tender.image.manifest import Attached
     from tender.memory import GuestMemory
     from tender.modules.poll import Poll
+    from tender.snapshot.helper import Requests
     from tender.stop import Stop
-
-    class Requests(Protocol):
-        """Who asks for snapshots.
-
-        `fds` has the file to write to ("snapshot"), and what tells which memory is touched.
-        """
-
-        fds: dict[str, int]
-
-        def waiting(self) -> bool:
-            """Whether somebody asks for one now; takes the request, and does not wait."""
-
-        def begin(self) -> bool:
-            """The guest can be saved: whether that is still wanted."""
-
-        def done(self, error: str) -> bool:
-            """It is saved, or not, for a reason; whether the guest is to end."""
 
 
 def check(devices: Devices) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tender.embed.snapshots import Requests, Snapshot
+from tender.embed.snapshots import Requester, Snapshot
 from tender.errors import GuestEnded, HostError, SnapshotError
 from tender.snapshot.helper import ASK, DONE, NO, READY, YES
 
@@ -18,17 +18,17 @@ class Tender:
     """What a guest's process does at its end of the socket."""
 
     def __init__(self) -> None:
-        self.requests = Requests()
-        _, fd = self.requests.descriptors
+        self.requester = Requester()
+        _, fd = self.requester.descriptors
         self.socket = socket.socket(fileno=os.dup(fd))
-        self.requests.handed_over()
+        self.requester.handed_over()
         self.interruptions = 0
 
     def interrupt(self) -> None:
         self.interruptions += 1
 
     def save(self, timeout_s: float = 60.0, *, stop: bool = False) -> Snapshot:
-        return self.requests.save("guest", self.interrupt, timeout_s, stop=stop)
+        return self.requester.save("guest", self.interrupt, timeout_s, stop=stop)
 
     def answer(self, *steps: bytes) -> list[bytes]:
         """Receive a message, send the next of `steps`, and so on: what was received."""
@@ -49,7 +49,7 @@ def tender() -> Iterator[Tender]:
     made = Tender()
     yield made
     made.socket.close()
-    made.requests.close()
+    made.requester.close()
 
 
 def test_a_file_that_is_no_snapshot(tender: Tender) -> None:
