@@ -248,7 +248,11 @@ class Devices:
             raise DeviceError(f"{where}: it is given twice")
         self._given.add(fd)
         copy = keep_descriptor(fd, where)
-        self._owned.append(FileIO(copy))
+        try:
+            self._owned.append(FileIO(copy))
+        except IsADirectoryError:
+            os.close(copy)
+            raise DeviceError(f"{where}: a directory") from None
         return copy
 
 

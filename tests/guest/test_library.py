@@ -57,6 +57,7 @@ def test_kernels_from_memory_and_descriptors(guest: Build) -> None:
         (b"", "the kernel in memory: "),
         (reader, "descriptor .*: not a regular file"),
         (os.open(path, os.O_WRONLY), "descriptor .*: Bad file descriptor"),
+        (os.open("/", os.O_RDONLY), "kernel=.*: a directory"),
         (999, "kernel=999: no such descriptor"),
     ):
         with pytest.raises(TenderError, match=f"^{message}"):
