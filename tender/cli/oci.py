@@ -200,7 +200,7 @@ class _Commands:
         given = parser.parse_args(self._options.rest)
         rows = []
         for id in self._states.ids():
-            with suppress(ConfigError):  # it was deleted meanwhile
+            with suppress(ConfigError):  # it was deleted meanwhile, or is damaged
                 rows.append(runtime.state(self._states, id))
         if given.quiet:
             for row in rows:
@@ -210,7 +210,8 @@ class _Commands:
         else:
             print(f"{'ID':<24} {'PID':<8} {'STATUS':<8} BUNDLE")
             for row in rows:
-                print(f"{row['id']:<24} {row['pid']:<8} {row['status']:<8} {row['bundle']}")
+                where = one_line(str(row["bundle"]))
+                print(f"{row['id']:<24} {row['pid']:<8} {row['status']:<8} {where}")
 
     def _ps(self) -> None:
         parser = self._parser("List the processes of a container.")

@@ -15,7 +15,7 @@ from errno import ENOSYS
 
 from tender._native import ffi
 from tender.dataclass import dataclass
-from tender.errors import ConfigError, one_line, shown
+from tender.errors import SHOWN_MAX, ConfigError, one_line, shown
 from tender.sandbox.confine import call
 
 TYPE_CHECKING = False
@@ -165,7 +165,7 @@ class _Object:
 
     def at(self, name: str) -> str:
         """Where a value is, for messages."""
-        return f"{self._path}.{one_line(name)}" if self._path else name
+        return f"{self._path}.{one_line(name)[:SHOWN_MAX]}" if self._path else name
 
     def get(self, name: str, kind: type[Kind]) -> Kind | None:
         value = self._value.get(name)

@@ -14,6 +14,7 @@ import signal
 import socket
 import termios
 import time
+from contextlib import suppress
 
 from tender.config import NAME_MAX
 from tender.dataclass import replace
@@ -88,11 +89,14 @@ def create(
 
 
 def _write_pid(path: str, pid: int) -> None:
+    hidden = f"{path}.{os.urandom(4).hex()}"
     try:
-        with open(f"{path}.new", "w") as file:
+        with open(hidden, "x") as file:
             file.write(str(pid))
-        os.replace(f"{path}.new", path)
+        os.replace(hidden, path)
     except OSError as error:
+        with suppress(OSError):
+            os.unlink(hidden)
         raise HostError(f"--pid-file {path}", "open", error.errno or 0) from None
 
 

@@ -10,29 +10,46 @@ import fcntl
 import json
 import os
 import re
+import stat
 from contextlib import contextmanager, suppress
 from errno import ENOTDIR
 
-from tender.dataclass import dataclass
-from tender.errors import ConfigError, HostError, shown
+from tender import checks
+from tender.dataclass import dataclass, field
+from tender.errors import ConfigError, HostError, InvalidValue, UsageError, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
 STATE, FIFO = "ptender.json", "start"
+PID_MAX = 1 << 22  # PID_MAX_LIMIT of linux/threads.h
+
+
+def _text(name: str, value: Any) -> str:
+    if checks.plain_text(value) is None:
+        raise InvalidValue(name, value, "a text")
+    return str(value)
+
+
+def _paths(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise InvalidValue(name, value, "a list of paths")
+    return tuple(checks.as_path(name, each) for each in value)
 
 
 @dataclass
 class Container:
-    """A container that was created."""
+    """A container that was created. Raises UsageError where a field is not what it should be."""
 
-    id: str
-    bundle: str
-    created: str
-    cgroups: tuple[str, ...]
-    pid: int = 0  # until `create` has made the process
-    pid_started: str = ""  # field 22 of /proc/PID/stat: a PID alone may be another process by now
+    id: str = field(_text)
+    bundle: str = field(checks.as_path)
+    created: str = field(_text)
+    cgroups: tuple[str, ...] = field(_paths)
+    pid: int = field(checks.whole(0, PID_MAX), default=0)  # until `create` has made the process
+    # Field 22 of /proc/PID/stat: a PID alone may be another process by now.
+    pid_started: str = field(_text, default="")
 
 
 class States:
@@ -43,6 +60,19 @@ class States:
         own = os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.geteuid()}")
         runtime = "/run" if os.access("/run", os.W_OK) else own
         self.root = root or os.path.join(runtime, "ptender-oci")
+        self._check_root()
+
+    def _check_root(self) -> None:
+        """What is in there is killed and removed: it must be this user's word, or root's."""
+        try:
+            info = os.stat(self.root)
+        except OSError:
+            return  # it is made, or what opens it says why
+        if info.st_uid not in (0, os.geteuid()) or info.st_mode & stat.S_IWOTH:
+            raise ConfigError(
+                f"{self.root}: others may write to it: containers are kept in a folder of this "
+                "user's own"
+            )
 
     def path(self, id: str, name: str = "") -> str:
         """A file of the container's folder. Raises ConfigError for an ID that is malformed."""
@@ -82,11 +112,14 @@ class States:
 
         The state goes last: whoever is killed before that has left a container to delete.
         """
-        for name in (FIFO, f"{STATE}.new", STATE):
+        try:
+            for name in (FIFO, f"{STATE}.new", STATE):
+                with suppress(FileNotFoundError):
+                    os.unlink(self.path(id, name))
             with suppress(FileNotFoundError):
-                os.unlink(self.path(id, name))
-        with suppress(OSError):
-            os.rmdir(self.path(id))
+                os.rmdir(self.path(id))
+        except OSError as error:
+            raise HostError(f"cannot remove {self.path(id)}", None, error.errno or 0) from None
 
     def save(self, container: Container) -> None:
         """Write the state: whole, or not at all."""
@@ -100,11 +133,18 @@ class States:
         try:
             with open(self.path(id, STATE)) as file:
                 value = json.load(file)
-            return Container(**{**value, "cgroups": tuple(value["cgroups"])})
+            container = Container(**value)
+            if container.id != id:
+                raise ValueError
         except FileNotFoundError:
             raise ConfigError(f"container with ID {id} does not exist") from None
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ConfigError(f"{self.path(id, STATE)}: {error}") from None
+        except OSError as error:
+            raise HostError(self.path(id, STATE), None, error.errno or 0) from None
+        except (ValueError, TypeError, RecursionError, UsageError):
+            raise ConfigError(
+                f"{self.path(id, STATE)}: not the state of a container: delete --force removes it"
+            ) from None
+        return container
 
     def status(self, container: Container) -> str:
         """One of runtime.md: "creating", "created", "running" or "stopped"."""
@@ -123,9 +163,18 @@ class States:
             raise ConfigError(f"container with ID {id} does not exist") from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
+            if not self._is(fd, id):
+                raise ConfigError(f"container with ID {id} does not exist")
             yield
         finally:
             os.close(fd)
+
+    def _is(self, fd: int, id: str) -> bool:
+        """Whether this folder is still the container's, and not one that was deleted meanwhile."""
+        try:
+            return os.path.samestat(os.fstat(fd), os.stat(self.path(id)))
+        except OSError:
+            return False
 
 
 def started(pid: int) -> str | None:

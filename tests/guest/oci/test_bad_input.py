@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -95,6 +96,58 @@ def test_a_malformed_bundle(
     runtime: Runtime, make: Any, changes: dict[str, Any], message: str
 ) -> None:
     assert message in runtime.refuses("create", "-b", make("hello", **changes), "one")
+
+
+STATE = {"id": "one", "bundle": "/b", "created": "", "cgroups": [], "pid": 0, "pid_started": ""}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[" * 100_000,
+        "[]",
+        "{}",
+        json.dumps({**STATE, "self": 1}),
+        json.dumps({**STATE, "x" * 100_000: 1}),
+        json.dumps({**STATE, "pid": "1"}),
+        json.dumps({**STATE, "pid": -1}),
+        json.dumps({**STATE, "pid": 1 << 40}),
+        json.dumps({**STATE, "cgroups": "/sys"}),
+        json.dumps({**STATE, "cgroups": ["/a\0b"]}),
+        json.dumps({**STATE, "id": "two"}),
+    ],
+)
+def test_a_state_that_is_damaged(runtime: Runtime, text: str) -> None:
+    folder = runtime.root / "one"
+    folder.mkdir(parents=True)
+    runtime.root.chmod(0o700)
+    (folder / "ptender.json").write_text(text)
+    for words in (["state", "one"], ["start", "one"], ["kill", "one"], ["delete", "one"]):
+        assert runtime.refuses(*words) == (
+            f"{words[0]}: {folder}/ptender.json: not the state of a container: delete --force "
+            "removes it"
+        )
+    assert runtime("list", "-q").stdout == ""
+    runtime("delete", "--force", "one")
+
+
+def test_states_that_others_may_have_made(runtime: Runtime) -> None:
+    """They name what is killed and removed."""
+    runtime.root.mkdir()
+    runtime.root.chmod(0o1777)
+    for words in (["list"], ["state", "one"], ["delete", "--force", "one"]):
+        assert f"{runtime.root}: others may write to it: " in runtime.refuses(*words)
+
+
+def test_what_is_listed_is_one_line(runtime: Runtime) -> None:
+    folder = runtime.root / "one"
+    folder.mkdir(parents=True)
+    runtime.root.chmod(0o700)
+    (folder / "ptender.json").write_text(json.dumps({**STATE, "bundle": "/\x1b[2J\n/\udcff"}))
+    _, line = runtime("list").stdout.splitlines()
+    assert line.split() == ["one", "0", "creating", r"/\x1b[2J\n/\udcff"]
+    runtime("delete", "--force", "one")
 
 
 def test_the_log_of_an_engine(runtime: Runtime, make: Any) -> None:
