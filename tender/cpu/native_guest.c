@@ -20,7 +20,6 @@
 #include "native.h"
 #include "tender/host/freestanding.h"
 
-#define PAGE 4096
 #define USER_END 0x7ffffffff000
 
 static struct native_shared *const shared = (struct native_shared *)NATIVE_SHARED;
@@ -85,12 +84,6 @@ static long check(long result)
     if (result < 0)
         fail(result);
     return result;
-}
-
-static void unmap(uint64_t start, uint64_t end)
-{
-    if (start < end)
-        check(call(__NR_munmap, (long)start, (long)(end - start), 0, 0, 0));
 }
 
 static void map_memory(void)

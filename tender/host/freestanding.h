@@ -1,11 +1,14 @@
 /*
- * For the programs of this machine that have no C library: system calls, and the entry of their
- * signal handler.
+ * For the programs of this machine that have no C library: system calls, what is unmapped, and the
+ * entry of their signal handler.
  */
 #pragma once
 
+#include <stdint.h>
+
 #include <asm/unistd.h>
 
+#define PAGE 4096ul
 #define SA_RESTORER_FLAG 0x04000000 /* linux, arch/x86/include/uapi/asm/signal.h */
 
 /* The result, or a negative errno. */
@@ -25,6 +28,18 @@ static inline long call6(long number, long a, long b, long c, long d, long e, lo
 static inline long call(long number, long a, long b, long c, long d, long e)
 {
     return call6(number, a, b, c, d, e, 0);
+}
+
+/* Unmap all but a mapping of the system's that is sealed (Linux 6.15). */
+static inline void unmap(uint64_t start, uint64_t end)
+{
+    if (start >= end)
+        return;
+    if (!call(__NR_munmap, (long)start, (long)(end - start), 0, 0, 0) || end - start <= PAGE)
+        return;
+    const uint64_t middle = start + (end - start) / 2 / PAGE * PAGE;
+    unmap(start, middle);
+    unmap(middle, end);
 }
 
 /*

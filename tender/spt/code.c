@@ -116,18 +116,6 @@ static void check(const struct spt_plan *plan, const char *what, long result)
         fail(plan, what, result);
 }
 
-/* A system's sealed mapping (Linux 6.15) stays: all around it goes. */
-static void unmap(uint64_t start, uint64_t end)
-{
-    if (start >= end)
-        return;
-    if (!call(__NR_munmap, (long)start, (long)(end - start), 0, 0, 0) || end - start <= PAGE)
-        return;
-    const uint64_t middle = start + (end - start) / 2 / PAGE * PAGE;
-    unmap(start, middle);
-    unmap(middle, end);
-}
-
 static void move_memory(const struct spt_plan *plan)
 {
     const uint64_t memory_end = plan->memory + plan->mem_size;

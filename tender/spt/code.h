@@ -11,8 +11,6 @@
 #include "spt.h"
 #include "tender/host/freestanding.h"
 
-#define PAGE 4096ul
-
 #pragma GCC visibility push(hidden)
 
 extern char code_start[];
