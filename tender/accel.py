@@ -6,12 +6,13 @@ software CPU, with a notice of one line. A run loads only the CPU that it takes.
 
 from __future__ import annotations
 
-import os
+import posix as os
 
 from tender.cleanup import Cleanup
 from tender.config import as_cpu
 from tender.dataclass import dataclass
 from tender.errors import HostError, UsageError, option, setting
+from tender.host import environment
 from tender.image.elf import EM_AARCH64, EM_X86_64, MACHINES
 
 TYPE_CHECKING = False
@@ -263,7 +264,7 @@ def _check_soft(why: str) -> None:
 
 def from_environment(cpu: str) -> str:
     """What `cpu` means: PTENDER_CPU can replace "auto". Raises UsageError."""
-    return as_cpu(ENVIRONMENT, os.environ.get(ENVIRONMENT) or cpu) if cpu == "auto" else cpu
+    return as_cpu(ENVIRONMENT, environment(ENVIRONMENT) or cpu) if cpu == "auto" else cpu
 
 
 def choice(config: Config) -> str:

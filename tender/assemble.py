@@ -5,7 +5,7 @@ All that the guest can need is opened here, before its first instruction, and on
 
 from __future__ import annotations
 
-import os
+import posix as os
 
 from tender import accel
 from tender.boot.load import Loaded, load

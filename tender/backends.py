@@ -6,8 +6,6 @@ host can provide what it describes is found out where it is opened (tender/host/
 
 from __future__ import annotations
 
-import os
-
 from tender.checks import (
     INT64_MAX,
     MTU,
@@ -23,6 +21,7 @@ from tender.checks import (
     as_path,
     is_ipv4,
     is_ipv6,
+    is_path,
     looks_like_size,
     one_of,
     optional,
@@ -83,7 +82,7 @@ def as_overlay(name: str, value: Any) -> bool | int | str:
     if isinstance(value, str) and looks_like_size(value):
         expected = f"a size in bytes (a number) or a path (a file of this name is './{value}')"
         raise InvalidValue(name, value, expected)
-    if isinstance(value, (str, bytes, os.PathLike)):
+    if is_path(value):
         return as_path(name, value)
     return value if isinstance(value, bool) else int(_overlay_size(name, value))
 

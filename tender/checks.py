@@ -5,17 +5,19 @@ What a field can't be is an InvalidValue. Beside them, how numbers are read from
 
 from __future__ import annotations
 
-import os
+import sys
+from posix import fspath
 
 from tender.errors import InvalidValue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from os import PathLike
     from typing import Any, TypeAlias
 
     from tender.dataclass import Check, Converted
 
-    Path: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+    Path: TypeAlias = str | bytes | PathLike[str] | PathLike[bytes]
     PathField: TypeAlias = Converted[Path, str]
 
 MTU = 1500  # of a socket: Ethernet's own
@@ -62,9 +64,27 @@ def as_flag(name: str, value: Any) -> bool:
     return value
 
 
+def is_path(value: object) -> bool:
+    """Whether it is a path as open() takes it: a string, bytes or an os.PathLike."""
+    return isinstance(value, (str, bytes)) or hasattr(value, "__fspath__")
+
+
+def encoded(text: str) -> bytes:
+    """The bytes that the kernel is given for a text: os.fsencode()."""
+    return text.encode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
+
+
+def decoded(data: bytes) -> str:
+    """The text of such bytes: os.fsdecode()."""
+    return data.decode(sys.getfilesystemencoding(), sys.getfilesystemencodeerrors())
+
+
 def as_path(name: str, value: Any) -> str:
     """A path, which is kept as a string."""
-    text = plain_text(os.fsdecode(value)) if isinstance(value, (str, bytes, os.PathLike)) else None
+    text = None
+    if is_path(value):
+        path = fspath(value)
+        text = plain_text(path if isinstance(path, str) else decoded(path))
     if not text:
         raise InvalidValue(name, value, "a path")
     return text
@@ -74,7 +94,7 @@ def as_interface_name(name: str, value: Any) -> str:
     """A name that Linux lets an interface have (dev_valid_name(), and no pattern)."""
     text = plain_text(value) or ""
     if (
-        not 0 < len(os.fsencode(text)) <= _INTERFACE_NAME_MAX
+        not 0 < len(encoded(text)) <= _INTERFACE_NAME_MAX
         or text in (".", "..")
         or any(letter in "/:%," or letter.isspace() for letter in text)
     ):
@@ -184,7 +204,7 @@ def port_number(value: Any) -> int | None:
 def plain_text(value: Any) -> str | None:
     """A string that the kernel can be given: it can be encoded, and has no NUL. Else None."""
     try:
-        if isinstance(value, str) and b"\0" not in os.fsencode(value):
+        if isinstance(value, str) and b"\0" not in encoded(value):
             return str.__str__(value)  # of a subclass, a plain one
     except UnicodeEncodeError:
         pass

@@ -7,8 +7,6 @@ is in backends.py.
 
 from __future__ import annotations
 
-import os
-
 from tender.boot import layout
 from tender.checks import (
     INT64_MAX,
@@ -213,7 +211,7 @@ def guest_name(config: Config) -> str:
     if config.name is not None:
         return config.name
     name = "".join(
-        letter if letter in _NAME_LETTERS else "_" for letter in os.path.basename(config.kernel)
+        letter if letter in _NAME_LETTERS else "_" for letter in config.kernel.rpartition("/")[2]
     )
     return name[:NAME_MAX] or "guest"
 

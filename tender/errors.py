@@ -7,7 +7,7 @@ bug of ours and shows its traceback.
 
 from __future__ import annotations
 
-import os
+import posix as os
 from errno import EMFILE
 
 EXIT_FAILURE = 1  # the tender's own fatal errors, as solo5-hvt has it

@@ -7,7 +7,7 @@ Documentation/virt/kvm/api.rst.
 from __future__ import annotations
 
 import errno
-import os
+import posix as os
 import struct
 
 from tender._native import ffi, lib

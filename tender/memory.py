@@ -8,7 +8,7 @@ the guest's memory itself, not a copy: a handler reads each field once.
 from __future__ import annotations
 
 import mmap
-import os
+import posix as os
 from itertools import pairwise
 
 from tender._native import ffi, lib

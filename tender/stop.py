@@ -6,7 +6,7 @@ instant before a thread blocks is kept from being slept over.
 
 from __future__ import annotations
 
-import os
+import posix as os
 from _thread import allocate_lock
 
 from tender._native import ffi, lib

@@ -6,10 +6,9 @@ descriptor, pointer or path of the host can get in.
 
 from __future__ import annotations
 
-import os
-
 from tender._native import ffi, lib
 from tender.boot import layout
+from tender.checks import encoded
 from tender.dataclass import dataclass
 from tender.errors import ConfigError
 
@@ -28,7 +27,7 @@ class BootInfo:
 
 def join_cmdline(args: tuple[str, ...]) -> bytes:
     """The guest's command line: its arguments joined by single spaces, without a NUL."""
-    cmdline = os.fsencode(" ".join(args))  # the bytes that the user typed
+    cmdline = encoded(" ".join(args))  # the bytes that the user typed
     if len(cmdline) > layout.CMDLINE_MAX:
         raise ConfigError(
             f"the guest's command line is {len(cmdline)} bytes, "

@@ -5,8 +5,6 @@ Pure. An error names the option as it was written, and says what would be right.
 
 from __future__ import annotations
 
-import os
-
 from tender.cli.options import BY_NAME, SHORT
 from tender.config import TARGETS, Config
 from tender.dataclass import dataclass, replace
@@ -69,7 +67,7 @@ def with_demo(line: CommandLine) -> CommandLine:
 
 def demo_kernel() -> str:
     """The path of guest-bindings/samples/hello.c, built."""
-    return os.path.join(os.path.dirname(os.path.dirname(__file__)), "guests", "hello-x86_64.hvt")
+    return f"{__file__.rpartition('/cli/')[0]}/guests/hello-x86_64.hvt"
 
 
 def parse(arguments: list[str], see: str = "--help", others: tuple[str, ...] = ()) -> CommandLine:

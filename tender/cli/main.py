@@ -6,7 +6,7 @@ The rule here: only this file prints for people and ends the process.
 from __future__ import annotations
 
 import gc
-import os
+import posix as os
 import sys
 
 from tender import __version__
@@ -21,6 +21,7 @@ from tender.errors import (
     bug_text,
     one_line,
 )
+from tender.host import environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     _fill_standard_descriptors()
     arguments = sys.argv if argv is None else argv
-    program = os.path.basename(arguments[0])
+    program = arguments[0].rpartition("/")[2]
     if program == "ptender-oci":
         from tender.cli import oci
 
@@ -108,8 +109,9 @@ def _run(program: str, line: CommandLine, arguments: list[str], log: Log) -> int
     on_termination_signals(interrupt=True)
     set_guest_title(program, line.config, arguments)
     config = line.config
-    if "NOTIFY_SOCKET" in os.environ:
-        config = replace(config, notify=os.environ["NOTIFY_SOCKET"])
+    notify = environment("NOTIFY_SOCKET")
+    if notify is not None:
+        config = replace(config, notify=notify)
     sandbox = _sandbox(config, log)
     logged = sandbox if line.verbose else None
     try:
@@ -243,7 +245,7 @@ class Log:
 
     def __init__(self, program: str) -> None:
         self._program = program
-        self._is_journal = "JOURNAL_STREAM" in os.environ and _is_journal()
+        self._is_journal = _is_journal()
         self._json: JsonLines | None = None
 
     def as_json(self, config: Config) -> None:
@@ -277,4 +279,4 @@ class Log:
 def _is_journal() -> bool:
     """Whether standard error is the journal, which reads levels (systemd.exec(5))."""
     info = os.fstat(2)
-    return os.environ["JOURNAL_STREAM"] == f"{info.st_dev}:{info.st_ino}"
+    return environment("JOURNAL_STREAM") == f"{info.st_dev}:{info.st_ino}"

@@ -8,7 +8,7 @@ Source: Intel SDM volumes 2 and 3.
 from __future__ import annotations
 
 import errno
-import os
+import posix as os
 from _signal import SIGSYS, SIGTRAP  # type: ignore[import-not-found]  # without the enums of `signal`
 
 from tender._native import ffi, lib
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from tender.memory import GuestMemory
     from tender.stop import Stop
 
-PROGRAM = os.path.join(os.path.dirname(__file__), "native-guest")
+PROGRAM = f"{__file__.rpartition('/')[0]}/native-guest"
 SPIN_S = 30e-6  # about what it takes to sleep and to be woken
 ALIGNMENT_CHECK = 1 << 18
 USER_CODE = 0x33  # the selector of 64-bit code in ring 3
@@ -72,7 +72,7 @@ def missing() -> str:
         return "vm.mmap_min_addr is above 65536"
     if _sysctl("vm/memfd_noexec") > 1:
         return "vm.memfd_noexec is 2: it forbids to execute a memfd"
-    return "" if os.path.exists(PROGRAM) else f"it was installed without {PROGRAM}"
+    return "" if os.access(PROGRAM, os.R_OK) else f"it was installed without {PROGRAM}"
 
 
 def limit(mem_bytes: int) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fcntl
-import os
+import posix as os
 import stat
 
-from tender._native import ffi
+from tender._native import ffi, lib
+from tender.checks import decoded, encoded
 from tender.config import guest_name
 from tender.dataclass import replace
 from tender.errors import DeviceError
@@ -65,7 +66,7 @@ def set_title(name: str, words: Sequence[str]) -> None:
     """
     try:
         with open("/proc/self/comm", "wb", buffering=0) as file:
-            file.write(os.fsencode(name))
+            file.write(encoded(name))
         with open("/proc/self/stat", "rb", buffering=0) as file:
             fields = file.read().rpartition(b")")[2].split()
     except OSError:  # no /proc, which only shows it
@@ -73,13 +74,19 @@ def set_title(name: str, words: Sequence[str]) -> None:
     start, end = map(int, fields[45:47])
     size = end - start
     if size > 0:
-        title = b"\0".join(map(os.fsencode, words))[: size - 1]
+        title = b"\0".join(map(encoded, words))[: size - 1]
         ffi.buffer(ffi.cast("char *", start), size)[:] = title.ljust(size, b"\0")
 
 
 def set_guest_title(program: str, config: Config, words: Sequence[str]) -> None:
     """Show this process as the tender of a guest: PROGRAM:NAME, and its words."""
     set_title(f"{program}:{guest_name(config).removesuffix('.hvt')}", [program, *words])
+
+
+def environment(name: str) -> str | None:
+    """A variable of the environment: os.environ.get(), without the import of `os`."""
+    value = lib.getenv(name.encode())
+    return None if value == ffi.NULL else decoded(ffi.string(value))
 
 
 def process_name() -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
+import posix as os
 import stat
 
 from tender.backends import (
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tender.modules import Warn
     from tender.stop import Stop
 
+SEEK_END = 2  # unistd.h
 # What files begin with whose bytes are not those of a disk: offset and bytes. Sources: QEMU,
 # docs/interop/qcow2.txt; VMware, Virtual Disk Format 5.0; Microsoft, Virtual Hard Disk Image Format
 # and [MS-VHDX]; VirtualBox, include/VBox/vd.h.
@@ -125,14 +126,16 @@ def _open(where: str, path: str, readonly: bool, sync: str) -> int:
 
 def _hint(path: str, readonly: bool) -> str:
     """What to do about a file that does not exist, in brackets; or nothing."""
+    from os.path import dirname, exists, isdir
+
     before, comma, _ = path.rpartition(",")
     while comma:
-        if os.path.exists(before):
+        if exists(before):
             take = "takes: ro, overlay[=SIZE|FILE], sector-size=N, sync=WHEN"
             command = f"after a comma, --block NAME={before} {take}"
             return f" ({setting(command, f'BlockFile({before!r}, ...) {take}')})"
         before, comma, _ = before.rpartition(",")
-    if readonly or not os.path.isdir(os.path.dirname(path) or "."):
+    if readonly or not isdir(dirname(path) or "."):
         return ""
     return f" (to make an empty one: truncate -s 1M {path})"
 
@@ -142,7 +145,7 @@ def _capacity(where: str, fd: int) -> int:
     if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
         raise DeviceError(f"{where}: neither a file nor a block device")
     try:
-        return os.lseek(fd, 0, os.SEEK_END)
+        return os.lseek(fd, 0, SEEK_END)
     except OSError as error:
         reason = os.strerror(error.errno or 0)
         raise DeviceError(f"{where}: it has no size: {reason}") from None
@@ -159,8 +162,9 @@ def _check_raw(where: str, fd: int, path: str) -> None:
         found = ["VMDK"]
     if found:
         import shlex
+        from os.path import splitext
 
-        stem, extension = os.path.splitext(path)
+        stem, extension = splitext(path)
         raw = path + ".raw" if extension == ".raw" else stem + ".raw"
         command = f"qemu-img convert -O raw {shlex.quote(path)} {shlex.quote(raw)}"
         raise DeviceError(

@@ -6,7 +6,7 @@ The lock ends with the open file, however its holder ends.
 from __future__ import annotations
 
 import fcntl
-import os
+import posix as os
 
 from tender.errors import DeviceError, HostError
 
@@ -55,11 +55,11 @@ def holder(fd: int) -> str:
 def _command(argv: list[str]) -> str:
     """A command as it was typed: where it is ours, without the interpreter and its options."""
     program = 0
-    if os.path.basename(argv[0]).startswith("python"):
+    if argv[0].rpartition("/")[2].startswith("python"):
         program = 1
         while program < len(argv) and argv[program].startswith("-"):
             program += 1
-    name = os.path.basename(argv[program]) if program < len(argv) else ""
+    name = argv[program].rpartition("/")[2] if program < len(argv) else ""
     if name.startswith(("ptender", "solo5-hvt")):
         argv = [name, *argv[program + 1 :]]
     text = " ".join(argv)

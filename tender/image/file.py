@@ -6,7 +6,7 @@ it is loaded.
 
 from __future__ import annotations
 
-import os
+import posix as os
 import stat
 
 from tender.boot import layout
@@ -16,6 +16,7 @@ from tender.image import elf
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from os import PathLike
 
     from tender.image.elf import Image
     from tender.memory import GuestMemory
@@ -110,7 +111,7 @@ class ImageFile:
         )
 
 
-def open_image(path: str | os.PathLike[str]) -> Image:
+def open_image(path: str | PathLike[str]) -> Image:
     """The headers and the manifest of the image at `path`.
 
     Raises ImageError for a file that is not an image that a tender can run.

@@ -7,7 +7,7 @@ A guest reads and writes [0, capacity) of its own device and nothing else. An er
 from __future__ import annotations
 
 import errno
-import os
+import posix as os
 
 from tender._native import ffi, lib
 from tender.errors import HostError

@@ -7,7 +7,7 @@ vnet header. What the host cannot take or give is a result code.
 from __future__ import annotations
 
 import errno
-import os
+import posix as os
 
 from tender._native import lib
 from tender.modules import DeviceErrors, new_counters

@@ -9,7 +9,7 @@ system call of the sandbox takes the file's descriptor.
 from __future__ import annotations
 
 import fcntl
-import os
+import posix as os
 from errno import EACCES, ENOENT, ENOSPC, ENXIO
 from mmap import ALLOCATIONGRANULARITY
 from time import CLOCK_BOOTTIME, clock_gettime_ns
@@ -18,6 +18,7 @@ from tender._native import ffi, lib
 from tender.cleanup import Cleanup
 from tender.config import guest_name
 from tender.errors import one_line
+from tender.host import environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def folder() -> str:
     """Where the pages of this user's tenders are; empty: nowhere, without XDG_RUNTIME_DIR."""
     if not os.geteuid():
         return SYSTEM
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    runtime = environment("XDG_RUNTIME_DIR") or ""
     return f"{runtime}/ptender" if runtime.startswith("/") else ""
 
 
@@ -67,7 +68,7 @@ def unlisted() -> str:
         return ""
     if not path:
         return f"XDG_RUNTIME_DIR is not set: {_REMEDY}"
-    runtime = os.path.dirname(path)
+    runtime = path.rpartition("/")[0]
     try:
         os.close(open_folder(path))
         return ""
@@ -182,7 +183,7 @@ def _remove_dead(directory: int) -> None:
     first = os.getpid() * LOOKS % max(1, len(names))
     for name in [*names[first:], *names[:first]][:LOOKS]:
         pid = name.rpartition(".")[0].rpartition(".")[2]
-        if pid.isdigit() and len(pid) < 10 and not os.path.exists(f"/proc/{pid}"):
+        if pid.isdigit() and len(pid) < 10 and not os.access(f"/proc/{pid}", os.F_OK):
             remove_unlocked(directory, name)
 
 

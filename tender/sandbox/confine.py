@@ -7,7 +7,7 @@ close_range(2) and prctl(2) of Linux's manual.
 from __future__ import annotations
 
 import fcntl
-import os
+import posix as os
 from errno import EMFILE, EPERM
 from time import process_time
 

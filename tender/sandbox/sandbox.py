@@ -9,7 +9,7 @@ docs/threat-model.md says what each layer is for.
 
 from __future__ import annotations
 
-import os
+import posix as os
 import stat
 from errno import EINVAL
 

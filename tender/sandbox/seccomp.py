@@ -8,7 +8,7 @@ manual pages of libseccomp (seccomp_rule_add(3), seccomp_attr_set(3)) and seccom
 from __future__ import annotations
 
 import errno
-import os
+import posix as os
 
 from tender._native import ffi, lib
 from tender.errors import SandboxError, option
@@ -64,7 +64,7 @@ def _read(module: str) -> list[policy.Entry]:
 
 def _open(name: str) -> int:
     """A file of seccomp/, which lies in the package, or beside it in a checkout."""
-    here = os.path.dirname(os.path.dirname(__file__))
+    here = __file__.rpartition("/sandbox/")[0]
     flags = os.O_RDONLY | os.O_CLOEXEC
     try:
         return os.open(f"{here}/seccomp/{name}", flags)

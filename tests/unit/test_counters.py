@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import posix
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,7 +157,7 @@ def test_a_user_whose_guests_are_not_listed_reads_why(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, runtime: str | None, why: str | None
 ) -> None:
     user = os.geteuid() or NOBODY
-    monkeypatch.setattr(os, "geteuid", lambda: user)
+    monkeypatch.setattr(posix, "geteuid", lambda: user)
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     names = {"shared": tmp_path / "shared", "own": tmp_path / "own"}
     (names["shared"] / "ptender").mkdir(parents=True)
