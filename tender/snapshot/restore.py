@@ -228,12 +228,12 @@ class SnapshotFile:
         if not missing:
             return
         names = ", ".join(missing)
-        if kind.name == "soft":  # which says where it is, if the guest uses one
-            warn(f"the guest may use what the software CPU has not, and ends there: {names}")
+        if kind.name == "soft":
+            warn(f"the software CPU ends the guest if it uses what this CPU lacks: {names}")
             return
         raise HostError(
-            f"{self.path}: the guest may use what this CPU has not: {names} "
-            f"({option('cpu', 'soft')} runs it until it does)"
+            f"{self.path}: this CPU lacks features that the guest may use: {names} "
+            f"({option('cpu', 'soft')} runs it until it uses one)"
         )
 
     def pending(self, poll: Poll) -> Exit | None:
