@@ -86,7 +86,7 @@ def open_observers(
         disks = guest.devices.block.devices.values()
         files = [inputs.file.info, *(os.fstat(disk.fd) for disk in disks)]
         fds |= observers.open_outputs(config, files, cleanup)
-        fds |= observers.open_gdb(config, warn, cleanup)
+        fds |= observers.open_gdb(config, guest.image.machine, warn, cleanup)
         net, manifest = guest.devices.net, guest.image.manifest
         pcaps = observers.open_pcaps(config, manifest, net, fds, files, guest.clock, warn, cleanup)
         if "record" in fds:

@@ -116,10 +116,12 @@ def open_link(address: int | str, cleanup: Cleanup) -> dict[str, int]:
     return fds
 
 
-def command(address: int | str, kernel: str) -> str:
+def command(address: int | str, kernel: str, gdb: str = "gdb") -> str:
     """What to type in another terminal."""
+    from shlex import join
+
     at = f":{address}" if isinstance(address, int) else address
-    return f"gdb {kernel} -ex 'target remote {at}'"
+    return join([gdb, kernel, "-ex", f"target remote {at}"])
 
 
 def _listen(address: int | str, cleanup: Cleanup) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 from tender.config import guest_name
+from tender.image.elf import MACHINES
 from tender.modules.assign import assign_pcaps
 
 TYPE_CHECKING = False
@@ -84,15 +85,19 @@ def open_pcaps(
     return by_handle
 
 
-def open_gdb(config: Config, warn: Warn, cleanup: Cleanup) -> dict[str, int]:
-    """The descriptors for a debugger, by label; where it connects is said by `warn`."""
+def open_gdb(config: Config, machine: int, warn: Warn, cleanup: Cleanup) -> dict[str, int]:
+    """The descriptors for a debugger, by label; where it connects is said by `warn`.
+
+    `machine` is the guest's, as its image has it.
+    """
     if config.gdb is None:
         return {}
     from tender.observe import gdb_link
 
     fds = gdb_link.open_link(config.gdb, cleanup)
     if "gdb-listen" in fds:
-        warn(f"waiting for a debugger: {gdb_link.command(config.gdb, config.kernel)}")
+        gdb = "gdb" if MACHINES[machine] == os.uname().machine else "gdb-multiarch"
+        warn(f"waiting for a debugger: {gdb_link.command(config.gdb, config.kernel, gdb)}")
     return fds
 
 

@@ -409,6 +409,21 @@ def test_a_guest_of_another_machine(any_cpu: str, tmp_path: Path) -> None:
     assert "exited with code 016" in text  # 7 and 3 and 4
 
 
+def test_the_command_for_it_is_one_to_copy(any_cpu: str, tmp_path: Path) -> None:
+    if not soft.installed():
+        pytest.skip("the Unicorn emulator is not installed")
+    if not (shutil.which("aarch64-linux-gnu-gcc") or shutil.which("clang")):
+        pytest.skip("no compiler for aarch64")
+    image = builder(tmp_path / "my guests", "--target=aarch64")("exit")
+    words = [str(PTENDER), "--mem=8", "--cpu=soft", f"--gdb={tmp_path}/gdb", str(image)]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        said = process.stderr.readline()
+        process.terminate()
+    gdb = "gdb" if os.uname().machine == "aarch64" else "gdb-multiarch"
+    assert said.endswith(f": {gdb} '{image}' -ex 'target remote {tmp_path}/gdb'\n")
+
+
 def test_a_guest_of_a_program(cpu: str, debug_guest: Build, tmp_path: Path) -> None:
     guest = Guest(debug_guest("debug"), mem_mib=8, warn=lambda _: None)
     command = guest.debug(str(tmp_path / "gdb.sock"))
