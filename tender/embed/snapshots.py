@@ -23,6 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+WRITE_S = 60  # for a guest's process to write its memory to a file that is in memory itself
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
@@ -164,10 +165,8 @@ class Requester:
             self._send(NO)  # it waits for that, when it comes to its hypercall
             raise
         self._send(YES)
-        answer = READY
         try:
-            while answer == READY:  # of a request that was given up
-                answer = self._receive()
+            answer = self._wait_until_written(monotonic() + WRITE_S)
             if answer != DONE:
                 text = one_line(answer.decode(errors="replace"))
                 raise HostError(f"the guest was not saved: {text}")
@@ -185,17 +184,27 @@ class Requester:
         poll.register(self._sock, select.POLLIN)
         while True:
             interrupt()
-            if poll.poll(AGAIN_MS):
-                if self._receive() == READY:
-                    return
-            elif monotonic() >= deadline:
+            if poll.poll(AGAIN_MS) and self._receive() == READY:
+                return
+            if monotonic() >= deadline:
                 raise TimeoutError(f"the guest made no hypercall within {timeout_s:g} s")
+
+    def _wait_until_written(self, deadline: float) -> bytes:
+        """What its process answers, which may send anything without end, or nothing."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        while (left_s := deadline - monotonic()) > 0:
+            if poll.poll(left_s * 1000):
+                answer = self._receive()
+                if answer != READY:  # of a request that was given up
+                    return answer
+        raise HostError(f"the guest was not saved: its process did not answer within {WRITE_S} s")
 
     def _send(self, message: bytes) -> None:
         try:
-            self._sock.send(message)
+            self._sock.send(message, socket.MSG_DONTWAIT)
         except OSError:
-            pass  # it has ended, which the next `_receive` says
+            pass  # it has ended, which the next `_receive` says, or reads nothing
 
     def _receive(self) -> bytes:
         try:

@@ -6,9 +6,11 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
+from tender.embed import snapshots
 from tender.embed.snapshots import Requester, Snapshot
 from tender.errors import GuestEnded, HostError, SnapshotError
 from tender.snapshot.helper import ASK, DONE, NO, READY, YES
@@ -87,6 +89,34 @@ def test_a_request_that_is_given_up(tender: Tender) -> None:
         tender.save()
     thread.join()
     assert received == [ASK, NO, ASK, YES, NO]
+
+
+@pytest.mark.parametrize("message", [b"nonsense", READY])
+def test_a_process_that_sends_without_end(
+    tender: Tender, monkeypatch: pytest.MonkeyPatch, message: bytes
+) -> None:
+    """It was taken over: the request ends all the same."""
+    monkeypatch.setattr(snapshots, "WRITE_S", 0.1)
+
+    def flood() -> None:
+        with suppress(OSError):
+            while True:
+                tender.socket.send(message)
+
+    thread = tender.beside(flood)
+    with pytest.raises((TimeoutError, HostError), match="no hypercall|not answer within 0.1 s"):
+        tender.save(0.1)
+    tender.socket.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
+def test_a_process_that_reads_nothing(tender: Tender) -> None:
+    tender.requester.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    for _ in range(30):
+        with pytest.raises(TimeoutError):
+            tender.save(0)
+    with pytest.raises(BlockingIOError):
+        tender.requester.sockets[0].send(ASK, socket.MSG_DONTWAIT)
 
 
 @pytest.mark.parametrize("steps", [(), (READY,)])
