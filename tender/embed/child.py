@@ -48,7 +48,8 @@ def run(sock: socket.socket, request: bytes, server_pid: int, namespaces: list[i
             if request == warm:
                 warm_up(cpu)
         created = _create_vm() if request == protocol.WARM["kvm"] else None
-        set_title("ptender:ready", ["ptender", "ready"])
+        if request != protocol.COLD:  # else it has a job at once
+            set_title("ptender:ready", ["ptender", "ready"])
         on_termination_signals(interrupt=False)
         stop = Stop()
         if protocol.take_fresh(sock):

@@ -220,7 +220,9 @@ def _value(plain: Any) -> Any:
         return tuple(_value(each) for each in plain)
     if type(plain) is list:
         name, fields = plain
-        return _VALUES[name](**{key: _value(each) for key, each in fields.items()})
+        value = _VALUES[name].__new__(_VALUES[name])  # its checks have been made
+        value.__dict__.update({key: _value(each) for key, each in fields.items()})
+        return value
     return plain
 
 
