@@ -7,18 +7,21 @@ program's side is tender/embed/server.py.
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import resource
 import select
 import signal
 import socket
-from errno import EAGAIN
+from errno import EAGAIN, EMFILE
 
 from tender.embed import child, heap
 from tender.embed.protocol import EXITED, FORKED, WARM
 from tender.errors import HostError, TenderError, serve_program
 from tender.host import set_title
+
+FIRST_PIDFD = 64  # of the children; all that a child has from its server is below
 
 
 class Forker:
@@ -69,7 +72,7 @@ class Forker:
                 ours.close()
                 child.run(theirs, request, self._pid, self._namespaces)
             try:
-                pidfd = os.pidfd_open(pid)
+                pidfd = _pidfd(pid)
             except OSError:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
@@ -93,8 +96,9 @@ class Forker:
         self._epoll.close()
         self._requests.close()
         self._exits.close()
-        for fd in (self._program, *self._children):
-            os.close(fd)
+        os.close(self._program)
+        if self._children:
+            os.closerange(FIRST_PIDFD, max(self._children) + 1)
 
     def _reap(self, pidfd: int) -> None:
         pid = self._children.pop(pidfd)
@@ -111,6 +115,17 @@ class Forker:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         for pid in self._children.values():
             os.waitpid(pid, 0)
+
+
+def _pidfd(pid: int) -> int:
+    """A pidfd whose number is among those that a child closes at once."""
+    low = os.pidfd_open(pid)
+    try:
+        return fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, FIRST_PIDFD)
+    except OSError:  # EINVAL where the limit is below that
+        raise OSError(EMFILE, os.strerror(EMFILE)) from None
+    finally:
+        os.close(low)
 
 
 def main(requests: int, exits: int, program: int) -> None:
@@ -148,10 +163,11 @@ def _import_all() -> list[int]:
         remote,
         tap,
     )
-    from tender.observe import counters  # noqa: F401
+    from tender.observe import counters
     from tender.snapshot import helper, restore, save  # noqa: F401
 
     namespaces: list[int] = []
+    counters.remove_dead()
     soft.installed()
     try:
         from tender.sandbox import confine, sandbox, seccomp  # noqa: F401

@@ -39,6 +39,7 @@ _REMEDY = (
     "guests of this user are found by it: log in (su sets none), or set it to a folder that is "
     "this user's own"
 )
+_are_removed = False  # files of the dead, by this process or the one that it was forked from
 own_name = ""  # of the file that this process has made
 
 
@@ -147,7 +148,8 @@ def _create(config: Config, header: Mapping[str, Any], cleanup: Cleanup) -> int:
         pass
     directory = open_folder(path)
     try:
-        _remove_dead(directory)
+        if not _are_removed:
+            _remove_some(directory)
         while True:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             fd = os.open(name, flags, 0o600, dir_fd=directory)
@@ -174,14 +176,30 @@ def open_folder(path: str) -> int:
     return fd
 
 
-def _remove_dead(directory: int) -> None:
-    """Remove files of processes that are gone; which are, the kernel says at little cost.
+def remove_dead() -> None:
+    """Remove all files of processes that are gone; forks of this process leave that to others."""
+    global _are_removed
+    try:
+        directory = open_folder(folder())
+    except OSError:
+        return  # nothing was made there
+    try:
+        _remove_dead(directory, os.listdir(directory))
+    finally:
+        os.close(directory)
+    _are_removed = True
 
-    Not all are looked at: where thousands of guests run, that would be most of a start.
-    """
+
+def _remove_some(directory: int) -> None:
+    """Not all are looked at: where thousands of guests run, that would be most of a start."""
     names = os.listdir(directory)
     first = os.getpid() * LOOKS % max(1, len(names))
-    for name in [*names[first:], *names[:first]][:LOOKS]:
+    _remove_dead(directory, [*names[first:], *names[:first]][:LOOKS])
+
+
+def _remove_dead(directory: int, names: list[str]) -> None:
+    """Remove files of processes that are gone; which are, the kernel says at little cost."""
+    for name in names:
         pid = name.rpartition(".")[0].rpartition(".")[2]
         if pid.isdigit() and len(pid) < 10 and not os.access(f"/proc/{pid}", os.F_OK):
             remove_unlocked(directory, name)

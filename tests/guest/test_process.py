@@ -16,6 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -409,6 +410,16 @@ def test_fifty_guests_at_once_all_answer(guest: Build) -> None:
     for running, wire in found:
         assert running.kill().reason == "killed"
         wire.close()
+
+
+def test_a_guest_has_no_descriptor_of_another(guest: Build) -> None:
+    """Without its sandbox, which would close them as well."""
+    kernel = guest("sleep")
+    options: Any = {"mem_mib": 8, "cpu": "soft", "sandbox": "off", "warn": lambda _: None}
+    with ExitStack() as guests:
+        *_, last = (guests.enter_context(Guest(kernel, "100000", **options)) for _ in range(4))
+        folder = Path(f"/proc/{last.pid}/fd")
+        assert not [each for each in folder.iterdir() if "pidfd" in os.readlink(each)]
 
 
 def test_nothing_is_left_of_many_guests(guest: Build) -> None:
