@@ -15,6 +15,7 @@ from tender import Guest, GuestEnded, VirtualTime
 from tender.errors import ConfigError, DeviceError, SnapshotError, TenderError, UsageError
 from tender.testing.net.switch import Switch
 from tests.guest.conftest import Build, missing
+from tests.waiting import children
 
 if TYPE_CHECKING:
     from tender.embed.interfaces import Cpu
@@ -97,6 +98,37 @@ def test_forks_have_a_life_of_their_own(guest: Build, cpu: Cpu) -> None:
     if "random 0" not in one.console.text:  # this CPU has RDRAND
         drawn = [set(re.findall(r"random (\w+)", each.console.text)) for each in clones[1:]]
         assert not drawn[0] & drawn[1]
+
+
+def writable(pid: int) -> set[tuple[str, int]]:
+    """The files that a process can write to by a descriptor or a shared mapping."""
+    found = set()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        flags = re.search(
+            r"^flags:\s+(\d+)$", Path(f"/proc/{pid}/fdinfo/{fd.name}").read_text(), re.M
+        )
+        assert flags
+        if int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY:
+            found.add((os.readlink(fd), fd.stat().st_ino))
+    for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        _, protection, _, _, inode, *path = line.split(maxsplit=5)
+        if protection[1::2] == "ws":
+            found.add((path[0], int(inode)))
+    # All vCPUs, of whatever VM, have one anonymous inode.
+    return {each for each in found if not each[0].startswith(("/dev/null", "anon_inode:"))}
+
+
+def test_clones_share_nothing_that_one_can_write_to(guest: Build, cpu: Cpu) -> None:
+    with Guest(guest("sleep"), "600000", mem_mib=4, cpu=cpu, snapshots=True) as first:
+        clones = first.fork(2, cpu=cpu)
+        with clones[0], clones[1]:
+            groups = []
+            for each in (first, *clones):
+                assert each.pid
+                pids = [each.pid, *children(each.pid)]
+                groups.append({file for pid in pids for file in writable(pid)})
+    assert all(groups)
+    assert sum(map(len, groups)) == len(set().union(*groups)), groups
 
 
 def test_clones_in_virtual_time_draw_other_numbers(guest: Build, any_cpu: str) -> None:
