@@ -9,6 +9,7 @@ import socket
 import stat
 from contextlib import suppress
 
+from tender.boot import layout
 from tender.cli.argparser import Parser
 from tender.cli.stats import find
 from tender.cli.units import amount
@@ -18,6 +19,7 @@ from tender.observe.core_helper import NamelessFile
 from tender.observe.guests import USERS, RunningGuest, running
 from tender.observe.touched import data_ranges
 from tender.snapshot import helper
+from tender.snapshot.file import size_max
 
 TIMEOUT_S = 10.0
 ABOUT = """Save a guest that was started with --snapshots to a file, at its next hypercall. FILE has
@@ -91,12 +93,18 @@ def _save(
         source = _request(connection, guest, timeout_s, stop=stop)
         size = _copy(source, target.fd)
         target.publish_as(name)
-        connection.send(helper.KEPT)
-        return size
     except OSError as error:
         raise HostError(f"{path}: cannot write it", "write", error.errno or 0) from None
     finally:
         target.discard()
+    try:
+        connection.send(helper.KEPT)
+    except OSError:
+        if stop and not _ends(guest.pid):
+            raise HostError(
+                f"{guest.name}: saved in {path}, but not ended: its snapshot helper was killed"
+            ) from None
+    return size
 
 
 def _request(
@@ -121,8 +129,9 @@ def _request(
     if answer != helper.SAVED or len(files) != 1:
         reason = one_line(answer.decode(errors="replace"))
         raise HostError(f"{guest.name}: not saved, in the folder of --snapshots: {reason}")
-    if not stat.S_ISREG(os.fstat(files[0]).st_mode):
-        raise HostError(f"{guest.name}: what it was saved to is no file")
+    info = os.fstat(files[0])
+    if not stat.S_ISREG(info.st_mode) or info.st_size > size_max(layout.MEM_MAX):
+        raise HostError(f"{guest.name}: what it was saved to is not a snapshot")
     return files[0]
 
 
