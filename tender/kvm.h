@@ -14,8 +14,9 @@ int kvm_ioctl(int fd, unsigned long request, unsigned long value);
 int kvm_ioctl_at(int fd, unsigned long request, void *argument);
 
 /*
- * KVM_RUN, counted in `activity` unless it is NULL. A 4-byte OUT, which nearly every exit is, as port << 32 | value; 0 for any other exit,
- * or -errno. (Python would read eight fields for it, each as slow as a system call.)
+ * KVM_RUN, counted in `activity` unless it is NULL. A 4-byte OUT, which nearly every exit is, as
+ * port << 32 | value; 0 for any other exit, or -errno. (Python would read eight fields for it, each
+ * as slow as a system call.)
  */
 int64_t kvm_run_once(int vcpu_fd, const struct kvm_run *run, struct activity *activity);
 

@@ -85,7 +85,8 @@ static int file_of(const uint8_t *start, size_t length)
 
 int heap_reserve(size_t length)
 {
-    uint8_t *start = mmap(NULL, length + HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS;
+    uint8_t *start = mmap(NULL, length + HUGE, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (start == MAP_FAILED)
         return -1;
     const size_t before = -(uintptr_t)start % HUGE;
@@ -121,8 +122,9 @@ int heap_keep(uintptr_t start, size_t length)
     if (fd < 0)
         return -1;
     memcpy(content + offset, range->start, length);
+    const int flags = MAP_PRIVATE | MAP_FIXED;
     int error = 0;
-    if (mmap(range->start, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, fd, 0) == MAP_FAILED)
+    if (mmap(range->start, length, PROT_READ | PROT_WRITE, flags, fd, 0) == MAP_FAILED)
         error = errno;
     else
         fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW);
@@ -212,7 +214,9 @@ static long give_back_of(const struct range *range, uintptr_t kept)
     long given = 0;
     for (size_t first = 0; first < count; first += LOOK_PAGES) {
         const size_t last = count - first < LOOK_PAGES ? count : first + LOOK_PAGES;
-        const long more = are_mapped(range, first, last) ? give_back_pages(range, first, last, kept) : 0;
+        if (!are_mapped(range, first, last))
+            continue;
+        const long more = give_back_pages(range, first, last, kept);
         if (more < 0)
             return -1;
         given += more;

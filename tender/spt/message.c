@@ -83,7 +83,9 @@ void message_put_exception(struct message *to, int signo, const struct sigcontex
     message_put(to, name(signo));
     message_put(to, ")");
     if (cpu->trapno == PF) {
-        message_put(to, cpu->err & PF_EXECUTE ? ", execute" : cpu->err & PF_WRITE ? ", write" : ", read");
+        message_put(to, cpu->err & PF_EXECUTE ? ", execute" :
+                        cpu->err & PF_WRITE   ? ", write" :
+                                                ", read");
         message_put(to, " at address=");
         message_put_number(to, cpu->cr2, 16);
     }
