@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from errno import ENXIO, ESRCH
+from errno import ENXIO, EPIPE, ESRCH
 
 from tender.errors import ConfigError, HostError, TenderError
 from tender.oci import bundle as bundles
@@ -30,13 +30,15 @@ def start(states: States, id: str) -> None:
         fifo = states.path(id, FIFO)
         try:
             fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                os.unlink(fifo)
+                os.write(fd, b"!")
+            finally:
+                os.close(fd)
         except OSError as error:
-            if error.errno == ENXIO:  # nobody reads it any more
+            if error.errno in (ENXIO, EPIPE):  # nobody reads it any more
                 raise ConfigError(f"cannot start {id}: its process has ended") from None
             raise HostError(fifo, "open", error.errno or 0) from None
-        os.unlink(fifo)
-        os.write(fd, b"!")
-        os.close(fd)
     hooks.run(bundle, "poststart", id, "running", container.pid)
 
 
