@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tender._native import ffi, lib
 from tender.dataclass import dataclass
-from tender.errors import ManifestError
+from tender.errors import ManifestError, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _from_json(value: object) -> Manifest:
     if not isinstance(value, dict) or value.get("type") != "solo5.manifest":
         raise ManifestError('not a manifest: expected an object with "type": "solo5.manifest"')
     if value.get("version") != lib.MFT_VERSION:
-        raise ManifestError(f'"version" is {value.get("version")!r}, not {lib.MFT_VERSION}')
+        raise ManifestError(f'"version" is {shown(value.get("version"))}, not {lib.MFT_VERSION}')
     devices = value.get("devices")
     if not isinstance(devices, list):
         raise ManifestError('"devices" is not a list')
@@ -177,7 +177,8 @@ def _device_from_json(item: object, index: int) -> Device:
         raise ManifestError(f"device {index} is not an object")
     name, kind = item.get("name"), item.get("type")
     if not isinstance(name, str) or not is_name(name):
-        raise ManifestError(f"device {index}: name {name!r} is not 1 to 67 letters and digits")
+        raise ManifestError(f"device {index}: name {shown(name)} is not 1 to 67 letters and digits")
     if not isinstance(kind, str) or kind not in TYPE_NUMBERS:
-        raise ManifestError(f"device {index} ({name}): type {kind!r} is not BLOCK_BASIC, NET_BASIC")
+        expected = "BLOCK_BASIC, NET_BASIC"
+        raise ManifestError(f"device {index} ({name}): type {shown(kind)} is not {expected}")
     return Device(name, TYPE_NUMBERS[kind], index)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import json
 
-from tender.errors import ConfigError
+from tender.errors import ConfigError, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,14 +72,16 @@ def _rumprun_net(network: Network) -> dict[str, str]:
 def _word(text: str) -> str:
     """An argument in `cmdline`: JSON's backslash before a quote is also that of its parser."""
     if "'" in text or not text.isprintable():
-        raise ConfigError(f"rumprun takes no argument with a single quote or a control: {text!r}")
+        raise ConfigError(
+            f"rumprun takes no argument with a single quote or a control: {shown(text)}"
+        )
     return f"'{text}'" if not text or " " in text else text
 
 
 def _verbatim(text: str) -> str:
     """A text that its JSON parser, which takes backslashes as they are, gets as it is."""
     if _json(text) != f'"{text}"':
-        raise ConfigError(f"rumprun takes no quote, backslash or control in a value: {text!r}")
+        raise ConfigError(f"rumprun takes no quote, backslash or control in a value: {shown(text)}")
     return text
 
 
