@@ -58,6 +58,7 @@ def test_kernels_from_memory_and_descriptors(guest: Build) -> None:
         (reader, "descriptor .*: not a regular file"),
         (os.open(path, os.O_WRONLY), "descriptor .*: Bad file descriptor"),
         (os.open("/", os.O_RDONLY), "kernel=.*: a directory"),
+        (os.open("/proc/self/mem", os.O_RDONLY), "descriptor .*: Input/output error"),
         (999, "kernel=999: no such descriptor"),
     ):
         with pytest.raises(TenderError, match=f"^{message}"):
@@ -65,6 +66,19 @@ def test_kernels_from_memory_and_descriptors(guest: Build) -> None:
         if wrong != 999 and isinstance(wrong, int):
             os.close(wrong)
     assert open_descriptors() <= before
+
+
+def test_a_kernel_that_is_changed_while_its_guest_runs(guest: Build, any_cpu: str) -> None:
+    fd = os.memfd_create("kernel")
+    os.write(fd, guest("count").read_bytes())
+    with Guest(fd, "50", "5", mem_mib=8) as one:
+        one.console.wait_for("count 3 ")
+        os.ftruncate(fd, 100)
+        os.pwrite(fd, b"\xff" * 100, 0)
+        assert one.wait().status == 0
+    with pytest.raises(TenderError, match="not an ELF"):
+        Guest(fd, mem_mib=8).start()
+    os.close(fd)
 
 
 def test_a_callback_at_the_end(guest: Build) -> None:
