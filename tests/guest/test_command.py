@@ -86,6 +86,22 @@ def test_a_python_that_this_user_may_not_run_is_named(tmp_path: Path) -> None:
     assert f"ptender: {tmp_path}/python3 is /dev/null/bin/python3, which is not " in done.stderr
 
 
+def test_a_package_that_is_compiled_of_older_sources_says_what_to_do(tmp_path: Path) -> None:
+    """As after a git pull."""
+    (tmp_path / "bin").mkdir()
+    shutil.copy(PTENDER, tmp_path / "bin")
+    (tmp_path / "bin/python3").symlink_to(sys.executable)
+    folder = tmp_path / "checkout/tender/cli"
+    folder.mkdir(parents=True)
+    missing = "cffi library 'tender._native' has no function named 'new'"
+    (folder / "main.py").write_text(f'def main():\n    raise AttributeError("{missing}")\n')
+    done = subprocess.run([tmp_path / "bin/ptender", "demo"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"ptender: {missing}: it is compiled of older sources; run ./quickstart once more\n"
+    )
+
+
 def test_the_policy_of_the_demo(ptender: Run) -> None:
     done = ptender("policy", "demo")
     assert (done.returncode, done.stderr) == (0, "")
