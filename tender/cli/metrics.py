@@ -191,7 +191,9 @@ def open_server(where: str) -> Server:
         )[0]
         sock = socket.create_server(address[:2], family=family)
     except OSError as error:
-        reason = error.strerror or str(error)
+        # create_server() puts the address into strerror; getaddrinfo() has numbers of its own.
+        is_host = not isinstance(error, socket.gaierror) and error.errno
+        reason = os.strerror(error.errno or 0) if is_host else error.strerror or str(error)
         raise HostError(f"--listen={where}: {reason}") from None
     return Server(sock, f"http://{host}:{sock.getsockname()[1]}/metrics")
 

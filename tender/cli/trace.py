@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from tender.cli.argparser import Parser
 from tender.errors import ConfigError, HostError, one_line
 from tender.image.output import put_in_place, signals, work_folder
-from tender.observe.trace_file import MICROSECONDS, Events, Summary, TraceFile
+from tender.observe.trace_file import LINE_MAX, MICROSECONDS, Events, Summary, TraceFile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ def read(path: str, output: str | None) -> dict[str, Any]:
     with ExitStack() as stack:
         try:
             lines = stack.enter_context(open(path, encoding="utf-8", errors="replace"))
-            trace, summary = TraceFile(lines, path), Summary()
+            trace = TraceFile(iter(lambda: lines.readline(LINE_MAX), ""), path)
+            summary = Summary()
             made = stack.enter_context(work_folder(output)) / "events" if output else None
             file = stack.enter_context(
                 open(made or os.devnull, "w", encoding="utf-8", opener=_for_its_owner)

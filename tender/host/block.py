@@ -117,7 +117,8 @@ def _open(where: str, path: str, readonly: bool, sync: str) -> int:
     except OSError as error:
         what = f"Could not open block device: {where}"
         hint = ""
-        if error.errno in (errno.EACCES, errno.EROFS) and not readonly:
+        is_readable = os.access(path, os.R_OK, effective_ids=True)
+        if error.errno in (errno.EACCES, errno.EROFS) and not readonly and is_readable:
             hint = f" (to attach it read-only, {_read_only()})"
         elif isinstance(error, FileNotFoundError):
             hint = _hint(path, readonly)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 LONGEST = 5
 PERCENTILES = (50, 90, 99, 100)
 MICROSECONDS = 1_000_000
+LINE_MAX = 1 << 16  # letters: a longer one is of no trace
 _TIMES = ("t", "took")
 _TIME_MAX = 1 << 62  # microseconds: more than a clock has
 _OWN = (*_TIMES, "call", "device")  # fields that an event shows otherwise
@@ -49,7 +50,10 @@ class Call:
 
 
 class TraceFile:
-    """The lines of a trace; `path` is for errors. After `calls`, how the guest ended."""
+    """The lines of a trace, cut at LINE_MAX letters; `path` is for errors.
+
+    After `calls`, `end` has how the guest ended.
+    """
 
     def __init__(self, lines: Iterable[str], path: str) -> None:
         self._lines = enumerate(lines, 1)
@@ -58,7 +62,7 @@ class TraceFile:
         head = self._fields(*next(self._lines, (1, "{}")))
         version = (head or {}).get("trace")
         if version is None:
-            raise ConfigError(f"{path}: not a trace: its first line names no version")
+            raise self._error(1)
         if version != VERSION:
             raise ConfigError(f"{path}: its format is {version}; this ptender reads {VERSION}")
         self.guest = one_line(str((head or {}).get("guest", "")))
@@ -82,7 +86,7 @@ class TraceFile:
         try:
             fields = json.loads(line)
         except (ValueError, RecursionError):
-            if not line.endswith("\n") and number > 1:
+            if not line.endswith("\n") and number > 1 and len(line) < LINE_MAX:
                 return None
             raise self._error(number) from None
         if not isinstance(fields, dict):
@@ -90,6 +94,8 @@ class TraceFile:
         return fields
 
     def _error(self, number: int) -> ConfigError:
+        if number == 1:
+            return ConfigError(f"{self._path}: not a trace")
         return ConfigError(f"{self._path}:{number}: not a line of a trace")
 
 

@@ -69,7 +69,7 @@ def describe(
     for name in disks:
         if (name, "BLOCK_BASIC") not in devices:
             known = ", ".join(each for each, kind in devices if kind == "BLOCK_BASIC") or "no disk"
-            raise BuildError(f"--block:{name}: the manifest declares {known}")
+            raise BuildError(f"--block {name}=FILE: the manifest declares {known}")
     return Unikernel(
         guest,
         TARGETS[image.target],

@@ -118,19 +118,19 @@ def test_the_same_input_gives_the_same_bytes() -> None:
     assert Path("web.tar").read_bytes() == before
 
 
-def test_how_a_guest_takes_its_address(capsys: pytest.CaptureFixture[str]) -> None:
+def test_how_a_guest_takes_its_address(capfd: pytest.CaptureFixture[str]) -> None:
     def kind(*arguments: str) -> str:
         cli.main(["web.hvt", "-t", "web", *arguments])
         annotations = unpacked("web.tar").manifest["annotations"]
         return str(annotations["com.urunc.unikernel.unikernelType"])
 
     assert kind() == "mirage"
-    assert capsys.readouterr().err.count("\n") == 1
+    assert capfd.readouterr().err.count("\n") == 1
     assert kind("--guest=rumprun") == "rumprun"
     notes = [elves.abi_note(), elves.manifest_note(Manifest()), BINDINGS_NOTE]
     Path("web.hvt").write_bytes(elves.image(notes=notes))
     assert kind() == "ptender"
-    assert capsys.readouterr().err == ""
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_how_a_guest_takes_its_address(capsys: pytest.CaptureFixture[str]) -> No
         (["-t", "web", "--block", "storage"], "--block=storage: NAME=FILE names"),
         (
             ["-t", "web", "--block", "service=disk"],
-            "--block:service: the manifest declares st",
+            "--block service=FILE: the manifest declares st",
         ),
         (
             ["-t", "web", "--block", "storage=/nowhere"],
