@@ -6,9 +6,9 @@ Documentation/virt/kvm/api.rst.
 
 from __future__ import annotations
 
+import _struct as struct
 import errno
 import posix as os
-import struct
 
 from tender._native import ffi, lib
 from tender.boot.x86_64 import CONTROL, CR4_OSXSAVE, REGISTERS, SEGMENTS, Segment, State, Table

@@ -6,7 +6,7 @@ encodings from the Intel SDM volume 3, chapters 2 to 4.
 
 from __future__ import annotations
 
-import struct
+import _struct as struct
 
 from tender.boot import layout
 from tender.dataclass import dataclass, replace

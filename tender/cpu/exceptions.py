@@ -6,7 +6,7 @@ chapter 6.
 
 from __future__ import annotations
 
-import struct
+import _struct as struct
 
 from tender.cpu.vcpu import Failure, Fault
 from tender.cpu.x86_64 import (

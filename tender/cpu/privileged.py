@@ -5,7 +5,7 @@ A mixin of the native CPU, which traps them. Source: Intel SDM volumes 2 and 3.
 
 from __future__ import annotations
 
-import struct
+import _struct as struct
 
 from tender.boot.x86_64 import CONTROL, MSR_TSC, MSRS, State, Table
 from tender.cpu.exceptions import Exceptions

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import _stat as stat
 import fcntl
 import posix as os
-import stat
 
 from tender._native import ffi, lib
 from tender.checks import decoded, encoded

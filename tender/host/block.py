@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import _stat as stat
 import errno
 import fcntl
 import posix as os
-import stat
 
 from tender.backends import (
     SECTOR_SIZE,

@@ -7,7 +7,7 @@ loader for hvt and spt (ABI version 2) and of the ELF64 specification.
 
 from __future__ import annotations
 
-import struct
+import _struct as struct
 from itertools import pairwise
 
 from tender._native import ffi, lib

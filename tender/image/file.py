@@ -6,8 +6,8 @@ it is loaded.
 
 from __future__ import annotations
 
+import _stat as stat
 import posix as os
-import stat
 
 from tender.boot import layout
 from tender.errors import ImageError, setting

@@ -9,8 +9,8 @@ docs/threat-model.md says what each layer is for.
 
 from __future__ import annotations
 
+import _stat as stat
 import posix as os
-import stat
 from errno import EINVAL
 
 from tender._native import ffi, lib

@@ -16,7 +16,7 @@ from tests.guest.conftest import ROOT, Build
 
 PLAIN = {
     # the standard library's
-    "_stat", "_struct", "_thread", "errno", "fcntl", "gc", "itertools", "mmap", "stat", "struct",
+    "_stat", "_struct", "_thread", "errno", "fcntl", "gc", "itertools", "mmap",
     # the compiled part
     "_cffi_backend", "tender._native",
     # ours
