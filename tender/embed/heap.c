@@ -86,6 +86,7 @@ static int file_of(const uint8_t *start, size_t length)
 int heap_reserve(size_t length)
 {
     const int flags = MAP_PRIVATE | MAP_ANONYMOUS;
+    length = (length + HUGE - 1) / HUGE * HUGE;
     uint8_t *start = mmap(NULL, length + HUGE, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (start == MAP_FAILED)
         return -1;
