@@ -20,7 +20,13 @@ import pytest
 
 from tests.guest.conftest import BINDINGS, PTENDER, Build, Run
 from tests.needs import needs
-from tests.waiting import PATIENCE_S, wait_until, wait_until_asleep, wait_until_blocked
+from tests.waiting import (
+    PATIENCE_S,
+    state_of,
+    wait_until,
+    wait_until_asleep,
+    wait_until_blocked,
+)
 
 ONE_LINE = r"(ptender|solo5-hvt[.2]*): [^\n]+\n"
 
@@ -404,14 +410,8 @@ def test_a_build_that_is_ended_leaves_nothing(tmp_path: Path, number: signal.Sig
         _, errors = process.communicate(timeout=PATIENCE_S)  # at the end of all who have its output
     assert (process.returncode, errors) == (1, f"ptender: Exiting on signal {int(number)}\n")
     assert sorted(tmp_path.rglob("*")) == before
-    assert not any(is_running(pid) for pid in compilers)
-
-
-def is_running(pid: str) -> bool:
-    try:
-        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
+    # A process closes its output before it has ended.
+    wait_until(lambda: all(state_of(int(pid)) in ("", "Z") for pid in compilers))
 
 
 def on_a_full_disk(words: str) -> subprocess.CompletedProcess[str]:
@@ -739,9 +739,7 @@ def test_a_stop_of_the_process_does_not_make_a_guest_sleep_longer(
 ) -> None:
     with start("--mem=8", *more, guest("sleep"), "2000") as process:
         read_until(process, "heap")
-        stat = Path(f"/proc/{process.pid}/stat")
-        while stat.read_text().rpartition(") ")[2][0] != "S":  # until it waits in POLL
-            time.sleep(0.01)
+        wait_until_asleep(process.pid)  # in POLL
         process.send_signal(signal.SIGSTOP)
         os.waitpid(process.pid, os.WUNTRACED)
         begin = time.monotonic_ns()

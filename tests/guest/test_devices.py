@@ -27,7 +27,7 @@ from tender import (
 )
 from tender.errors import ConfigError, DeviceError
 from tests.guest.conftest import Build, Run
-from tests.waiting import PATIENCE_S, wait_until_asleep
+from tests.waiting import PATIENCE_S, wait_until, wait_until_asleep
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -424,6 +424,7 @@ def test_an_exception_of_a_network_is_reported_and_the_guest_goes_on(guest: Buil
     net = Pinger(1, error=True)
     with made(guest("ping"), net={"service": net}, warn=told.append) as running:
         running.console.wait_for("listening", PATIENCE_S)
+        wait_until(lambda: told)
         with pytest.raises(TimeoutError):
             running.wait(0.2)
         assert running.running

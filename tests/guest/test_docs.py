@@ -57,21 +57,24 @@ class Terminal:
             start_new_session=True,
         )
         self._output = ""
+        self._lock = threading.Lock()  # of it: one thread adds to it, another takes from it
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
     def _read(self) -> None:
         assert self._shell.stdout
         while part := os.read(self._shell.stdout.fileno(), 4096):
-            self._output += part.decode(errors="replace")
+            with self._lock:
+                self._output += part.decode(errors="replace")
 
     def _wait_for(self, pattern: str) -> str:
         """Take the output up to the end of `pattern`; all of it if that does not come."""
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
-            if found := re.match(pattern, self._output, re.DOTALL):
-                self._output = self._output[found.end() :]
-                return found[0]
+            with self._lock:
+                if found := re.match(pattern, self._output, re.DOTALL):
+                    self._output = self._output[found.end() :]
+                    return found[0]
             time.sleep(0.01)
         return self._output
 

@@ -31,6 +31,7 @@ CALLS = ("WALLTIME", "PUTS", "POLL", "BLOCK_WRITE", "BLOCK_READ", "NET_WRITE", "
 BLOCKS = {"kvm": 1_000, "native": 10_000, "soft": 10_000}
 RING_ENTRIES = 10_000
 SAMPLES = 3  # of blocks that end their guest: each takes a guest of its own
+WILD_S = 10  # for guests that may never end: they are stopped then
 GROWTH_KB = 512
 FAULT = re.compile(r"ptender: Invalid guest access: [^\n]+\n")
 
@@ -65,11 +66,11 @@ class Forger:
             pass_fds=[fd],
         )
 
-    def run(self, *words: object) -> tuple[int, str, str]:
+    def run(self, *words: object, limit_s: float = PATIENCE_S) -> tuple[int, str, str]:
         """Run it to its end; a guest that goes on and on is stopped: its status is 1 then."""
         with self.start(*words) as process:
             try:
-                output, errors = process.communicate(timeout=10)
+                output, errors = process.communicate(timeout=limit_s)
             except subprocess.TimeoutExpired:
                 process.terminate()
                 output, errors = process.communicate(timeout=PATIENCE_S)
@@ -164,7 +165,7 @@ def test_a_block_that_ends_its_guest(forger: Forger, name: str) -> None:
 def test_a_guest_that_has_itself_overwritten(forger: Forger, name: str) -> None:
     """Its stack, its tables, its boot info: whatever becomes of it, it is the guest's end only."""
     for nth in range(SAMPLES):
-        status, _, errors = forger.run("wild", name, 2 + nth, nth)
+        status, _, errors = forger.run("wild", name, 2 + nth, nth, limit_s=WILD_S)
         assert 0 <= status <= 255, (nth, status, errors)
         assert errors == "" or re.fullmatch(r"(ptender: [^\n]+\n){1,2}", errors), (nth, errors)
 
@@ -183,6 +184,6 @@ def test_a_ring_entry_that_ends_its_guest(ring_forger: Forger, nth: int) -> None
 
 @pytest.mark.parametrize("nth", range(6))
 def test_a_ring_that_is_overwritten(ring_forger: Forger, nth: int) -> None:
-    status, _, errors = ring_forger.run("ring-wild", nth, nth)
+    status, _, errors = ring_forger.run("ring-wild", nth, nth, limit_s=WILD_S)
     assert status in (0, 1, 255), errors
     assert errors == "" or re.fullmatch(r"ptender: [^\n]+\n", errors), errors

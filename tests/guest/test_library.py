@@ -257,8 +257,8 @@ def test_nothing_is_left_of_many_guests(guest: Build) -> None:
     mappings = len(Path("/proc/self/maps").read_text().splitlines())
     for _ in range(10):
         once()
-    assert open_descriptors() <= descriptors
-    assert threading.active_count() <= threads
+    wait_until(lambda: open_descriptors() <= descriptors)
+    wait_until(lambda: threading.active_count() <= threads)
     assert len(Path("/proc/self/maps").read_text().splitlines()) <= mappings + 5
 
 
@@ -271,15 +271,24 @@ def test_guests_side_by_side(guest: Build) -> None:
 
 def test_run_can_be_stopped_from_another_thread(guest: Build) -> None:
     running = Guest(guest("loop"), mem_mib=8, console=2)
-    threading.Timer(0.3, running.stop).start()
+
+    def stop() -> None:
+        wait_until(lambda: running.running)
+        running.stop()
+
+    threading.Thread(target=stop).start()
     assert running.run().reason == "stopped"
 
 
 def test_an_interrupted_wait_leaves_the_guest_to_be_stopped(guest: Build) -> None:
     with Guest(guest("loop"), mem_mib=8, console=2) as running:
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+        def wait() -> None:
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            running.wait(timeout=PATIENCE_S)
+
         with pytest.raises(KeyboardInterrupt):
-            running.wait(timeout=60)
+            wait()
         assert running.running
     assert running.stop().reason == "stopped"
 

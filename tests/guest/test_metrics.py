@@ -21,7 +21,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from tender import BlockFile, Guest
 from tests.guest.conftest import PTENDER, Build, Run
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_S, wait_until
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 Serve = Callable[..., tuple[subprocess.Popen[str], str]]
@@ -59,6 +59,8 @@ def two(guest: Build, tmp_path: Path) -> Iterator[list[Guest]]:
         for _ in range(2)
     ]
     with guests[0], guests[1]:
+        for each in guests:
+            each.console.wait_for("held", PATIENCE_S)
         yield guests
 
 

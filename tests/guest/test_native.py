@@ -16,7 +16,7 @@ import pytest
 
 from tender._native import lib
 from tender.cpu import native
-from tests.waiting import children, wait_until_asleep
+from tests.waiting import PATIENCE_S, children, wait_until_asleep
 
 from .conftest import PTENDER, Build
 
@@ -79,7 +79,7 @@ def test_it_ends_with_its_tender(looping: tuple[subprocess.Popen[str], int]) -> 
     pidfd = os.pidfd_open(pid)
     try:
         tender.kill()
-        assert select.select([pidfd], [], [], 60)[0]
+        assert select.select([pidfd], [], [], PATIENCE_S)[0]
     finally:
         os.close(pidfd)
 
@@ -88,7 +88,7 @@ def test_it_ends_with_its_tender(looping: tuple[subprocess.Popen[str], int]) -> 
 def test_its_end_is_the_guests(looping: tuple[subprocess.Popen[str], int]) -> None:
     tender, pid = looping
     os.kill(pid, signal.SIGKILL)
-    assert tender.wait(60) == 1
+    assert tender.wait(PATIENCE_S) == 1
     assert tender.stderr
     assert "native CPU: the guest's process was killed by signal 9" in tender.stderr.read()
 
@@ -104,7 +104,7 @@ def test_its_end_is_the_guests_that_waits(guest: Build) -> None:
         (child,) = children(tender.pid)
         wait_until_asleep(tender.pid)
         os.kill(child, signal.SIGKILL)
-        assert tender.wait(60) == 1
+        assert tender.wait(PATIENCE_S) == 1
         said = tender.stderr.read()
     assert said == b"ptender: native CPU: the guest's process was killed by signal 9\n"
 
@@ -113,9 +113,9 @@ def test_a_signal_ends_a_loop(looping: tuple[subprocess.Popen[str], int]) -> Non
     tender, pid = looping
     pidfd = os.pidfd_open(pid)
     tender.send_signal(signal.SIGTERM)
-    assert tender.wait(60) == 1
+    assert tender.wait(PATIENCE_S) == 1
     try:
-        assert select.select([pidfd], [], [], 60)[0]
+        assert select.select([pidfd], [], [], PATIENCE_S)[0]
     finally:
         os.close(pidfd)
 
@@ -124,7 +124,8 @@ GUEST = """
 #include <solo5.h>
 #include "{header}"
 static void attack(void) {{ {body} }}
-int solo5_app_main(const struct solo5_start_info *info) {{ (void)info; attack(); return 0; }}
+int solo5_app_main(const struct solo5_start_info *info)
+{{ (void)info; solo5_console_write("attack\\n", 7); attack(); return 0; }}
 """
 SHARED = "unsigned char *at = (unsigned char *)0x500010000000;"
 ATTACKS = {
@@ -171,11 +172,13 @@ def test_an_attack_ends_the_guest_only(tmp_path: Path, name: str) -> None:
         stderr=subprocess.PIPE,
         text=True,
     ) as tender:
+        assert tender.stdout
+        assert "attack\n" in iter(tender.stdout.readline, "")
         try:
             _, stderr = tender.communicate(timeout=3)
         except subprocess.TimeoutExpired:  # a guest that hangs itself can be stopped
             tender.send_signal(signal.SIGTERM)
-            _, stderr = tender.communicate(timeout=60)
+            _, stderr = tender.communicate(timeout=PATIENCE_S)
     assert tender.returncode in (1, 255), stderr
     assert "internal error" not in stderr
     assert "Traceback" not in stderr

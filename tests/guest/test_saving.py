@@ -173,12 +173,14 @@ def test_from_cpu_to_cpu(guest: Build, tmp_path: Path) -> None:
     cpus = [each for each in every if not missing(each)]
     for one in cpus:
         options: dict[str, Any] = {"mem_mib": MEM_MIB, "snapshots": True, "cpu": one}
-        with Guest(guest("count"), "30", "5", **options) as first:
+        with Guest(guest("count"), "100", "5", **options) as first:
             first.console.wait_for("count 3 ")
-            clones = [first.fork(1, cpu=other)[0] for other in cpus]
+            saved = first.snapshot()
+        clones = [Guest.restore(saved, cpu=other, clone=True) for other in cpus]
         for other, each in zip(cpus, clones, strict=True):
             check_end(each, other)
-            assert counted(each)[-1] == 29
+            assert counted(each)[-1] == 99
+        saved.close()
 
 
 def test_what_can_not_be_saved(guest: Build, any_cpu: str) -> None:

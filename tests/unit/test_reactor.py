@@ -71,15 +71,23 @@ def test_what_cannot_be_registered(pair: Ends) -> None:
         reactor().register(-1, READ, print)
 
 
-def test_timers_come_in_order_and_can_be_cancelled() -> None:
+def test_timers_come_in_order_and_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     got: queue.Queue[str] = queue.Queue()
     loop = reactor()
-    cancelled = loop.call_later(0.01, lambda: got.put("cancelled"))
-    loop.call_later(0.05, lambda: got.put("late"))
-    loop.call_later(0.02, lambda: got.put("early"))
-    cancelled.cancel()
-    for number in range(3):
-        loop.call_soon(lambda number=number: got.put(str(number)))  # type: ignore[misc]
+
+    def schedule() -> None:
+        """All in one instant, and on the thread: nothing is called before the rest is there."""
+        now = time.monotonic()
+        with monkeypatch.context() as patch:
+            patch.setattr("tender.embed.reactor.monotonic", lambda: now)
+            cancelled = loop.call_later(0.01, lambda: got.put("cancelled"))
+            loop.call_later(0.05, lambda: got.put("late"))
+            loop.call_later(0.02, lambda: got.put("early"))
+            cancelled.cancel()
+            for number in range(3):
+                loop.call_soon(lambda number=number: got.put(str(number)))  # type: ignore[misc]
+
+    loop.call_soon(schedule)
     assert [got.get(timeout=PATIENCE_S) for _ in range(5)] == ["0", "1", "2", "early", "late"]
     assert got.empty()
 
@@ -168,7 +176,7 @@ def test_thousands_of_descriptors_from_many_threads() -> None:
             ours.close()
             theirs.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert set(reactor()._entries) == before
+    assert set(reactor()._entries) <= before
 
 
 def test_a_forked_child_has_a_reactor_of_its_own_and_the_parent_keeps_its() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 
 from tests.guest.conftest import PTENDER, Build, Namespace, open_namespace
 from tests.needs import needs
-from tests.waiting import marked, state_of, wait_until
+from tests.waiting import kill, marked, state_of, wait_until
 
 OCI = PTENDER.with_name("ptender-oci")
 KERNEL = "/unikernel/kernel.hvt"
@@ -84,7 +83,7 @@ def runtime(tmp_path: Path, any_cpu: str) -> Iterator[Runtime]:
         wait_until(lambda: not left())
     finally:
         for pid in left():
-            os.kill(pid, signal.SIGKILL)
+            kill(pid)
     assert not list(value.root.glob("*"))
     assert not list(CGROUPS.glob(f"*/{value.cgroup}"))
 
