@@ -115,9 +115,14 @@ class _Commands:
     def _parse(self, parser: Parser) -> Namespace:
         """The arguments of a command on one container; one that is not ours goes to runc."""
         given = parser.parse_args(self._options.rest)
-        if not self._states.has(given.id) and _others_runtime():
+        if not self._states.has(given.id) and not self._has_none(given.id) and _others_runtime():
             _delegate(self._argv)
         return given
+
+    def _has_none(self, id: str) -> bool:
+        """Whether nothing is there to delete: runc would delete what a `create` makes meanwhile."""
+        is_shared = self._options.command == "delete" and self._options.root
+        return bool(is_shared and self._states.is_free(id))
 
     def _create(self) -> None:
         self._create_container("--no-pivot", "--no-new-keyring")

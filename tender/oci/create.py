@@ -56,16 +56,15 @@ def create(
     container = Container(id, bundle.folder, now, folders)
     name = id.replace("+", "_")[:NAME_MAX]
     command = [*tender, f"--name={name}"]
-    states.make(id)
+    folder = states.make(id)
     process = None
     try:
         # Before there is anything that outlives this process: `delete` then finds all of it.
-        states.save(container)
+        states.save(folder, container)
         cgroups.make(groups, bundle.limits)
-        fifo = states.path(id, FIFO)
         process = _Process(
             lambda report: _become_tender(
-                report, container, fifo, bundle, guest, command, console_socket
+                report, container, folder, bundle, guest, command, console_socket
             )
         )
         process.wait()  # until it is in the namespaces, which these hooks find by its PID
@@ -73,7 +72,8 @@ def create(
         hooks.run(bundle, "createRuntime", id, "creating", process.pid)
         process.go_on()
         process.wait()  # until it can become the tender
-        states.save(replace(container, pid=process.pid, pid_started=started(process.pid) or ""))
+        made = replace(container, pid=process.pid, pid_started=started(process.pid) or "")
+        states.save(folder, made)
         if pid_file:
             _write_pid(pid_file, process.pid)
         process.go_on()
@@ -82,10 +82,12 @@ def create(
         if process:
             process.kill()
         cgroups.remove(folders)
-        states.remove(id)
+        states.give_up(folder, id)
         if isinstance(error, OSError):
             raise HostError(f"create {id}", None, error.errno or 0) from None
         raise
+    finally:
+        os.close(folder)
 
 
 def _write_pid(path: str, pid: int) -> None:
@@ -133,7 +135,7 @@ class _Process:
 def _become_tender(
     report: socket.socket,
     container: Container,
-    fifo: str,
+    folder: int,
     bundle: Bundle,
     guest: Guest,
     tender: Sequence[str],
@@ -154,7 +156,7 @@ def _become_tender(
         hooks.run(bundle, "createContainer", container.id, "creating", os.getpid())
         command = tender_command(bundle, guest, tender)
         # For reading and writing: to open it and to read from it then need no writer.
-        wait = os.open(fifo, os.O_RDWR | os.O_CLOEXEC)
+        wait = os.open(FIFO, os.O_RDWR | os.O_CLOEXEC, dir_fd=folder)
         _end_step(report)
         report.close()
         os.read(wait, 1)

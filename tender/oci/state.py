@@ -84,6 +84,13 @@ class States:
         """Whether a container of this ID is ours, if only in part."""
         return any(os.path.exists(self.path(id, name)) for name in (STATE, FIFO))
 
+    def is_free(self, id: str) -> bool:
+        """Whether no runtime has anything there, or one of ours has only begun to."""
+        try:
+            return not os.listdir(self.path(id))
+        except OSError:
+            return True
+
     def ids(self) -> list[str]:
         """The containers that are there. Raises HostError."""
         try:
@@ -94,12 +101,18 @@ class States:
             raise HostError(self.root, "opendir", error.errno or 0) from None
         return [id for id in names if os.path.exists(self.path(id, STATE))]
 
-    def make(self, id: str) -> None:
-        """Make the container's folder. Raises ConfigError where it is there."""
+    def make(self, id: str) -> int:
+        """Make the container's folder; a descriptor of it. Raises ConfigError where it is there."""
         try:
             os.makedirs(self.root, 0o700, exist_ok=True)
             os.mkdir(self.path(id), 0o700)
-            os.mkfifo(self.path(id, FIFO), 0o600)
+            folder = os.open(self.path(id), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.mkfifo(FIFO, 0o600, dir_fd=folder)
+            except BaseException:
+                os.close(folder)
+                raise
+            return folder
         except FileExistsError:
             if not os.path.isdir(self.root):
                 raise HostError(self.root, "mkdir", ENOTDIR) from None
@@ -121,12 +134,29 @@ class States:
         except OSError as error:
             raise HostError(f"cannot remove {self.path(id)}", None, error.errno or 0) from None
 
-    def save(self, container: Container) -> None:
-        """Write the state: whole, or not at all."""
-        path = self.path(container.id, STATE)
-        with open(f"{path}.new", "w") as file:
-            json.dump(container.__dict__, file)
-        os.replace(f"{path}.new", path)
+    def save(self, folder: int, container: Container) -> None:
+        """Write the state into its folder: whole, or not at all.
+
+        Raises ConfigError where it was deleted meanwhile: the ID may be another container's by now.
+        """
+        new = f"{STATE}.new"
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            with open(os.open(new, flags, 0o600, dir_fd=folder), "w") as file:
+                json.dump(container.__dict__, file)
+            os.replace(new, STATE, src_dir_fd=folder, dst_dir_fd=folder)
+        except FileNotFoundError:
+            raise ConfigError(f"container with ID {container.id} was deleted meanwhile") from None
+        finally:
+            fcntl.flock(folder, fcntl.LOCK_UN)
+
+    def give_up(self, folder: int, id: str) -> None:
+        """Remove a folder that was made, unless somebody else has."""
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if self._is(folder, id):
+            self.remove(id)
+        fcntl.flock(folder, fcntl.LOCK_UN)
 
     def load(self, id: str) -> Container:
         """The state of a container. Raises ConfigError where there is none."""

@@ -21,8 +21,7 @@ def states(tmp_path: Path) -> States:
 
 def make(states: States, bundle: str = "/bundle") -> Container:
     container = Container("one", bundle, "now", ("/sys/fs/cgroup/none",), 0, "")
-    states.make("one")
-    states.save(container)
+    states.save(states.make("one"), container)
     return container
 
 
@@ -38,6 +37,7 @@ def test_who_waits_to_delete_a_container_deletes_no_later_one(
 
     def flock(fd: int, operation: int) -> None:
         """Another command deletes it, and a new one gets its ID, while this one waits."""
+        changed.undo()
         shutil.rmtree(states.path("one"))
         make(states, "/another")
         fcntl.flock(fd, operation)

@@ -163,6 +163,15 @@ def test_what_is_no_unikernel_goes_to_runc(runtime: Runtime, make: Any) -> None:
     fake.chmod(0o755)
     for words in (["create", "--bundle", bundle, "two"], ["state", "two"], ["exec", "two", "sh"]):
         assert runtime(*words).stdout.split()[-len(words) :] == list(map(str, words))
+    # One that is not there is not runc's to delete, which would take what is made meanwhile.
+    delete = ("delete", "--force", "two")
+    assert runtime(*delete).stdout == ""
+    (runtime.root / "two").mkdir(parents=True)
+    assert runtime(*delete).stdout == ""
+    (runtime.root / "two").mkdir()
+    (runtime.root / "two/state.json").touch()
+    assert runtime(*delete).stdout.split()[-3:] == list(delete)
+    shutil.rmtree(runtime.root / "two")
 
 
 def test_a_terminal(runtime: Runtime, make: Any) -> None:
