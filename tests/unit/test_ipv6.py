@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,12 +18,6 @@ from tender.testing.net.switch import Switch
 
 MAC = bytes.fromhex("020000000001")
 ENDS = "fd00::1", "fd00::2"
-
-
-@pytest.fixture(params=[False, True], ids=["real", "virtual"])
-def switch(request: pytest.FixtureRequest) -> Iterator[Switch]:
-    with Switch(seed="test", patience=60, virtual=request.param) as value:
-        yield value
 
 
 @pytest.fixture

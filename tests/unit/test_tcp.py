@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from tender.errors import UsageError
@@ -12,12 +10,6 @@ from tender.testing.net.host import Host
 from tender.testing.net.packets import Packet, Segment
 from tender.testing.net.switch import Switch
 from tender.testing.net.tcp import Connection
-
-
-@pytest.fixture(params=[False, True], ids=["real", "virtual"])
-def switch(request: pytest.FixtureRequest) -> Iterator[Switch]:
-    with Switch(seed="test", patience=60, virtual=request.param) as value:
-        yield value
 
 
 @pytest.fixture
