@@ -18,6 +18,7 @@ from tender import Guest
 from tender.cpu import soft
 from tender.errors import UsageError
 from tests.guest.conftest import PTENDER, Build, builder, shared_folder
+from tests.guest.test_usernet import free_port
 from tests.waiting import wait_until, wait_until_asleep
 
 Gdb = Callable[..., str]
@@ -146,9 +147,7 @@ def test_a_session_over_a_pipe(cpu: str, debug_guest: Build) -> None:
 
 @pytest.mark.usefixtures("breakpoints")
 def test_a_port_of_this_machine_only(cpu: str, debug_guest: Build) -> None:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     image = debug_guest("debug")
     with subprocess.Popen(
         [PTENDER, "--mem=8", "--gdb", f"--gdb-port={port}", image],
@@ -367,9 +366,7 @@ def wait_until_gone(path: Path) -> None:
 @pytest.mark.usefixtures("breakpoints")
 def test_lldb(debug_guest: Build, cpu: str) -> None:
     lldb = needs("lldb")
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+    port = free_port()
     image = debug_guest("debug")
     with subprocess.Popen(
         [PTENDER, "--mem=8", f"--gdb={port}", image], stderr=subprocess.PIPE, text=True

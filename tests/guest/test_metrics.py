@@ -21,6 +21,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from tender import BlockFile, Guest
 from tests.guest.conftest import PTENDER, Build, Run
+from tests.guest.test_usernet import free_port
 from tests.waiting import PATIENCE_S, wait_until
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
@@ -145,8 +146,7 @@ def test_prometheus_scrapes_it(serve: Serve, two: list[Guest], tmp_path: Path) -
         "scrape_configs:\n- job_name: ptender\n  scrape_interval: 1s\n"
         f"  static_configs:\n  - targets: ['{target}']\n"
     )
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={tmp_path / 'data'}"]
     with subprocess.Popen(
         [*command, f"--web.listen-address=127.0.0.1:{port}"], stderr=subprocess.DEVNULL
