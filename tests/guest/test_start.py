@@ -86,6 +86,8 @@ def test_a_plain_run(guest: Build, tmp_path: Path, cpu: str) -> None:
 
 def test_the_file_of_a_plain_run(guest: Build, tmp_path: Path, any_cpu: str) -> None:
     """All is found in it but what has changed, and nothing in that of another Python."""
+    if any_cpu == "soft":
+        pytest.skip("the file has the modules of a plain run, and not those of the software CPU")
     package = tmp_path / "tender"
     shutil.copytree(ROOT / "tender", package)
     (tmp_path / "seccomp").symlink_to(ROOT / "seccomp")
