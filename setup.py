@@ -12,14 +12,17 @@ from setuptools import setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.sdist import sdist
 
+from distutils.command.build_scripts import build_scripts  # isort: skip  # setuptools has it
+
 # The machine that is built for; a cross build has
 # _PYTHON_HOST_PLATFORM=linux-aarch64 and CC in its environment.
 MACHINE = sysconfig.get_platform().rpartition("-")[2]
 
+OF_X86 = ["-fcf-protection=none"]
 FREESTANDING = [
     *("-std=gnu11", "-O2", "-ffreestanding", "-nostdlib", "-static", "-fPIE", "-no-pie"),
     *("-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-mgeneral-regs-only"),
-    *("-fcf-protection=none", "-U_FORTIFY_SOURCE", "-I."),
+    *(*OF_X86, "-U_FORTIFY_SOURCE", "-I."),
     "-Wl,-z,noexecstack,-z,norelro,--build-id=none",
 ]
 # What runs in the processes of guests: its output, its sources and how it is linked. The native
@@ -39,6 +42,8 @@ PROGRAMS = [
         "-Os -Wl,-T,tender/spt/code.lds,--oformat=binary",
     ),
 ]
+# What is installed as a command, by each of its names.
+COMMANDS = ("ptender", "ptender-oci", "solo5-hvt.2", "solo5-spt")
 # What keeps a guest from the host's loopback, beside passt.
 FRAME_FILTER = [
     *("tender/host/frame_filter.c", "-std=gnu11", "-O2", "-s", "-fPIE", "-pie", "-Wall"),
@@ -70,6 +75,18 @@ class BuildExt(build_ext):  # type: ignore[misc]
         output = program if self.inplace else os.path.join(self.build_lib, program)
         os.makedirs(os.path.dirname(output), exist_ok=True)
         self.spawn([os.environ.get("CC", "cc"), *words, "-o", output])
+
+
+class BuildScripts(build_scripts):
+    """The commands."""
+
+    def run(self) -> None:
+        """Build all."""
+        os.makedirs(self.build_dir, exist_ok=True)
+        flags = [flag for flag in FREESTANDING if MACHINE == "x86_64" or flag not in OF_X86]
+        for name in COMMANDS:
+            output = os.path.join(self.build_dir, name)
+            self.spawn([os.environ.get("CC", "cc"), *flags, *self.scripts, "-s", "-o", output])
 
 
 COMPILED = re.compile(
@@ -110,6 +127,6 @@ class Sdist(sdist):  # type: ignore[misc]
 
 setup(
     cffi_modules=["abi/ffi_build.py:native", "abi/ffi_build.py:soft"],
-    cmdclass={"build_ext": BuildExt, "sdist": Sdist},
+    cmdclass={"build_ext": BuildExt, "build_scripts": BuildScripts, "sdist": Sdist},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -25,6 +25,8 @@ from tender.host import environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import NoReturn
+
     from tender.cli.commandline import CommandLine
     from tender.cli.log import JsonLines
     from tender.config import Config
@@ -33,6 +35,21 @@ if TYPE_CHECKING:
 
 SIGINT = 2
 ERROR, WARNING, INFO = 3, 4, 6  # levels of a message, as syslog(3) numbers them
+
+
+def command() -> NoReturn:
+    """The process of a command: `main`, and its end."""
+    try:
+        status = main()
+    except AttributeError as error:
+        if "cffi library" not in str(error):
+            raise
+        sys.exit(f"ptender: {error}: it is compiled of older sources; run ./quickstart once more")
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    # Nothing is left to release; the interpreter's own clean-up takes longer than creating the VM.
+    os._exit(status)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -45,25 +45,26 @@ OF_DISK = {"tender.host.block", "tender.host.lock"}
 
 CODE = """
 import posix, sys
-before = set(sys.modules)
+before, leave = set(sys.modules), posix._exit
+def end(status):
+    new = set(sys.modules) - before
+    new = {{name for name in new if not name.endswith(".lib")}}
+    loaders = {{name: getattr(sys.modules[name], '__loader__', None) for name in new}}
+    found = {{name for name in new if type(loaders[name]).__module__ == 'tender.cli.frozen'}}
+    for names in new, found:
+        posix.write(2, ("\\n" + " ".join(sorted(names))).encode())
+    leave(status)
+posix._exit = end
 sys.path += [{root!r}, {backend!r}]
-script = {{"__name__": "ptender"}}
-exec(compile(open({script!r}).read(), "ptender", "exec"), script)
-status = script["command"]()(["ptender", *{words!r}])
-new = set(sys.modules) - before
-new = {{name for name in new if not name.endswith(".lib")}}
-loaders = {{name: getattr(sys.modules[name], '__loader__', None) for name in new}}
-found = {{name for name in new if type(loaders[name]).__module__ == 'tender.cli.frozen'}}
-for names in new, found:
-    posix.write(2, ("\\n" + " ".join(sorted(names))).encode())
-posix._exit(status)  # as the command does: it is in the sandbox
+sys.argv = ["-c", "ptender", *{words!r}]
+exec(compile(open({script!r}).read(), "start", "exec"), {{}})
 """
 
 
 def imported(*words: str, root: Path = ROOT) -> tuple[set[str], set[str]]:
     """What a run imports, and which of it from the file of tender/cli/frozen.py."""
     backend = str(Path(_cffi_backend.__file__).parent)
-    script = str(ROOT / "bin" / "ptender")
+    script = str(ROOT / "tender" / "cli" / "start.py")
     code = CODE.format(root=str(root), backend=backend, script=script, words=list(words))
     done = subprocess.run(
         [sys.executable, "-IS", "-c", code], capture_output=True, text=True, check=False
