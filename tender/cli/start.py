@@ -33,13 +33,15 @@ for folder in sys.path:  # tender/cli/frozen.py has what this file is
         fd = posix.open(f"{folder}/tender/cli/frozen.{sys.implementation.cache_tag}", 0)
     except OSError:
         continue
-    data = mmap.mmap(fd, 0, prot=mmap.PROT_READ)  # to read it would copy half a megabyte
-    posix.close(fd)
-    if data[:4] == MAGIC_NUMBER:
-        finder, entries = marshal.loads(memoryview(data)[4:])
-        module = type(sys)("tender.cli.frozen")
-        exec(finder, module.__dict__)
-        module.use(f"{folder}/tender", entries)
+    # To read it would copy half a megabyte. It must not stay open: its number may be that of a
+    # standard stream that is closed.
+    with mmap.mmap(fd, 0, prot=mmap.PROT_READ) as data:
+        posix.close(fd)
+        if data[:4] == MAGIC_NUMBER:
+            finder, entries = marshal.loads(memoryview(data)[4:])
+            module = type(sys)("tender.cli.frozen")
+            exec(finder, module.__dict__)
+            module.use(f"{folder}/tender", entries)
     break
 try:
     try:

@@ -550,6 +550,7 @@ def test_closed_descriptors_are_not_taken_for_the_console(guest: Build, tmp_path
         ("build -v {T}/exit.c -o {out} 2>/dev/full", 0, ""),
         ("build {T}/none.c -o {out} 2>/dev/full", 1, ""),
         ("build --help >&-", 0, ""),
+        ("--version <&- >&-", 0, ""),
         ("build --help >/dev/full", 1, "ptender: standard output: No space left on device\n"),
         ("ps --help >/dev/full", 1, "ptender: standard output: No space left on device\n"),
         ("ps --json >/dev/full", 1, "ptender: standard output: No space left on device\n"),
