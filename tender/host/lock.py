@@ -46,21 +46,8 @@ def holder(fd: int) -> str:
         return "this guest itself or another one of this program"
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as cmdline:
-            command = _command(cmdline.read(4096).decode(errors="replace").rstrip("\0").split("\0"))
+            words = cmdline.read(4096).decode(errors="replace").rstrip("\0").replace("\0", " ")
     except OSError:
         return f"process {pid}"
+    command = words if len(words) <= _COMMAND_MAX else f"{words[:_COMMAND_MAX]}..."
     return f"process {pid} ({command})"
-
-
-def _command(argv: list[str]) -> str:
-    """A command as it was typed: where it is ours, without the interpreter and its options."""
-    program = 0
-    if argv[0].rpartition("/")[2].startswith("python"):
-        program = 1
-        while program < len(argv) and argv[program].startswith("-"):
-            program += 1
-    name = argv[program].rpartition("/")[2] if program < len(argv) else ""
-    if name.startswith(("ptender", "solo5-hvt")):
-        argv = [name, *argv[program + 1 :]]
-    text = " ".join(argv)
-    return text if len(text) <= _COMMAND_MAX else f"{text[:_COMMAND_MAX]}..."
