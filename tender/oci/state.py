@@ -110,6 +110,7 @@ class States:
             try:
                 os.mkfifo(FIFO, 0o600, dir_fd=folder)
             except BaseException:
+                self.give_up(folder, id)
                 os.close(folder)
                 raise
             return folder

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from tender.errors import ConfigError
+from tender.errors import ConfigError, HostError
 from tender.oci import runtime
 from tender.oci import state as module
 from tender.oci.state import Container, States
@@ -26,6 +28,19 @@ def make(states: States, bundle: str = "/bundle") -> Container:
 
 
 def test_a_state_is_what_was_kept(states: States) -> None:
+    assert make(states) == states.load("one")
+
+
+def test_what_could_not_be_made_leaves_its_id_free(
+    states: States, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mkfifo(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "")
+
+    with monkeypatch.context() as changed:
+        changed.setattr(os, "mkfifo", mkfifo)
+        with pytest.raises(HostError, match="No space left on device"):
+            states.make("one")
     assert make(states) == states.load("one")
 
 
