@@ -66,7 +66,7 @@ def as_flag(name: str, value: Any) -> bool:
 
 def is_path(value: object) -> bool:
     """Whether it is a path as open() takes it: a string, bytes or an os.PathLike."""
-    return isinstance(value, (str, bytes)) or hasattr(value, "__fspath__")
+    return isinstance(value, (str, bytes)) or hasattr(type(value), "__fspath__")
 
 
 def encoded(text: str) -> bytes:

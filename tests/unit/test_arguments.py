@@ -137,6 +137,7 @@ IPV4 = "192.0.2.1"
         (lambda: BlockFile("a\0b"), r"path='a\\x00b' is not a path"),
         (lambda: BlockFile(3), "path=3 is not a path"),  # type: ignore[arg-type]
         (lambda: BlockFile(""), "path='' is not a path"),
+        (lambda: BlockFile(Path), "path=<class 'pathlib.*Path'> is not a path"),  # type: ignore[arg-type]
         (lambda: BlockFile("x", overlay=1), "overlay=1 is not a size of at least 4096 bytes"),
         (lambda: BlockFile("x", overlay="64M"), "overlay='64M' is not a size in bytes .a number"),
         (lambda: BlockFile("x", overlay="-1"), "overlay='-1' is not .* of this name is './-1'"),
