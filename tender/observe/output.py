@@ -99,7 +99,8 @@ def _make_private(fd: int, where: str) -> None:
     except OSError as error:
         reason = os.strerror(error.errno or 0)
         raise ConfigError(
-            f"{where}: others may open it, and its mode can't be changed: {reason}: name a new file"
+            f"{where}: others may open it, and its mode can't be changed: {reason}: name a new "
+            "file, in a file system that keeps modes"
         ) from None
 
 

@@ -233,7 +233,7 @@ def test_a_file_that_others_may_read_and_keep(guest: Build, tmp_path: Path) -> N
     assert (done.returncode, done.stdout) == (1, ""), done
     assert done.stderr == (
         f"ptender: Could not open trace: {file}: others may open it, and its mode can't be "
-        "changed: Operation not permitted: name a new file\n"
+        "changed: Operation not permitted: name a new file, in a file system that keeps modes\n"
     )
     assert file.read_text() == "another's"
     shutil.rmtree(folder)
