@@ -175,10 +175,10 @@ class Saver:
     def _features(self, state: Any) -> frozenset[str]:
         """What the guest may have chosen its code by, or has set."""
         view, image = self._memory.view, self._image
-        code = [(each.start, each.end) for each in image.segments if each.executable]
-        looks = any(features.looks_at_cpuid(view[start:end]) for start, end in code)
         if image.machine != EM_X86_64:
             return frozenset()
+        code = [(each.start, each.end) for each in image.segments if each.executable]
+        looks = any(features.looks_at_cpuid(view[start:end]) for start, end in code)
         if not looks and not self._snapshot.exec_heap:
             return frozenset({"misalignsse"} if state.fpu.mxcsr & MXCSR_MM else ())
         return features.usable(features.shown(self._vcpu.cpuid), state.xcr0)
