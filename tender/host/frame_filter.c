@@ -7,14 +7,15 @@
  * socket, 4 bytes (big-endian) before each frame giving its length. passt connects a guest to any
  * address of the host, 127.0.0.0/8 included, and release 2023-03-09 trusts the lengths. Here a
  * frame to or from the loopback ends, and one to a multicast group, which the host's own services
- * may have joined, or to all hosts but a request of DHCP. With 4, ADDRESS and GATEWAY, passt maps the gateway to
- * 127.0.0.1, so that clients there get answers from UDP ports of the guest at ADDRESS: these
- * answers pass, and no other.
+ * may have joined, or to all hosts but a request of DHCP. With 4, ADDRESS and GATEWAY, passt maps
+ * the gateway to 127.0.0.1, so that clients there get answers from UDP ports of the guest at
+ * ADDRESS: these answers pass, and no other.
  *
  * IPv6 passes with 6 only, for a guest in the /64 network of ADDRESS. GATEWAY is the link-local
  * address that clients on the host's ::1 have for the guest: answers to them pass, and with 6host
- * all to there. Nothing else passes to the host's link, to multicast groups or to 0000::/16, where ::1 is, and ::ffff:127.0.0.1; and nothing with an
- * extension header, behind which passt would look for what is not checked here.
+ * all to there. Nothing else passes to the host's link, to multicast groups or to 0000::/16, where
+ * ::1 is, and ::ffff:127.0.0.1; and nothing with an extension header, behind which passt would look
+ * for what is not checked here.
  *
  * The rule here: what comes from the guest's end is hostile. It is copied once, checked as passt
  * will read it, and sent as it was checked. This process can do nothing but receive and send.
