@@ -100,7 +100,7 @@ declared_extras() {
 
 # Everything that the install depends on, beside Python code: changed, it is made again.
 fingerprint() {
-    { echo "$1 $PWD"; cat pyproject.toml setup.py abi/ffi_build.py tender/cli/start.py; c_sources; } | sha256sum
+    { echo "$1 $PWD"; cat pyproject.toml setup.py abi/ffi_build.py bin/*; c_sources; } | sha256sum
 }
 
 # What the C modules are made from.
@@ -129,7 +129,7 @@ install_project() {
 # pip's editable install is code that finds the checkout, run at each start of Python: 10 ms, and
 # mypy and editors, which run nothing, do not find it. A path does instead: that of a folder which
 # has the package and no more, as `tests' or `abi' must not be found where programs import what is
-# theirs. tender/cli/start.py knows it.
+# theirs. bin/start.py knows it.
 link_checkout() {
     local folder
     mkdir -p .venv/checkout

@@ -1,4 +1,4 @@
-"""A finder of modules whose code lies in one file, which start.py has read.
+"""A finder of modules whose code lies in one file, which bin/start.py has read.
 
 A module whose source has changed since, or that is not in it, is imported as ever. The file is made
 by freeze.py, with the code of this one in it.

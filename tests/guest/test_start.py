@@ -64,7 +64,7 @@ exec(compile(open({script!r}).read(), "start", "exec"), {{}})
 def imported(*words: str, root: Path = ROOT) -> tuple[set[str], set[str]]:
     """What a run imports, and which of it from the file of tender/cli/frozen.py."""
     backend = str(Path(_cffi_backend.__file__).parent)
-    script = str(ROOT / "tender" / "cli" / "start.py")
+    script = str(ROOT / "bin" / "start.py")
     code = CODE.format(root=str(root), backend=backend, script=script, words=list(words))
     done = subprocess.run(
         [sys.executable, "-IS", "-c", code], capture_output=True, text=True, check=False

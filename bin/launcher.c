@@ -12,11 +12,10 @@
 #include <linux/fcntl.h>
 
 #define PATH_SIZE 4096
-#define EXECUTABLE 1 /* unistd.h: X_OK */
 
 __asm__(".section .rodata\n"
         ".globl start_code\n"
-        "start_code: .incbin \"tender/cli/start.py\"\n"
+        "start_code: .incbin \"bin/start.py\"\n"
         ".byte 0\n"
         ".text\n");
 extern const char start_code[];
@@ -123,17 +122,13 @@ __attribute__((noreturn, used)) void launch(long *stack)
 
     const char **word = words;
     *word++ = "env";
-    *word++ = "python3";
-    *word++ = "-E";
+    *word++ = python;
+    *word++ = "-IS";
     *word++ = "-c";
     *word++ = start_code;
     for (long index = 0; index <= count; index++) /* with the NULL */
         *word++ = given[index];
-    if (!call(__NR_faccessat, AT_FDCWD, (long)python, EXECUTABLE, 0)) {
-        words[1] = python;
-        words[2] = "-IS";
-        execute(python, words + 1, environment);
-    }
+    execute(python, words + 1, environment);
     if (read_link(python, target) > 0) {
         print(base_name(given[0]));
         print(": ");
@@ -143,6 +138,8 @@ __attribute__((noreturn, used)) void launch(long *stack)
         print(", which is not there or not for this user to run: make the environment with another "
               "Python, such as /usr/bin/python3\n");
     } else {
+        words[1] = "python3";
+        words[2] = "-E";
         execute("/usr/bin/env", words, environment);
         print(base_name(given[0]));
         print(": cannot execute /usr/bin/env, which finds python3\n");
