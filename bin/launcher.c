@@ -7,9 +7,11 @@
  * Python's start was interrupted. A Ctrl-C of that time waits.
  */
 #include <asm/signal.h>
-#include <asm/unistd.h>
 #include <linux/auxvec.h>
+#include <linux/errno.h>
 #include <linux/fcntl.h>
+
+#include "tender/host/freestanding.h"
 
 #define PATH_SIZE 4096
 
@@ -19,29 +21,6 @@ __asm__(".section .rodata\n"
         ".byte 0\n"
         ".text\n");
 extern const char start_code[];
-
-static long call(long number, long a, long b, long c, long d)
-{
-#if defined(__x86_64__)
-    register long fourth __asm__("r10") = d;
-    __asm__ volatile("syscall"
-                     : "+a"(number)
-                     : "D"(a), "S"(b), "d"(c), "r"(fourth)
-                     : "rcx", "r11", "memory");
-    return number;
-#elif defined(__aarch64__)
-    register long which __asm__("x8") = number;
-    register long first __asm__("x0") = a;
-    register long second __asm__("x1") = b;
-    register long third __asm__("x2") = c;
-    register long fourth __asm__("x3") = d;
-    __asm__ volatile("svc 0"
-                     : "+r"(first)
-                     : "r"(which), "r"(second), "r"(third), "r"(fourth)
-                     : "memory");
-    return first;
-#endif
-}
 
 static long length(const char *text)
 {
@@ -62,27 +41,15 @@ static void append(char *to, const char *text)
     to[at] = 0;
 }
 
-static void print(const char *text) { call(__NR_write, 2, (long)text, length(text), 0); }
+static void print(const char *text) { call(__NR_write, 2, (long)text, length(text), 0, 0); }
 
 static long read_link(const char *path, char *target)
 {
-    const long size = call(__NR_readlinkat, AT_FDCWD, (long)path, (long)target, PATH_SIZE - 1);
+    const long size =
+        call(__NR_readlinkat, AT_FDCWD, (long)path, (long)target, PATH_SIZE - 1, 0);
 
     target[size > 0 ? size : 0] = 0;
     return size;
-}
-
-/* Cut off the last name of a path, as in `folder/name`; returns that name. */
-static const char *cut(char *path)
-{
-    long at = length(path);
-
-    while (at && path[at - 1] != '/')
-        at--;
-    if (!at)
-        return path;
-    path[at - 1] = 0;
-    return path + at;
 }
 
 static const char *base_name(const char *path)
@@ -95,9 +62,23 @@ static const char *base_name(const char *path)
     return name;
 }
 
-static void execute(const char *program, const char **arguments, char **environment)
+/* The folder of a program, in the place of its path. */
+static void cut_name(char *path)
 {
-    call(__NR_execve, (long)program, (long)arguments, (long)environment, 0);
+    const long at = base_name(path) - path;
+
+    if (at) {
+        path[at - 1] = 0;
+    } else {
+        path[0] = '.';
+        path[1] = 0;
+    }
+}
+
+/* Returns a negative errno, if at all. */
+static long execute(const char *program, const char **arguments, char **environment)
+{
+    return call(__NR_execve, (long)program, (long)arguments, (long)environment, 0, 0);
 }
 
 __attribute__((noreturn, used)) void launch(long *stack)
@@ -109,15 +90,14 @@ __attribute__((noreturn, used)) void launch(long *stack)
     unsigned long blocked = 1UL << (SIGINT - 1);
     long *auxiliary = (long *)environment;
 
-    call(__NR_rt_sigprocmask, SIG_BLOCK, (long)&blocked, 0, sizeof blocked);
+    call(__NR_rt_sigprocmask, SIG_BLOCK, (long)&blocked, 0, sizeof blocked, 0);
     while (*auxiliary++)
         ;
     if (read_link("/proc/self/exe", python) <= 0) /* as in a container without /proc */
         for (; auxiliary[0]; auxiliary += 2)
             if (auxiliary[0] == AT_EXECFN)
                 append(python, (const char *)auxiliary[1]);
-    if (cut(python) == python)
-        append(python, ".");
+    cut_name(python);
     append(python, "/python3");
 
     const char **word = words;
@@ -128,23 +108,29 @@ __attribute__((noreturn, used)) void launch(long *stack)
     *word++ = start_code;
     for (long index = 0; index <= count; index++) /* with the NULL */
         *word++ = given[index];
-    execute(python, words + 1, environment);
-    if (read_link(python, target) > 0) {
-        print(base_name(given[0]));
+    const char *program = python;
+    long error = execute(program, words + 1, environment);
+    const int is_link = read_link(python, target) > 0;
+    if (error == -ENOENT && !is_link) {
+        program = "/usr/bin/env";
+        words[1] = "python3";
+        words[2] = "-E";
+        error = execute(program, words, environment);
+    }
+    print(count ? base_name(given[0]) : "ptender");
+    if (error == -E2BIG || !is_link) {
+        print(": cannot execute ");
+        print(program);
+        print(error == -E2BIG ? ": the arguments and the environment are too long\n" : "\n");
+    } else {
         print(": ");
         print(python);
         print(" is ");
         print(target);
         print(", which is not there or not for this user to run: make the environment with another "
               "Python, such as /usr/bin/python3\n");
-    } else {
-        words[1] = "python3";
-        words[2] = "-E";
-        execute("/usr/bin/env", words, environment);
-        print(base_name(given[0]));
-        print(": cannot execute /usr/bin/env, which finds python3\n");
     }
-    call(__NR_exit_group, 1, 0, 0, 0);
+    call(__NR_exit_group, 1, 0, 0, 0, 0);
     __builtin_unreachable();
 }
 

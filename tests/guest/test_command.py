@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -90,6 +91,32 @@ def test_a_python_that_this_user_may_not_run_is_named(tmp_path: Path) -> None:
     done = subprocess.run([tmp_path / "ptender", "demo"], capture_output=True, text=True)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done
     assert f"ptender: {tmp_path}/python3 is /dev/null/bin/python3, which is not " in done.stderr
+
+
+def test_arguments_that_leave_no_room_for_pythons_own() -> None:
+    """The kernel's limit is just above what the command itself could be started with."""
+    for size in range(os.sysconf("SC_ARG_MAX"), 0, -1000):
+        words = ["x" * 100_000] * (size // 100_000) + ["x" * (size % 100_000)]
+        try:
+            done = subprocess.run([PTENDER, *words], env={}, capture_output=True, text=True)
+            break
+        except OSError as error:
+            assert error.errno == errno.E2BIG
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"ptender: cannot execute {PTENDER.with_name('python3')}: the arguments and the "
+        "environment are too long\n"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can unmount")
+def test_the_launcher_finds_its_python_without_proc() -> None:
+    needs("unshare", "--mount")
+    script = 'umount --lazy /proc; cd "$1"; exec "$2" -c "$3"'
+    code = "import os; os.execv('ptender', ['ptender', '--version'])"
+    words = ["sh", "-ec", script, "sh", str(PTENDER.parent), sys.executable, code]
+    done = subprocess.run(["unshare", "--mount", *words], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_package_that_is_compiled_of_older_sources_says_what_to_do() -> None:
