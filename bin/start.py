@@ -6,7 +6,6 @@ It is compiled at each start, so it has only what is done before the package is 
 import _signal  # type: ignore[import-not-found]  # not the enums of `signal`
 import gc
 import marshal
-import mmap
 import posix
 import sys
 from _frozen_importlib_external import MAGIC_NUMBER
@@ -28,6 +27,9 @@ if sys.flags.no_site:
     sys.path.append(f"{home}/lib/python3/dist-packages")
 else:
     del sys.path[0]  # the current directory
+
+import mmap  # noqa: E402  # which is not built in, as those above are
+
 for folder in sys.path:  # tender/cli/frozen.py has what this file is
     try:
         fd = posix.open(f"{folder}/tender/cli/frozen.{sys.implementation.cache_tag}", 0)

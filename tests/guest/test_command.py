@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.guest.conftest import BINDINGS, PTENDER, Build, Run
+from tests.guest.conftest import BINDINGS, PTENDER, ROOT, Build, Run
 from tests.needs import needs
 from tests.waiting import (
     PATIENCE_S,
@@ -116,6 +116,15 @@ def test_the_launcher_finds_its_python_without_proc() -> None:
     code = "import os; os.execv('ptender', ['ptender', '--version'])"
     words = ["sh", "-ec", script, "sh", str(PTENDER.parent), sys.executable, code]
     done = subprocess.run(["unshare", "--mount", *words], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_nothing_is_imported_from_the_current_folder(tmp_path: Path) -> None:
+    """With the user's own packages, which a Python of its own has not (pip install --user)."""
+    for name in ("mmap", "struct", "site", "tender"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('of the current folder')")
+    words = ["-E", "-c", (ROOT / "bin/start.py").read_text(), "ptender", "--version"]
+    done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
