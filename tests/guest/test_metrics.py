@@ -79,6 +79,8 @@ def samples(text: str, pid: int | None) -> dict[tuple[str, ...], float]:
 
 def test_openmetrics_of_all_guests(serve: Serve, two: list[Guest]) -> None:
     process, url = serve("127.0.0.1:0")
+    words = Path(f"/proc/{process.pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+    assert words == [b"ptender", b"metrics", b"--listen=127.0.0.1:0"]
     request = urllib.request.Request(url, headers={"Accept": OPENMETRICS})
     with urllib.request.urlopen(request) as answer:
         assert answer.headers["Content-Type"].startswith("application/openmetrics-text")

@@ -63,6 +63,8 @@ def test_its_life(runtime: Runtime, make: Any) -> None:
     state = json.loads(runtime("state", "one").stdout)
     assert (state["id"], state["status"], state["pid"]) == ("one", "created", pid)
     assert state["bundle"] == str(bundle)
+    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    assert words[0].endswith(b"/ptender-oci"), "not Python's"
     assert runtime.refuses("create", "--bundle", bundle, "one").endswith("exists already")
     assert (runtime.folder / "output").read_text() == ""
     runtime("start", "one")
