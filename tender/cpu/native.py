@@ -72,7 +72,8 @@ def missing() -> str:
         return "vm.mmap_min_addr is above 65536"
     if _sysctl("vm/memfd_noexec") > 1:
         return "vm.memfd_noexec is 2: it forbids to execute a memfd"
-    return "" if os.access(PROGRAM, os.R_OK) else f"it was installed without {PROGRAM}"
+    is_there = os.access(PROGRAM, os.R_OK, effective_ids=True)
+    return "" if is_there else f"it was installed without {PROGRAM}"
 
 
 def limit(mem_bytes: int) -> str:

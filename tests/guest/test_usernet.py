@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from tests.descriptors import open_descriptors
 from tests.guest.conftest import PTENDER, Build, Namespace, Run, open_namespace
 from tests.guest.ordinary import ordinary
 from tests.needs import needs
-from tests.waiting import PATIENCE_S, command_lines, wait_until
+from tests.waiting import PATIENCE_S, command_lines, state_of, wait_until
 
 pytestmark = pytest.mark.usefixtures("cpu")
 
@@ -82,8 +82,12 @@ def passts(port: int) -> list[int]:
     return [pid for pid, line in command_lines() if re.search(rf"passt.*/{port}:", line)]
 
 
-def wait_until_gone(port: int) -> None:
-    wait_until(lambda: not passts(port))
+def wait_until_gone(port: int, pids: Sequence[int] = ()) -> None:
+    """Return once these processes have ended, and no other passt has this port.
+
+    A process that ends loses its command line before its sockets.
+    """
+    wait_until(lambda: all(state_of(pid) in ("", "Z") for pid in pids) and not passts(port))
 
 
 @contextmanager
@@ -153,10 +157,11 @@ def test_as_an_ordinary_user_without_kvm(guest: Build) -> None:
 def test_passt_ends_with_the_guest(guest: Build, signo: int) -> None:
     port = free_port()
     with command(PTENDER, "--mem=8", "--net", f"user:{port}:80", guest("web")) as process:
-        assert len(passts(port)) == 1
+        pids = passts(port)
+        assert len(pids) == 1
         process.send_signal(signo)
         process.wait(PATIENCE_S)
-        wait_until_gone(port)
+        wait_until_gone(port, pids)
     # The port can be had again at once.
     with command(PTENDER, "--mem=8", "--net", f"user:{port}:80", guest("web")):
         assert "Hello" in page(port)
