@@ -37,7 +37,8 @@ def measure_container(session: Session) -> list[Result]:
             archive = _archive(session.folder, name)
             load = ["load", "-q", "-i"] if name == OURS else ["import", "-q"]
             reference = [] if name == OURS else [IMAGES[name][0]]
-            subprocess.run([*command, *load, archive, *reference], check=True, env=env)
+            words = [*command, *load, str(archive), *reference]
+            subprocess.run(words, check=True, env=env, stdout=subprocess.DEVNULL)
 
         def one(tender: Tender) -> float:
             words = ["run", "--rm", "--network=none"]

@@ -15,6 +15,9 @@ COLOURS = {
     "ptender python": "#e0a030",
     "ptender native": "#3a9a5b",
     "Guest": "#8050a0",
+    "restore kvm": "#6fa8d0",
+    "restore native": "#8fc8a0",
+    "restore soft": "#b0b060",
     "ptender": "#c05040",
     REFERENCE: "#777777",
 }
@@ -41,7 +44,8 @@ def draw(results: list[Result], path: Path) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
     axes.invert_yaxis()
-    axes.legend(loc="best", fontsize=8)
+    axes.margins(y=0.01)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
@@ -62,13 +66,15 @@ def _bars(axes: Any, results: list[Result], *, with_ratios: bool) -> None:
     names = list(dict.fromkeys(name for result in results for name in result.samples))
     references = {result.reference for result in results} if with_ratios else set()
     names = [name for name in names if name not in references]
-    height = 0.8 / max(1, len(names))
-    for index, name in enumerate(names):
-        spots, values = [], []
+    for name in names:
+        spots, heights, values = [], [], []
         for place, result in enumerate(results):
             if name in result.samples:
                 found = ratios(result, name) if with_ratios else result.samples[name]
-                spots.append(place + (index - (len(names) - 1) / 2) * height)
+                beside = [each for each in names if each in result.samples]
+                height = 0.8 / max(2, len(beside))
+                spots.append(place + (beside.index(name) - (len(beside) - 1) / 2) * height)
+                heights.append(height)
                 values.append(spread(found))
         medians = [value.median for value in values]
         errors = [
@@ -79,6 +85,6 @@ def _bars(axes: Any, results: list[Result], *, with_ratios: bool) -> None:
         begin = 1 if with_ratios else min(medians) / 2
         widths = [median - begin for median in medians]
         colour = COLOURS.get(name)
-        axes.barh(spots, widths, height, begin, xerr=errors, label=name, color=colour, capsize=2)
+        axes.barh(spots, widths, heights, begin, xerr=errors, label=name, color=colour, capsize=2)
     units = [result.name if with_ratios else f"{result.name} ({result.unit})" for result in results]
     axes.set_yticks(range(len(results)), units, fontsize=8)

@@ -122,7 +122,8 @@ def check(command: list[str]) -> str:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Unavailable(f"{command[0]}: {error}") from None
     if done.returncode:
-        raise Unavailable(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()}")
+        *_, last = ["", *(done.stderr or done.stdout).strip().splitlines()]
+        raise Unavailable(f"{' '.join(command)}: {last}")
     return done.stdout
 
 

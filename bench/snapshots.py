@@ -187,7 +187,7 @@ def measure_suite(session: Session) -> list[Result]:
 
 def _suite_ms(file: Path, test: str) -> float:
     begin = perf_counter_ns()
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-I", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     check([*command, "-k", test, str(file)])
     return (perf_counter_ns() - begin) / 1e6
 
