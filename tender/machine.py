@@ -130,13 +130,11 @@ def _become(
     process.check()
     sandbox = process.check_sandbox(sandbox)
     devices = open_devices(image.manifest, inputs.nets, inputs.blocks, stop, warn, cleanup)
-    block, net = devices.block, devices.net
     process.become(
         config,
         inputs.file,
         inputs.fds,
-        block,
-        net,
+        devices,
         stop,
         warn,
         sandbox,

@@ -27,8 +27,9 @@ from fcntl import F_GETFL, LOCK_NB, LOCK_SH, fcntl, flock
 from tender._native import ffi, lib
 from tender.boot.bootinfo import join_cmdline
 from tender.boot.layout import PAGE_SIZE
+from tender.dataclass import replace
 from tender.errors import DeviceError, HostError, UsageError, option
-from tender.image.manifest import Attached, encode
+from tender.image.manifest import encode
 from tender.memory import GuestMemory
 from tender.sandbox import confine
 from tender.sandbox.fdtable import overlay_handle, spt_table
@@ -41,10 +42,11 @@ if TYPE_CHECKING:
 
     from tender.cleanup import Cleanup
     from tender.config import Config
+    from tender.devices import Devices
     from tender.image.file import ImageFile
+    from tender.image.manifest import Attached
     from tender.modules import Warn
     from tender.modules.block import Block
-    from tender.modules.net import Net
     from tender.observe.core import Target
     from tender.sandbox.sandbox import Sandbox
     from tender.stop import Stop
@@ -86,8 +88,7 @@ def become(
     config: Config,
     file: ImageFile,
     inherited: Mapping[str, int],
-    block: Block,
-    net: Net,
+    devices: Devices,
     stop: Stop,
     warn: Warn,
     sandbox: Sandbox,
@@ -97,9 +98,8 @@ def become(
     publish: bool,
 ) -> NoReturn:
     """Load the guest, enter the sandbox and become the guest. Raises TenderError before."""
-    image = file.image
-    mem_bytes = config.mem_bytes // PAGE_SIZE * PAGE_SIZE
-    memory = GuestMemory(mem_bytes, huge=config.hugepages)
+    image, block, net = file.image, devices.block, devices.net
+    memory = GuestMemory(config.mem_bytes // PAGE_SIZE * PAGE_SIZE, huge=config.hugepages)
     cleanup.callback(memory.close)
     file.copy(memory, stop.check)
     file.close()
@@ -110,52 +110,26 @@ def become(
         Overlay(handle, disk) for handle, disk in block.devices.items() if disk.overlay_bytes
     ]
     core = _open_core(config.dumpcore, cleanup)
-    fds = {
-        **inherited,
-        "console": _blocking(inherited["console"], warn, cleanup),
-        "epoll": confine.call(lib.SYS_epoll_create1, CLOEXEC),
-        "timer": confine.call(lib.SYS_timerfd_create, lib.CLOCK_MONOTONIC, CLOEXEC | NONBLOCK),
-    }
-    if core:
-        fds |= core.fds
-    if config.report is not None or config.notify is not None:
-        from tender.observe import observers
-
-        files = [file.info, *(os.fstat(disk.fd) for disk in block.devices.values())]
-        fds |= observers.open_outputs(config, files, cleanup)
-    if publish:
-        from tender.observe import counters
-
-        page = counters.announce(config, mem_bytes, cleanup)
-        fds |= {"stats": page} if page is not None else {}
+    fds = _open_descriptors(
+        config, file, inherited, block, core, memory.size, warn, cleanup, publish=publish
+    )
     memories = {overlay_handle(each.handle): each for each in overlays}
     fds = sandbox.move_descriptors(fds, {**block.devices, **net.devices, **memories}, {})
     cleanup.forget()
     _watch(fds["epoll"], fds["timer"], lib.SPT_TIMER_DATA)
     for handle, port in net.devices.items():
         _watch(fds["epoll"], port.fd, handle)
-    attached = {
-        handle: Attached(
-            capacity=disk.capacity,
-            block_size=disk.sector_size,
-            hostfd=Overlay.guest_fd(handle) if disk.overlay_bytes else disk.fd,
-        )
-        for handle, disk in block.devices.items()
-    } | {
-        handle: Attached(mac=port.mac, mtu=port.mtu, hostfd=port.fd)
-        for handle, port in net.devices.items()
-    }
-    manifest = encode(image.manifest, attached)
+    manifest = encode(image.manifest, _attached(devices))
     memory.put(
         lib.SPT_BOOT_INFO,
         boot_info(memory.size, image.kernel_end, join_cmdline(config.args), manifest, fds),
     )
+    manager = fds.pop("notify", None)
     disks = {
         handle: (disk.capacity, disk.sector_size, disk.overlay_bytes)
         for handle, disk in block.devices.items()
     }
     core_bytes = core.size(memory.size) if core else None
-    manager = fds.pop("notify", None)
     table = spt_table(tuple(fds), net.devices, disks, core_bytes)
     ranges = protections(image, memory.size if config.exec_heap else 0)
     region = Region(memory, image.entry, ranges, overlays, is_report=sandbox.report_fd is not None)
@@ -182,6 +156,51 @@ def become(
 
     sandbox.enter(table, become=leave)
     raise AssertionError
+
+
+def _open_descriptors(
+    config: Config,
+    file: ImageFile,
+    inherited: Mapping[str, int],
+    block: Block,
+    core: Target | None,
+    mem_bytes: int,
+    warn: Warn,
+    cleanup: Cleanup,
+    *,
+    publish: bool,
+) -> dict[str, int]:
+    """What the guest's process holds beside its devices, by label."""
+    fds = {
+        **inherited,
+        "console": _blocking(inherited["console"], warn, cleanup),
+        "epoll": confine.call(lib.SYS_epoll_create1, CLOEXEC),
+        "timer": confine.call(lib.SYS_timerfd_create, lib.CLOCK_MONOTONIC, CLOEXEC | NONBLOCK),
+    }
+    if core:
+        fds |= core.fds
+    if config.report is not None or config.notify is not None:
+        from tender.observe import observers
+
+        files = [file.info, *(os.fstat(disk.fd) for disk in block.devices.values())]
+        fds |= observers.open_outputs(config, files, cleanup)
+    if publish:
+        from tender.observe import counters
+
+        page = counters.announce(config, mem_bytes, cleanup)
+        fds |= {"stats": page} if page is not None else {}
+    return fds
+
+
+def _attached(devices: Devices) -> dict[int, Attached]:
+    """What the guest's manifest has of each, with the descriptor that the guest uses."""
+    disks, ports = devices.block.devices, devices.net.devices
+    fds = {handle: port.fd for handle, port in ports.items()}
+    for handle, disk in disks.items():
+        fds[handle] = Overlay.guest_fd(handle) if disk.overlay_bytes else disk.fd
+    return {
+        handle: replace(each, hostfd=fds[handle]) for handle, each in devices.attached().items()
+    }
 
 
 def boot_info(
