@@ -62,7 +62,9 @@ def main(argv: list[str] | None = None) -> int:
     program = arguments[0].rpartition("/")[2]
     if program == "ptender-oci":
         from tender.cli import oci
+        from tender.host import set_title
 
+        set_title(program, arguments)
         return oci.main(arguments)
     log = Log(program)
     try:
@@ -110,6 +112,9 @@ _TOOLS = ("inspect", "policy", "build", "image", "trace", "ps", "stats", "snapsh
 def _tool(name: str, arguments: list[str]) -> int:
     from importlib import import_module
 
+    from tender.host import set_title
+
+    set_title(f"ptender:{name}", ["ptender", name, *arguments])
     output = import_module(f"tender.cli.{name}").main(arguments)
     return 0 if output is None else show(output)
 
@@ -295,5 +300,8 @@ class Log:
 
 def _is_journal() -> bool:
     """Whether standard error is the journal, which reads levels (systemd.exec(5))."""
+    stream = environment("JOURNAL_STREAM")
+    if stream is None:
+        return False
     info = os.fstat(2)
-    return environment("JOURNAL_STREAM") == f"{info.st_dev}:{info.st_ino}"
+    return stream == f"{info.st_dev}:{info.st_ino}"

@@ -14,7 +14,6 @@ from tender.checks import as_port
 from tender.cli.argparser import Parser
 from tender.cli.main import show
 from tender.errors import ConfigError, HostError, InvalidValue, UsageError
-from tender.host import set_title
 from tender.observe.guests import RunningGuest, running
 
 if TYPE_CHECKING:
@@ -45,7 +44,6 @@ def main(argv: list[str]) -> None:
         signal.signal(signo, _end)
     server = open_server(where)
     server.set_app(app)
-    set_title("ptender:metrics", ["ptender", "metrics", *argv])
     try:
         show(f"metrics at {server.url}")
         server.serve_forever()

@@ -18,7 +18,6 @@ from contextlib import suppress
 from tender import __version__
 from tender.cli.argparser import Parser
 from tender.errors import ConfigError, HostError, TenderError, UsageError, one_line
-from tender.host import set_title
 from tender.oci import bundle as bundles
 from tender.oci import runtime
 from tender.oci.hooks import VERSION
@@ -56,7 +55,6 @@ FEATURES = {
 
 def main(argv: list[str]) -> int:
     """The command; `argv` with its own path. Its exit status."""
-    set_title("ptender-oci", argv)
     command, log, log_format = "", None, "text"
     try:
         options = _global_parser().parse_args(argv[1:])
