@@ -7,7 +7,6 @@ processes that are not its own.
 from __future__ import annotations
 
 import array
-import errno
 import fcntl
 import os
 import signal
@@ -57,20 +56,6 @@ def _sleep_of(pid: int) -> str:
         return ""
     counts = [line for line in status.splitlines() if "ctxt_switches" in line]
     return f"{pid} {counts}" if state_of(pid) == "S" else ""
-
-
-def remove_group(group: Path) -> None:
-    """Remove a cgroup, which is busy for a moment after the end of its last process."""
-
-    def is_gone() -> bool:
-        try:
-            group.rmdir()
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-        return not group.exists()
-
-    wait_until(is_gone)
 
 
 def unread(fd: int) -> int:

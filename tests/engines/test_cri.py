@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from tender.oci import cgroups
 from tests.engines.containerd import OCI, Ctr, containerd, load
 from tests.engines.cri import Fields, Message, Runtime, decode
 from tests.guest.conftest import Namespace, open_namespace
-from tests.waiting import remove_group, wait_until
+from tests.waiting import wait_until
 
 PLUGINS = Path("/usr/lib/cni")
 PAUSE = Path("/usr/libexec/podman/catatonit")
@@ -135,7 +136,8 @@ class Pod:
         self._runtime("StopPodSandbox", (1, self.id))
         self._runtime("RemovePodSandbox", (1, self.id))
         for group in Path("/sys/fs/cgroup").glob(f"*/{self._group}"):
-            remove_group(group)
+            cgroups.remove((str(group),))
+            assert not group.exists()
 
 
 def test_a_pod(ctr: Ctr, namespace: Namespace, tmp_path: Path) -> None:

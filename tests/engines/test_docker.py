@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from tender.oci import cgroups
 from tests.engines.test_podman import page
 from tests.guest.conftest import PTENDER, Namespace, builder, open_namespace
-from tests.waiting import remove_group, wait_until
+from tests.waiting import wait_until
 
 OCI = PTENDER.with_name("ptender-oci")
 Docker = Callable[..., subprocess.CompletedProcess[str]]
@@ -58,7 +59,8 @@ def docker(namespace: Namespace) -> Iterator[Docker]:
         daemon.wait()
         shutil.rmtree(folder)
         for group in Path("/sys/fs/cgroup").glob(f"*/{folder.name}"):
-            remove_group(group)
+            cgroups.remove((str(group),))
+            assert not group.exists()
 
 
 def load(docker: Docker, folder: Path, name: str) -> str:
